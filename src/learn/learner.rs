@@ -1,0 +1,140 @@
+//! The port to whatever learns: plain Rust here, libtorch in `torch/`.
+//!
+//! Called by the lanes (`actors/`): one thread trains, one serves, each owns its learner.
+
+use super::{LearnError, TensorSet};
+
+/// Sensor windows with their labels.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Windows {
+    /// `[n, len]` row-major, one window a row.
+    pub x: Vec<f32>,
+    /// Samples a window.
+    pub len: usize,
+    /// `[n]`, class index of each window.
+    pub labels: Vec<usize>,
+    /// Number of classes C; each label is below it.
+    pub classes: usize,
+}
+
+impl Windows {
+    /// Number of windows n.
+    pub fn num_examples(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// Samples of window `i`, `[len]`.
+    pub fn row(&self, i: usize) -> Option<&[f32]> {
+        self.x.get(i.checked_mul(self.len)?..(i + 1).checked_mul(self.len)?)
+    }
+}
+
+/// Mean logits a class with counts: the soft-label summary of FedDistill (arXiv:1811.11479).
+#[derive(Debug, Clone, PartialEq)]
+pub struct ClassLogits {
+    /// `[C, C]` row-major: row c is the mean logits over examples of class c; zeros where suppressed.
+    pub mean_logits: Vec<f32>,
+    /// `[C]`: examples behind each row; 0 where suppressed.
+    pub counts: Vec<u64>,
+}
+
+/// What a local training run is to do.
+#[derive(Debug, Clone)]
+pub struct TrainJob {
+    /// Adapter to start from; also the anchor of the proximal term.
+    pub start: TensorSet,
+    /// Optimiser steps, > 0.
+    pub steps: u32,
+    /// Examples a step, > 0.
+    pub batch_size: u32,
+    /// Learning rate, > 0.
+    pub learning_rate: f32,
+    /// FedProx mu, >= 0; adds mu/2 ||w - start||^2 (arXiv:1812.06127).
+    pub prox_mu: f32,
+    /// Weight lambda of the distillation term; used with `class_targets`.
+    pub distill_lambda: f32,
+    /// The federation's mean logits a class, when it relays knowledge that way.
+    pub class_targets: Option<ClassLogits>,
+    /// Seed of the batch order and of every other draw.
+    pub seed: u64,
+}
+
+/// Reported after each optimiser step.
+#[derive(Debug, Clone, Copy)]
+pub struct Progress {
+    /// Steps done.
+    pub step: u32,
+    /// Mean loss of the step's batch, in nats.
+    pub loss: f32,
+}
+
+/// The answer to a [`Progress`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Control {
+    /// Go on.
+    Continue,
+    /// Stop after this step; what is learned so far is the result.
+    Stop,
+}
+
+/// What a local training run gave.
+#[derive(Debug, Clone)]
+pub struct Trained {
+    /// Adapter after the last step, in the layout of `TrainJob::start`.
+    pub adapter: TensorSet,
+    /// Mean logits a class over the training examples, with the trained adapter.
+    pub class_logits: ClassLogits,
+    /// Distinct training examples on this device.
+    pub num_examples: u64,
+    /// Steps really done.
+    pub steps: u32,
+    /// Mean loss over the first and over the last tenth of the steps, in nats.
+    pub loss_first: f32,
+    /// See `loss_first`.
+    pub loss_last: f32,
+}
+
+/// Trains an adapter on the data of its device.
+pub trait Learner: Send {
+    /// The untrained adapter (version 0): the same values on each node for one base.
+    fn initial_adapter(&self) -> TensorSet;
+
+    /// Trains on the local data.
+    ///
+    /// `progress` is called after each step and may stop the run.
+    ///
+    /// # Determinism
+    /// The same job on the same data and machine gives the same adapter.
+    /// # Errors
+    /// [`LearnError`] when the job doesn't fit the model or a loss isn't finite.
+    fn train(
+        &mut self,
+        data: &Windows,
+        job: &TrainJob,
+        progress: &mut dyn FnMut(Progress) -> Control,
+    ) -> Result<Trained, LearnError>;
+}
+
+/// Class probabilities of one window.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Prediction {
+    /// `[C]` probabilities that sum to 1.
+    pub probabilities: Vec<f32>,
+    /// Index of the largest.
+    pub class: usize,
+}
+
+/// Answers with one base and the adapter that was loaded last.
+pub trait Predictor: Send {
+    /// Swaps the adapter; on an error the old one stays.
+    ///
+    /// # Errors
+    /// [`LearnError`] when the adapter doesn't fit the model.
+    fn load(&mut self, adapter: &TensorSet) -> Result<(), LearnError>;
+
+    /// Predicts `[n, len]` windows (labels are not read).
+    ///
+    /// # Errors
+    /// [`LearnError`] when `len` isn't the model's or an input isn't finite.
+    fn predict(&mut self, x: &[f32], len: usize) -> Result<Vec<Prediction>, LearnError>;
+}

@@ -1,0 +1,16 @@
+//! gaisnet: a plant's small models and a company's large model teach each other over MQTT.
+//!
+//! The layers, lowest first; imports go downwards only (ARCHITECTURE.md draws the picture):
+//! - L0 [`ids`], [`time`], [`rng`]: identifiers, time and seeded randomness as plain values.
+//! - L1 [`wire`], [`topic`], [`trust`], [`ledger`], [`learn`], [`privacy`]: pure functions and types.
+//! - L2 [`protocol`]: state machines, `(now, Input) -> Vec<Effect>`.
+//! - L3 adapters, one vendor each, every one behind a Cargo feature.
+//! - L4 actors, L5 wiring.
+//!
+//! L0 to L2 have no IO, no async, no threads and no clock: `cargo check --no-default-features --lib`
+//! builds just them.
+
+pub mod ids;
+pub mod learn;
+pub mod rng;
+pub mod time;

@@ -1,0 +1,3 @@
+//! The `gaisnet` program; the commands are in `cli/`.
+
+fn main() {}
