@@ -10,7 +10,10 @@
 //! L0 to L2 have no IO, no async, no threads and no clock: `cargo check --no-default-features --lib`
 //! builds just them.
 
+#[cfg(feature = "runtime")]
+pub mod bus;
 pub mod ids;
 pub mod learn;
 pub mod rng;
+pub mod store;
 pub mod time;
