@@ -38,7 +38,7 @@ pub struct OutboxItem {
 }
 
 /// Everything that one step of a machine changes. Applied as one transaction.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Batch {
     /// State: key and new value, `None` deletes. Later wins.
     pub state: Vec<(String, Option<Vec<u8>>)>,
