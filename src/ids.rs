@@ -6,6 +6,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 
 /// One level of a topic: a federation, site, line, node or model name.
@@ -133,6 +134,15 @@ bytes_id!(
     /// A SHA-256 digest.
     Digest, 32
 );
+impl Digest {
+    /// SHA-256 of the bytes.
+    pub fn of(bytes: &[u8]) -> Self {
+        let mut out = [0; 32];
+        out.copy_from_slice(digest(&SHA256, bytes).as_ref());
+        Self(out)
+    }
+}
+
 bytes_id!(
     /// First 8 bytes of a domain-separated hash of a public key: a hint, never a decision.
     KeyId, 8

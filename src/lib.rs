@@ -17,3 +17,4 @@ pub mod learn;
 pub mod rng;
 pub mod store;
 pub mod time;
+pub mod wire;

@@ -1,0 +1,371 @@
+//! What messages say: one struct a kind, each a msgpack map with named fields.
+
+use serde::{Deserialize, Serialize};
+
+use super::blob::Blob;
+use super::codec::{CodecError, decode, encode};
+use super::packed::Coding;
+use crate::ids::{Digest, Name, RoundNo, UpdateId, Version};
+
+/// The kinds of signed messages, and the last level of their topics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// A round's owner offers work.
+    Offer,
+    /// A member says whether it takes part.
+    Answer,
+    /// A member's work.
+    Contribution,
+    /// What became of a contribution.
+    Receipt,
+    /// What a round came to.
+    Result,
+    /// A request for the latest result or for chunks.
+    Get,
+    /// A signed keyring, passed on.
+    Keyring,
+    /// Head of a node's ledger.
+    Checkpoint,
+    /// An operator's command that needs a signature.
+    Command,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 9] = [
+        Self::Offer,
+        Self::Answer,
+        Self::Contribution,
+        Self::Receipt,
+        Self::Result,
+        Self::Get,
+        Self::Keyring,
+        Self::Checkpoint,
+        Self::Command,
+    ];
+
+    /// Last level of the topic, and the word in the payload type.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Offer => "offer",
+            Self::Answer => "answer",
+            Self::Contribution => "contribution",
+            Self::Receipt => "receipt",
+            Self::Result => "result",
+            Self::Get => "get",
+            Self::Keyring => "keyring",
+            Self::Checkpoint => "checkpoint",
+            Self::Command => "command",
+        }
+    }
+
+    /// The kind of a topic's last level.
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == text)
+    }
+
+    /// DSSE payload type.
+    pub fn payload_type(self) -> String {
+        format!("application/vnd.gaisnet.{}.v1+msgpack", self.as_str())
+    }
+
+    /// Most bytes of a sealed message.
+    pub fn cap_bytes(self) -> usize {
+        match self {
+            Self::Receipt | Self::Answer => 2 * 1024,
+            Self::Get => 4 * 1024,
+            Self::Checkpoint | Self::Command => 16 * 1024,
+            Self::Keyring => 64 * 1024,
+            Self::Offer | Self::Contribution | Self::Result => super::MAX_MESSAGE_BYTES,
+        }
+    }
+
+    /// How long a message can still change anything after it was sealed.
+    pub fn lifetime_ms(self) -> u64 {
+        const MINUTE: u64 = 60_000;
+        const DAY: u64 = 24 * 60 * MINUTE;
+        match self {
+            Self::Command => 5 * MINUTE,
+            Self::Answer | Self::Get => 60 * MINUTE,
+            Self::Offer | Self::Contribution | Self::Receipt | Self::Result => 30 * DAY,
+            Self::Checkpoint | Self::Keyring => 365 * DAY,
+        }
+    }
+}
+
+/// What a round's members are asked to do. Part of the offer, so of its digest.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// Contribute the trained adapter's delta.
+    pub adapter_delta: bool,
+    /// Contribute mean logits a class.
+    pub class_logits: bool,
+    /// Optimiser steps a member does, > 0.
+    pub local_steps: u32,
+    /// Examples a step, > 0.
+    pub batch_size: u32,
+    /// Learning rate, > 0.
+    pub learning_rate: f32,
+    /// FedProx mu, 0 for plain FedAvg.
+    pub prox_mu: f32,
+    /// Weight of the distillation term where class targets are given.
+    pub distill_lambda: f32,
+    /// Rank of the aggregated LoRA factors, > 0.
+    pub rank: u32,
+    /// LoRA alpha: scaling is alpha / rank of the factors.
+    pub alpha: f32,
+    /// How deltas travel.
+    pub coding: Coding,
+    /// Values a scale, 0 for f32.
+    pub block: u16,
+    /// Fewest examples behind a class's mean logits.
+    pub min_cell: u32,
+    /// Seed of the round; members mix in their names.
+    pub seed: u64,
+}
+
+/// A round's owner offers work. Its digest names the round's task.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Offer {
+    /// The round's number at its owner.
+    pub round: RoundNo,
+    /// The model.
+    pub model: Name,
+    /// SHA-256 of the base model that everyone must have.
+    pub base: Digest,
+    /// Version of the adapter to start from.
+    pub version: Version,
+    /// That adapter, as a packed set.
+    pub adapter: Blob,
+    /// Mean logits a class over the federation, for distillation.
+    pub class_targets: Option<ClassSummary>,
+    /// What to do.
+    pub plan: Plan,
+    /// The owner closes this long after it opened, in milliseconds.
+    pub deadline_ms: u64,
+    /// A relay's inner round names the outer offer that it serves.
+    pub outer: Option<Digest>,
+}
+
+/// A member says whether it takes part. Not durable: the contribution is what counts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Answer {
+    /// Digest of the offer.
+    pub offer: Digest,
+    /// Takes part.
+    pub accepted: bool,
+    /// Why not; a short word, empty when it does.
+    pub reason: String,
+}
+
+/// A member's work in one round.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Contribution {
+    /// Digest of the offer it answers.
+    pub offer: Digest,
+    /// Version that it started from.
+    pub version: Version,
+    /// Distinct training examples behind it.
+    pub num_examples: u64,
+    /// Devices behind it: 1 for a device, more for a relay.
+    pub num_devices: u32,
+    /// Optimiser steps really done (the least over the devices of a relay).
+    pub steps: u32,
+    /// Mean training loss at the beginning, in nats.
+    pub loss_first: f32,
+    /// Mean training loss at the end, in nats.
+    pub loss_last: f32,
+    /// Delta of the adapter against the offered one, as a packed set.
+    pub delta: Option<Blob>,
+    /// Mean logits a class.
+    pub class_logits: Option<ClassSummary>,
+}
+
+/// Mean logits a class with counts, in the bytes of the wire.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClassSummary {
+    /// `[C, C]` little-endian f32, row-major; a suppressed row is zero.
+    #[serde(with = "serde_bytes")]
+    pub mean_logits: Vec<u8>,
+    /// `[C]`, 0 where suppressed.
+    pub counts: Vec<u64>,
+}
+
+/// What became of a contribution.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Receipt {
+    /// The contribution.
+    pub update: UpdateId,
+    /// What became of it.
+    pub verdict: Verdict,
+}
+
+/// See [`Receipt`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// On disk; it counts in its round.
+    Accepted,
+    /// On disk; its round was closed, it counts in a later one with a smaller weight.
+    Late,
+    /// It counts nowhere; a short word says why.
+    Refused(String),
+}
+
+/// What a round came to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Result {
+    /// Digest of the offer.
+    pub offer: Digest,
+    /// Version of the new adapter.
+    pub version: Version,
+    /// The new adapter, as a packed set in f32.
+    pub adapter: Blob,
+    /// The new mean logits a class.
+    pub class_targets: Option<ClassSummary>,
+    /// Number of contributions in it.
+    pub contributors: u32,
+    /// SHA-256 over the update ids in the order of their senders.
+    pub contributor_set: Digest,
+}
+
+/// Asks a neighbour for something that it has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Get {
+    /// What.
+    pub wanted: Wanted,
+}
+
+/// See [`Get`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Wanted {
+    /// The current offer and result.
+    Latest,
+    /// Chunks of a blob.
+    Chunks {
+        /// The blob.
+        sha256: Digest,
+        /// Their indices, at most [`Wanted::MAX_CHUNKS`].
+        indices: Vec<u32>,
+    },
+}
+
+impl Wanted {
+    /// Chunks that may be asked for at once.
+    pub const MAX_CHUNKS: usize = 8;
+}
+
+/// A piece of a blob. Travels unsigned, is believed by the manifest's digest only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Chunk {
+    /// The blob.
+    pub sha256: Digest,
+    /// Which piece.
+    pub index: u32,
+    /// Its bytes.
+    #[serde(with = "serde_bytes")]
+    pub data: Vec<u8>,
+}
+
+impl Chunk {
+    /// Bytes around the data of a chunk: digest, names, lengths.
+    pub const OVERHEAD_BYTES: usize = 128;
+}
+
+/// A signed document that is passed on as it is: a keyring, a ledger's checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Checkpoint {
+    /// The document's bytes with its own signatures.
+    #[serde(with = "serde_bytes")]
+    pub document: Vec<u8>,
+}
+
+/// An operator's command.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Command {
+    /// Its name, the last level of `cmd/{name}`.
+    pub name: String,
+    /// The JSON payload that an unsigned command would have.
+    #[serde(with = "serde_bytes")]
+    pub json: Vec<u8>,
+}
+
+/// A body of any kind.
+#[derive(Debug, Clone, PartialEq)]
+#[expect(missing_docs, reason = "each variant is the struct of its name")]
+pub enum Body {
+    Offer(Offer),
+    Answer(Answer),
+    Contribution(Contribution),
+    Receipt(Receipt),
+    Result(Result),
+    Get(Get),
+    Keyring(Checkpoint),
+    Checkpoint(Checkpoint),
+    Command(Command),
+}
+
+impl Body {
+    /// Its kind.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Offer(_) => Kind::Offer,
+            Self::Answer(_) => Kind::Answer,
+            Self::Contribution(_) => Kind::Contribution,
+            Self::Receipt(_) => Kind::Receipt,
+            Self::Result(_) => Kind::Result,
+            Self::Get(_) => Kind::Get,
+            Self::Keyring(_) => Kind::Keyring,
+            Self::Checkpoint(_) => Kind::Checkpoint,
+            Self::Command(_) => Kind::Command,
+        }
+    }
+
+    /// Its bytes.
+    ///
+    /// # Errors
+    /// [`CodecError`].
+    pub fn to_bytes(&self) -> std::result::Result<Vec<u8>, CodecError> {
+        match self {
+            Self::Offer(body) => encode(body),
+            Self::Answer(body) => encode(body),
+            Self::Contribution(body) => encode(body),
+            Self::Receipt(body) => encode(body),
+            Self::Result(body) => encode(body),
+            Self::Get(body) => encode(body),
+            Self::Keyring(body) | Self::Checkpoint(body) => encode(body),
+            Self::Command(body) => encode(body),
+        }
+    }
+
+    /// Decodes the bytes of a body of this kind.
+    ///
+    /// # Errors
+    /// [`CodecError`].
+    pub fn from_bytes(kind: Kind, bytes: &[u8]) -> std::result::Result<Self, CodecError> {
+        let cap = kind.cap_bytes();
+        Ok(match kind {
+            Kind::Offer => Self::Offer(decode(bytes, cap)?),
+            Kind::Answer => Self::Answer(decode(bytes, cap)?),
+            Kind::Contribution => Self::Contribution(decode(bytes, cap)?),
+            Kind::Receipt => Self::Receipt(decode(bytes, cap)?),
+            Kind::Result => Self::Result(decode(bytes, cap)?),
+            Kind::Get => Self::Get(decode(bytes, cap)?),
+            Kind::Keyring => Self::Keyring(decode(bytes, cap)?),
+            Kind::Checkpoint => Self::Checkpoint(decode(bytes, cap)?),
+            Kind::Command => Self::Command(decode(bytes, cap)?),
+        })
+    }
+}

@@ -1,0 +1,34 @@
+//! What travels between machines: the one msgpack codec, the envelope, the head, the bodies.
+//!
+//! A released message never changes: a new field is optional with a default, any other change is a
+//! new version with new golden files (`tests/golden/wire`). Whether a message may be believed is
+//! the business of [`crate::trust`].
+
+mod blob;
+mod body;
+mod codec;
+mod envelope;
+mod head;
+mod packed;
+
+pub use blob::{Blob, Manifest};
+pub use body::{
+    Answer, Body, Checkpoint, Chunk, ClassSummary, Command, Contribution, Get, Kind, Offer, Plan,
+    Receipt, Result, Verdict, Wanted,
+};
+pub use codec::{CodecError, decode, encode, split_pair};
+pub use envelope::{Envelope, Signature};
+pub use head::Head;
+pub use packed::{Coding, PackedSet, PackedTensor};
+
+/// Largest sealed control message in bytes: head, envelope and a body of inlined state.
+pub const MAX_MESSAGE_BYTES: usize = 72 * 1024;
+
+/// Largest update (adapter, contribution) in bytes, as one blob.
+pub const MAX_UPDATE_BYTES: u64 = 64 * 1024 * 1024;
+
+/// Blobs up to this size travel inside their message, larger ones as chunks.
+pub const MAX_INLINE_BYTES: usize = 32 * 1024;
+
+/// Depth of nested msgpack containers.
+pub const MAX_DEPTH: usize = 8;

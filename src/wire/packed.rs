@@ -1,0 +1,205 @@
+//! A tensor set as it travels: coded values, compressed, behind caps.
+//!
+//! Only the container is here. How values become `int8` blocks is in `learn/quant.rs`; the two
+//! meet in `protocol/update.rs`.
+
+use std::io::Read;
+
+use serde::{Deserialize, Serialize};
+
+use super::codec::{CodecError, decode, encode};
+
+/// How the values of a tensor are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Coding {
+    /// Little-endian f32, no scales.
+    F32,
+    /// One signed byte a value, one f16 scale a block.
+    Int8,
+    /// Two values a byte (low nibble first), one f16 scale a block.
+    Int4,
+}
+
+impl Coding {
+    /// The word in configuration files and tables.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Int8 => "int8",
+            Self::Int4 => "int4",
+        }
+    }
+}
+
+/// One tensor with its values coded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PackedTensor {
+    /// Dotted path.
+    pub name: String,
+    /// Sizes, outermost first.
+    pub shape: Vec<u32>,
+    /// How `data` is written.
+    pub coding: Coding,
+    /// Values that share a scale; 0 for [`Coding::F32`].
+    pub block: u16,
+    /// Coded values, row-major.
+    #[serde(with = "serde_bytes")]
+    pub data: Vec<u8>,
+    /// Little-endian f16, one a block.
+    #[serde(with = "serde_bytes")]
+    pub scales: Vec<u8>,
+}
+
+/// Tensors in the order of their names.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PackedSet {
+    /// At most [`PackedSet::MAX_TENSORS`].
+    pub tensors: Vec<PackedTensor>,
+}
+
+impl PackedSet {
+    /// Most tensors.
+    pub const MAX_TENSORS: usize = 4096;
+    /// Most dimensions of a tensor.
+    pub const MAX_DIMS: usize = 8;
+    /// Longest name in bytes.
+    pub const MAX_NAME_BYTES: usize = 256;
+    /// zstd's level: updates are nearly random, higher ones gain less than 1 %.
+    const LEVEL: i32 = 3;
+
+    /// Encodes and compresses.
+    ///
+    /// # Errors
+    /// [`CodecError::Structure`] when a cap isn't kept or zstd fails.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, CodecError> {
+        self.check()?;
+        zstd::bulk::compress(&encode(self)?, Self::LEVEL)
+            .map_err(|e| CodecError::Structure(e.to_string()))
+    }
+
+    /// Decompresses to at most `cap` bytes, decodes and checks.
+    ///
+    /// # Errors
+    /// [`CodecError::TooLarge`] for a decompression bomb; else what is wrong first.
+    pub fn from_bytes(bytes: &[u8], cap: usize) -> Result<Self, CodecError> {
+        let bad = |e: std::io::Error| CodecError::Structure(format!("zstd: {e}"));
+        let limit = u64::try_from(cap).unwrap_or(u64::MAX).saturating_add(1);
+        let mut plain = Vec::new();
+        let decoder = zstd::stream::read::Decoder::new(bytes).map_err(bad)?;
+        decoder.take(limit).read_to_end(&mut plain).map_err(bad)?;
+        let set: Self = decode(&plain, cap)?;
+        set.check()?;
+        Ok(set)
+    }
+
+    fn check(&self) -> Result<(), CodecError> {
+        if self.tensors.len() > Self::MAX_TENSORS {
+            return Err(CodecError::TooLarge {
+                cap: Self::MAX_TENSORS,
+                actual: self.tensors.len(),
+            });
+        }
+        let sorted = self.tensors.iter().zip(self.tensors.iter().skip(1));
+        for (a, b) in sorted {
+            if a.name >= b.name {
+                return Err(CodecError::Structure("tensors are not in order of names".into()));
+            }
+        }
+        self.tensors.iter().try_for_each(PackedTensor::check)
+    }
+}
+
+impl PackedTensor {
+    /// Number of values, as the shape says; `None` when it overflows.
+    pub fn num_values(&self) -> Option<usize> {
+        self.shape.iter().try_fold(1_usize, |n, d| n.checked_mul(usize::try_from(*d).ok()?))
+    }
+
+    fn check(&self) -> Result<(), CodecError> {
+        let bad =
+            |what: &str| Err(CodecError::Structure(format!("tensor {:?}: {what}", self.name)));
+        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.');
+        let named = (1..=Self::NAME_BYTES).contains(&self.name.len())
+            && self.name.bytes().all(plain)
+            && self.name.split('.').all(|part| !part.is_empty());
+        if !named {
+            return bad("the name is not a dotted path of [A-Za-z0-9_-] up to 256 bytes");
+        }
+        if self.shape.len() > PackedSet::MAX_DIMS {
+            return bad("more than 8 dimensions");
+        }
+        let Some(values) = self.num_values() else { return bad("the shape overflows") };
+        let (data, block_ok) = match self.coding {
+            Coding::F32 => (values.checked_mul(4), self.block == 0),
+            Coding::Int8 => (Some(values), self.block > 0),
+            Coding::Int4 => (Some(values.div_ceil(2)), self.block > 0),
+        };
+        let blocks = if self.block == 0 { 0 } else { values.div_ceil(usize::from(self.block)) };
+        if !block_ok
+            || data != Some(self.data.len())
+            || blocks.checked_mul(2) != Some(self.scales.len())
+        {
+            return bad("the shape doesn't agree with the number of bytes");
+        }
+        Ok(())
+    }
+
+    const NAME_BYTES: usize = PackedSet::MAX_NAME_BYTES;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CAP: usize = 1 << 20;
+
+    fn tensor(name: &str, shape: &[u32], bytes: usize) -> PackedTensor {
+        PackedTensor {
+            name: name.into(),
+            shape: shape.to_vec(),
+            coding: Coding::F32,
+            block: 0,
+            data: vec![0; bytes],
+            scales: vec![],
+        }
+    }
+
+    fn taken(tensors: Vec<PackedTensor>) -> Result<PackedSet, CodecError> {
+        let plain = encode(&PackedSet { tensors }).unwrap();
+        PackedSet::from_bytes(&zstd::bulk::compress(&plain, 3).unwrap(), CAP)
+    }
+
+    #[test]
+    fn a_sound_set_makes_the_round_trip() {
+        let set = PackedSet { tensors: vec![tensor("a.w", &[2, 3], 24), tensor("b", &[], 4)] };
+        assert_eq!(PackedSet::from_bytes(&set.to_bytes().unwrap(), CAP), Ok(set));
+    }
+
+    #[test]
+    fn path_like_names_are_refused() {
+        for name in ["../../etc/x", "a/b", "", "a..b", ".a", "a.", "a b", "ä"] {
+            assert!(taken(vec![tensor(name, &[1], 4)]).is_err(), "{name}");
+        }
+        assert!(taken(vec![tensor("a.b_c-0", &[1], 4)]).is_ok());
+    }
+
+    #[test]
+    fn claims_that_the_bytes_do_not_bear_are_refused() {
+        assert!(taken(vec![tensor("a", &[u32::MAX, u32::MAX, u32::MAX], 4)]).is_err());
+        assert!(taken(vec![tensor("a", &[2], 4)]).is_err());
+        assert!(taken(vec![tensor("a", &[1; 9], 4)]).is_err());
+        assert!(taken(vec![tensor("b", &[1], 4), tensor("a", &[1], 4)]).is_err());
+        assert!(taken(vec![tensor("a", &[1], 4), tensor("b", &[1], 4)]).is_ok());
+    }
+
+    #[test]
+    fn a_decompression_bomb_stops_at_the_cap() {
+        let bomb = zstd::bulk::compress(&vec![0; 64 << 20], 3).unwrap();
+        assert!(bomb.len() < 8192);
+        let refused = PackedSet::from_bytes(&bomb, CAP).unwrap_err();
+        assert_eq!(refused, CodecError::TooLarge { cap: CAP, actual: CAP + 1 });
+    }
+}
