@@ -14,6 +14,8 @@
 pub mod bus;
 pub mod ids;
 pub mod learn;
+pub mod ledger;
 pub mod rng;
 pub mod store;
 pub mod time;
+pub mod trust;
