@@ -14,7 +14,9 @@
 pub mod bus;
 pub mod ids;
 pub mod learn;
+pub mod ledger;
 pub mod rng;
 pub mod store;
 pub mod time;
 pub mod wire;
+pub mod trust;
