@@ -165,6 +165,18 @@ pub type Epoch = u64;
 /// Number of an adapter version, from 0 (the untrained one) upwards.
 pub type Version = u64;
 
+/// Which of a node's two links: towards its children, or towards its parent.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Side {
+    /// The bus that is shared with the children (and, in a site, with SCADA).
+    Down,
+    /// The bus that is shared with the parent.
+    Up,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,20 +5,8 @@
 //!
 //! Called by `actors/runner.rs` only, and by commands that read (`gaisnet audit`).
 
-use crate::ids::Digest;
+use crate::ids::{Digest, Side};
 use crate::time::Wall;
-
-/// Which of a node's two links: towards its children, or towards its parent.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
-)]
-#[serde(rename_all = "snake_case")]
-pub enum Side {
-    /// The bus that is shared with the children (and, in a site, with SCADA).
-    Down,
-    /// The bus that is shared with the parent.
-    Up,
-}
 
 /// A sealed message that has to reach somebody, kept until it is settled or replaced.
 #[derive(Debug, Clone, PartialEq, Eq)]

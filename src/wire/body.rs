@@ -179,6 +179,8 @@ pub struct Contribution {
     pub loss_first: f32,
     /// Mean training loss at the end, in nats.
     pub loss_last: f32,
+    /// The factors in `delta` are a relay's weighted stacks, not differences from the offered ones.
+    pub stacked: bool,
     /// Delta of the adapter against the offered one, as a packed set.
     pub delta: Option<Blob>,
     /// Mean logits a class.

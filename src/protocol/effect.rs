@@ -1,0 +1,258 @@
+//! What goes into the machines and what comes out of them.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{Digest, Epoch, NodeId, RoundNo, Side, UpdateId, Version};
+use crate::ledger::Event;
+use crate::trust::Verified;
+use crate::wire::{Blob, Body, ClassSummary, Manifest, Plan};
+
+/// Something that happened to a machine.
+#[derive(Debug, Clone)]
+pub enum Input {
+    /// The node started: take a new epoch, go on where the store says.
+    Start,
+    /// A neighbour's message that passed every check.
+    Message(Verified),
+    /// A blob that was fetched is complete, checked and on disk.
+    Fetched {
+        /// Its SHA-256.
+        digest: Digest,
+        /// Its bytes.
+        bytes: Vec<u8>,
+    },
+    /// A timer ran out.
+    Timer(Timer),
+    /// A training run ended, with its work or the reason why there is none.
+    Worked {
+        /// The offer it was for.
+        offer: Digest,
+        /// The work, or a short word.
+        work: Result<Work, String>,
+    },
+    /// A combination ended.
+    Combined {
+        /// The offer it was for.
+        offer: Digest,
+        /// Packed set, or a short word.
+        outcome: Result<Work, String>,
+    },
+    /// An operator wants a round now.
+    StartRound,
+    /// An operator stops or resumes taking part.
+    Pause(bool),
+}
+
+/// Timers of the machines. Setting one again moves it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Timer {
+    /// The open round's deadline.
+    Deadline,
+    /// The open round's offer is published once more.
+    Republish,
+    /// The next round may open.
+    NextRound,
+    /// The parent is asked for what we may have missed.
+    Resync,
+    /// Missing chunks are asked for again.
+    Chunks,
+}
+
+/// Something that a machine wants done. The runner does all of a step's effects or none.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Effect {
+    /// Durable state: set.
+    Put(String, Vec<u8>),
+    /// Durable state: remove.
+    Delete(String),
+    /// A ledger entry.
+    Record(Event),
+    /// Bytes for the blob store, on disk before the state that names them.
+    SaveBlob(Vec<u8>),
+    /// Seal and send.
+    Send {
+        /// Whom to.
+        to: To,
+        /// What.
+        body: Body,
+        /// Round for the head.
+        round: RoundNo,
+        /// Epoch for the head.
+        epoch: Epoch,
+        /// How hard to try.
+        delivery: Delivery,
+    },
+    /// What was kept under this key has arrived: stop resending.
+    Settle(String),
+    /// Publish the retained state for the children once more.
+    Republish,
+    /// Read chunks of a blob and send them.
+    SendChunks {
+        /// Asker.
+        to: NodeId,
+        /// Link it asked on.
+        side: Side,
+        /// The blob.
+        sha256: Digest,
+        /// Which chunks.
+        indices: Vec<u32>,
+    },
+    /// Get a blob in chunks, then feed [`Input::Fetched`].
+    Fetch {
+        /// Who has it.
+        from: NodeId,
+        /// Link to it.
+        side: Side,
+        /// What it is cut into.
+        manifest: Manifest,
+    },
+    /// Feed [`Input::Timer`] after this long.
+    Timer {
+        /// Which.
+        timer: Timer,
+        /// Milliseconds from now.
+        after_ms: u64,
+    },
+    /// Long work; its end comes back as an input.
+    Job(Job),
+    /// From now on answer with this adapter.
+    Apply {
+        /// Its version.
+        version: Version,
+        /// Its blob.
+        adapter: Digest,
+    },
+    /// An inner round's outcome. Only a [`super::Relay`] sees it: it feeds its member.
+    Contribute {
+        /// Digest of the outer offer.
+        outer: Digest,
+        /// The work, or why there is none.
+        work: Result<Work, String>,
+    },
+    /// A version from above for the devices below. Only a [`super::Relay`] sees it.
+    PassOn {
+        /// Its version.
+        version: Version,
+        /// The adapter.
+        adapter: Blob,
+        /// Soft labels.
+        class_targets: Option<ClassSummary>,
+    },
+    /// Count something that was refused or is worth a look.
+    Count(&'static str),
+    /// A bug or doubtful state: the process has to end.
+    Fatal(String),
+}
+
+/// Whom a message is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum To {
+    /// All children at once.
+    Children,
+    /// One child.
+    Child(NodeId),
+    /// The parent.
+    Parent,
+}
+
+/// How hard to try.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Delivery {
+    /// Once; whoever misses it asks again.
+    Volatile,
+    /// Verbatim with back-off until [`Effect::Settle`] of this key.
+    UntilSettled(String),
+    /// As the topic's retained value, until a newer one replaces it.
+    Latest,
+}
+
+/// Work that takes longer than a step.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Job {
+    /// Train on the device's own data.
+    Train(TrainTask),
+    /// Combine contributions.
+    Combine(CombineJob),
+}
+
+/// A device's training run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TrainTask {
+    /// The offer.
+    pub offer: Digest,
+    /// Blob of the adapter to start from.
+    pub adapter: Digest,
+    /// What to do.
+    pub plan: Plan,
+    /// Soft labels to learn from.
+    pub class_targets: Option<ClassSummary>,
+    /// Blob of the error that earlier compressions left, if any.
+    pub residual: Option<Digest>,
+}
+
+/// One contribution to combine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CombineInput {
+    /// Who.
+    pub sender: NodeId,
+    /// Its update.
+    pub update: UpdateId,
+    /// Examples behind it.
+    pub num_examples: u64,
+    /// Devices behind it.
+    pub num_devices: u32,
+    /// Steps behind it.
+    pub steps: u32,
+    /// Versions that it is behind: 0 unless it came late.
+    pub staleness: u64,
+    /// Loss before.
+    pub loss_first: f32,
+    /// Loss after.
+    pub loss_last: f32,
+    /// Blob of its delta.
+    pub delta: Option<Digest>,
+    /// The delta is a relay's stack.
+    pub stacked: bool,
+    /// Blob of the adapter that the delta is against.
+    pub base: Digest,
+    /// Its mean logits a class.
+    pub class_logits: Option<ClassSummary>,
+}
+
+/// A combination: its outcome is a pure function of this.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CombineJob {
+    /// The offer.
+    pub offer: Digest,
+    /// Blob of the adapter that was offered.
+    pub global: Digest,
+    /// What was asked for.
+    pub plan: Plan,
+    /// The offered soft labels, kept where nobody brings new ones.
+    pub class_targets: Option<ClassSummary>,
+    /// In the order of senders.
+    pub inputs: Vec<CombineInput>,
+    /// A relay stacks, the root makes the next adapter.
+    pub relay: bool,
+}
+
+/// What training or combining came to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Work {
+    /// Packed set: a delta from training or from a relay, the whole adapter from the root.
+    pub update: Option<Vec<u8>>,
+    /// Mean logits a class.
+    pub class_logits: Option<ClassSummary>,
+    /// Distinct examples.
+    pub num_examples: u64,
+    /// Devices.
+    pub num_devices: u32,
+    /// Steps.
+    pub steps: u32,
+    /// Loss before.
+    pub loss_first: f32,
+    /// Loss after.
+    pub loss_last: f32,
+    /// What compression left out, for the next round (devices only).
+    pub residual: Option<Vec<u8>>,
+}

@@ -1,0 +1,186 @@
+//! Getting big blobs in chunks: a window of requests, checked pieces, retries, bounds.
+//!
+//! Volatile: a node that stops begins again, and its machines ask for what they still need. Chunks
+//! are unsigned and believed by the digest that the signed manifest gives each of them.
+//!
+//! Called by the runner, which feeds chunks and hands complete blobs to the store first and to the
+//! machine that wanted them second.
+
+use std::collections::BTreeMap;
+
+use crate::ids::{Digest, NodeId, Side};
+use crate::time::Mono;
+use crate::wire::{Chunk, Manifest, Wanted};
+
+/// Blobs that are being fetched. See the module.
+#[derive(Debug, Default)]
+pub struct Fetches {
+    open: BTreeMap<Digest, Fetch>,
+}
+
+#[derive(Debug)]
+struct Fetch {
+    from: NodeId,
+    side: Side,
+    manifest: Manifest,
+    /// One place a chunk; filled as they come.
+    chunks: Vec<Option<Vec<u8>>>,
+    asked_at: Mono,
+}
+
+/// Ask this neighbour for these chunks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ask {
+    /// Whom.
+    pub from: NodeId,
+    /// On which link.
+    pub side: Side,
+    /// What.
+    pub wanted: Wanted,
+}
+
+impl Fetches {
+    /// Blobs at a time; more are refused and asked for again by their machines.
+    pub const MAX_OPEN: usize = 64;
+    /// Missing chunks are asked for again after this long without a new one.
+    pub const RETRY_MS: u64 = 2_000;
+
+    /// Begins, unless it is under way; gives the first request.
+    pub fn begin(&mut self, now: Mono, from: NodeId, side: Side, manifest: Manifest) -> Option<Ask> {
+        if self.open.contains_key(&manifest.sha256) || self.open.len() >= Self::MAX_OPEN {
+            return None;
+        }
+        let chunks = vec![None; manifest.chunks.len()];
+        let name = manifest.sha256;
+        self.open.insert(name, Fetch { from, side, manifest, chunks, asked_at: now });
+        self.open.get(&name).and_then(Fetch::ask)
+    }
+
+    /// Takes a chunk: the next request, or the whole blob when it was the last one.
+    ///
+    /// # Errors
+    /// A word for the counter when nobody asked for it or it isn't what the manifest says.
+    pub fn chunk(&mut self, now: Mono, chunk: Chunk) -> Result<Taken, &'static str> {
+        let fetch = self.open.get_mut(&chunk.sha256).ok_or("chunk_not_asked_for")?;
+        let index = usize::try_from(chunk.index).map_err(|_| "chunk_out_of_range")?;
+        let expected = fetch.manifest.chunks.get(index).ok_or("chunk_out_of_range")?;
+        if Digest::of(&chunk.data) != *expected {
+            return Err("chunk_digest_mismatch");
+        }
+        let place = fetch.chunks.get_mut(index).ok_or("chunk_out_of_range")?;
+        if place.replace(chunk.data).is_some() {
+            return Ok(Taken::More(None)); // a repeat
+        }
+        fetch.asked_at = now;
+        let missing = fetch.missing().count();
+        if missing > 0 {
+            // A window's worth is asked for at a time, the next when this one is in.
+            let asked = fetch.chunks.len() - missing;
+            let window_is_in = asked.is_multiple_of(Wanted::MAX_CHUNKS);
+            return Ok(Taken::More(if window_is_in { fetch.ask() } else { None }));
+        }
+        let bytes: Vec<u8> = fetch.chunks.iter_mut().flat_map(Option::take).flatten().collect();
+        self.open.remove(&chunk.sha256);
+        if Digest::of(&bytes) == chunk.sha256 {
+            Ok(Taken::Complete(chunk.sha256, bytes))
+        } else {
+            Err("blob_digest_mismatch")
+        }
+    }
+
+    /// What to ask for again. Called every [`Fetches::RETRY_MS`].
+    pub fn overdue(&mut self, now: Mono) -> Vec<Ask> {
+        let late = |fetch: &&mut Fetch| now.0.saturating_sub(fetch.asked_at.0) >= Self::RETRY_MS;
+        self.open.values_mut().filter(late).filter_map(|fetch| fetch.ask()).collect()
+    }
+
+    /// Whether nothing is under way.
+    pub fn is_empty(&self) -> bool {
+        self.open.is_empty()
+    }
+}
+
+impl Fetch {
+    fn missing(&self) -> impl Iterator<Item = u32> {
+        let empty = |(i, c): (usize, &Option<Vec<u8>>)| c.is_none().then_some(i);
+        self.chunks.iter().enumerate().filter_map(empty).filter_map(|i| u32::try_from(i).ok())
+    }
+
+    fn ask(&self) -> Option<Ask> {
+        let indices: Vec<u32> = self.missing().take(Wanted::MAX_CHUNKS).collect();
+        let wanted = Wanted::Chunks { sha256: self.manifest.sha256, indices };
+        Some(Ask { from: self.from.clone(), side: self.side, wanted })
+    }
+}
+
+/// What a chunk led to.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// There is more to come; maybe the next request.
+    More(Option<Ask>),
+    /// All bytes, checked.
+    Complete(Digest, Vec<u8>),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn blob(len: usize) -> Vec<u8> {
+        (0..len).map(|i| u8::try_from(i * 31 % 251).unwrap()).collect()
+    }
+
+    fn piece(bytes: &[u8], manifest: &Manifest, index: u32) -> Chunk {
+        let size = manifest.chunk_bytes as usize;
+        let data = bytes.chunks(size).nth(index as usize).unwrap().to_vec();
+        Chunk { sha256: manifest.sha256, index, data }
+    }
+
+    #[test]
+    fn a_blob_comes_in_windows_whatever_is_lost_or_repeated() {
+        let bytes = blob(20 * 4096 + 7);
+        let manifest = Manifest::of(&bytes, 4096);
+        let mut fetches = Fetches::default();
+        let node = NodeId::new("p1").unwrap();
+        let mut ask = fetches.begin(Mono(0), node, Side::Down, manifest.clone());
+        let mut now = 0;
+        for turn in 0.. {
+            assert!(turn < 100, "does not end");
+            let Some(Ask { wanted: Wanted::Chunks { indices, .. }, .. }) = ask.take() else {
+                now += Fetches::RETRY_MS;
+                ask = fetches.overdue(Mono(now)).pop();
+                continue;
+            };
+            assert!(indices.len() <= Wanted::MAX_CHUNKS);
+            for index in indices.into_iter().filter(|i| (i + turn) % 3 != 0) {
+                for _ in 0..2 {
+                    match fetches.chunk(Mono(now), piece(&bytes, &manifest, index)) {
+                        Ok(Taken::Complete(digest, all)) => {
+                            assert_eq!((digest, all), (manifest.sha256, bytes));
+                            assert!(fetches.is_empty());
+                            return;
+                        }
+                        Ok(Taken::More(more)) => ask = more.or(ask),
+                        Err(word) => panic!("{word}"),
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn forged_and_foreign_chunks_are_refused_and_the_true_one_is_taken() {
+        let bytes = blob(40_000);
+        let manifest = Manifest::of(&bytes, 32_768);
+        let mut fetches = Fetches::default();
+        fetches.begin(Mono(0), NodeId::new("p1").unwrap(), Side::Down, manifest.clone());
+        let good = piece(&bytes, &manifest, 0);
+        let forged = Chunk { data: vec![0; 32_768], ..good.clone() };
+        let beyond = Chunk { index: 9, ..good.clone() };
+        let foreign = Chunk { sha256: Digest([1; 32]), ..good.clone() };
+        assert_eq!(fetches.chunk(Mono(1), forged), Err("chunk_digest_mismatch"));
+        assert_eq!(fetches.chunk(Mono(1), beyond), Err("chunk_out_of_range"));
+        assert_eq!(fetches.chunk(Mono(1), foreign), Err("chunk_not_asked_for"));
+        assert_eq!(fetches.chunk(Mono(1), good), Ok(Taken::More(None)));
+    }
+}

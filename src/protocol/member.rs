@@ -1,0 +1,512 @@
+//! A member of its parent's rounds: a device, or the upper half of a relay.
+//!
+//! ```text
+//!   offer --> have its adapter? --no--> fetch --.
+//!               | yes                           |
+//!               v  <----------------------------'
+//!            Working --work--> Sent --receipt--> Idle          result: adopt the version, apply it
+//! ```
+//! What it promises: one contribution an offer, sealed once and resent verbatim until its receipt;
+//! an offer that comes while it works waits, the newest one wins, and the work that is under way is
+//! contributed even if its round was closed meanwhile (the owner weighs it as late); owners of a
+//! lower epoch than the highest seen are refused; versions never go back.
+//!
+//! Called by the trainer's actor, and by [`super::Relay`].
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+use super::effect::{Delivery, Effect, Input, Job, Timer, To, TrainTask, Work};
+use super::round::put;
+use crate::ids::{Digest, Epoch, Name, NodeId, RoundNo, Side, UpdateId, Version};
+use crate::ledger::Event;
+use crate::privacy::Gate;
+use crate::time::Now;
+use crate::trust::{Verified, update_id};
+use crate::wire::{
+    Answer, Blob, Body, ClassSummary, Contribution, Get, Offer, Receipt, Result as RoundResult,
+    Verdict, Wanted, decode,
+};
+
+/// What a member has to know.
+#[derive(Debug, Clone)]
+pub struct MemberConfig {
+    /// Federation, for update ids.
+    pub federation: Name,
+    /// Itself.
+    pub me: NodeId,
+    /// Its parent.
+    pub parent: NodeId,
+    /// The model it takes part for.
+    pub model: Name,
+    /// The base it has.
+    pub base: Digest,
+    /// A relay's work is an inner round, not a training run.
+    pub relay: bool,
+    /// What may leave.
+    pub gate: Gate,
+    /// Asks the parent for what it may have missed when nothing came for so long.
+    pub resync_ms: u64,
+    /// Bytes a chunk of big blobs.
+    pub chunk_bytes: u32,
+}
+
+/// A member. See the module.
+#[derive(Debug)]
+pub struct Member {
+    config: MemberConfig,
+    parent_epoch: Epoch,
+    current: Option<Current>,
+    /// The newest offer that was begun or declined: older ones and repeats are nothing new.
+    last: Option<(RoundNo, Digest)>,
+    active: Option<Active>,
+    /// An offer that waits for its adapter, or for the work under way.
+    next: Option<Offered>,
+    /// A result that waits for its adapter.
+    result: Option<(Epoch, RoundResult)>,
+    residual: Option<Digest>,
+    paused: bool,
+    heard: bool,
+}
+
+/// The version that this node has.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Current {
+    version: Version,
+    adapter: Digest,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Offered {
+    digest: Digest,
+    epoch: Epoch,
+    offer: Offer,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Active {
+    offered: Offered,
+    /// The contribution that waits for its receipt.
+    sent: Option<UpdateId>,
+}
+
+impl Member {
+    /// Key prefix of its durable state.
+    pub const PREFIX: &'static str = "member/";
+    const EPOCH: &'static str = "member/parent_epoch";
+    const CURRENT: &'static str = "member/current";
+    const LAST: &'static str = "member/last";
+    const ACTIVE: &'static str = "member/active";
+    const RESIDUAL: &'static str = "member/residual";
+    const STATE_CAP: usize = 1 << 20;
+
+    /// A member as `state` left it.
+    ///
+    /// # Errors
+    /// The key whose value can't be read: the store is damaged.
+    pub fn new(config: MemberConfig, state: &[(String, Vec<u8>)]) -> Result<Self, String> {
+        let mut member = Self {
+            config,
+            parent_epoch: 0,
+            current: None,
+            last: None,
+            active: None,
+            next: None,
+            result: None,
+            residual: None,
+            paused: false,
+            heard: false,
+        };
+        for (key, value) in state {
+            let cap = Self::STATE_CAP;
+            match key.as_str() {
+                Self::EPOCH => decode(value, cap).map(|v| member.parent_epoch = v),
+                Self::CURRENT => decode(value, cap).map(|v| member.current = v),
+                Self::LAST => decode(value, cap).map(|v| member.last = v),
+                Self::ACTIVE => decode(value, cap).map(|v| member.active = v),
+                Self::RESIDUAL => decode(value, cap).map(|v| member.residual = v),
+                _ => Ok(()),
+            }
+            .map_err(|e| format!("{key}: {e}"))?;
+        }
+        Ok(member)
+    }
+
+    /// One step.
+    pub fn step(&mut self, now: Now, input: Input) -> Vec<Effect> {
+        let _ = now;
+        let mut out = Vec::new();
+        match input {
+            Input::Start => self.start(&mut out),
+            Input::Message(message) => self.message(&message, &mut out),
+            Input::Fetched { digest, .. } => self.fetched(digest, &mut out),
+            Input::Timer(Timer::Resync) => self.resync(&mut out),
+            Input::Worked { offer, work } => self.worked(offer, work, &mut out),
+            Input::Pause(paused) => self.paused = paused,
+            Input::Timer(_) | Input::Combined { .. } | Input::StartRound => {}
+        }
+        out
+    }
+
+    /// The version that this node has, 0 before any.
+    pub fn version(&self) -> Version {
+        self.current.as_ref().map_or(0, |current| current.version)
+    }
+
+    /// The offer that is being worked on.
+    pub fn working_on(&self) -> Option<(Digest, &Offer)> {
+        let active = self.active.as_ref().filter(|active| active.sent.is_none())?;
+        Some((active.offered.digest, &active.offered.offer))
+    }
+
+    /// Number of the newest round that it knows of.
+    pub fn round(&self) -> RoundNo {
+        self.last.map_or(0, |(round, _)| round)
+    }
+
+    /// Blobs that must be kept.
+    pub fn blobs(&self) -> BTreeSet<Digest> {
+        let mut keep = BTreeSet::new();
+        keep.extend(self.current.as_ref().map(|current| current.adapter));
+        keep.extend(self.active.as_ref().map(|a| a.offered.offer.adapter.sha256()));
+        keep.extend(self.next.as_ref().map(|o| o.offer.adapter.sha256()));
+        keep.extend(self.residual);
+        keep
+    }
+
+    fn start(&mut self, out: &mut Vec<Effect>) {
+        if let Some(current) = &self.current {
+            let Current { version, adapter } = current.clone();
+            out.push(Effect::Apply { version, adapter });
+        }
+        if let Some(active) = self.active.clone()
+            && active.sent.is_none()
+        {
+            self.work(&active.offered, out);
+        }
+        self.ask_latest(out);
+        out.push(Effect::Timer { timer: Timer::Resync, after_ms: self.config.resync_ms });
+    }
+
+    fn resync(&mut self, out: &mut Vec<Effect>) {
+        if !self.heard {
+            self.ask_latest(out);
+        }
+        self.heard = false;
+        out.push(Effect::Timer { timer: Timer::Resync, after_ms: self.config.resync_ms });
+    }
+
+    fn message(&mut self, message: &Verified, out: &mut Vec<Effect>) {
+        if *message.sender() != self.config.parent {
+            return out.push(Effect::Count("not_from_the_parent"));
+        }
+        if let Body::Get(get) = message.body() {
+            return self.serve(get, out);
+        }
+        let epoch = message.epoch();
+        if epoch < self.parent_epoch {
+            out.push(Effect::Count("stale_epoch"));
+            return;
+        }
+        if epoch > self.parent_epoch {
+            self.parent_epoch = epoch;
+            put(Self::EPOCH, &epoch, out);
+        }
+        self.heard = true;
+        match message.body() {
+            Body::Offer(offer) => {
+                let offered = Offered { digest: message.body_digest(), epoch, offer: offer.clone() };
+                self.offered(offered, out);
+            }
+            Body::Receipt(receipt) => self.receipt(receipt, out),
+            Body::Result(result) => self.result(epoch, result.clone(), out),
+            Body::Answer(_)
+            | Body::Contribution(_)
+            | Body::Get(_)
+            | Body::Keyring(_)
+            | Body::Checkpoint(_)
+            | Body::Command(_) => out.push(Effect::Count("not_for_a_member")),
+        }
+    }
+
+    fn serve(&self, get: &Get, out: &mut Vec<Effect>) {
+        match &get.wanted {
+            Wanted::Latest => out.push(Effect::Count("not_for_a_member")),
+            Wanted::Chunks { sha256, indices } => out.push(Effect::SendChunks {
+                to: self.config.parent.clone(),
+                side: Side::Up,
+                sha256: *sha256,
+                indices: indices.iter().copied().take(Wanted::MAX_CHUNKS).collect(),
+            }),
+        }
+    }
+
+    fn offered(&mut self, offered: Offered, out: &mut Vec<Effect>) {
+        let round = offered.offer.round;
+        let known = |(last, digest): (RoundNo, Digest)| round < last || digest == offered.digest;
+        if self.last.is_some_and(known) {
+            return;
+        }
+        if let Err(reason) = self.willing(&offered.offer) {
+            self.last = Some((round, offered.digest));
+            put(Self::LAST, &self.last, out);
+            out.push(Effect::Record(Event::Declined {
+                round,
+                member: self.config.me.clone(),
+                reason: reason.to_owned(),
+            }));
+            out.push(self.answer(&offered, false, reason));
+            return;
+        }
+        let adapter = offered.offer.adapter.clone();
+        self.next = Some(offered);
+        match adapter {
+            Blob::Inline(bytes) => {
+                out.push(Effect::SaveBlob(bytes));
+                self.begin_next(out);
+            }
+            Blob::Manifest(manifest) => out.push(Effect::Fetch {
+                from: self.config.parent.clone(),
+                side: Side::Up,
+                manifest,
+            }),
+        }
+    }
+
+    fn willing(&self, offer: &Offer) -> Result<(), &'static str> {
+        if self.paused {
+            return Err("paused");
+        }
+        if offer.model != self.config.model {
+            return Err("unknown_model");
+        }
+        if offer.base != self.config.base {
+            return Err("base_mismatch");
+        }
+        if offer.version < self.version() {
+            return Err("version_goes_back");
+        }
+        if !offer.adapter.is_sound() {
+            return Err("unsound_blob");
+        }
+        self.config.gate.plan(&offer.plan)
+    }
+
+    /// Begins the waiting offer unless work is under way. Its adapter is on disk.
+    fn begin_next(&mut self, out: &mut Vec<Effect>) {
+        if self.active.as_ref().is_some_and(|active| active.sent.is_none()) {
+            return;
+        }
+        let Some(offered) = self.next.take() else { return };
+        self.last = Some((offered.offer.round, offered.digest));
+        put(Self::LAST, &self.last, out);
+        out.push(Effect::Record(Event::OfferAccepted {
+            round: offered.offer.round,
+            offer: offered.digest,
+            version: offered.offer.version,
+        }));
+        self.take(offered.offer.version, offered.offer.adapter.sha256(), out);
+        out.push(self.answer(&offered, true, ""));
+        self.active = Some(Active { offered: offered.clone(), sent: None });
+        put(Self::ACTIVE, &self.active, out);
+        self.work(&offered, out);
+    }
+
+    fn work(&self, offered: &Offered, out: &mut Vec<Effect>) {
+        if self.config.relay {
+            return; // the relay sees `working_on` and opens its inner round
+        }
+        out.push(Effect::Job(Job::Train(TrainTask {
+            offer: offered.digest,
+            adapter: offered.offer.adapter.sha256(),
+            plan: offered.offer.plan.clone(),
+            class_targets: offered.offer.class_targets.clone(),
+            residual: self.residual,
+        })));
+    }
+
+    fn worked(&mut self, offer: Digest, work: Result<Work, String>, out: &mut Vec<Effect>) {
+        let Some(active) = self.active.as_mut().filter(|a| a.sent.is_none()) else { return };
+        if active.offered.digest != offer {
+            return;
+        }
+        let offered = active.offered.clone();
+        let gated = work.and_then(|work| {
+            let work = self.config.gate.work(work, &offered.offer.plan);
+            work.map_err(|refusal| {
+                out.push(Effect::Count(refusal));
+                out.push(Effect::Record(Event::PrivacyRefused {
+                    round: offered.offer.round,
+                    reason: refusal.to_owned(),
+                }));
+                refusal.to_owned()
+            })
+        });
+        match gated {
+            Ok(work) => self.contribute(&offered, work, out),
+            Err(reason) => {
+                self.active = None;
+                put(Self::ACTIVE, &self.active, out);
+                let (round, member) = (offered.offer.round, self.config.me.clone());
+                out.push(Effect::Record(Event::Declined { round, member, reason: reason.clone() }));
+                out.push(self.answer(&offered, false, &reason));
+            }
+        }
+        self.begin_next_if_there(out);
+    }
+
+    fn contribute(&mut self, offered: &Offered, work: Work, out: &mut Vec<Effect>) {
+        let delta = work.update.map(|bytes| {
+            let blob = Blob::of(&bytes, self.config.chunk_bytes);
+            out.push(Effect::SaveBlob(bytes));
+            blob
+        });
+        self.residual = work.residual.map(|bytes| {
+            let digest = Digest::of(&bytes);
+            out.push(Effect::SaveBlob(bytes));
+            digest
+        });
+        put(Self::RESIDUAL, &self.residual, out);
+        let body = Body::Contribution(Contribution {
+            offer: offered.digest,
+            version: offered.offer.version,
+            num_examples: work.num_examples,
+            num_devices: work.num_devices,
+            steps: work.steps,
+            loss_first: work.loss_first,
+            loss_last: work.loss_last,
+            stacked: self.config.relay,
+            delta,
+            class_logits: work.class_logits,
+        });
+        let digest = match body.to_bytes() {
+            Ok(bytes) => Digest::of(&bytes),
+            Err(e) => return out.push(Effect::Fatal(format!("a contribution can't be encoded: {e}"))),
+        };
+        let round = offered.offer.round;
+        let update = update_id(&self.config.federation, round, &self.config.me, &digest);
+        out.push(Effect::Record(Event::Contributed { round, update, body: digest }));
+        self.active = Some(Active { offered: offered.clone(), sent: Some(update) });
+        put(Self::ACTIVE, &self.active, out);
+        out.push(Effect::Send {
+            to: To::Parent,
+            body,
+            round,
+            epoch: offered.epoch,
+            delivery: Delivery::UntilSettled(update.to_string()),
+        });
+    }
+
+    fn receipt(&mut self, receipt: &Receipt, out: &mut Vec<Effect>) {
+        // Also for an older one than the active: its outbox item has to go.
+        let key = receipt.update.to_string();
+        out.push(Effect::Settle(key));
+        let Some(active) = &self.active else { return };
+        if active.sent != Some(receipt.update) {
+            return;
+        }
+        let verdict = match &receipt.verdict {
+            Verdict::Accepted => "accepted".to_owned(),
+            Verdict::Late => "late".to_owned(),
+            Verdict::Refused(reason) => format!("refused: {reason}"),
+        };
+        out.push(Effect::Record(Event::ReceiptGot { update: receipt.update, verdict }));
+        self.active = None;
+        put(Self::ACTIVE, &self.active, out);
+    }
+
+    fn result(&mut self, epoch: Epoch, result: RoundResult, out: &mut Vec<Effect>) {
+        if result.version <= self.version() || !result.adapter.is_sound() {
+            return;
+        }
+        match result.adapter.clone() {
+            Blob::Inline(bytes) => {
+                out.push(Effect::SaveBlob(bytes));
+                self.adopt(&result, out);
+            }
+            Blob::Manifest(manifest) => {
+                self.result = Some((epoch, result));
+                let from = self.config.parent.clone();
+                out.push(Effect::Fetch { from, side: Side::Up, manifest });
+            }
+        }
+    }
+
+    fn adopt(&mut self, result: &RoundResult, out: &mut Vec<Effect>) {
+        let adapter = result.adapter.sha256();
+        out.push(Effect::Record(Event::ResultApplied {
+            offer: result.offer,
+            version: result.version,
+            adapter,
+        }));
+        self.take(result.version, adapter, out);
+        if self.config.relay {
+            out.push(Effect::PassOn {
+                version: result.version,
+                adapter: result.adapter.clone(),
+                class_targets: result.class_targets.clone(),
+            });
+        }
+    }
+
+    fn fetched(&mut self, digest: Digest, out: &mut Vec<Effect>) {
+        if let Some((_, result)) = self.result.take_if(|(_, r)| r.adapter.sha256() == digest)
+            && result.version > self.version()
+        {
+            self.adopt(&result, out);
+        }
+        if self.next.as_ref().is_some_and(|o| o.offer.adapter.sha256() == digest) {
+            self.begin_next(out);
+        }
+    }
+
+    /// After the work under way ended: the offer that waited begins, once its adapter is here.
+    fn begin_next_if_there(&mut self, out: &mut Vec<Effect>) {
+        let Some(offered) = &self.next else { return };
+        match &offered.offer.adapter {
+            Blob::Inline(_) => self.begin_next(out),
+            // Fetching what is on disk already is answered at once.
+            Blob::Manifest(manifest) => out.push(Effect::Fetch {
+                from: self.config.parent.clone(),
+                side: Side::Up,
+                manifest: manifest.clone(),
+            }),
+        }
+    }
+
+    /// The version is ours now; equal versions with the same adapter change nothing.
+    fn take(&mut self, version: Version, adapter: Digest, out: &mut Vec<Effect>) {
+        let current = Current { version, adapter };
+        if self.current.as_ref() == Some(&current) {
+            return;
+        }
+        self.current = Some(current);
+        put(Self::CURRENT, &self.current, out);
+        out.push(Effect::Apply { version, adapter });
+    }
+
+    fn answer(&self, offered: &Offered, accepted: bool, reason: &str) -> Effect {
+        Effect::Send {
+            to: To::Parent,
+            body: Body::Answer(Answer {
+                offer: offered.digest,
+                accepted,
+                reason: reason.chars().take(200).collect(),
+            }),
+            round: offered.offer.round,
+            epoch: offered.epoch,
+            delivery: Delivery::Volatile,
+        }
+    }
+
+    fn ask_latest(&self, out: &mut Vec<Effect>) {
+        out.push(Effect::Send {
+            to: To::Parent,
+            body: Body::Get(Get { wanted: Wanted::Latest }),
+            round: self.round(),
+            epoch: self.parent_epoch,
+            delivery: Delivery::Volatile,
+        });
+    }
+}

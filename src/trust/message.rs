@@ -1,0 +1,80 @@
+//! A message that passed every check. Only `open.rs` can make one.
+
+use ring::digest::{Context, SHA256};
+
+use crate::ids::{BootId, Digest, Epoch, Name, NodeId, RoundNo, UpdateId};
+use crate::wire::{Body, Head};
+
+/// A message whose sender, place, age and form were checked.
+///
+/// Its fields can't be set from outside of `trust`, so holding one is the proof.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Verified {
+    head: Head,
+    body: Body,
+    body_digest: Digest,
+}
+
+impl Verified {
+    /// For `open.rs`, after its last check.
+    pub(super) fn new(head: Head, body: Body, body_bytes: &[u8]) -> Self {
+        Self { head, body, body_digest: Digest::of(body_bytes) }
+    }
+
+    /// What machines' tests start from: as if it had come through the gate.
+    #[cfg(test)]
+    pub(crate) fn for_test(head: Head, body: Body) -> Self {
+        let bytes = body.to_bytes().expect("a test's body encodes");
+        Self::new(head, body, &bytes)
+    }
+
+    /// The node whose key signed it.
+    pub fn sender(&self) -> &NodeId {
+        &self.head.sender
+    }
+
+    /// What it says.
+    pub fn body(&self) -> &Body {
+        &self.body
+    }
+
+    /// SHA-256 of the body's bytes as they were signed.
+    pub fn body_digest(&self) -> Digest {
+        self.body_digest
+    }
+
+    /// Fencing number that the sender knows.
+    pub fn epoch(&self) -> Epoch {
+        self.head.epoch
+    }
+
+    /// Round that it belongs to.
+    pub fn round(&self) -> RoundNo {
+        self.head.round
+    }
+
+    /// The sender's start and the message's number in it: guards commands against replay.
+    pub fn sequence(&self) -> (BootId, u64) {
+        (self.head.boot, self.head.seq)
+    }
+
+    /// Name of the contribution that it carries.
+    pub fn update_id(&self) -> UpdateId {
+        update_id(&self.head.federation, self.head.round, &self.head.sender, &self.body_digest)
+    }
+}
+
+/// `SHA-256(federation, round, sender, body digest)[..16]`: the same work has the same name however
+/// often it is sent, and other work of the same sender and round another one.
+pub fn update_id(federation: &Name, round: RoundNo, sender: &NodeId, body: &Digest) -> UpdateId {
+    let mut hash = Context::new(&SHA256);
+    hash.update(b"gaisnet-update-v1\n");
+    // Names can't hold a line feed, so the parts can't run into each other.
+    hash.update(format!("{federation}\n{round}\n{sender}\n").as_bytes());
+    hash.update(&body.0);
+    let mut id = [0; 16];
+    for (to, from) in id.iter_mut().zip(hash.finish().as_ref()) {
+        *to = *from;
+    }
+    UpdateId(id)
+}

@@ -1,0 +1,299 @@
+//! Opening: every check that a message has to pass, in one order.
+//!
+//! Size, topic, envelope, key and role, signature, payload, head against topic and audience, age.
+//! Nothing is allocated from a foreign number before the signature is good. What comes after
+//! (repeats, epochs, the meaning) is the machines' business. Whoever is refused learns nothing.
+
+use super::keyring::{Keyring, NodeEntry, Role, Standing};
+use super::keys;
+use super::message::Verified;
+use super::pae::pae;
+use super::seal::MINOR;
+use crate::ids::{Name, NodeId, Side};
+use crate::time::Wall;
+use crate::topic::{self, Branch, Leaf, Prefix};
+use crate::wire::{Body, CodecError, Envelope, Head, Kind, decode, split_pair};
+
+/// What a node knows when somebody knocks.
+#[derive(Debug, Clone, Copy)]
+pub struct Door<'a> {
+    /// Its federation.
+    pub federation: &'a Name,
+    /// First levels of every topic.
+    pub prefix: &'a Prefix,
+    /// Itself.
+    pub me: &'a NodeId,
+    /// Whom it knows.
+    pub keyring: &'a Keyring,
+}
+
+/// Why a message isn't let in. Each is counted under its own name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// More bytes than its kind may have.
+    #[error("{actual} bytes, a {kind} has at most {cap}")]
+    OverCap {
+        /// The kind.
+        kind: &'static str,
+        /// Its cap.
+        cap: usize,
+        /// What came.
+        actual: usize,
+    },
+    /// Not a topic of machines, or of a kind that nobody knows.
+    #[error("no message of ours belongs on this topic")]
+    UnknownKind,
+    /// The envelope, head or body isn't well formed.
+    #[error("malformed {part}: {error}")]
+    Malformed {
+        /// Which part.
+        part: Part,
+        /// What is wrong.
+        error: CodecError,
+    },
+    /// The payload type isn't that of the topic's kind.
+    #[error("the payload type isn't that of its topic")]
+    WrongType,
+    /// A schema that this version doesn't know.
+    #[error("schema minor {0} is unknown")]
+    UnknownVersion(u8),
+    /// No living key of the keyring.
+    #[error("signed by an unknown key")]
+    UnknownKey,
+    /// A key that was revoked.
+    #[error("signed by a revoked key")]
+    RevokedKey,
+    /// The signature doesn't fit.
+    #[error("bad signature")]
+    BadSignature,
+    /// The signer isn't the owner of the branch that the topic lies in.
+    #[error("published in a branch that is not the sender's")]
+    ForeignBranch,
+    /// The sender may not say this to us, or not on this link.
+    #[error("{sender} may not send a {kind} here")]
+    NotAllowed {
+        /// Who.
+        sender: NodeId,
+        /// What.
+        kind: &'static str,
+    },
+    /// Of another federation.
+    #[error("of another federation")]
+    WrongFederation,
+    /// The head names another sender.
+    #[error("the head names another sender than the key")]
+    WrongSender,
+    /// Meant for somebody else.
+    #[error("meant for another node")]
+    WrongAudience,
+    /// Signed for another topic.
+    #[error("signed for another topic")]
+    WrongTopic,
+    /// Too old to change anything.
+    #[error("expired at {expires_at:?}, it is {now:?}")]
+    Expired {
+        /// When.
+        expires_at: Wall,
+        /// Our clock.
+        now: Wall,
+    },
+    /// Our keyring is too old to let anything change.
+    #[error("the keyring has expired: nothing may change until a newer one is here")]
+    KeyringExpired,
+    /// Commands must not come as retained messages.
+    #[error("a retained command is stale")]
+    RetainedCommand,
+}
+
+/// Part of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// Type, payload, signatures.
+    Envelope,
+    /// Array of head and body.
+    Payload,
+    /// Who, where, when.
+    Head,
+    /// What.
+    Body,
+}
+
+impl std::fmt::Display for Part {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Envelope => "envelope",
+            Self::Payload => "payload",
+            Self::Head => "head",
+            Self::Body => "body",
+        })
+    }
+}
+
+impl Refusal {
+    /// A short word for counters and the ledger.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::OverCap { .. } => "over_cap",
+            Self::UnknownKind => "unknown_kind",
+            Self::Malformed { part: Part::Envelope, .. } => "malformed_envelope",
+            Self::Malformed { part: Part::Payload, .. } => "malformed_payload",
+            Self::Malformed { part: Part::Head, .. } => "malformed_head",
+            Self::Malformed { part: Part::Body, .. } => "malformed_body",
+            Self::WrongType => "wrong_type",
+            Self::UnknownVersion(_) => "unknown_version",
+            Self::UnknownKey => "unknown_key",
+            Self::RevokedKey => "revoked_key",
+            Self::BadSignature => "bad_signature",
+            Self::ForeignBranch => "foreign_branch",
+            Self::NotAllowed { .. } => "not_allowed",
+            Self::WrongFederation => "wrong_federation",
+            Self::WrongSender => "wrong_sender",
+            Self::WrongAudience => "wrong_audience",
+            Self::WrongTopic => "wrong_topic",
+            Self::Expired { .. } => "expired",
+            Self::KeyringExpired => "keyring_expired",
+            Self::RetainedCommand => "retained_command",
+        }
+    }
+}
+
+/// Opens a message that came on `side` under `topic`.
+///
+/// # Errors
+/// [`Refusal`]: the first check that failed.
+pub fn open(
+    door: Door<'_>,
+    side: Side,
+    topic: &str,
+    wire: &[u8],
+    now: Wall,
+) -> Result<Verified, Refusal> {
+    let parsed = topic::parse(door.prefix, topic).ok_or(Refusal::UnknownKind)?;
+    let kind = kind_of(&parsed.leaf)?;
+    if wire.len() > kind.cap_bytes() {
+        let cap = kind.cap_bytes();
+        return Err(Refusal::OverCap { kind: kind.as_str(), cap, actual: wire.len() });
+    }
+    let malformed = |part| move |error| Refusal::Malformed { part, error };
+    let envelope =
+        Envelope::from_bytes(wire, kind.cap_bytes()).map_err(malformed(Part::Envelope))?;
+    if envelope.payload_type != kind.payload_type() {
+        return Err(Refusal::WrongType);
+    }
+    let sender = signer(door.keyring, &envelope)?;
+    check_place(door, sender, &parsed.branch, kind)?;
+    check_allowed(door, side, sender, kind)?;
+    check_signature(sender, &envelope)?;
+
+    let (head, body_bytes) =
+        split_pair(&envelope.payload, kind.cap_bytes()).map_err(malformed(Part::Payload))?;
+    let head: Head = decode(head, kind.cap_bytes()).map_err(malformed(Part::Head))?;
+    check_head(door, &head, sender, topic, now)?;
+    if changes_something(kind) && door.keyring.standing(now) == Standing::Expired {
+        return Err(Refusal::KeyringExpired);
+    }
+    let body = Body::from_bytes(kind, body_bytes).map_err(malformed(Part::Body))?;
+    Ok(Verified::new(head, body, body_bytes))
+}
+
+fn kind_of(leaf: &Leaf) -> Result<Kind, Refusal> {
+    match leaf {
+        Leaf::Machine(word) | Leaf::To(_, word) => {
+            let kind = Kind::parse(word.as_str()).filter(|kind| *kind != Kind::Command);
+            kind.ok_or(Refusal::UnknownKind)
+        }
+        Leaf::Cmd(_) => Ok(Kind::Command),
+        _ => Err(Refusal::UnknownKind),
+    }
+}
+
+/// The node of the key that the envelope names. Nodes sign alone.
+fn signer<'a>(keyring: &'a Keyring, envelope: &Envelope) -> Result<&'a NodeEntry, Refusal> {
+    let [signature] = envelope.signatures.as_slice() else { return Err(Refusal::UnknownKey) };
+    match keyring.by_key(signature.key) {
+        Some(entry) => Ok(entry),
+        None if keyring.revoked().contains(&signature.key) => Err(Refusal::RevokedKey),
+        None => Err(Refusal::UnknownKey),
+    }
+}
+
+/// A node writes in its own branch; a command lies in ours.
+fn check_place(
+    door: Door<'_>,
+    sender: &NodeEntry,
+    branch: &Branch,
+    kind: Kind,
+) -> Result<(), Refusal> {
+    let own = branch.node == sender.node && branch.site == sender.site && branch.line == sender.line;
+    let place = if kind == Kind::Command { branch.node == *door.me } else { own };
+    if place { Ok(()) } else { Err(Refusal::ForeignBranch) }
+}
+
+/// Parents talk to children on the link above, children to parents on the link below.
+fn check_allowed(
+    door: Door<'_>,
+    side: Side,
+    sender: &NodeEntry,
+    kind: Kind,
+) -> Result<(), Refusal> {
+    let mine = door.keyring.node(door.me);
+    let from_parent =
+        side == Side::Up && mine.is_some_and(|me| me.parent.as_ref() == Some(&sender.node));
+    let from_child = side == Side::Down && sender.parent.as_ref() == Some(door.me);
+    let has = |role: Role| sender.roles.contains(&role);
+    let owner = has(Role::Cloud) || has(Role::Edge);
+    let worker = has(Role::Device) || has(Role::Edge);
+    let allowed = match kind {
+        Kind::Offer | Kind::Receipt | Kind::Result | Kind::Keyring => from_parent && owner,
+        Kind::Answer | Kind::Contribution => from_child && worker,
+        Kind::Get => (from_parent && owner) || (from_child && worker),
+        Kind::Checkpoint => from_parent || from_child,
+        Kind::Command => has(Role::Operator),
+    };
+    let refused = || Refusal::NotAllowed { sender: sender.node.clone(), kind: kind.as_str() };
+    if allowed { Ok(()) } else { Err(refused()) }
+}
+
+fn check_signature(sender: &NodeEntry, envelope: &Envelope) -> Result<(), Refusal> {
+    let signed = pae(&envelope.payload_type, &envelope.payload);
+    let [signature] = envelope.signatures.as_slice() else { return Err(Refusal::BadSignature) };
+    let signature = keys::Signature(signature.bytes);
+    sender.key.verify(&signed, &signature).map_err(|_| Refusal::BadSignature)
+}
+
+fn check_head(
+    door: Door<'_>,
+    head: &Head,
+    sender: &NodeEntry,
+    topic: &str,
+    now: Wall,
+) -> Result<(), Refusal> {
+    if head.minor > MINOR {
+        return Err(Refusal::UnknownVersion(head.minor));
+    }
+    if head.federation != *door.federation {
+        return Err(Refusal::WrongFederation);
+    }
+    if head.sender != sender.node {
+        return Err(Refusal::WrongSender);
+    }
+    if head.topic != topic {
+        return Err(Refusal::WrongTopic);
+    }
+    if head.audience.as_ref().is_some_and(|audience| audience != door.me) {
+        return Err(Refusal::WrongAudience);
+    }
+    if head.expires_at < now {
+        return Err(Refusal::Expired { expires_at: head.expires_at, now });
+    }
+    Ok(())
+}
+
+/// An expired keyring stops change, never looking or answering.
+fn changes_something(kind: Kind) -> bool {
+    match kind {
+        Kind::Offer | Kind::Contribution | Kind::Result | Kind::Command => true,
+        Kind::Answer | Kind::Receipt | Kind::Get | Kind::Keyring | Kind::Checkpoint => false,
+    }
+}
