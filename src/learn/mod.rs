@@ -1,11 +1,31 @@
 //! Maths on slices: tensor sets, averaging, compression, metrics. Plain Rust, no libtorch, no IO.
+//!
+//! Everything that combines members takes them in a map by sender, so that a sum has one order and
+//! the result depends neither on arrival nor on repeats.
 
+mod class_logits;
+mod clip;
+mod error_feedback;
+mod factors;
+mod fedavg;
 mod learner;
+mod lora_product;
+mod metrics;
+mod quant;
+mod staleness;
 mod tensors;
 
+pub use class_logits::{LOGIT_BOUND, average_class_logits};
+pub use clip::{ClipReport, NormClip};
+pub use error_feedback::ErrorFeedback;
+pub use fedavg::{Accumulator, Share, WeightedDelta, fed_avg, weights};
 pub use learner::{
     ClassLogits, Control, Learner, Prediction, Predictor, Progress, TrainJob, Trained, Windows,
 };
+pub use lora_product::{Combined, Contribution, LoraAverage, combine, stack};
+pub use metrics::{Confusion, percentile};
+pub use quant::{Quantizer, Width};
+pub use staleness::{MAX_STALENESS, buffer_size, is_too_stale, staleness_factor};
 pub use tensors::{Layout, Tensor, TensorSet};
 
 /// What can be wrong with numbers that are to be learned from or combined.
@@ -43,6 +63,16 @@ pub enum LearnError {
         /// What was given.
         actual: String,
     },
+    /// Encoded numbers are cut short or have something after them.
+    #[error("{what}: expected {expected} bytes, got {actual}")]
+    WrongLength {
+        /// What was decoded.
+        what: &'static str,
+        /// Bytes that the layout asks for.
+        expected: usize,
+        /// Bytes that came.
+        actual: usize,
+    },
     /// The learner's engine failed (libtorch, say); the text is its first line.
     #[error("{engine}: {message}")]
     Engine {
@@ -61,7 +91,20 @@ impl LearnError {
             Self::NotFinite { .. } => "not_finite",
             Self::NoUpdates => "no_updates",
             Self::OutOfRange { .. } => "out_of_range",
+            Self::WrongLength { .. } => "wrong_length",
             Self::Engine { .. } => "engine",
         }
     }
+}
+
+/// Rounds a sum to the precision that tensors have; beyond its range it becomes infinite.
+#[expect(clippy::cast_possible_truncation, reason = "tensors are f32, sums are f64")]
+fn narrow(sum: f64) -> f32 {
+    sum as f32
+}
+
+/// A count as a weight.
+#[expect(clippy::cast_precision_loss, reason = "a weight needs 53 bits at most")]
+fn count_weight(count: u64) -> f64 {
+    count as f64
 }

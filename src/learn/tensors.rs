@@ -137,6 +137,15 @@ impl TensorSet {
     }
 }
 
+/// Number of values that a shape asks for; it may come from outside.
+pub(super) fn num_values(shape: &[usize]) -> Result<usize, LearnError> {
+    shape.iter().try_fold(1_usize, |n, d| n.checked_mul(*d)).ok_or_else(|| LearnError::OutOfRange {
+        what: "values of a tensor",
+        expected: "a number that fits a usize".into(),
+        actual: format!("shape {shape:?}"),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
