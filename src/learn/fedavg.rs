@@ -50,7 +50,9 @@ pub struct WeightedDelta {
 /// assert_eq!(p, [0.5, 0.375, 0.125]);
 /// # Ok::<(), gaisnet::learn::LearnError>(())
 /// ```
-pub fn weights(members: &BTreeMap<NodeId, Share>) -> Result<BTreeMap<NodeId, f64>, LearnError> {
+pub fn weights<K: Ord + Clone + std::fmt::Debug>(
+    members: &BTreeMap<K, Share>,
+) -> Result<BTreeMap<K, f64>, LearnError> {
     if members.is_empty() {
         return Err(LearnError::NoUpdates);
     }
@@ -60,7 +62,7 @@ pub fn weights(members: &BTreeMap<NodeId, Share>) -> Result<BTreeMap<NodeId, f64
             return Err(LearnError::OutOfRange {
                 what: "num_examples",
                 expected: "at least 1".into(),
-                actual: format!("0 from {sender}"),
+                actual: format!("0 from {sender:?}"),
             });
         }
         let weight = count_weight(share.num_examples) * staleness_factor(share.staleness);

@@ -28,14 +28,14 @@ pub enum Input {
         /// The offer it was for.
         offer: Digest,
         /// The work, or a short word.
-        work: Result<Work, String>,
+        work: Result<Work, &'static str>,
     },
     /// A combination ended.
     Combined {
         /// The offer it was for.
         offer: Digest,
         /// Packed set, or a short word.
-        outcome: Result<Work, String>,
+        outcome: Result<Work, &'static str>,
     },
     /// An operator wants a round now.
     StartRound,
@@ -127,7 +127,7 @@ pub enum Effect {
         /// Digest of the outer offer.
         outer: Digest,
         /// The work, or why there is none.
-        work: Result<Work, String>,
+        work: Result<Work, &'static str>,
     },
     /// A version from above for the devices below. Only a [`super::Relay`] sees it.
     PassOn {

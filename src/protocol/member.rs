@@ -20,12 +20,12 @@ use serde::{Deserialize, Serialize};
 use super::effect::{Delivery, Effect, Input, Job, Timer, To, TrainTask, Work};
 use super::round::put;
 use crate::ids::{Digest, Epoch, Name, NodeId, RoundNo, Side, UpdateId, Version};
-use crate::ledger::Event;
+use crate::ledger::{Event, Word};
 use crate::privacy::Gate;
 use crate::time::Now;
 use crate::trust::{Verified, update_id};
 use crate::wire::{
-    Answer, Blob, Body, ClassSummary, Contribution, Get, Offer, Receipt, Result as RoundResult,
+    Answer, Blob, Body, Contribution, Get, Offer, Receipt, Result as RoundResult,
     Verdict, Wanted, decode,
 };
 
@@ -251,11 +251,7 @@ impl Member {
         if let Err(reason) = self.willing(&offered.offer) {
             self.last = Some((round, offered.digest));
             put(Self::LAST, &self.last, out);
-            out.push(Effect::Record(Event::Declined {
-                round,
-                member: self.config.me.clone(),
-                reason: reason.to_owned(),
-            }));
+            out.push(Effect::Record(self.decline(round, reason)));
             out.push(self.answer(&offered, false, reason));
             return;
         }
@@ -290,7 +286,11 @@ impl Member {
         if !offer.adapter.is_sound() {
             return Err("unsound_blob");
         }
-        self.config.gate.plan(&offer.plan)
+        if self.config.relay { Ok(()) } else { self.config.gate.allows_plan(offer.plan.local_steps) }
+    }
+
+    fn decline(&self, round: RoundNo, reason: &'static str) -> Event {
+        Event::Decline { reason: Word::new(reason), round, sender: self.config.me.clone() }
     }
 
     /// Begins the waiting offer unless work is under way. Its adapter is on disk.
@@ -301,11 +301,6 @@ impl Member {
         let Some(offered) = self.next.take() else { return };
         self.last = Some((offered.offer.round, offered.digest));
         put(Self::LAST, &self.last, out);
-        out.push(Effect::Record(Event::OfferAccepted {
-            round: offered.offer.round,
-            offer: offered.digest,
-            version: offered.offer.version,
-        }));
         self.take(offered.offer.version, offered.offer.adapter.sha256(), out);
         out.push(self.answer(&offered, true, ""));
         self.active = Some(Active { offered: offered.clone(), sent: None });
@@ -326,37 +321,44 @@ impl Member {
         })));
     }
 
-    fn worked(&mut self, offer: Digest, work: Result<Work, String>, out: &mut Vec<Effect>) {
+    fn worked(&mut self, offer: Digest, work: Result<Work, &'static str>, out: &mut Vec<Effect>) {
         let Some(active) = self.active.as_mut().filter(|a| a.sent.is_none()) else { return };
         if active.offered.digest != offer {
             return;
         }
         let offered = active.offered.clone();
-        let gated = work.and_then(|work| {
-            let work = self.config.gate.work(work, &offered.offer.plan);
-            work.map_err(|refusal| {
-                out.push(Effect::Count(refusal));
-                out.push(Effect::Record(Event::PrivacyRefused {
-                    round: offered.offer.round,
-                    reason: refusal.to_owned(),
+        let gated = work.and_then(|work| match self.gated(&work) {
+            Ok(()) => Ok(work),
+            Err(rule) => {
+                out.push(Effect::Count(rule));
+                out.push(Effect::Record(Event::PrivacyRefusal {
+                    message: Word::new("contribution"),
+                    reason: Word::new(rule),
+                    round: Some(offered.offer.round),
                 }));
-                refusal.to_owned()
-            })
+                Err(rule)
+            }
         });
         match gated {
             Ok(work) => self.contribute(&offered, work, out),
             Err(reason) => {
                 self.active = None;
                 put(Self::ACTIVE, &self.active, out);
-                let (round, member) = (offered.offer.round, self.config.me.clone());
-                out.push(Effect::Record(Event::Declined { round, member, reason: reason.clone() }));
-                out.push(self.answer(&offered, false, &reason));
+                out.push(Effect::Record(self.decline(offered.offer.round, reason)));
+                out.push(self.answer(&offered, false, reason));
             }
         }
         self.begin_next_if_there(out);
     }
 
+    fn gated(&self, work: &Work) -> Result<(), &'static str> {
+        self.config.gate.allows_update(work.steps, work.num_examples)?;
+        let counts = work.class_logits.as_ref().map_or(&[] as &[u64], |summary| &summary.counts);
+        self.config.gate.allows_cells(counts)
+    }
+
     fn contribute(&mut self, offered: &Offered, work: Work, out: &mut Vec<Effect>) {
+        let bytes = work.update.as_ref().map_or(0, |bytes| bytes.len() as u64);
         let delta = work.update.map(|bytes| {
             let blob = Blob::of(&bytes, self.config.chunk_bytes);
             out.push(Effect::SaveBlob(bytes));
@@ -386,7 +388,7 @@ impl Member {
         };
         let round = offered.offer.round;
         let update = update_id(&self.config.federation, round, &self.config.me, &digest);
-        out.push(Effect::Record(Event::Contributed { round, update, body: digest }));
+        out.push(Effect::Record(Event::Contribute { body: digest, bytes, round, update }));
         self.active = Some(Active { offered: offered.clone(), sent: Some(update) });
         put(Self::ACTIVE, &self.active, out);
         out.push(Effect::Send {
@@ -407,11 +409,16 @@ impl Member {
             return;
         }
         let verdict = match &receipt.verdict {
-            Verdict::Accepted => "accepted".to_owned(),
-            Verdict::Late => "late".to_owned(),
-            Verdict::Refused(reason) => format!("refused: {reason}"),
+            Verdict::Accepted => "accepted",
+            Verdict::Late => "late",
+            Verdict::Refused(_) => "refused",
         };
-        out.push(Effect::Record(Event::ReceiptGot { update: receipt.update, verdict }));
+        out.push(Effect::Record(Event::ReceiptGot {
+            from: self.config.parent.clone(),
+            round: active.offered.offer.round,
+            update: receipt.update,
+            verdict: Word::new(verdict),
+        }));
         self.active = None;
         put(Self::ACTIVE, &self.active, out);
     }
@@ -436,9 +443,9 @@ impl Member {
     fn adopt(&mut self, result: &RoundResult, out: &mut Vec<Effect>) {
         let adapter = result.adapter.sha256();
         out.push(Effect::Record(Event::ResultApplied {
-            offer: result.offer,
+            result: adapter,
+            round: self.round(),
             version: result.version,
-            adapter,
         }));
         self.take(result.version, adapter, out);
         if self.config.relay {

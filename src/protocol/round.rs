@@ -19,8 +19,10 @@ use ring::digest::{Context, SHA256};
 use serde::{Deserialize, Serialize};
 
 use super::effect::{CombineInput, CombineJob, Delivery, Effect, Input, Job, Timer, To, Work};
+use super::update;
 use crate::ids::{Digest, Epoch, Name, NodeId, RoundNo, Side, UpdateId, Version};
-use crate::ledger::Event;
+use crate::learn::Layout;
+use crate::ledger::{Event, Word};
 use crate::time::Now;
 use crate::trust::Verified;
 use crate::wire::{
@@ -72,6 +74,8 @@ pub struct Round {
     config: RoundConfig,
     epoch: Epoch,
     global: Global,
+    /// Names and shapes of every version of the adapter.
+    layout: Layout,
     /// Number of the last opened round.
     round: RoundNo,
     phase: Phase,
@@ -170,7 +174,9 @@ impl Round {
         adapter: &[u8],
         state: &[(String, Vec<u8>)],
     ) -> Result<Self, String> {
+        let layout = update::unpack(adapter).map_err(|e| e.to_string())?.layout();
         let mut round = Self {
+            layout,
             global: Global {
                 version: 0,
                 adapter: Digest::of(adapter),
@@ -202,7 +208,7 @@ impl Round {
         match input {
             Input::Start => self.start(&mut out),
             Input::Message(message) => self.message(&message, &mut out),
-            Input::Fetched(digest) => self.fetched(digest, &mut out),
+            Input::Fetched { digest, bytes } => self.fetched(digest, &bytes, &mut out),
             Input::Timer(timer) => self.timer(timer, &mut out),
             Input::Combined { offer, outcome } => self.combined(offer, outcome, &mut out),
             Input::StartRound => self.open(None, self.config.deadline_ms, &mut out),
@@ -241,11 +247,10 @@ impl Round {
             Ok(bytes) => Digest::of(&bytes),
             Err(e) => return out.push(Effect::Fatal(format!("an offer can't be encoded: {e}"))),
         };
-        out.push(Effect::Record(Event::RoundOpened {
-            round: self.round,
+        out.push(Effect::Record(Event::RoundOpen {
+            epoch: self.epoch,
             offer: digest,
-            version: self.global.version,
-            members: self.config.members.len() as u64,
+            round: self.round,
         }));
         self.phase = Phase::Open(Open {
             digest,
@@ -297,12 +302,12 @@ impl Round {
     }
 
     /// Gives up the open round: nothing of it is combined, its contributions count as late ones.
-    pub fn abandon(&mut self, reason: &str, out: &mut Vec<Effect>) {
+    pub fn abandon(&mut self, reason: &'static str, out: &mut Vec<Effect>) {
         let Phase::Open(open) = std::mem::replace(&mut self.phase, Phase::Idle) else { return };
-        out.push(Effect::Record(Event::RoundAbandoned {
+        out.push(Effect::Record(Event::RoundAbandon {
+            epoch: self.epoch,
+            reason: Word::new(reason),
             round: open.offer.round,
-            offer: open.digest,
-            reason: reason.to_owned(),
         }));
         self.remember(&open.digest, &open.offer, open.accepted.values(), out);
         for (sender, input) in open.accepted {
@@ -311,6 +316,14 @@ impl Round {
             self.late.insert(sender, input);
         }
         self.put_phase(out);
+    }
+
+    /// The outer offer that the inner round serves or served last.
+    pub fn serving(&self) -> Option<Digest> {
+        match &self.phase {
+            Phase::Idle => None,
+            Phase::Open(Open { offer, .. }) | Phase::Closing(Closing { offer, .. }) => offer.outer,
+        }
     }
 
     /// What may be seen from outside.
@@ -398,8 +411,11 @@ impl Round {
         if answer.accepted {
             open.declined.remove(sender);
         } else if open.declined.insert(sender.clone()) {
-            let (round, member) = (open.offer.round, sender.clone());
-            out.push(Effect::Record(Event::Declined { round, member, reason: answer.reason.clone() }));
+            out.push(Effect::Record(Event::Decline {
+                reason: Word::try_from(answer.reason.clone()).unwrap_or(Word::new("unnamed")),
+                round: open.offer.round,
+                sender: sender.clone(),
+            }));
             self.close_if_due(out);
         }
     }
@@ -417,12 +433,18 @@ impl Round {
                 let verdict = self.verdict_of(sender, &contribution.offer);
                 out.push(self.receipt(sender, update, verdict));
             } else {
-                self.refuse(sender, update, "equivocation", out);
+                out.push(Effect::Record(Event::Equivocation {
+                    first: known,
+                    round: message.round(),
+                    second: update,
+                    sender: sender.clone(),
+                }));
+                self.refuse(message, "equivocation", out);
             }
             return;
         }
         if let Err(reason) = self.check(contribution) {
-            self.refuse(sender, update, reason, out);
+            self.refuse(message, reason, out);
             return;
         }
         match &contribution.delta {
@@ -436,13 +458,13 @@ impl Round {
             }
             Some(Blob::Inline(bytes)) => {
                 out.push(Effect::SaveBlob(bytes.clone()));
-                self.accept(message, contribution, out);
+                self.accept(message, contribution, Some(bytes), out);
             }
-            None => self.accept(message, contribution, out),
+            None => self.accept(message, contribution, None, out),
         }
     }
 
-    fn fetched(&mut self, digest: Digest, out: &mut Vec<Effect>) {
+    fn fetched(&mut self, digest: Digest, bytes: &[u8], out: &mut Vec<Effect>) {
         let complete = |message: &&Verified| match message.body() {
             Body::Contribution(c) => c.delta.as_ref().is_some_and(|blob| blob.sha256() == digest),
             _ => false,
@@ -454,14 +476,26 @@ impl Round {
                 // Its round may have closed meanwhile, so the whole way again, now with the bytes.
                 match self.known(message.sender(), &contribution.offer) {
                     Some(_) => {}
-                    None => self.accept(&message, contribution, out),
+                    None => self.accept(&message, contribution, Some(bytes), out),
                 }
             }
         }
     }
 
     /// Counts it in the open round, or in a later one when its own is closed.
-    fn accept(&mut self, message: &Verified, contribution: &Contribution, out: &mut Vec<Effect>) {
+    fn accept(
+        &mut self,
+        message: &Verified,
+        contribution: &Contribution,
+        delta: Option<&[u8]>,
+        out: &mut Vec<Effect>,
+    ) {
+        if let Some(bytes) = delta
+            && let Err(error) = update::check(bytes, &self.layout, contribution.stacked)
+        {
+            self.refuse(message, error.kind(), out);
+            return;
+        }
         let sender = message.sender().clone();
         let update = message.update_id();
         let input = |base: Digest| CombineInput {
@@ -474,6 +508,7 @@ impl Round {
             loss_first: contribution.loss_first,
             loss_last: contribution.loss_last,
             delta: contribution.delta.as_ref().map(Blob::sha256),
+            stacked: contribution.stacked,
             base,
             class_logits: contribution.class_logits.clone(),
         };
@@ -481,11 +516,11 @@ impl Round {
             && open.digest == contribution.offer
         {
             let input = input(open.offer.adapter.sha256());
-            out.push(Effect::Record(Event::Accepted {
+            out.push(Effect::Record(Event::Accept {
+                body: message.body_digest(),
                 round: open.offer.round,
-                member: sender.clone(),
+                sender: sender.clone(),
                 update,
-                num_examples: input.num_examples,
             }));
             put(&format!("{}{sender}", Self::ACCEPTED), &input, out);
             open.declined.remove(&sender);
@@ -497,26 +532,21 @@ impl Round {
         let version = self.global.version;
         let limit = self.config.max_staleness;
         let Some(recent) = self.recent.iter_mut().find(|r| r.offer == contribution.offer) else {
-            self.refuse(&sender, update, "unknown_offer", out);
+            self.refuse(message, "unknown_offer", out);
             return;
         };
         // A version that its round made is one step ahead of the one it started from.
         let behind = version.saturating_sub(recent.version);
         let (round, base) = (recent.round, recent.adapter);
         if behind > limit {
-            self.refuse(&sender, update, "too_stale", out);
+            self.refuse(message, "too_stale", out);
             return;
         }
         recent.updates.insert(sender.clone(), update);
         put(Self::RECENT, &self.recent, out);
         let input = input(base);
         put(&format!("{}{sender}", Self::LATE), &input, out);
-        out.push(Effect::Record(Event::AcceptedLate {
-            round,
-            member: sender.clone(),
-            update,
-            staleness: behind,
-        }));
+        out.push(Effect::Record(Event::Late { round, sender: sender.clone(), update }));
         self.late.insert(sender.clone(), input);
         out.push(self.receipt(&sender, update, Verdict::Late));
     }
@@ -602,7 +632,7 @@ impl Round {
             && let Some(outer) = open.offer.outer
         {
             self.abandon("no_quorum", out);
-            out.push(Effect::Contribute { outer, work: Err("no_quorum".into()) });
+            out.push(Effect::Contribute { outer, work: Err("no_quorum") });
         }
     }
 
@@ -641,11 +671,11 @@ impl Round {
             set.entry(sender).or_default().push(input);
         }
         let set: Vec<CombineInput> = set.into_values().flatten().collect();
-        out.push(Effect::Record(Event::RoundClosed {
+        out.push(Effect::Record(Event::RoundClose {
+            contributions: set.len() as u64,
+            epoch: self.epoch,
             round: open.offer.round,
-            offer: open.digest,
-            contributors: set.len() as u64,
-            contributor_set: contributor_set(&set),
+            set: contributor_set(&set),
         }));
         let closing = Closing { digest: open.digest, offer: open.offer, set };
         out.push(Effect::Job(self.combine_job(&closing)));
@@ -664,7 +694,7 @@ impl Round {
         })
     }
 
-    fn combined(&mut self, offer: Digest, outcome: Result<Work, String>, out: &mut Vec<Effect>) {
+    fn combined(&mut self, offer: Digest, outcome: Result<Work, &'static str>, out: &mut Vec<Effect>) {
         let Phase::Closing(closing) = &self.phase else { return };
         if closing.digest != offer {
             return;
@@ -675,19 +705,19 @@ impl Round {
         match (outcome, closing.offer.outer) {
             (Ok(work), None) => self.commit(&closing, work, out),
             (Ok(work), Some(outer)) => {
-                out.push(Effect::Record(Event::RoundCommitted {
-                    round: closing.offer.round,
-                    offer,
-                    version: closing.offer.version,
+                out.push(Effect::Record(Event::RoundCommit {
+                    epoch: self.epoch,
                     result: work.update.as_deref().map_or(Digest::of(b""), Digest::of),
+                    round: closing.offer.round,
+                    version: closing.offer.version,
                 }));
                 out.push(Effect::Contribute { outer, work: Ok(work) });
             }
             (Err(reason), outer) => {
-                out.push(Effect::Record(Event::RoundAbandoned {
+                out.push(Effect::Record(Event::RoundAbandon {
+                    epoch: self.epoch,
+                    reason: Word::new(reason),
                     round: closing.offer.round,
-                    offer,
-                    reason: reason.clone(),
                 }));
                 if let Some(outer) = outer {
                     out.push(Effect::Contribute { outer, work: Err(reason) });
@@ -711,11 +741,11 @@ impl Round {
         let result = adapter.sha256();
         let class_targets = work.class_logits.or_else(|| closing.offer.class_targets.clone());
         self.take(version, adapter, class_targets, out);
-        out.push(Effect::Record(Event::RoundCommitted {
-            round: closing.offer.round,
-            offer: closing.digest,
-            version,
+        out.push(Effect::Record(Event::RoundCommit {
+            epoch: self.epoch,
             result,
+            round: closing.offer.round,
+            version,
         }));
         let contributors = u32::try_from(closing.set.len()).unwrap_or(u32::MAX);
         self.publish_result(closing.digest, contributors, contributor_set(&closing.set), out);
@@ -785,20 +815,16 @@ impl Round {
         ((self.config.quorum * members as f64).ceil() as usize).max(1)
     }
 
-    fn refuse(
-        &self,
-        sender: &NodeId,
-        update: UpdateId,
-        reason: &'static str,
-        out: &mut Vec<Effect>,
-    ) {
+    fn refuse(&self, message: &Verified, reason: &'static str, out: &mut Vec<Effect>) {
+        let (sender, body) = (message.sender(), message.body_digest());
         out.push(Effect::Count(reason));
-        out.push(Effect::Record(Event::Refused {
-            from: sender.clone(),
-            update: Some(update),
-            reason: reason.to_owned(),
+        out.push(Effect::Record(Event::Refusal {
+            message: body,
+            reason: Word::new(reason),
+            sender: Some(sender.clone()),
         }));
-        out.push(self.receipt(sender, update, Verdict::Refused(reason.to_owned())));
+        let verdict = Verdict::Refused(reason.to_owned());
+        out.push(self.receipt(sender, message.update_id(), verdict));
     }
 
     fn receipt(&self, to: &NodeId, update: UpdateId, verdict: Verdict) -> Effect {

@@ -32,7 +32,7 @@ impl Coding {
     }
 }
 
-/// One tensor with its values coded.
+/// Name and shape of one tensor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PackedTensor {
@@ -40,24 +40,21 @@ pub struct PackedTensor {
     pub name: String,
     /// Sizes, outermost first.
     pub shape: Vec<u32>,
-    /// How `data` is written.
-    pub coding: Coding,
-    /// Values that share a scale; 0 for [`Coding::F32`].
-    pub block: u16,
-    /// Coded values, row-major.
-    #[serde(with = "serde_bytes")]
-    pub data: Vec<u8>,
-    /// Little-endian f16, one a block.
-    #[serde(with = "serde_bytes")]
-    pub scales: Vec<u8>,
 }
 
-/// Tensors in the order of their names.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// Tensors in the order of their names, with the values of all of them in one piece.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PackedSet {
     /// At most [`PackedSet::MAX_TENSORS`].
     pub tensors: Vec<PackedTensor>,
+    /// How `data` is written.
+    pub coding: Coding,
+    /// Values that share a scale; 0 for [`Coding::F32`].
+    pub block: u16,
+    /// Little-endian f32, or what `learn::Quantizer` makes: its lengths are checked there.
+    #[serde(with = "serde_bytes")]
+    pub data: Vec<u8>,
 }
 
 impl PackedSet {
@@ -95,6 +92,16 @@ impl PackedSet {
         Ok(set)
     }
 
+    /// Number of values in all tensors; `None` when it overflows.
+    pub fn num_values(&self) -> Option<usize> {
+        let mut sum = 0_usize;
+        for tensor in &self.tensors {
+            let size = |n: usize, d: &u32| n.checked_mul(usize::try_from(*d).ok()?);
+            sum = sum.checked_add(tensor.shape.iter().try_fold(1, size)?)?;
+        }
+        Some(sum)
+    }
+
     fn check(&self) -> Result<(), CodecError> {
         if self.tensors.len() > Self::MAX_TENSORS {
             return Err(CodecError::TooLarge {
@@ -102,27 +109,27 @@ impl PackedSet {
                 actual: self.tensors.len(),
             });
         }
-        let sorted = self.tensors.iter().zip(self.tensors.iter().skip(1));
-        for (a, b) in sorted {
+        let bad = |what: &str| Err(CodecError::Structure(what.into()));
+        for (a, b) in self.tensors.iter().zip(self.tensors.iter().skip(1)) {
             if a.name >= b.name {
-                return Err(CodecError::Structure("tensors are not in order of names".into()));
+                return bad("tensors are not in order of names");
             }
         }
-        self.tensors.iter().try_for_each(PackedTensor::check)
+        self.tensors.iter().try_for_each(PackedTensor::check)?;
+        let Some(values) = self.num_values() else { return bad("a shape overflows") };
+        let sizes_agree = match self.coding {
+            Coding::F32 => self.block == 0 && values.checked_mul(4) == Some(self.data.len()),
+            Coding::Int8 | Coding::Int4 => self.block > 0,
+        };
+        if sizes_agree { Ok(()) } else { bad("the shapes don't agree with the number of bytes") }
     }
 }
 
 impl PackedTensor {
-    /// Number of values, as the shape says; `None` when it overflows.
-    pub fn num_values(&self) -> Option<usize> {
-        self.shape.iter().try_fold(1_usize, |n, d| n.checked_mul(usize::try_from(*d).ok()?))
-    }
-
     fn check(&self) -> Result<(), CodecError> {
-        let bad =
-            |what: &str| Err(CodecError::Structure(format!("tensor {:?}: {what}", self.name)));
+        let bad = |what: &str| Err(CodecError::Structure(format!("tensor {:?}: {what}", self.name)));
         let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.');
-        let named = (1..=Self::NAME_BYTES).contains(&self.name.len())
+        let named = self.name.len() <= PackedSet::MAX_NAME_BYTES
             && self.name.bytes().all(plain)
             && self.name.split('.').all(|part| !part.is_empty());
         if !named {
@@ -131,23 +138,8 @@ impl PackedTensor {
         if self.shape.len() > PackedSet::MAX_DIMS {
             return bad("more than 8 dimensions");
         }
-        let Some(values) = self.num_values() else { return bad("the shape overflows") };
-        let (data, block_ok) = match self.coding {
-            Coding::F32 => (values.checked_mul(4), self.block == 0),
-            Coding::Int8 => (Some(values), self.block > 0),
-            Coding::Int4 => (Some(values.div_ceil(2)), self.block > 0),
-        };
-        let blocks = if self.block == 0 { 0 } else { values.div_ceil(usize::from(self.block)) };
-        if !block_ok
-            || data != Some(self.data.len())
-            || blocks.checked_mul(2) != Some(self.scales.len())
-        {
-            return bad("the shape doesn't agree with the number of bytes");
-        }
         Ok(())
     }
-
-    const NAME_BYTES: usize = PackedSet::MAX_NAME_BYTES;
 }
 
 #[cfg(test)]
@@ -156,43 +148,41 @@ mod tests {
 
     const CAP: usize = 1 << 20;
 
-    fn tensor(name: &str, shape: &[u32], bytes: usize) -> PackedTensor {
-        PackedTensor {
-            name: name.into(),
+    fn set(tensors: &[(&str, &[u32])], bytes: usize) -> PackedSet {
+        let tensor = |(name, shape): &(&str, &[u32])| PackedTensor {
+            name: (*name).into(),
             shape: shape.to_vec(),
-            coding: Coding::F32,
-            block: 0,
-            data: vec![0; bytes],
-            scales: vec![],
-        }
+        };
+        let tensors = tensors.iter().map(tensor).collect();
+        PackedSet { tensors, coding: Coding::F32, block: 0, data: vec![0; bytes] }
     }
 
-    fn taken(tensors: Vec<PackedTensor>) -> Result<PackedSet, CodecError> {
-        let plain = encode(&PackedSet { tensors }).unwrap();
+    fn taken(set: &PackedSet) -> Result<PackedSet, CodecError> {
+        let plain = encode(set).unwrap();
         PackedSet::from_bytes(&zstd::bulk::compress(&plain, 3).unwrap(), CAP)
     }
 
     #[test]
     fn a_sound_set_makes_the_round_trip() {
-        let set = PackedSet { tensors: vec![tensor("a.w", &[2, 3], 24), tensor("b", &[], 4)] };
+        let set = set(&[("a.w", &[2, 3]), ("b", &[])], 28);
         assert_eq!(PackedSet::from_bytes(&set.to_bytes().unwrap(), CAP), Ok(set));
     }
 
     #[test]
     fn path_like_names_are_refused() {
-        for name in ["../../etc/x", "a/b", "", "a..b", ".a", "a.", "a b", "ä"] {
-            assert!(taken(vec![tensor(name, &[1], 4)]).is_err(), "{name}");
+        for name in ["../../etc/x", "a/b", "", "a..b", ".a", "a.", "a b", "\u{e4}"] {
+            assert!(taken(&set(&[(name, &[1])], 4)).is_err(), "{name}");
         }
-        assert!(taken(vec![tensor("a.b_c-0", &[1], 4)]).is_ok());
+        assert!(taken(&set(&[("a.b_c-0", &[1])], 4)).is_ok());
     }
 
     #[test]
     fn claims_that_the_bytes_do_not_bear_are_refused() {
-        assert!(taken(vec![tensor("a", &[u32::MAX, u32::MAX, u32::MAX], 4)]).is_err());
-        assert!(taken(vec![tensor("a", &[2], 4)]).is_err());
-        assert!(taken(vec![tensor("a", &[1; 9], 4)]).is_err());
-        assert!(taken(vec![tensor("b", &[1], 4), tensor("a", &[1], 4)]).is_err());
-        assert!(taken(vec![tensor("a", &[1], 4), tensor("b", &[1], 4)]).is_ok());
+        assert!(taken(&set(&[("a", &[u32::MAX, u32::MAX, u32::MAX])], 4)).is_err());
+        assert!(taken(&set(&[("a", &[2])], 4)).is_err());
+        assert!(taken(&set(&[("a", &[1; 9])], 4)).is_err());
+        assert!(taken(&set(&[("b", &[1]), ("a", &[1])], 8)).is_err());
+        assert!(taken(&set(&[("a", &[1]), ("b", &[1])], 8)).is_ok());
     }
 
     #[test]
