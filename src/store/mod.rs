@@ -8,6 +8,25 @@
 use crate::ids::{Digest, Side};
 use crate::time::Wall;
 
+#[cfg(feature = "store")]
+mod blobs;
+#[cfg(test)]
+mod conformance;
+#[cfg(feature = "store")]
+mod directory;
+mod memory;
+#[cfg(feature = "store")]
+mod sqlite;
+
+#[cfg(feature = "store")]
+pub use blobs::BlobCaps;
+pub use memory::{Failure, MemoryStore};
+#[cfg(feature = "store")]
+pub use sqlite::SqliteStore;
+
+/// Samples of the KPI table that are kept, over all names; the oldest go first.
+pub const MAX_KPIS: usize = 100_000;
+
 /// A sealed message that has to reach somebody, kept until it is settled or replaced.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OutboxItem {
@@ -28,17 +47,20 @@ pub struct OutboxItem {
 /// Everything that one step of a machine changes. Applied as one transaction.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Batch {
+    /// When the step was taken; dates its KPI samples.
+    pub at: Wall,
     /// State: key and new value, `None` deletes. Later wins.
     pub state: Vec<(String, Option<Vec<u8>>)>,
     /// Canonical bytes of ledger entries, to be appended in this order.
     pub entries: Vec<Vec<u8>>,
-    /// Added, or replacing the item of the same key.
+    /// Added at the end, in place of an earlier item of the same key.
     pub outbox_put: Vec<OutboxItem>,
-    /// Keys of settled items.
+    /// Keys of settled items. They go before `outbox_put` comes; an unknown key is no error.
     pub outbox_delete: Vec<String>,
-    /// A signed ledger checkpoint over all entries up to and including this batch's.
+    /// A signed ledger checkpoint over all entries up to and including this batch's. One over as
+    /// many entries as the last takes its place.
     pub checkpoint: Option<Vec<u8>>,
-    /// Samples for the KPI table: (name, value).
+    /// Samples for the KPI table: (name, value). At most [`MAX_KPIS`] are kept.
     pub kpis: Vec<(String, f64)>,
 }
 
@@ -127,10 +149,10 @@ pub trait Store: Send {
     /// [`StoreError`].
     fn num_entries(&self) -> Result<u64, StoreError>;
 
-    /// Ledger entries `from..to`, canonical bytes.
+    /// Ledger entries `from..to` as far as they exist, canonical bytes.
     ///
     /// # Errors
-    /// [`StoreError`].
+    /// [`StoreError::Corrupt`] names the first entry that is missing or damaged.
     fn entries(&self, from: u64, to: u64) -> Result<Vec<Vec<u8>>, StoreError>;
 
     /// All checkpoints, oldest first.
@@ -138,6 +160,12 @@ pub trait Store: Send {
     /// # Errors
     /// [`StoreError`].
     fn checkpoints(&self) -> Result<Vec<Vec<u8>>, StoreError>;
+
+    /// Samples of the KPI `name`, oldest first.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn kpis(&self, name: &str) -> Result<Vec<(Wall, f64)>, StoreError>;
 
     /// Writes a blob (durable when this returns) and gives its SHA-256; a known one costs nothing.
     ///
@@ -157,4 +185,10 @@ pub trait Store: Send {
     /// [`StoreError`].
     fn retain_blobs(&mut self, keep: &std::collections::BTreeSet<Digest>)
     -> Result<(), StoreError>;
+}
+
+fn sha256(bytes: &[u8]) -> Digest {
+    let mut digest = Digest([0; 32]);
+    digest.0.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, bytes).as_ref());
+    digest
 }
