@@ -15,6 +15,8 @@ pub mod bus;
 pub mod ids;
 pub mod learn;
 pub mod rng;
+pub mod scada;
 pub mod store;
 pub mod time;
+pub mod topic;
 pub mod wire;
