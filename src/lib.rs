@@ -18,6 +18,7 @@ pub mod ledger;
 pub mod privacy;
 pub mod protocol;
 pub mod rng;
+pub mod scada;
 pub mod store;
 pub mod time;
 pub mod topic;

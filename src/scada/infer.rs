@@ -1,0 +1,323 @@
+//! Requests for an answer: `infer/{model}` with `{"id": .., "input": [..]}`, answers on
+//! `reply/infer`.
+//!
+//! The input is a whole window of the model's length, as an array or as `{"window": [..]}`. A
+//! request is refused rather than repaired: a sample that is no finite number, or a wrong length,
+//! would get an answer that means nothing.
+
+use std::num::NonZeroUsize;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::ids::Name;
+use crate::scada::command::CommandPolicy;
+use crate::scada::object::{FieldError, Fields, describe};
+use crate::scada::request_id::RequestId;
+use crate::scada::tags::narrow;
+use crate::scada::telegram::{Inference, Quality, Reply, ReplyStatus};
+use crate::scada::window::{WrongLength, check_length};
+
+/// Most bytes of a request's payload.
+pub const MAX_REQUEST_BYTES: usize = 256 * 1024;
+
+/// A request that may be answered.
+#[derive(Debug, Clone, PartialEq)]
+pub struct InferRequest {
+    /// The asker's id, to be echoed.
+    pub id: Option<RequestId>,
+    /// Finite samples, as many as the model takes.
+    pub window: Vec<f32>,
+}
+
+/// A request that gets no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{fault}")]
+pub struct InferError {
+    /// The asker's id, where it could be read.
+    pub id: Option<RequestId>,
+    /// Why not.
+    pub fault: InferFault,
+}
+
+/// Why a request gets no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InferFault {
+    /// Larger than any request; it wasn't parsed.
+    #[error("the request has {bytes} bytes, at most {MAX_REQUEST_BYTES} are taken")]
+    TooLarge {
+        /// Its size.
+        bytes: usize,
+    },
+    /// The payload's form.
+    #[error(transparent)]
+    Field(#[from] FieldError),
+    /// The broker had kept it from before we connected: nobody waits for it any more.
+    #[error("the request was retained by the broker, so nobody waits for it; it was not answered")]
+    Retained,
+    /// The node's config doesn't allow requests.
+    #[error("this node takes no requests")]
+    NotAllowed,
+    /// The node doesn't serve this model.
+    #[error("this node doesn't serve a model called {model:?}")]
+    UnknownModel {
+        /// The model.
+        model: String,
+    },
+    /// The window doesn't fit the model.
+    #[error(transparent)]
+    Length(#[from] WrongLength),
+    /// As many requests as may wait are waiting.
+    #[error("busy: {waiting} requests are waiting already")]
+    Busy {
+        /// Their number.
+        waiting: usize,
+    },
+}
+
+impl InferError {
+    /// The model isn't served here.
+    pub fn unknown_model(id: Option<RequestId>, model: &Name) -> Self {
+        Self { id, fault: InferFault::UnknownModel { model: model.to_string() } }
+    }
+
+    /// As many requests as may wait are waiting.
+    pub fn busy(id: Option<RequestId>, waiting: usize) -> Self {
+        Self { id, fault: InferFault::Busy { waiting } }
+    }
+
+    /// A short word for metrics and logs.
+    pub fn kind(&self) -> &'static str {
+        match &self.fault {
+            InferFault::TooLarge { .. } => "too_large",
+            InferFault::Field(error) => error.kind(),
+            InferFault::Retained => "retained",
+            InferFault::NotAllowed => "not_allowed",
+            InferFault::UnknownModel { .. } => "unknown_model",
+            InferFault::Length(_) => "wrong_length",
+            InferFault::Busy { .. } => "busy",
+        }
+    }
+
+    /// The way out, for the person who sent it.
+    pub fn hint(&self) -> &'static str {
+        match &self.fault {
+            InferFault::TooLarge { .. } => "send one window a request, with fewer digits",
+            InferFault::Field(error) => error.hint(),
+            InferFault::Retained => "publish it again without the retain flag (no -r)",
+            InferFault::NotAllowed => "add \"infer\" to commands.unsigned in the node's config",
+            InferFault::UnknownModel { .. } => "the node's `meta` topic lists its models",
+            InferFault::Length(_) => "the node's `meta` topic tells the window of each model",
+            InferFault::Busy { .. } => "try again in a moment",
+        }
+    }
+
+    /// The answer for the asker.
+    pub fn reply(&self) -> InferReply {
+        let reply = Reply::error(self.id.clone(), self.kind(), self.to_string(), self.hint());
+        InferReply::Refused { reply, quality: Quality::Bad }
+    }
+}
+
+/// What goes out on `reply/infer`: flat like `inference/{model}`, and `status` beside it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum InferReply {
+    /// The answer, its keys at the top level.
+    Answer {
+        /// Always [`ReplyStatus::Ok`].
+        status: ReplyStatus,
+        /// The answer with the asker's id.
+        #[serde(flatten)]
+        inference: Inference,
+    },
+    /// No answer, and why.
+    Refused {
+        /// An error reply.
+        #[serde(flatten)]
+        reply: Reply,
+        /// Always [`Quality::Bad`]: a display never shows an old value as good.
+        quality: Quality,
+    },
+}
+
+impl InferReply {
+    /// The answer to a request.
+    pub fn answer(id: Option<RequestId>, inference: Inference) -> Self {
+        Self::Answer { status: ReplyStatus::Ok, inference: Inference { id, ..inference } }
+    }
+}
+
+/// Reads a request for a model that takes windows of `len` samples.
+///
+/// `retained` is the broker's flag: such a request is older than the connection.
+///
+/// # Errors
+/// [`InferError`]; its [`reply`](InferError::reply) is for the asker.
+pub fn parse(
+    payload: &[u8],
+    retained: bool,
+    len: NonZeroUsize,
+    policy: &CommandPolicy,
+) -> Result<InferRequest, InferError> {
+    let fail = |id: &Option<RequestId>, fault| InferError { id: id.clone(), fault };
+    if payload.len() > MAX_REQUEST_BYTES {
+        return Err(fail(&None, InferFault::TooLarge { bytes: payload.len() }));
+    }
+    let mut fields = Fields::parse(payload).map_err(|error| fail(&None, error.into()))?;
+    let id = fields.id().map_err(|error| fail(&None, error.into()))?;
+    if retained {
+        return Err(fail(&id, InferFault::Retained));
+    }
+    if !policy.allows_infer() {
+        return Err(fail(&id, InferFault::NotAllowed));
+    }
+    match read_window(fields, len) {
+        Ok(window) => Ok(InferRequest { id, window }),
+        Err(fault) => Err(fail(&id, fault)),
+    }
+}
+
+fn read_window(mut fields: Fields, len: NonZeroUsize) -> Result<Vec<f32>, InferFault> {
+    const EXPECTED: &str = "an array of numbers, or an object like {\"window\":[1,2]}";
+    let input = fields.take("input");
+    fields.finish()?;
+    let wrong = |got: &Value| FieldError::Wrong {
+        field: "input".to_owned(),
+        expected: EXPECTED.to_owned(),
+        got: describe(got),
+    };
+    let (path, items) = match &input {
+        None => {
+            return Err(
+                FieldError::Missing { field: "input".to_owned(), expected: EXPECTED }.into()
+            );
+        }
+        Some(Value::Array(items)) => ("input", items),
+        Some(Value::Object(map)) => match map.get("window") {
+            Some(Value::Array(items)) if map.len() == 1 => ("input.window", items),
+            _ => return Err(wrong(&Value::Object(map.clone())).into()),
+        },
+        Some(other) => return Err(wrong(other).into()),
+    };
+    check_length(len, items.len())?;
+    let mut window = Vec::with_capacity(items.len());
+    for (at, item) in items.iter().enumerate() {
+        let sample = item.as_f64().map(narrow).filter(|sample| sample.is_finite());
+        window.push(sample.ok_or_else(|| FieldError::Wrong {
+            field: format!("{path}[{at}]"),
+            expected: "a finite number".to_owned(),
+            got: describe(item),
+        })?);
+    }
+    Ok(window)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+    use crate::scada::telegram::Tier;
+    use crate::time::Wall;
+
+    fn ask(payload: &str) -> Result<InferRequest, InferError> {
+        let policy = CommandPolicy::new(["infer"]).unwrap();
+        parse(payload.as_bytes(), false, NonZeroUsize::new(3).unwrap(), &policy)
+    }
+
+    fn inference() -> Inference {
+        Inference {
+            value: Some(1.0),
+            label: Some("inner".to_owned()),
+            confidence: Some(0.9),
+            quality: Quality::Good,
+            ts: Wall(7),
+            model_version: 2,
+            latency_ms: 1.5,
+            tier: Tier::Edge,
+            id: None,
+        }
+    }
+
+    #[test]
+    fn a_window_comes_as_an_array_or_by_name() {
+        for payload in
+            [r#"{"id":"a","input":[1,2.5,-3]}"#, r#"{"id":"a","input":{"window":[1,2.5,-3]}}"#]
+        {
+            let request = ask(payload).unwrap();
+            assert_eq!(request.id.unwrap().as_str(), "a");
+            assert_eq!(request.window, [1.0, 2.5, -3.0]);
+        }
+    }
+
+    #[test]
+    fn bad_requests_are_refused_with_what_is_wrong() {
+        for (payload, kind, message) in [
+            ("", "missing_field", "field \"input\" is missing: expected an array of numbers"),
+            ("nonsense", "not_json", "not JSON"),
+            (r#"{"input":[1,2]}"#, "wrong_length", "takes windows of 3 samples, got 2"),
+            (r#"{"input":[1,null,3]}"#, "wrong_field", "field \"input[1]\": expected a finite number, got null"),
+            (r#"{"input":[1,"NaN",3]}"#, "wrong_field", "got the text \"NaN\""),
+            (r#"{"input":{"window":[1,2,1e300]}}"#, "wrong_field", "field \"input.window[2]\""),
+            (r#"{"input":{"windows":[1,2,3]}}"#, "wrong_field", "got an object of 1 fields"),
+            (r#"{"input":"1,2,3"}"#, "wrong_field", "got the text \"1,2,3\""),
+            (r#"{"input":[1,2,3],"x":1}"#, "unknown_field", "unknown field \"x\": known here are id, input"),
+        ] {
+            let error = ask(payload).unwrap_err();
+            assert_eq!(error.kind(), kind, "{payload}");
+            assert!(error.to_string().contains(message), "{error}");
+        }
+    }
+
+    #[test]
+    fn too_large_retained_and_unwanted_requests_are_refused() {
+        let len = NonZeroUsize::new(3).unwrap();
+        let good = br#"{"id":"a","input":[1,2,3]}"#;
+        let policy = CommandPolicy::new(["infer"]).unwrap();
+        let kind = |payload: &[u8], retained, policy: &CommandPolicy| {
+            parse(payload, retained, len, policy).unwrap_err().kind()
+        };
+        assert_eq!(kind(&vec![b'['; 10_000_000], false, &policy), "too_large");
+        assert_eq!(kind(good, true, &policy), "retained");
+        assert_eq!(kind(good, false, &CommandPolicy::default()), "not_allowed");
+        assert!(parse(good, false, len, &policy).is_ok());
+    }
+
+    #[test]
+    fn answers_are_flat_and_carry_the_askers_id() {
+        let reply = InferReply::answer(RequestId::new("a").ok(), inference());
+        assert_eq!(
+            serde_json::to_value(reply).unwrap(),
+            json!({"status": "ok", "id": "a", "value": 1.0, "label": "inner", "confidence": 0.9,
+                "quality": "good", "ts": 7, "model_version": 2, "latency_ms": 1.5, "tier": "edge"})
+        );
+    }
+
+    #[test]
+    fn refusals_have_quality_bad_and_say_the_way_out() {
+        let busy = InferError::busy(RequestId::new("a").ok(), 64).reply();
+        assert_eq!(
+            serde_json::to_value(busy).unwrap(),
+            json!({"id": "a", "status": "error", "data": null, "quality": "bad", "error": {
+                "kind": "busy",
+                "message": "busy: 64 requests are waiting already",
+                "hint": "try again in a moment",
+            }})
+        );
+        let unknown = InferError::unknown_model(None, &Name::new("pump").unwrap());
+        assert_eq!(unknown.kind(), "unknown_model");
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_get_an_answer_of_bounded_size(payload in prop::collection::vec(any::<u8>(), 0..300)) {
+            let policy = CommandPolicy::new(["infer"]).unwrap();
+            if let Err(error) = parse(&payload, false, NonZeroUsize::MIN, &policy) {
+                prop_assert!(serde_json::to_vec(&error.reply()).unwrap().len() < 2_000);
+            }
+        }
+    }
+}

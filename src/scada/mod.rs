@@ -1,0 +1,24 @@
+//! The plant's side as pure code: telegrams that SCADA reads, commands, tags, windows, requests.
+//!
+//! No IO and no clock here: callers bring the payload, the time and what they know of the broker's
+//! flags. What comes from outside has a cap before it is parsed, and every refusal says what was
+//! wrong and what would be right.
+//!
+//! ```text
+//! plant topic -> tags -> window -> (model) -> telegram::Inference -> inference/{model}
+//! infer/{model} -> infer -> (model) -> infer::InferReply          -> reply/infer
+//! cmd/{name} -> command -> (node)   -> telegram::Reply            -> reply/{name}
+//! ```
+
+pub mod command;
+pub mod feed;
+pub mod infer;
+mod object;
+pub mod replay;
+mod request_id;
+pub mod tags;
+pub mod telegram;
+pub mod window;
+
+pub use object::FieldError;
+pub use request_id::{RequestId, RequestIdError};
