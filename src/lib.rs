@@ -15,5 +15,7 @@ pub mod bus;
 pub mod ids;
 pub mod learn;
 pub mod rng;
+#[cfg(feature = "cli")]
+pub mod settings;
 pub mod store;
 pub mod time;
