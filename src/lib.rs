@@ -18,4 +18,8 @@ pub mod rng;
 #[cfg(feature = "cli")]
 pub mod settings;
 pub mod store;
+#[cfg(feature = "runtime")]
+pub mod telemetry;
 pub mod time;
+#[cfg(feature = "web")]
+pub mod web;
