@@ -19,8 +19,14 @@ pub mod privacy;
 pub mod protocol;
 pub mod rng;
 pub mod scada;
+#[cfg(feature = "cli")]
+pub mod settings;
 pub mod store;
+#[cfg(feature = "runtime")]
+pub mod telemetry;
 pub mod time;
 pub mod topic;
 pub mod trust;
 pub mod wire;
+#[cfg(feature = "web")]
+pub mod web;

@@ -1,0 +1,354 @@
+//! From merged values to typed settings, or to every problem at once.
+//!
+//! First each key by itself against the table, then the rules that hold between keys. A value that
+//! is wrong is replaced by its default on the way, so that one mistake doesn't hide another.
+
+use std::collections::BTreeSet;
+
+use config::{Config, ConfigError, Map, Source, Value};
+
+use super::keys::{self, KEYS};
+use super::layers::{Leaves, toml_text};
+use super::{
+    LearnerName, LinkSettings, NodeRole, Problem, Settings, SettingsError, StrategyName, TagBinds,
+};
+
+/// Checks merged values. `base` are the defaults; `problems` are those of reading the layers.
+pub(super) fn check(
+    mut values: Leaves,
+    base: &Leaves,
+    mut problems: Vec<Problem>,
+) -> Result<Settings, SettingsError> {
+    let origins = values.clone();
+    check_keys(&mut values, base, &mut problems);
+    let already: BTreeSet<String> = problems.iter().map(|problem| problem.key.clone()).collect();
+    match typed(&values) {
+        Ok(settings) => {
+            for (key, message) in broken_rules(&settings) {
+                if !already.contains(&key) {
+                    let origin = origins.get(&key).and_then(Value::origin).unwrap_or("no layer");
+                    problems.push(Problem { origin: origin.to_owned(), key, message });
+                }
+            }
+            if problems.is_empty() {
+                return Ok(settings);
+            }
+        }
+        // Only when a problem above left a hole that no default fills.
+        Err(error) if problems.is_empty() => problems.push(Problem {
+            key: "settings".to_owned(),
+            origin: "all layers".to_owned(),
+            message: error.to_string(),
+        }),
+        Err(_) => {}
+    }
+    problems.sort_by(|a, b| a.key.cmp(&b.key));
+    Err(SettingsError { problems })
+}
+
+/// Each key by itself: known, of the right kind, in range, there if required.
+fn check_keys(values: &mut Leaves, base: &Leaves, problems: &mut Vec<Problem>) {
+    let mut bad = Vec::new();
+    let required = required_paths(values);
+    for (path, value) in values.iter() {
+        let message = match keys::find(path) {
+            Some(key) if key.expect.accepts(value) => continue,
+            Some(key) => format!("found {}, expected {}", toml_text(value), key.expect),
+            None if KEYS.iter().any(|key| is_section(path, key.path)) => {
+                format!("found {}, expected a section", toml_text(value))
+            }
+            None => match keys::nearest(path) {
+                Some(near) => format!("unknown key, did you mean {near}?"),
+                None => "unknown key".to_owned(),
+            },
+        };
+        let origin = value.origin().unwrap_or("default").to_owned();
+        problems.push(Problem { key: path.clone(), origin, message });
+        bad.push(path.clone());
+    }
+    for path in bad {
+        values.remove(&path);
+    }
+    for path in &required {
+        if values.contains_key(path) {
+            continue;
+        }
+        if !problems.iter().any(|problem| problem.key == *path) {
+            let expect = keys::find(path).map(|key| key.expect.to_string()).unwrap_or_default();
+            let message = format!("missing, expected {expect}");
+            problems.push(Problem { key: path.clone(), origin: "no layer".to_owned(), message });
+        }
+    }
+    let whole = |path: &str| match path.split_once("].") {
+        Some((element, _)) => {
+            !problems.iter().any(|bad| bad.key.starts_with(&format!("{element}]")))
+        }
+        None => true,
+    };
+    values.retain(|path, _| whole(path));
+    for (path, value) in base {
+        values.entry(path.clone()).or_insert_with(|| value.clone());
+    }
+    for path in required.iter().filter(|path| !path.starts_with("tags[")) {
+        values.entry(path.clone()).or_insert_with(|| Value::new(None, "missing"));
+    }
+}
+
+/// The required keys, for each element and link that is there.
+fn required_paths(values: &Leaves) -> BTreeSet<String> {
+    let mut paths = BTreeSet::new();
+    for key in KEYS.iter().filter(|key| key.required) {
+        match key.path.strip_prefix("tags[]") {
+            Some(rest) => {
+                let elements = values.keys().filter(|path| path.starts_with("tags["));
+                paths.extend(elements.filter_map(|path| {
+                    path.split_once(']').map(|(element, _)| format!("{element}]{rest}"))
+                }));
+            }
+            None => drop(paths.insert(key.path.to_owned())),
+        }
+    }
+    if values.keys().any(|path| path.starts_with("bus.parent.")) {
+        paths.insert("bus.parent.host".to_owned());
+    }
+    paths
+}
+
+fn is_section(path: &str, key: &str) -> bool {
+    path == "bus.parent" || key.strip_prefix(path).is_some_and(|rest| rest.starts_with(['.', '[']))
+}
+
+/// The values as a source, to be put together into tables again.
+#[derive(Debug, Clone)]
+struct Flat(Leaves);
+
+impl Source for Flat {
+    fn clone_into_box(&self) -> Box<dyn Source + Send + Sync> {
+        Box::new(self.clone())
+    }
+
+    fn collect(&self) -> Result<Map<String, Value>, ConfigError> {
+        Ok(self.0.clone().into_iter().collect())
+    }
+}
+
+fn typed(values: &Leaves) -> Result<Settings, ConfigError> {
+    Config::builder().add_source(Flat(values.clone())).build()?.try_deserialize()
+}
+
+/// Rules between keys: `(key, what is wrong)`.
+fn broken_rules(settings: &Settings) -> Vec<(String, String)> {
+    let mut broken = Vec::new();
+    let mut rule = |holds: bool, key: &str, message: &str| {
+        if !holds {
+            broken.push((key.to_owned(), message.to_owned()));
+        }
+    };
+    let node = &settings.node;
+    let [trains, relays, aggregates] =
+        [NodeRole::Trainer, NodeRole::Relay, NodeRole::Aggregator].map(|role| node.has(role));
+    rule(!node.roles.is_empty(), "node.roles", "empty: a node without a role does nothing");
+    rule(
+        u8::from(trains) + u8::from(relays) + u8::from(aggregates) <= 1,
+        "node.roles",
+        "trainer, relay and aggregator exclude each other: run a node for each",
+    );
+    rule(
+        node.parent.is_some() || !(trains || relays),
+        "node.parent",
+        "missing: a trainer or relay has a node above it",
+    );
+    rule(
+        node.parent.is_none() || !aggregates,
+        "node.parent",
+        "set, but an aggregator has nobody above it",
+    );
+    rule(
+        !(relays || aggregates) || node.line.as_str() == "_",
+        "node.line",
+        "an edge or cloud belongs to no line: use \"_\"",
+    );
+    rule(
+        !aggregates || node.site.as_str() == "_",
+        "node.site",
+        "a cloud belongs to no site: use \"_\"",
+    );
+
+    let round = &settings.round;
+    rule(
+        !relays || round.relay_margin_s < round.deadline_s,
+        "round.relay_margin_s",
+        "not below round.deadline_s: no time would be left for the relay's own round",
+    );
+    let strategy = &settings.strategy;
+    rule(!strategy.contribute.is_empty(), "strategy.contribute", "empty: nothing to aggregate");
+    rule(
+        strategy.name != StrategyName::Fedprox || strategy.prox_mu > 0.0,
+        "strategy.prox_mu",
+        "0 makes fedprox the same as fedavg: raise it, or set strategy.name = \"fedavg\"",
+    );
+    let model = &settings.model;
+    rule(
+        model.learner != LearnerName::SignalTransformer || model.base.is_some(),
+        "model.base",
+        "missing: the signal-transformer needs its base model",
+    );
+    rule(
+        settings.data.set.is_none() || settings.data.client.is_some(),
+        "data.client",
+        "missing: data.set needs the client whose part this node holds",
+    );
+    for (at, tag) in settings.tags.iter().enumerate() {
+        rule(
+            tag.pointer.is_none() || tag.metric.is_none(),
+            &format!("tags[{at}].metric"),
+            "set beside pointer: a payload is JSON or Sparkplug B",
+        );
+        rule(
+            (tag.binds == TagBinds::Feature) == tag.input.is_some(),
+            &format!("tags[{at}].input"),
+            "a feature needs it, a label or idle flag doesn't take it",
+        );
+    }
+    let telemetry = &settings.telemetry;
+    rule(
+        telemetry.metrics_public || telemetry.metrics_listen.is_none_or(|at| at.ip().is_loopback()),
+        "telemetry.metrics_listen",
+        "not a loopback address, and the page has no password: use 127.0.0.1, or set \
+         telemetry.metrics_public = true",
+    );
+    link_rules("bus.site", &settings.bus.site, &mut rule);
+    if let Some(link) = &settings.bus.parent {
+        link_rules("bus.parent", link, &mut rule);
+        rule(relays, "bus.parent.host", "set, but only a relay has a second broker");
+    }
+    broken
+}
+
+fn link_rules(section: &str, link: &LinkSettings, rule: &mut impl FnMut(bool, &str, &str)) {
+    rule(
+        link.password_file.is_none() || link.username.is_some(),
+        &format!("{section}.username"),
+        "missing: password_file needs a user name",
+    );
+    let tls = &link.tls;
+    rule(
+        tls.ca.is_some() || (tls.cert.is_none() && tls.key.is_none()),
+        &format!("{section}.tls.ca"),
+        "missing: cert and key need the authority that signed the broker's certificate",
+    );
+    rule(
+        tls.cert.is_none() || tls.key.is_some(),
+        &format!("{section}.tls.key"),
+        "missing: cert needs its private key",
+    );
+    rule(
+        tls.key.is_none() || tls.cert.is_some(),
+        &format!("{section}.tls.cert"),
+        "missing: key needs its certificate",
+    );
+    rule(
+        u64::from(link.chunk_bytes) + CHUNK_HEAD_BYTES <= u64::from(link.max_packet_bytes),
+        &format!("{section}.chunk_bytes"),
+        "a chunk with its head (2 KiB) doesn't fit into max_packet_bytes",
+    );
+}
+
+/// Room for a chunk's topic and head.
+const CHUNK_HEAD_BYTES: u64 = 2048;
+
+#[cfg(test)]
+mod tests {
+    use crate::settings::{Layers, Tier};
+
+    /// The key that is reported for a device with these assignments, if any.
+    fn broken(tier: Tier, assignments: &[&str]) -> Vec<String> {
+        let mut layers = Layers::new();
+        layers.tier(tier).set("node.name=n");
+        if tier != Tier::Cloud {
+            layers.set("node.site=s").set("node.parent=p");
+        }
+        for assignment in assignments {
+            layers.set(assignment);
+        }
+        match layers.load().into_settings() {
+            Ok(_) => Vec::new(),
+            Err(error) => error.problems.into_iter().map(|problem| problem.key).collect(),
+        }
+    }
+
+    #[test]
+    fn each_rule_between_keys_names_the_key_and_has_a_valid_twin() {
+        let (device, edge, cloud) = (Tier::Device, Tier::Edge, Tier::Cloud);
+        let cases: &[(Tier, &[&str], &str, &str)] = &[
+            (device, &["node.roles=trainer,relay"], "node.roles", "node.roles=trainer"),
+            (device, &["node.roles=[]"], "node.roles", "node.roles=inferencer"),
+            (cloud, &["node.parent=x"], "node.parent", "node.roles=inferencer"),
+            (edge, &["node.line=l1"], "node.line", "node.line=_"),
+            (cloud, &["node.site=s"], "node.site", "node.site=_"),
+            (
+                edge,
+                &["round.deadline_s=30", "round.relay_margin_s=30"],
+                "round.relay_margin_s",
+                "round.relay_margin_s=29",
+            ),
+            (
+                cloud,
+                &["strategy.contribute="],
+                "strategy.contribute",
+                "strategy.contribute=class_logits",
+            ),
+            (
+                cloud,
+                &["strategy.name=fedprox", "strategy.prox_mu=0"],
+                "strategy.prox_mu",
+                "strategy.prox_mu=0.01",
+            ),
+            (device, &["model.learner=signal-transformer"], "model.base", "model.base=b"),
+            (device, &["data.set=bearings"], "data.client", "data.client=P1"),
+            (
+                device,
+                &["telemetry.metrics_listen=0.0.0.0:9464"],
+                "telemetry.metrics_listen",
+                "telemetry.metrics_public=true",
+            ),
+            (device, &["bus.site.password_file=p"], "bus.site.username", "bus.site.username=u"),
+            (
+                device,
+                &["bus.site.tls.cert=c", "bus.site.tls.key=k"],
+                "bus.site.tls.ca",
+                "bus.site.tls.ca=ca",
+            ),
+            (
+                device,
+                &["bus.site.tls.ca=a", "bus.site.tls.cert=c"],
+                "bus.site.tls.key",
+                "bus.site.tls.key=k",
+            ),
+            (
+                device,
+                &["bus.site.tls.ca=a", "bus.site.tls.key=k"],
+                "bus.site.tls.cert",
+                "bus.site.tls.cert=c",
+            ),
+            (
+                device,
+                &["bus.site.chunk_bytes=262144"],
+                "bus.site.chunk_bytes",
+                "bus.site.chunk_bytes=131072",
+            ),
+            (device, &["bus.parent.host=h"], "bus.parent.host", "node.roles=relay"),
+        ];
+        for (tier, wrong, key, twin) in cases {
+            assert_eq!(broken(*tier, wrong), [*key], "{wrong:?}");
+            let right = [*wrong, &[*twin]].concat();
+            assert_eq!(broken(*tier, &right), [""; 0], "{right:?}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_value_does_not_hide_a_broken_rule() {
+        let found = broken(Tier::Cloud, &["round.quorum=7", "node.site=north"]);
+        assert_eq!(found, ["node.site", "round.quorum"]);
+    }
+}

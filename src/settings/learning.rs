@@ -1,0 +1,177 @@
+//! The settings as types: what is learned, from what, and how.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::Name;
+
+/// Section `[round]`: the aggregator's and the relay's rounds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RoundSettings {
+    /// Opens rounds by itself.
+    pub auto_start: bool,
+    /// Stops after so many.
+    pub rounds: u64,
+    /// Waits for so many members before the first offer.
+    pub min_members: usize,
+    /// Share of the expected members that a deadline needs to close a round.
+    pub quorum: f64,
+    /// Closes at the latest after so long.
+    pub deadline_s: u64,
+    /// A relay's round ends so much before its parent's.
+    pub relay_margin_s: u64,
+    /// Pause between two rounds.
+    pub pause_s: u64,
+    /// Versions that a late contribution may be behind; 0 drops it.
+    pub late_max_staleness: u64,
+    /// Cap of one member's weight.
+    pub max_member_share: f64,
+}
+
+/// Section `[strategy]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StrategySettings {
+    /// How contributions are made and combined.
+    pub name: StrategyName,
+    /// What members send.
+    pub contribute: Vec<Contribute>,
+    /// Optimiser steps in a round.
+    pub local_steps: u32,
+    /// Examples in a step.
+    pub batch_size: u32,
+    /// Step size.
+    pub learning_rate: f64,
+    /// Pull towards the round's start (`FedProx`).
+    pub prox_mu: f64,
+    /// Weight of the soft labels in the loss.
+    pub distill_lambda: f64,
+    /// Rank of `LoRA`'s factors.
+    pub rank: u32,
+    /// Numerator of `LoRA`'s scaling.
+    pub alpha: f64,
+    /// How adapter deltas travel.
+    pub compression: Compression,
+    /// Values that share a scale.
+    pub block: u32,
+    /// L2 length that a delta is scaled down to.
+    pub clip: f64,
+    /// Seed of the run.
+    pub seed: u64,
+}
+
+/// How contributions are made and combined.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StrategyName {
+    /// Weighted mean of deltas (`FedAvg`).
+    Fedavg,
+    /// The same with a proximal term in the members' loss (`FedProx`).
+    Fedprox,
+}
+
+/// A kind of contribution.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Contribute {
+    /// The change of the adapter.
+    AdapterDelta,
+    /// Class means of logits.
+    ClassLogits,
+}
+
+/// How adapter deltas travel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Compression {
+    /// As f32.
+    None,
+    /// Eight bits a value.
+    Int8,
+    /// Four bits a value.
+    Int4,
+}
+
+/// Section `[model]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelSettings {
+    /// A level of its topics.
+    pub name: Name,
+    /// What learns.
+    pub learner: LearnerName,
+    /// The frozen base model.
+    pub base: Option<PathBuf>,
+}
+
+/// What learns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LearnerName {
+    /// Softmax regression on spectral features; plain Rust.
+    Softmax,
+    /// Transformer on signal patches with `LoRA`; libtorch.
+    SignalTransformer,
+}
+
+/// Section `[data]`: a known data set, for demos and experiments.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataSettings {
+    /// Its name.
+    pub set: Option<String>,
+    /// Which of its natural clients this node is.
+    pub client: Option<Name>,
+    /// Folder of downloads.
+    pub cache: Option<PathBuf>,
+}
+
+/// One block `[[tags]]`: binds a plant topic to an input.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TagSettings {
+    /// Topic filter at the site's broker.
+    pub topic: String,
+    /// JSON pointer to the value; empty or absent: the payload is the value.
+    pub pointer: Option<String>,
+    /// Sparkplug B metric in place of a pointer.
+    pub metric: Option<String>,
+    /// What the value is.
+    pub binds: TagBinds,
+    /// The model's input that it feeds, if a feature.
+    pub input: Option<Name>,
+}
+
+/// What a tag's value is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TagBinds {
+    /// An input of the model.
+    Feature,
+    /// The truth, to train on.
+    Label,
+    /// The machine stands still: nothing is learned or judged.
+    Idle,
+}
+
+/// Section `[privacy]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PrivacySettings {
+    /// How many examples must stand behind what leaves.
+    pub profile: PrivacyProfile,
+}
+
+/// How many examples must stand behind what leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PrivacyProfile {
+    /// The default.
+    Standard,
+    /// For plants that ask for more.
+    Strict,
+    /// For experiments on public data.
+    Lab,
+}

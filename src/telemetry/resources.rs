@@ -1,0 +1,151 @@
+//! What the process uses of its machine: processor time, memory, disk. Linux only.
+
+use std::path::{Path, PathBuf};
+
+/// What a process has used since it started.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Usage {
+    /// User and system time of all threads, in seconds; a tick is usually 10 ms.
+    pub cpu_seconds: f64,
+    /// Largest resident set so far.
+    pub peak_rss_bytes: u64,
+}
+
+/// Room on the file system of a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DiskSpace {
+    /// Size.
+    pub total_bytes: u64,
+    /// What this process may still write.
+    pub free_bytes: u64,
+}
+
+impl DiskSpace {
+    /// Fill, 0 to 100; rounded up, so that 100 means nothing is left to write.
+    pub fn used_percent(&self) -> u64 {
+        let used = u128::from(self.total_bytes.saturating_sub(self.free_bytes));
+        let percent = (used * 100).div_ceil(u128::from(self.total_bytes.max(1)));
+        u64::try_from(percent).unwrap_or(100)
+    }
+}
+
+/// The system didn't say.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ResourceError {
+    /// A file or file system can't be asked.
+    #[error("{path}: {message}")]
+    Io {
+        /// What was asked.
+        path: PathBuf,
+        /// What the system said.
+        message: String,
+    },
+    /// A file of `/proc` looks different from what Linux documents.
+    #[error("{path} has no {field}")]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What was looked for.
+        field: &'static str,
+    },
+}
+
+impl ResourceError {
+    /// A short word for metrics and logs.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Io { .. } => "resource_io",
+            Self::Format { .. } => "resource_format",
+        }
+    }
+}
+
+/// Usage of this process.
+///
+/// # Errors
+/// [`ResourceError`] where there is no Linux `/proc`.
+pub fn usage() -> Result<Usage, ResourceError> {
+    let stat = Path::new("/proc/self/stat");
+    let ticks = cpu_ticks(&read(stat)?)
+        .ok_or_else(|| ResourceError::Format { path: stat.into(), field: "processor time" })?;
+    let status = Path::new("/proc/self/status");
+    let peak_kib = peak_rss_kib(&read(status)?)
+        .ok_or_else(|| ResourceError::Format { path: status.into(), field: "VmHWM" })?;
+    #[expect(clippy::cast_precision_loss, reason = "2^53 ticks are millions of years")]
+    let cpu_seconds = ticks as f64 / rustix::param::clock_ticks_per_second() as f64;
+    Ok(Usage { cpu_seconds, peak_rss_bytes: peak_kib.saturating_mul(1024) })
+}
+
+/// Room where `path` is, or will be: a path that isn't there yet is asked for its nearest parent.
+///
+/// # Errors
+/// [`ResourceError::Io`].
+pub fn disk_space(path: &Path) -> Result<DiskSpace, ResourceError> {
+    let there = path.ancestors().find(|parent| parent.exists());
+    let there = there.filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let space = rustix::fs::statvfs(there)
+        .map_err(|error| ResourceError::Io { path: there.into(), message: error.to_string() })?;
+    Ok(DiskSpace {
+        total_bytes: space.f_blocks.saturating_mul(space.f_frsize),
+        free_bytes: space.f_bavail.saturating_mul(space.f_frsize),
+    })
+}
+
+fn read(path: &Path) -> Result<String, ResourceError> {
+    std::fs::read_to_string(path)
+        .map_err(|error| ResourceError::Io { path: path.into(), message: error.to_string() })
+}
+
+/// User plus system time of `/proc/<pid>/stat` in clock ticks: fields 14 and 15 of proc(5). The
+/// second field is a program name in brackets that may itself hold spaces and brackets.
+fn cpu_ticks(stat: &str) -> Option<u64> {
+    let (_, after_name) = stat.rsplit_once(')')?;
+    let mut fields = after_name.split_ascii_whitespace().skip(11);
+    let user: u64 = fields.next()?.parse().ok()?;
+    let system: u64 = fields.next()?.parse().ok()?;
+    Some(user + system)
+}
+
+fn peak_rss_kib(status: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ticks_are_found_behind_any_program_name() {
+        let stat = "42 (a) b (c) R 1 42 42 0 -1 4194304 100 0 0 0 17 5 0 0 20 0 1 0";
+        assert_eq!(cpu_ticks(stat), Some(22));
+        assert_eq!(cpu_ticks("42 (gaisnet) R 1"), None);
+        assert_eq!(cpu_ticks(""), None);
+    }
+
+    #[test]
+    fn peak_memory_is_the_high_water_mark() {
+        assert_eq!(peak_rss_kib("VmPeak:\t  9 kB\nVmHWM:\t  2048 kB\nVmRSS:\t 5 kB\n"), Some(2048));
+        assert_eq!(peak_rss_kib("VmPeak:\t  9 kB\n"), None);
+    }
+
+    #[test]
+    fn fill_is_rounded_up() {
+        let fill = |total_bytes, free_bytes| DiskSpace { total_bytes, free_bytes }.used_percent();
+        assert_eq!(fill(1000, 1000), 0);
+        assert_eq!(fill(1000, 999), 1);
+        assert_eq!(fill(1000, 0), 100);
+        assert_eq!(fill(0, 0), 0);
+        assert_eq!(fill(u64::MAX, 0), 100);
+    }
+
+    #[test]
+    fn this_process_uses_memory_and_stands_on_a_disk() {
+        assert!(usage().unwrap().peak_rss_bytes > 1 << 20);
+        let folder = tempfile::tempdir().unwrap();
+        let space = disk_space(&folder.path().join("not/there/yet")).unwrap();
+        assert!(space.total_bytes >= space.free_bytes && space.total_bytes > 0);
+        assert!(disk_space(Path::new("relative/not/there")).is_ok());
+    }
+}
