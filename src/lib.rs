@@ -10,7 +10,11 @@
 //! L0 to L2 have no IO, no async, no threads and no clock: `cargo check --no-default-features --lib`
 //! builds just them.
 
+#[cfg(feature = "cli")]
+pub mod data;
 pub mod ids;
 pub mod learn;
+#[cfg(feature = "cli")]
+pub mod report;
 pub mod rng;
 pub mod time;

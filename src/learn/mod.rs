@@ -1,12 +1,21 @@
 //! Maths on slices: tensor sets, averaging, compression, metrics. Plain Rust, no libtorch, no IO.
 
 mod learner;
+mod soft_labels;
+mod softmax;
+mod softmax_head;
+mod spectrum;
 mod tensors;
+mod window;
 
 pub use learner::{
     ClassLogits, Control, Learner, Prediction, Predictor, Progress, TrainJob, Trained, Windows,
 };
+pub use soft_labels::mean_class_logits;
+pub use softmax::{SoftmaxLearner, SoftmaxPredictor};
+pub use spectrum::{MachineSpeeds, Spectrum};
 pub use tensors::{Layout, Tensor, TensorSet};
+pub use window::normalise_window;
 
 /// What can be wrong with numbers that are to be learned from or combined.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
