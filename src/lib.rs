@@ -12,11 +12,15 @@
 
 #[cfg(feature = "runtime")]
 pub mod bus;
+#[cfg(feature = "cli")]
+pub mod data;
 pub mod ids;
 pub mod learn;
 pub mod ledger;
 pub mod privacy;
 pub mod protocol;
+#[cfg(feature = "cli")]
+pub mod report;
 pub mod rng;
 pub mod scada;
 #[cfg(feature = "cli")]
@@ -27,6 +31,6 @@ pub mod telemetry;
 pub mod time;
 pub mod topic;
 pub mod trust;
-pub mod wire;
 #[cfg(feature = "web")]
 pub mod web;
+pub mod wire;

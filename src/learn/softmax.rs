@@ -1,0 +1,489 @@
+//! The first learner: softmax regression on the gain-free features of [`Spectrum`], plain Rust.
+//!
+//! Its adapter is the whole model: `head.weight` `[C, F]` and `head.bias` `[C]`. Small enough to
+//! check by hand, strong enough to show what federation gives, and a node needs no libtorch for it.
+//!
+//! The objective of a batch of b examples with labels y, probabilities p = softmax(W f + c):
+//! ```text
+//!   mean CE(y, p)                                        data
+//! + lambda mean CE(softmax(target of class y), p)        FedDistill, where the class has a target
+//! + mu/2 ||w - start||^2                                 FedProx, over weight and bias
+//! + l2/2 ||W||^2                                         keeps separable classes from running away
+//! ```
+//! minimised by plain SGD: no optimiser state has to survive from round to round.
+
+use super::softmax_head::Head;
+use super::{
+    ClassLogits, Control, LearnError, Learner, MachineSpeeds, Prediction, Predictor, Progress,
+    Spectrum, TensorSet, TrainJob, Trained, Windows, mean_class_logits,
+};
+use crate::rng::Stream;
+
+/// Trains a softmax head on one device's windows.
+#[derive(Debug)]
+pub struct SoftmaxLearner {
+    spectrum: Spectrum,
+    classes: usize,
+    /// Features of the windows seen last: they don't change from round to round.
+    seen: Option<(Vec<f32>, Vec<f64>)>,
+}
+
+impl SoftmaxLearner {
+    /// A learner for windows of `window_len` samples and `classes` classes.
+    ///
+    /// # Errors
+    /// [`LearnError::OutOfRange`] when [`Spectrum::new`] refuses or there are fewer than 2 classes.
+    pub fn new(
+        speeds: MachineSpeeds,
+        window_len: usize,
+        classes: usize,
+    ) -> Result<Self, LearnError> {
+        let spectrum = Spectrum::new(speeds, window_len)?;
+        check_classes(classes)?;
+        Ok(Self { spectrum, classes, seen: None })
+    }
+
+    /// Features of all windows, `[n, F]`.
+    fn features(&mut self, data: &Windows) -> Result<Vec<f64>, LearnError> {
+        if let Some((x, features)) = &self.seen
+            && *x == data.x
+        {
+            return Ok(features.clone());
+        }
+        let features = features_of(&self.spectrum, &data.x)?;
+        self.seen = Some((data.x.clone(), features.clone()));
+        Ok(features)
+    }
+}
+
+impl Learner for SoftmaxLearner {
+    fn initial_adapter(&self) -> TensorSet {
+        Head::zeros(self.classes, self.spectrum.num_features()).to_tensors()
+    }
+
+    fn train(
+        &mut self,
+        data: &Windows,
+        job: &TrainJob,
+        progress: &mut dyn FnMut(Progress) -> Control,
+    ) -> Result<Trained, LearnError> {
+        check_job(job)?;
+        check_data(data, self.spectrum.window_len(), self.classes)?;
+        let width = self.spectrum.num_features();
+        let start = Head::from_tensors(&job.start, self.classes, width)?;
+        let targets = soft_targets(job, self.classes)?;
+        let features = self.features(data)?;
+        let rows: Vec<&[f64]> = features.chunks_exact(width).collect();
+        let mut head = start.clone();
+        let mut batches = Batches::new(rows.len(), to_usize(job.batch_size), job.seed);
+        let mut losses = Vec::new();
+        for step in 1..=job.steps {
+            let picked = batches.next();
+            let batch = picked.iter().filter_map(|i| Some((*rows.get(*i)?, *data.labels.get(*i)?)));
+            let objective = Objective { start: &start, targets: &targets, job };
+            let (loss, gradient) = objective.gradient(&head, batch);
+            if !loss.is_finite() {
+                return Err(LearnError::NotFinite { name: "loss".into(), index: to_usize(step) });
+            }
+            head.add_scaled(-f64::from(job.learning_rate), &gradient);
+            losses.push(loss);
+            if progress(Progress { step, loss: to_f32(loss) }) == Control::Stop {
+                break;
+            }
+        }
+        let adapter = head.to_tensors();
+        adapter.check_finite()?;
+        let logits: Vec<f64> = rows.iter().flat_map(|row| head.logits(row)).collect();
+        let tenth = losses.len().div_ceil(10);
+        let last = losses.get(losses.len() - tenth..).unwrap_or_default();
+        Ok(Trained {
+            adapter,
+            class_logits: mean_class_logits(&logits, &data.labels, self.classes)?,
+            num_examples: rows.len() as u64,
+            steps: u32::try_from(losses.len()).unwrap_or(job.steps),
+            loss_first: mean(losses.get(..tenth).unwrap_or_default()),
+            loss_last: mean(last),
+        })
+    }
+}
+
+/// Answers with a softmax head; before the first [`Predictor::load`] all classes are equally likely.
+#[derive(Debug)]
+pub struct SoftmaxPredictor {
+    spectrum: Spectrum,
+    head: Head,
+}
+
+impl SoftmaxPredictor {
+    /// A predictor for windows of `window_len` samples and `classes` classes.
+    ///
+    /// # Errors
+    /// As [`SoftmaxLearner::new`].
+    pub fn new(
+        speeds: MachineSpeeds,
+        window_len: usize,
+        classes: usize,
+    ) -> Result<Self, LearnError> {
+        let spectrum = Spectrum::new(speeds, window_len)?;
+        check_classes(classes)?;
+        let head = Head::zeros(classes, spectrum.num_features());
+        Ok(Self { spectrum, head })
+    }
+}
+
+impl Predictor for SoftmaxPredictor {
+    fn load(&mut self, adapter: &TensorSet) -> Result<(), LearnError> {
+        let classes = self.head.classes();
+        self.head = Head::from_tensors(adapter, classes, self.spectrum.num_features())?;
+        Ok(())
+    }
+
+    fn predict(&mut self, x: &[f32], len: usize) -> Result<Vec<Prediction>, LearnError> {
+        if len != self.spectrum.window_len() || !x.len().is_multiple_of(len) {
+            return Err(LearnError::OutOfRange {
+                what: "window length",
+                expected: format!("{}, and whole windows", self.spectrum.window_len()),
+                actual: format!("{len}, {} samples in all", x.len()),
+            });
+        }
+        let features = features_of(&self.spectrum, x)?;
+        let rows = features.chunks_exact(self.spectrum.num_features());
+        Ok(rows.map(|row| self.head.prediction(row)).collect())
+    }
+}
+
+/// What one step minimises.
+struct Objective<'a> {
+    start: &'a Head,
+    /// One entry a class: the federation's probabilities for it, where there are any.
+    targets: &'a [Option<Vec<f64>>],
+    job: &'a TrainJob,
+}
+
+impl Objective<'_> {
+    /// Mean cross-entropy of the data (nats), and the gradient of the whole objective.
+    fn gradient<'a>(
+        &self,
+        head: &Head,
+        batch: impl Iterator<Item = (&'a [f64], usize)>,
+    ) -> (f64, Head) {
+        let lambda = f64::from(self.job.distill_lambda);
+        let mut gradient = Head::zeros_like(head);
+        let (mut loss, mut examples) = (0.0, 0_u32);
+        for (row, label) in batch {
+            let p = head.probabilities(row);
+            loss -= p.get(label).map_or(0.0, |p| p.max(f64::MIN_POSITIVE).ln());
+            let target = self.targets.get(label).and_then(Option::as_ref);
+            let error = p.iter().enumerate().map(|(class, p)| {
+                let hard = p - if class == label { 1.0 } else { 0.0 };
+                let soft = target.and_then(|t| t.get(class)).map_or(0.0, |q| p - q);
+                hard + lambda * soft
+            });
+            gradient.add_outer(error, row);
+            examples += 1;
+        }
+        let n = f64::from(examples.max(1));
+        gradient.scale(1.0 / n);
+        gradient.add_scaled(f64::from(self.job.prox_mu), head);
+        gradient.add_scaled(-f64::from(self.job.prox_mu), self.start);
+        gradient.add_scaled_weight(WEIGHT_DECAY, head);
+        (loss / n, gradient)
+    }
+}
+
+/// Seeded batches: each example once in a random order, then a new order.
+struct Batches {
+    order: Vec<usize>,
+    at: usize,
+    size: usize,
+    stream: Stream,
+}
+
+impl Batches {
+    fn new(examples: usize, size: usize, seed: u64) -> Self {
+        let order = (0..examples).collect();
+        Self { order, at: examples, size: size.min(examples), stream: Stream::new(seed, "batch") }
+    }
+
+    /// The next batch; a rest that is too short for one is left out.
+    fn next(&mut self) -> &[usize] {
+        if self.at + self.size > self.order.len() {
+            self.stream.shuffle(&mut self.order);
+            self.at = 0;
+        }
+        let from = self.at;
+        self.at += self.size;
+        self.order.get(from..self.at).unwrap_or_default()
+    }
+}
+
+fn features_of(spectrum: &Spectrum, x: &[f32]) -> Result<Vec<f64>, LearnError> {
+    let mut features = Vec::new();
+    for window in x.chunks_exact(spectrum.window_len()) {
+        features.extend(spectrum.features(window)?.into_iter().map(f64::from));
+    }
+    Ok(features)
+}
+
+/// Softmax of each class's target logits; none where the class was suppressed.
+fn soft_targets(job: &TrainJob, classes: usize) -> Result<Vec<Option<Vec<f64>>>, LearnError> {
+    let Some(ClassLogits { mean_logits, counts }) = &job.class_targets else {
+        return Ok(Vec::new());
+    };
+    let shape = (mean_logits.len(), counts.len());
+    if shape != (classes * classes, classes) {
+        return Err(out_of_range("class targets", format!("{classes} x {classes}"), &shape));
+    }
+    if let Some(index) = mean_logits.iter().position(|x| !x.is_finite()) {
+        return Err(LearnError::NotFinite { name: "class targets".into(), index });
+    }
+    let rows = mean_logits.chunks_exact(classes).zip(counts);
+    let soft = |(row, count): (&[f32], &u64)| {
+        let logits = row.iter().map(|x| f64::from(*x)).collect();
+        (*count > 0).then(|| super::softmax_head::softmax(logits))
+    };
+    Ok(rows.map(soft).collect())
+}
+
+fn check_classes(classes: usize) -> Result<(), LearnError> {
+    if (2..=MAX_CLASSES).contains(&classes) {
+        return Ok(());
+    }
+    Err(out_of_range("number of classes", format!("2 to {MAX_CLASSES}"), &classes))
+}
+
+fn check_job(job: &TrainJob) -> Result<(), LearnError> {
+    let TrainJob { steps, batch_size, learning_rate, prox_mu, distill_lambda, .. } = job;
+    if *steps == 0 || *batch_size == 0 {
+        let both = (steps, batch_size);
+        return Err(out_of_range("steps and batch size", "above 0".into(), &both));
+    }
+    if !(learning_rate.is_finite() && *learning_rate > 0.0) {
+        return Err(out_of_range("learning rate", "finite and above 0".into(), learning_rate));
+    }
+    for (what, value) in [("prox_mu", prox_mu), ("distill_lambda", distill_lambda)] {
+        if !(value.is_finite() && *value >= 0.0) {
+            return Err(out_of_range(what, "finite and at least 0".into(), value));
+        }
+    }
+    Ok(())
+}
+
+fn check_data(data: &Windows, len: usize, classes: usize) -> Result<(), LearnError> {
+    let n = data.num_examples();
+    if n == 0 {
+        return Err(out_of_range("training examples", "at least 1".into(), &n));
+    }
+    if data.len != len || n.checked_mul(len) != Some(data.x.len()) {
+        let shape = (data.x.len(), data.len);
+        return Err(out_of_range("samples and window length", format!("{n} x {len}"), &shape));
+    }
+    match data.labels.iter().find(|label| **label >= classes) {
+        Some(label) => Err(out_of_range("label", format!("below {classes}"), label)),
+        None => Ok(()),
+    }
+}
+
+fn out_of_range(what: &'static str, expected: String, actual: &dyn std::fmt::Debug) -> LearnError {
+    LearnError::OutOfRange { what, expected, actual: format!("{actual:?}") }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a tenth of the steps")]
+fn mean(losses: &[f64]) -> f32 {
+    to_f32(losses.iter().sum::<f64>() / losses.len().max(1) as f64)
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "a loss is shown, not computed with")]
+fn to_f32(x: f64) -> f32 {
+    x as f32
+}
+
+fn to_usize(n: u32) -> usize {
+    usize::try_from(n).unwrap_or(usize::MAX)
+}
+
+/// L2 on the weights, tuned by leaving recordings out of the training part.
+const WEIGHT_DECAY: f64 = 0.01;
+
+/// More classes than any machine has states; bounds what a job can make us allocate.
+const MAX_CLASSES: usize = 4_096;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEN: usize = 512;
+
+    fn learner() -> SoftmaxLearner {
+        SoftmaxLearner::new(MachineSpeeds::default(), LEN, 2).unwrap()
+    }
+
+    fn predictor() -> SoftmaxPredictor {
+        SoftmaxPredictor::new(MachineSpeeds::default(), LEN, 2).unwrap()
+    }
+
+    /// Class 0 is white noise, class 1 has a tone in it.
+    fn windows(seed: u64, n: usize) -> Windows {
+        let mut stream = Stream::new(seed, "windows");
+        let labels: Vec<usize> = (0..n).map(|i| i % 2).collect();
+        let mut x = Vec::new();
+        for label in &labels {
+            let tone = |t: usize| 2.0 * *label as f64 * (t as f64 * 0.7).sin();
+            x.extend((0..LEN).map(|t| (stream.normal() + tone(t)) as f32));
+        }
+        Windows { x, len: LEN, labels, classes: 2 }
+    }
+
+    fn job() -> TrainJob {
+        TrainJob {
+            start: learner().initial_adapter(),
+            steps: 60,
+            batch_size: 8,
+            learning_rate: 0.1,
+            prox_mu: 0.0,
+            distill_lambda: 0.0,
+            class_targets: None,
+            seed: 1,
+        }
+    }
+
+    fn train(job: &TrainJob) -> Trained {
+        learner().train(&windows(1, 32), job, &mut |_| Control::Continue).unwrap()
+    }
+
+    fn targets() -> ClassLogits {
+        ClassLogits { mean_logits: vec![2.0, -1.0, 0.0, 0.0], counts: vec![30, 0] }
+    }
+
+    #[test]
+    fn it_learns_to_tell_a_tone_from_noise() {
+        let trained = train(&job());
+        assert!(trained.loss_last < trained.loss_first, "{trained:?}");
+        assert_eq!((trained.num_examples, trained.steps), (32, 60));
+        let mut predictor = predictor();
+        predictor.load(&trained.adapter).unwrap();
+        let other = windows(2, 40);
+        let answers = predictor.predict(&other.x, LEN).unwrap();
+        let right = answers.iter().zip(&other.labels).filter(|(a, y)| a.class == **y).count();
+        assert!(right >= 38, "{right} of 40");
+        for answer in answers {
+            assert!((answer.probabilities.iter().sum::<f32>() - 1.0).abs() < 1e-5);
+        }
+    }
+
+    #[test]
+    fn the_gradient_is_that_of_the_objective() {
+        let width = 3;
+        let mut stream = Stream::new(3, "gradient");
+        let mut random_head = || {
+            let mut head = Head::zeros(2, width);
+            head.values_mut().for_each(|x| *x = stream.normal());
+            head
+        };
+        let (head, start) = (random_head(), random_head());
+        let rows = [[0.3, -1.0, 2.0], [1.5, 0.2, -0.4], [0.0, 0.7, 0.1]];
+        let labels = [0, 1, 0];
+        let batch = || rows.iter().map(<[f64; 3]>::as_slice).zip(labels);
+        let job = TrainJob {
+            prox_mu: 0.3,
+            distill_lambda: 0.7,
+            class_targets: Some(targets()),
+            ..job()
+        };
+        let soft = soft_targets(&job, 2).unwrap();
+        let objective = Objective { start: &start, targets: &soft, job: &job };
+        let value = |head: &Head| {
+            let (ce, _) = objective.gradient(head, batch());
+            let mut distill = 0.0;
+            for (row, label) in batch() {
+                if let Some(q) = &soft[label] {
+                    let p = head.probabilities(row);
+                    distill -= q.iter().zip(&p).map(|(q, p)| q * p.ln()).sum::<f64>() / 3.0;
+                }
+            }
+            let mut apart = head.clone();
+            apart.add_scaled(-1.0, &start);
+            let prox = apart.values_mut().map(|x| *x * *x).sum::<f64>() * 0.15_f64;
+            let mut only_weight = Head::zeros(2, width);
+            only_weight.add_scaled_weight(1.0, head);
+            let decay = only_weight.values_mut().map(|x| *x * *x).sum::<f64>();
+            ce + f64::from(0.7_f32) * distill + prox + WEIGHT_DECAY / 2.0 * decay
+        };
+        let (_, mut gradient) = objective.gradient(&head, batch());
+        for (at, slope) in gradient.values_mut().enumerate() {
+            let moved = |by: f64| {
+                let mut head = head.clone();
+                *head.values_mut().nth(at).unwrap() += by;
+                value(&head)
+            };
+            let wanted = (moved(1e-5) - moved(-1e-5)) / 2e-5;
+            assert!((*slope - wanted).abs() < 1e-6, "value {at}: {slope} {wanted}");
+        }
+    }
+
+    #[test]
+    fn the_proximal_term_keeps_the_adapter_near_its_start() {
+        let free = train(&job()).adapter.norm();
+        let held = train(&TrainJob { prox_mu: 1.0, ..job() }).adapter.norm();
+        assert!(held < 0.8 * free, "the start is zero: {held} {free}");
+    }
+
+    #[test]
+    fn class_targets_pull_the_logits_of_their_class() {
+        let flat = ClassLogits { mean_logits: vec![0.0; 4], counts: vec![30, 30] };
+        let pulled = TrainJob { distill_lambda: 4.0, class_targets: Some(flat), ..job() };
+        let gap = |t: &Trained| t.class_logits.mean_logits[0] - t.class_logits.mean_logits[1];
+        let (free, pulled) = (train(&job()), train(&pulled));
+        assert!(gap(&pulled) < 0.7 * gap(&free), "{} {}", gap(&pulled), gap(&free));
+        assert_eq!(free.class_logits.counts, [16, 16]);
+    }
+
+    #[test]
+    fn the_same_job_gives_the_same_bits_and_another_seed_does_not() {
+        assert_eq!(train(&job()).adapter, train(&job()).adapter);
+        assert_ne!(train(&job()).adapter, train(&TrainJob { seed: 2, ..job() }).adapter);
+        let mut twice = learner();
+        let mut again = || twice.train(&windows(1, 32), &job(), &mut |_| Control::Continue);
+        assert_eq!(again().unwrap().adapter, again().unwrap().adapter, "with kept features");
+    }
+
+    #[test]
+    fn a_stopped_run_keeps_what_it_learned() {
+        let stop = &mut |p: Progress| if p.step == 5 { Control::Stop } else { Control::Continue };
+        let trained = learner().train(&windows(1, 32), &job(), stop).unwrap();
+        assert_eq!(trained.steps, 5);
+        assert!(trained.adapter.norm() > 0.0);
+    }
+
+    #[test]
+    fn jobs_and_data_that_do_not_fit_are_refused() {
+        let refused = |data: &Windows, job: TrainJob| {
+            learner().train(data, &job, &mut |_| Control::Continue).unwrap_err().kind()
+        };
+        let good = windows(1, 4);
+        assert_eq!(refused(&good, TrainJob { steps: 0, ..job() }), "out_of_range");
+        assert_eq!(refused(&good, TrainJob { learning_rate: f32::NAN, ..job() }), "out_of_range");
+        assert_eq!(refused(&good, TrainJob { prox_mu: -1.0, ..job() }), "out_of_range");
+        let start = TensorSet::default();
+        assert_eq!(refused(&good, TrainJob { start, ..job() }), "layout_mismatch");
+        let class_targets = Some(ClassLogits { mean_logits: vec![0.0; 9], counts: vec![1; 3] });
+        assert_eq!(refused(&good, TrainJob { class_targets, ..job() }), "out_of_range");
+        assert_eq!(refused(&Windows { labels: vec![0, 1, 2, 0], ..windows(1, 4) }, job()), "out_of_range");
+        assert_eq!(refused(&Windows { len: LEN / 2, ..windows(1, 4) }, job()), "out_of_range");
+        assert_eq!(refused(&Windows::default(), job()), "out_of_range");
+        assert_eq!(refused(&good, TrainJob { learning_rate: 1e38, ..job() }), "not_finite");
+        assert!(SoftmaxLearner::new(MachineSpeeds::default(), LEN, 1).is_err());
+    }
+
+    #[test]
+    fn a_bad_adapter_leaves_the_old_one_in_place() {
+        let mut predictor = predictor();
+        let window = windows(1, 2).x;
+        predictor.load(&train(&job()).adapter).unwrap();
+        let before = predictor.predict(&window, LEN).unwrap();
+        assert!(predictor.load(&TensorSet::default()).is_err());
+        assert_eq!(predictor.predict(&window, LEN).unwrap(), before);
+        assert!(predictor.predict(&window, LEN / 2).is_err());
+        assert!(predictor.predict(&window[1..], LEN).is_err());
+    }
+}
