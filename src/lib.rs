@@ -14,3 +14,5 @@ pub mod ids;
 pub mod learn;
 pub mod rng;
 pub mod time;
+#[cfg(feature = "torch")]
+pub mod torch;

@@ -1,8 +1,13 @@
 //! Maths on slices: tensor sets, averaging, compression, metrics. Plain Rust, no libtorch, no IO.
 
+mod augment;
+mod batches;
 mod learner;
+pub mod physics;
 mod tensors;
 
+pub use augment::Augment;
+pub use batches::Batches;
 pub use learner::{
     ClassLogits, Control, Learner, Prediction, Predictor, Progress, TrainJob, Trained, Windows,
 };
