@@ -34,3 +34,5 @@ pub mod trust;
 #[cfg(feature = "web")]
 pub mod web;
 pub mod wire;
+#[cfg(feature = "torch")]
+pub mod torch;

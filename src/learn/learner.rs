@@ -38,6 +38,30 @@ pub struct ClassLogits {
     pub counts: Vec<u64>,
 }
 
+impl ClassLogits {
+    /// Means and counts over examples: logits `[n, C]` row-major, labels `[n]`.
+    ///
+    /// Nothing is suppressed here but classes without any example; the privacy gate does the rest.
+    /// # Determinism
+    /// Sums in f64 in the order of the examples.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "f32 logits")]
+    pub fn of(logits: &[f32], labels: &[usize], classes: usize) -> Self {
+        let mut sums = vec![0.0_f64; classes * classes];
+        let mut counts = vec![0_u64; classes];
+        for (row, label) in logits.chunks(classes.max(1)).zip(labels) {
+            let cells = sums.chunks_mut(classes.max(1)).nth(*label);
+            let (Some(cells), Some(count)) = (cells, counts.get_mut(*label)) else { continue };
+            *count += 1;
+            cells.iter_mut().zip(row).for_each(|(sum, z)| *sum += f64::from(*z));
+        }
+        let rows = sums.chunks(classes.max(1)).zip(&counts);
+        let mean = |(row, n): (&[f64], &u64)| -> Vec<f32> {
+            row.iter().map(|sum| (sum / (*n).max(1) as f64) as f32).collect()
+        };
+        Self { mean_logits: rows.flat_map(mean).collect(), counts }
+    }
+}
+
 /// What a local training run is to do.
 #[derive(Debug, Clone)]
 pub struct TrainJob {
@@ -124,6 +148,20 @@ pub struct Prediction {
     pub class: usize,
 }
 
+impl Prediction {
+    /// Softmax of logits `[C]`; the first of equal ones wins.
+    #[expect(clippy::cast_possible_truncation, reason = "probabilities fit an f32")]
+    pub fn of_logits(logits: &[f32]) -> Self {
+        let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let powers: Vec<f64> = logits.iter().map(|z| f64::from(z - top).exp()).collect();
+        let sum: f64 = powers.iter().sum();
+        Self {
+            probabilities: powers.iter().map(|p| (p / sum) as f32).collect(),
+            class: logits.iter().position(|z| *z == top).unwrap_or(0),
+        }
+    }
+}
+
 /// Answers with one base and the adapter that was loaded last.
 pub trait Predictor: Send {
     /// Swaps the adapter; on an error the old one stays.
@@ -137,4 +175,29 @@ pub trait Predictor: Send {
     /// # Errors
     /// [`LearnError`] when `len` isn't the model's or an input isn't finite.
     fn predict(&mut self, x: &[f32], len: usize) -> Result<Vec<Prediction>, LearnError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn class_logits_are_means_over_each_class() {
+        let summary = ClassLogits::of(&[1.0, 2.0, 3.0, 4.0, 5.0, 8.0], &[0, 1, 1], 2);
+        assert_eq!(summary.mean_logits, [1.0, 2.0, 4.0, 6.0]);
+        assert_eq!(summary.counts, [1, 2]);
+        let one_sided = ClassLogits::of(&[1.0, 2.0], &[1], 2);
+        assert_eq!(one_sided.mean_logits, [0.0, 0.0, 1.0, 2.0]);
+        assert_eq!(one_sided.counts, [0, 1]);
+    }
+
+    #[test]
+    fn a_prediction_is_the_softmax_and_does_not_overflow() {
+        let even = Prediction::of_logits(&[500.0, 500.0]);
+        assert_eq!(even.probabilities, [0.5, 0.5]);
+        assert_eq!(even.class, 0);
+        let sure = Prediction::of_logits(&[0.0, 2.0_f32.ln(), 0.0]);
+        assert!((sure.probabilities[1] - 0.5).abs() < 1e-6);
+        assert_eq!(sure.class, 1);
+    }
 }

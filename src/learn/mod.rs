@@ -17,6 +17,9 @@ mod soft_labels;
 mod softmax;
 mod softmax_head;
 mod spectrum;
+mod augment;
+mod batches;
+pub mod physics;
 mod tensors;
 mod window;
 
@@ -24,6 +27,8 @@ pub use class_logits::{LOGIT_BOUND, average_class_logits};
 pub use clip::{ClipReport, NormClip};
 pub use error_feedback::ErrorFeedback;
 pub use fedavg::{Accumulator, Share, WeightedDelta, fed_avg, weights};
+pub use augment::Augment;
+pub use batches::Batches;
 pub use learner::{
     ClassLogits, Control, Learner, Prediction, Predictor, Progress, TrainJob, Trained, Windows,
 };

@@ -1,0 +1,3 @@
+.PHONY: setup
+setup: ## libtorch into a shared cache, once a machine
+	@.ci/libtorch

@@ -1,0 +1,76 @@
+//! Learning with libtorch: the transformer, LoRA, its training and its answers.
+//!
+//! ```text
+//! safetensors -> base (frozen) --+
+//!                                +-> Weights (effective) -> SignalTransformer -> logits
+//! TensorSet -> flat buffer ------+      W + alpha/r B A
+//!                  ^-- AdamW <-- gradient
+//! ```
+//! The model is written once and knows nothing of adapters: [`lora`] hands it effective weights
+//! under the base's own names. All that trains lies in one flat buffer, so that the optimiser is a
+//! few kernels whatever the number of tensors.
+//!
+//! Callers are the lanes (a thread each, see `actors/lanes.rs`); nothing here starts a thread. Only
+//! the fallible `f_...` calls of tch are used: a panic would end the node.
+
+pub mod adamw;
+mod evaluate;
+pub mod lora;
+pub mod predictor;
+pub mod pretrain;
+pub mod safetensors;
+pub mod signal;
+pub mod trainer;
+pub mod transformer;
+pub mod weights;
+
+pub use lora::LoraConfig;
+pub use predictor::SignalPredictor;
+pub use pretrain::{PretrainConfig, pretrain};
+pub use signal::SignalTransformerConfig;
+pub use trainer::{SignalLearner, TrainerConfig};
+
+use std::num::NonZeroU16;
+
+use tch::{TchError, Tensor};
+
+use crate::learn::LearnError;
+
+impl From<TchError> for LearnError {
+    /// Keeps the first line: libtorch's texts go on with C++ backtraces.
+    fn from(error: TchError) -> Self {
+        let text = error.to_string();
+        let message = text.lines().next().unwrap_or_default().trim().to_owned();
+        Self::Engine { engine: "libtorch", message }
+    }
+}
+
+/// Gives this thread its share of the cores; call it first on each thread that uses libtorch.
+///
+/// libtorch's own setting doesn't reach threads that run already.
+pub fn use_threads(threads: NonZeroU16) {
+    tch::set_num_threads(i32::from(threads.get()));
+}
+
+/// A tensor of `shape` from row-major values.
+fn tensor(data: &[f32], shape: &[i64]) -> Result<Tensor, LearnError> {
+    Ok(Tensor::f_from_slice(data)?.f_reshape(shape)?)
+}
+
+/// The row-major values of a tensor.
+fn values(tensor: &Tensor) -> Result<Vec<f32>, LearnError> {
+    let flat = tensor.f_detach()?.f_contiguous()?;
+    let mut out = vec![0.0; flat.numel()];
+    let n = out.len();
+    flat.f_copy_data(&mut out, n)?;
+    Ok(out)
+}
+
+/// A size as libtorch takes it.
+fn dim(size: usize) -> Result<i64, LearnError> {
+    i64::try_from(size).map_err(|_| LearnError::OutOfRange {
+        what: "tensor size",
+        expected: "below 2^63".into(),
+        actual: size.to_string(),
+    })
+}

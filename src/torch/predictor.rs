@@ -1,0 +1,81 @@
+//! Answers with one base and the adapter that was loaded last.
+
+use std::num::NonZeroU16;
+
+use super::lora::{AdapterPlan, LoraConfig};
+use super::signal::{SignalTransformer, SignalTransformerConfig, Spectra};
+use super::weights::Weights;
+use super::{evaluate, use_threads};
+use crate::learn::{LearnError, Prediction, Predictor, TensorSet};
+
+/// Serves windows. The adapter is merged when it is loaded, so that an answer costs what it costs
+/// without one.
+#[derive(Debug)]
+pub struct SignalPredictor {
+    config: SignalTransformerConfig,
+    threads: NonZeroU16,
+    base: Weights,
+    plan: AdapterPlan,
+    spectra: Spectra,
+    model: SignalTransformer,
+}
+
+impl SignalPredictor {
+    /// Serves the bare base until an adapter is loaded.
+    ///
+    /// # Errors
+    /// [`LearnError`] when base, sizes and targets don't fit together.
+    pub fn new(
+        base: &TensorSet,
+        config: SignalTransformerConfig,
+        lora: &LoraConfig,
+        threads: NonZeroU16,
+    ) -> Result<Self, LearnError> {
+        config.check()?;
+        base.check_layout(&config.layout())?;
+        base.check_finite()?;
+        let weights = Weights::from_set(base)?;
+        Ok(Self {
+            model: SignalTransformer::new(&weights, &config)?,
+            plan: AdapterPlan::new(&base.layout(), lora)?,
+            spectra: Spectra::new(&config)?,
+            base: weights,
+            config,
+            threads,
+        })
+    }
+
+    /// Logits `[n, classes]` row-major of windows `[n, window]`.
+    ///
+    /// # Errors
+    /// [`LearnError`] when `len` isn't the model's or an input isn't finite.
+    pub fn logits(&self, x: &[f32], len: usize) -> Result<Vec<f32>, LearnError> {
+        if len != self.config.window as usize {
+            return Err(LearnError::OutOfRange {
+                what: "samples a window",
+                expected: self.config.window.to_string(),
+                actual: len.to_string(),
+            });
+        }
+        if let Some(index) = x.iter().position(|v| !v.is_finite()) {
+            return Err(LearnError::NotFinite { name: "window".into(), index });
+        }
+        use_threads(self.threads);
+        evaluate::logits(&self.model, &self.spectra, x, len)
+    }
+}
+
+impl Predictor for SignalPredictor {
+    fn load(&mut self, adapter: &TensorSet) -> Result<(), LearnError> {
+        let _guard = tch::no_grad_guard();
+        use_threads(self.threads);
+        let weights = self.plan.effective(&self.base, &self.plan.flatten(adapter)?)?;
+        self.model = SignalTransformer::new(&weights, &self.config)?;
+        Ok(())
+    }
+
+    fn predict(&mut self, x: &[f32], len: usize) -> Result<Vec<Prediction>, LearnError> {
+        let logits = self.logits(x, len)?;
+        Ok(logits.chunks(self.config.classes as usize).map(Prediction::of_logits).collect())
+    }
+}

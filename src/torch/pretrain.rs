@@ -1,0 +1,104 @@
+//! Makes a base for vibration from bearing physics alone; no plant data is used.
+
+use std::num::NonZeroU16;
+
+use super::adamw::AdamWConfig;
+use super::lora::LoraConfig;
+use super::signal::SignalTransformerConfig;
+use super::trainer::{SignalLearner, Terms, TrainerConfig};
+use super::use_threads;
+use crate::learn::{Augment, Control, LearnError, Progress, TensorSet, physics};
+use crate::rng::Stream;
+
+/// How a base is made.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PretrainConfig {
+    /// Sizes of the model; windows and classes must be those of [`physics`].
+    pub model: SignalTransformerConfig,
+    /// Seed of the signals and of the initial weights.
+    pub seed: u64,
+    /// Optimiser steps.
+    pub steps: u32,
+    /// Fresh windows a step.
+    pub batch_size: u32,
+    /// Peak learning rate: a warm-up over the first 5 %, then a cosine down to 0.
+    pub learning_rate: f64,
+    /// Threads of libtorch.
+    pub threads: NonZeroU16,
+}
+
+impl Default for PretrainConfig {
+    fn default() -> Self {
+        Self {
+            model: SignalTransformerConfig::default(),
+            seed: 1,
+            steps: 3_000,
+            batch_size: 64,
+            learning_rate: 1e-3,
+            threads: NonZeroU16::MIN,
+        }
+    }
+}
+
+/// Trains all weights on generated windows; each window is seen once.
+///
+/// # Determinism
+/// One seed on one machine with one thread gives the same weights.
+/// # Errors
+/// [`LearnError`] when the sizes don't fit the physics or the loss isn't finite.
+pub fn pretrain(
+    config: &PretrainConfig,
+    progress: &mut dyn FnMut(Progress) -> Control,
+) -> Result<TensorSet, LearnError> {
+    let model = config.model;
+    if model.window as usize != physics::WINDOW_LEN
+        || model.classes as usize != physics::CLASSES.len()
+    {
+        return Err(LearnError::OutOfRange {
+            what: "window and classes",
+            expected: format!("{} and {}", physics::WINDOW_LEN, physics::CLASSES.len()),
+            actual: format!("{} and {}", model.window, model.classes),
+        });
+    }
+    model.check()?;
+    use_threads(config.threads);
+    let initial = model.initial_weights(&mut Stream::new(config.seed, "weights"));
+    let whole = whole_modules(&initial);
+    let trainer = TrainerConfig {
+        model,
+        lora: LoraConfig { targets: Vec::new(), whole, ..LoraConfig::default() },
+        augment: Augment::NONE,
+        adamw: AdamWConfig { weight_decay: 0.01, ..AdamWConfig::default() },
+        threads: config.threads,
+    };
+    let learner = SignalLearner::new(&initial, trainer, config.seed)?;
+    let mut run = learner.run(&initial)?;
+    let mut signals = Stream::new(config.seed, "physics");
+    for step in 1..=config.steps {
+        let data = physics::windows(&mut signals, config.batch_size as usize);
+        let all: Vec<usize> = (0..data.num_examples()).collect();
+        let (x, y) = learner.gather(&data, &all, &mut signals)?;
+        let rate = config.learning_rate * schedule(step, config.steps);
+        let loss = run.step(&x, &y, rate, &Terms::default())?;
+        if progress(Progress { step, loss }) == Control::Stop {
+            break;
+        }
+    }
+    let weights = run.adapter()?;
+    weights.check_finite()?;
+    Ok(weights)
+}
+
+/// Every layer of the model, by full path.
+fn whole_modules(weights: &TensorSet) -> Vec<String> {
+    let paths = weights.tensors().iter().filter_map(|t| Some(t.name.rsplit_once('.')?.0.to_owned()));
+    let modules: std::collections::BTreeSet<String> = paths.collect();
+    modules.into_iter().collect()
+}
+
+/// Fraction of the peak learning rate at a step.
+fn schedule(step: u32, steps: u32) -> f64 {
+    let at = f64::from(step) / f64::from(steps.max(1));
+    let warm_up = (at / 0.05).min(1.0);
+    warm_up * 0.5 * (1.0 + (std::f64::consts::PI * at).cos())
+}

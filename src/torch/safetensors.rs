@@ -1,0 +1,262 @@
+//! Weights in and out as safetensors, with the checks that the format leaves open.
+//!
+//! The crate refuses oversized headers, overlaps and holes. It accepts NaN, names like
+//! `../../etc/x` and shapes such as `[0, 2^64 - 1]`; those are refused here.
+
+use std::fs;
+use std::io::Read;
+use std::path::Path;
+
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+
+use crate::learn::{LearnError, Tensor, TensorSet};
+
+/// Why weights were refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WeightsError {
+    /// The file can't be read or written.
+    #[error("{path}: {source}")]
+    Io {
+        /// Which file.
+        path: String,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// More bytes, tensors or dimensions than weights have.
+    #[error("{what}: at most {max}, got {actual}")]
+    TooBig {
+        /// The quantity.
+        what: &'static str,
+        /// Its cap.
+        max: u64,
+        /// What was found.
+        actual: u64,
+    },
+    /// Not safetensors.
+    #[error("not a safetensors file: {0}")]
+    Malformed(String),
+    /// A tensor's name isn't a plain dotted path.
+    #[error("tensor name {0:?} isn't a dotted path of letters, digits, _ and -")]
+    BadName(String),
+    /// A tensor isn't f32.
+    #[error("tensor {name:?} is {actual}, expected F32")]
+    BadDtype {
+        /// Which tensor.
+        name: String,
+        /// Its type.
+        actual: String,
+    },
+    /// A size is 0.
+    #[error("tensor {name:?} has shape {shape:?}: no size may be 0")]
+    BadShape {
+        /// Which tensor.
+        name: String,
+        /// Its shape.
+        shape: Vec<usize>,
+    },
+    /// Names, shapes or values aren't those that the model wants.
+    #[error(transparent)]
+    Learn(#[from] LearnError),
+}
+
+impl WeightsError {
+    /// A short word for metrics and logs.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Io { .. } => "io",
+            Self::TooBig { .. } => "too_big",
+            Self::Malformed(_) => "malformed",
+            Self::BadName(_) => "bad_name",
+            Self::BadDtype { .. } => "bad_dtype",
+            Self::BadShape { .. } => "bad_shape",
+            Self::Learn(error) => error.kind(),
+        }
+    }
+}
+
+/// Reads a file of weights; it may have at most `max_bytes`.
+///
+/// # Errors
+/// [`WeightsError`] tells what is wrong with it.
+pub fn read_file(path: &Path, max_bytes: u64) -> Result<TensorSet, WeightsError> {
+    let io = |source| WeightsError::Io { path: path.display().to_string(), source };
+    let mut bytes = Vec::new();
+    let file = fs::File::open(path).map_err(io)?;
+    file.take(max_bytes.saturating_add(1)).read_to_end(&mut bytes).map_err(io)?;
+    let actual = bytes.len() as u64;
+    if actual > max_bytes {
+        return Err(WeightsError::TooBig { what: "bytes", max: max_bytes, actual });
+    }
+    decode(&bytes)
+}
+
+/// Reads weights from bytes.
+///
+/// # Errors
+/// [`WeightsError`] tells what is wrong with them.
+pub fn decode(bytes: &[u8]) -> Result<TensorSet, WeightsError> {
+    let malformed = |e: safetensors::SafeTensorError| WeightsError::Malformed(e.to_string());
+    let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(malformed)?;
+    let count = metadata.offset_keys().len();
+    if count > MAX_TENSORS {
+        let (max, actual) = (MAX_TENSORS as u64, count as u64);
+        return Err(WeightsError::TooBig { what: "tensors", max, actual });
+    }
+    let file = SafeTensors::deserialize(bytes).map_err(malformed)?;
+    let mut tensors = Vec::with_capacity(count);
+    for (name, view) in file.iter() {
+        tensors.push(tensor(name, &view)?);
+    }
+    let set = TensorSet::new(tensors)?;
+    set.check_finite()?;
+    Ok(set)
+}
+
+/// The bytes of a safetensors file: f32, tensors in the order of their names.
+///
+/// # Determinism
+/// The same set gives the same bytes.
+/// # Errors
+/// [`WeightsError::BadName`], [`WeightsError::BadShape`] or a value that isn't finite: what
+/// [`decode`] wouldn't take isn't written.
+pub fn encode(set: &TensorSet) -> Result<Vec<u8>, WeightsError> {
+    set.check_finite()?;
+    let mut data = Vec::with_capacity(set.tensors().len());
+    for t in set.tensors() {
+        check_name(&t.name)?;
+        check_shape(&t.name, &t.shape)?;
+        let bytes: Vec<u8> = t.data.iter().flat_map(|x| x.to_le_bytes()).collect();
+        data.push((t, bytes));
+    }
+    let malformed = |e: safetensors::SafeTensorError| WeightsError::Malformed(e.to_string());
+    let mut views = Vec::with_capacity(data.len());
+    for (t, bytes) in &data {
+        let view = TensorView::new(Dtype::F32, t.shape.clone(), bytes).map_err(malformed)?;
+        views.push((t.name.as_str(), view));
+    }
+    safetensors::serialize(views, None).map_err(malformed)
+}
+
+fn tensor(name: &str, view: &TensorView<'_>) -> Result<Tensor, WeightsError> {
+    check_name(name)?;
+    check_shape(name, view.shape())?;
+    if view.dtype() != Dtype::F32 {
+        let actual = format!("{:?}", view.dtype());
+        return Err(WeightsError::BadDtype { name: name.to_owned(), actual });
+    }
+    let (words, _) = view.data().as_chunks::<4>();
+    let data = words.iter().map(|word| f32::from_le_bytes(*word)).collect();
+    Ok(Tensor { name: name.to_owned(), shape: view.shape().to_vec(), data })
+}
+
+fn check_name(name: &str) -> Result<(), WeightsError> {
+    let plain = |part: &str| {
+        !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+    };
+    if name.len() <= MAX_NAME_BYTES && name.split('.').all(plain) {
+        Ok(())
+    } else {
+        Err(WeightsError::BadName(name.chars().take(MAX_NAME_BYTES).collect()))
+    }
+}
+
+fn check_shape(name: &str, shape: &[usize]) -> Result<(), WeightsError> {
+    if shape.len() > MAX_DIMENSIONS {
+        let (max, actual) = (MAX_DIMENSIONS as u64, shape.len() as u64);
+        return Err(WeightsError::TooBig { what: "dimensions", max, actual });
+    }
+    if shape.contains(&0) {
+        return Err(WeightsError::BadShape { name: name.to_owned(), shape: shape.to_vec() });
+    }
+    Ok(())
+}
+
+const MAX_TENSORS: usize = 4_096;
+const MAX_DIMENSIONS: usize = 8;
+const MAX_NAME_BYTES: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(name: &str, shape: &[usize], data: &[f32]) -> TensorSet {
+        let tensor = Tensor { name: name.into(), shape: shape.to_vec(), data: data.to_vec() };
+        TensorSet::new(vec![tensor]).unwrap()
+    }
+
+    /// A safetensors file with this JSON header and body.
+    fn file(header: &str, body: &[u8]) -> Vec<u8> {
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.as_bytes());
+        bytes.extend(body);
+        bytes
+    }
+
+    fn refused(header: &str, body: &[u8]) -> &'static str {
+        decode(&file(header, body)).unwrap_err().kind()
+    }
+
+    #[test]
+    fn weights_come_back_bit_for_bit_and_bytes_are_stable() {
+        let both = TensorSet::new(vec![
+            Tensor { name: "b.w".into(), shape: vec![2, 2], data: vec![1.0, -0.0, 1e-40, f32::MAX] },
+            Tensor { name: "a".into(), shape: vec![], data: vec![3.5] },
+        ])
+        .unwrap();
+        let bytes = encode(&both).unwrap();
+        let back = decode(&bytes).unwrap();
+        let bits = |s: &TensorSet| -> Vec<u32> {
+            s.tensors().iter().flat_map(|t| t.data.iter().map(|x| x.to_bits())).collect()
+        };
+        assert_eq!(back.layout(), both.layout());
+        assert_eq!(bits(&back), bits(&both));
+        assert_eq!(encode(&back).unwrap(), bytes);
+    }
+
+    #[test]
+    fn what_the_format_accepts_and_a_model_must_not_is_refused() {
+        let good = r#"{"a.b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#;
+        assert_eq!(decode(&file(good, &[0; 4])).unwrap(), set("a.b", &[1], &[0.0]));
+        for name in ["../../etc/x", "a/b", "", ".", "a..b", "/a", "a b", "a\\u0000"] {
+            let header = good.replace("a.b", name);
+            assert_eq!(refused(&header, &[0; 4]), "bad_name", "{name}");
+        }
+        assert_eq!(refused(&good.replace("a.b", &"x".repeat(257)), &[0; 4]), "bad_name");
+        assert_eq!(refused(&good.replace("F32", "I32"), &[0; 4]), "bad_dtype");
+        assert_eq!(refused(good, &f32::NAN.to_le_bytes()), "not_finite");
+        assert_eq!(refused(good, &f32::INFINITY.to_le_bytes()), "not_finite");
+        let hole = r#"{"a":{"dtype":"F32","shape":[0,18446744073709551615],"data_offsets":[0,0]}}"#;
+        assert_eq!(refused(hole, &[]), "bad_shape");
+        let deep = good.replace("[1]", "[1,1,1,1,1,1,1,1,1]");
+        assert_eq!(refused(&deep, &[0; 4]), "too_big");
+        assert_eq!(refused(good, &[0; 3]), "malformed");
+        assert_eq!(refused(good, &[0; 5]), "malformed");
+    }
+
+    #[test]
+    fn what_would_not_be_read_is_not_written() {
+        assert_eq!(encode(&set("../x", &[1], &[0.0])).unwrap_err().kind(), "bad_name");
+        assert_eq!(encode(&set("x", &[0], &[])).unwrap_err().kind(), "bad_shape");
+        assert_eq!(encode(&set("x", &[1], &[f32::NAN])).unwrap_err().kind(), "not_finite");
+    }
+
+    #[test]
+    fn a_file_above_the_cap_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("w.safetensors");
+        let bytes = encode(&set("a", &[2], &[1.0, 2.0])).unwrap();
+        fs::write(&path, &bytes).unwrap();
+        let size = bytes.len() as u64;
+        assert!(read_file(&path, size).is_ok());
+        assert_eq!(read_file(&path, size - 1).unwrap_err().kind(), "too_big");
+        assert_eq!(read_file(&dir.path().join("absent"), 9).unwrap_err().kind(), "io");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200)) {
+            let _ = decode(&bytes);
+        }
+    }
+}

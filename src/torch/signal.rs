@@ -1,0 +1,230 @@
+//! The signal transformer: windows of a vibration signal to class logits.
+//!
+//! ```text
+//! [n, window] -> zero mean, unit variance -> patches -> log power spectrum -> linear + position
+//!             -> blocks -> norm -> mean over tokens -> head -> [n, classes]
+//! ```
+//! A patch enters as its log spectrum, not as its samples: a fault shows as *when* the structure
+//! rings and *where* in the spectrum, and where a patch happens to cut the oscillation means
+//! nothing. The tokens over time keep the rhythm of the impacts for the blocks to find.
+
+use tch::{Kind, Tensor};
+
+use super::transformer::{Block, BlockConfig, LayerNorm, Linear, linear_tensors, norm_tensors};
+use super::weights::Weights;
+use super::{dim, tensor};
+use crate::learn::{Layout, LearnError, TensorSet};
+use crate::rng::Stream;
+
+/// Sizes of a signal transformer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SignalTransformerConfig {
+    /// Samples a window.
+    pub window: u32,
+    /// Samples a patch; even.
+    pub patch: u32,
+    /// Samples from one patch to the next.
+    pub stride: u32,
+    /// Number of blocks.
+    pub layers: u32,
+    /// Sizes of each block.
+    pub block: BlockConfig,
+    /// Number of classes C.
+    pub classes: u32,
+}
+
+impl Default for SignalTransformerConfig {
+    fn default() -> Self {
+        Self {
+            window: 2_048,
+            patch: 64,
+            stride: 32,
+            layers: 4,
+            block: BlockConfig::default(),
+            classes: 3,
+        }
+    }
+}
+
+impl SignalTransformerConfig {
+    /// Checks that the sizes fit together.
+    ///
+    /// # Errors
+    /// [`LearnError::OutOfRange`] names the first that doesn't.
+    pub fn check(&self) -> Result<(), LearnError> {
+        let bad = |what, expected: String, actual: u32| {
+            Err(LearnError::OutOfRange { what, expected, actual: actual.to_string() })
+        };
+        self.block.check()?;
+        if self.patch < 2 || !self.patch.is_multiple_of(2) || self.patch > self.window {
+            return bad("patch", format!("even, 2 to {}", self.window), self.patch);
+        }
+        if self.stride == 0 || self.stride > self.patch {
+            return bad("stride", format!("1 to {}", self.patch), self.stride);
+        }
+        if self.layers == 0 || self.layers > MAX_LAYERS {
+            return bad("layers", format!("1 to {MAX_LAYERS}"), self.layers);
+        }
+        if self.classes < 2 {
+            return bad("classes", "at least 2".into(), self.classes);
+        }
+        Ok(())
+    }
+
+    /// Patches (tokens) a window.
+    pub fn tokens(&self) -> u32 {
+        self.window.saturating_sub(self.patch) / self.stride.max(1) + 1
+    }
+
+    /// Bins of a patch's spectrum.
+    pub fn bins(&self) -> u32 {
+        self.patch / 2 + 1
+    }
+
+    /// Names and shapes of all weights.
+    pub fn layout(&self) -> Layout {
+        let d = self.block.d_model as usize;
+        let mut all = linear_tensors("embed", d, self.bins() as usize);
+        all.push(("embed.position".into(), vec![self.tokens() as usize, d]));
+        for layer in 0..self.layers {
+            let block = self.block.tensors();
+            all.extend(block.into_iter().map(|(n, s)| (format!("blocks.{layer}.{n}"), s)));
+        }
+        all.extend(norm_tensors("norm", d));
+        all.extend(linear_tensors("head", self.classes as usize, d));
+        all.sort();
+        Layout(all)
+    }
+
+    /// Weights to pre-train from: normal matrices of variance 1/input, norms 1, biases 0.
+    ///
+    /// # Determinism
+    /// The same stream gives the same values.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "f32 weights")]
+    pub fn initial_weights(&self, stream: &mut Stream) -> TensorSet {
+        let mut set = TensorSet::zeros(&self.layout());
+        let names: Vec<_> = self.layout().0;
+        for ((name, shape), data) in names.iter().zip(set.values_mut()) {
+            let scale = match shape.as_slice() {
+                _ if name == "embed.position" => 0.02,
+                [_, input] => 1.0 / (*input as f64).sqrt(),
+                _ => 0.0,
+            };
+            let norm_weight = name.contains("norm") && name.ends_with(".weight");
+            for value in data {
+                *value = if norm_weight { 1.0 } else { (scale * stream.normal()) as f32 };
+            }
+        }
+        set
+    }
+}
+
+/// Turns windows into patches' log power spectra; it has constants only, no weights.
+#[derive(Debug)]
+pub struct Spectra {
+    /// `[patch, 2 bins]`: Hann-windowed cosines, then sines.
+    basis: Tensor,
+    window: i64,
+    patch: i64,
+    stride: i64,
+    bins: i64,
+}
+
+impl Spectra {
+    /// Makes the Fourier basis.
+    ///
+    /// # Errors
+    /// [`LearnError::Engine`] when libtorch refuses.
+    #[expect(clippy::cast_possible_truncation, reason = "cosines fit an f32")]
+    pub fn new(config: &SignalTransformerConfig) -> Result<Self, LearnError> {
+        use std::f64::consts::TAU;
+        let (patch, bins) = (config.patch, config.bins());
+        let hann = |i: u32| 0.5 - 0.5 * (TAU * (f64::from(i) + 0.5) / f64::from(patch)).cos();
+        let energy: f64 = (0..patch).map(|i| hann(i).powi(2)).sum();
+        let mut basis = Vec::new();
+        for i in 0..patch {
+            let taper = hann(i) / energy.sqrt();
+            let angle = |bin: u32| TAU * f64::from(bin) * f64::from(i) / f64::from(patch);
+            basis.extend((0..bins).map(|bin| (taper * angle(bin).cos()) as f32));
+            basis.extend((0..bins).map(|bin| (taper * angle(bin).sin()) as f32));
+        }
+        Ok(Self {
+            basis: tensor(&basis, &[patch.into(), i64::from(bins) * 2])?,
+            window: config.window.into(),
+            patch: patch.into(),
+            stride: config.stride.into(),
+            bins: bins.into(),
+        })
+    }
+
+    /// `[n, window]` row-major samples to `[n, tokens, bins]`.
+    ///
+    /// # Errors
+    /// [`LearnError::OutOfRange`] when the samples aren't whole windows.
+    pub fn forward(&self, x: &[f32]) -> Result<Tensor, LearnError> {
+        let len = dim(x.len())?;
+        if len % self.window != 0 {
+            return Err(LearnError::OutOfRange {
+                what: "samples",
+                expected: format!("a multiple of {}", self.window),
+                actual: len.to_string(),
+            });
+        }
+        let _guard = tch::no_grad_guard();
+        let x = tensor(x, &[len / self.window, self.window])?;
+        let x = x.f_sub(&x.f_mean_dim([1].as_slice(), true, Kind::Float)?)?;
+        let power = x.f_square()?.f_mean_dim([1].as_slice(), true, Kind::Float)?;
+        let x = x.f_div(&power.f_add_scalar(1e-12)?.f_sqrt()?)?;
+        let parts = x.f_unfold(1, self.patch, self.stride)?.f_matmul(&self.basis)?.f_square()?;
+        let cosines = parts.f_narrow(2, 0, self.bins)?;
+        let power = cosines.f_add(&parts.f_narrow(2, self.bins, self.bins)?)?;
+        Ok(power.f_add_scalar(POWER_FLOOR)?.f_log()?)
+    }
+}
+
+/// The model on one set of weights.
+#[derive(Debug)]
+pub struct SignalTransformer {
+    embed: Linear,
+    position: Tensor,
+    blocks: Vec<Block>,
+    norm: LayerNorm,
+    head: Linear,
+}
+
+impl SignalTransformer {
+    /// Takes the tensors of [`SignalTransformerConfig::layout`].
+    ///
+    /// # Errors
+    /// [`LearnError::LayoutMismatch`] when one is absent or has another shape.
+    pub fn new(weights: &Weights, config: &SignalTransformerConfig) -> Result<Self, LearnError> {
+        let d = config.block.d_model;
+        let block = |i| Block::new(weights, &format!("blocks.{i}"), &config.block);
+        Ok(Self {
+            embed: Linear::new(weights, "embed", d, config.bins())?,
+            position: weights.get("embed.position", &[config.tokens().into(), d.into()])?,
+            blocks: (0..config.layers).map(block).collect::<Result<_, _>>()?,
+            norm: LayerNorm::new(weights, "norm", d)?,
+            head: Linear::new(weights, "head", config.classes, d)?,
+        })
+    }
+
+    /// Spectra `[n, tokens, bins]` to logits `[n, classes]`.
+    ///
+    /// # Errors
+    /// [`LearnError::Engine`] when the input has another shape.
+    pub fn forward(&self, spectra: &Tensor) -> Result<Tensor, LearnError> {
+        let mut x = self.embed.forward(spectra)?.f_add(&self.position)?;
+        for block in &self.blocks {
+            x = block.forward(&x)?;
+        }
+        let pooled = self.norm.forward(&x)?.f_mean_dim([1].as_slice(), false, Kind::Float)?;
+        self.head.forward(&pooled)
+    }
+}
+
+/// Added to each bin's power (1 on average for white noise) before the logarithm.
+const POWER_FLOOR: f64 = 1e-3;
+
+/// More layers than this aren't a model for sensor windows.
+const MAX_LAYERS: u32 = 64;
