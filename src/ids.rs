@@ -166,9 +166,7 @@ pub type Epoch = u64;
 pub type Version = u64;
 
 /// Which of a node's two links: towards its children, or towards its parent.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Side {
     /// The bus that is shared with the children (and, in a site, with SCADA).

@@ -30,9 +30,9 @@ pub mod store;
 pub mod telemetry;
 pub mod time;
 pub mod topic;
+#[cfg(feature = "torch")]
+pub mod torch;
 pub mod trust;
 #[cfg(feature = "web")]
 pub mod web;
 pub mod wire;
-#[cfg(feature = "torch")]
-pub mod torch;

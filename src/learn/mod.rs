@@ -3,6 +3,8 @@
 //! Everything that combines members takes them in a map by sender, so that a sum has one order and
 //! the result depends neither on arrival nor on repeats.
 
+mod augment;
+mod batches;
 mod class_logits;
 mod clip;
 mod error_feedback;
@@ -11,34 +13,32 @@ mod fedavg;
 mod learner;
 mod lora_product;
 mod metrics;
+pub mod physics;
 mod quant;
-mod staleness;
 mod soft_labels;
 mod softmax;
 mod softmax_head;
 mod spectrum;
-mod augment;
-mod batches;
-pub mod physics;
+mod staleness;
 mod tensors;
 mod window;
 
+pub use augment::Augment;
+pub use batches::Batches;
 pub use class_logits::{LOGIT_BOUND, average_class_logits};
 pub use clip::{ClipReport, NormClip};
 pub use error_feedback::ErrorFeedback;
 pub use fedavg::{Accumulator, Share, WeightedDelta, fed_avg, weights};
-pub use augment::Augment;
-pub use batches::Batches;
 pub use learner::{
     ClassLogits, Control, Learner, Prediction, Predictor, Progress, TrainJob, Trained, Windows,
 };
 pub use lora_product::{Combined, Contribution, LoraAverage, combine, stack};
 pub use metrics::{Confusion, percentile};
 pub use quant::{Quantizer, Width};
-pub use staleness::{MAX_STALENESS, buffer_size, is_too_stale, staleness_factor};
 pub use soft_labels::mean_class_logits;
 pub use softmax::{SoftmaxLearner, SoftmaxPredictor};
 pub use spectrum::{MachineSpeeds, Spectrum};
+pub use staleness::{MAX_STALENESS, buffer_size, is_too_stale, staleness_factor};
 pub use tensors::{Layout, Tensor, TensorSet};
 pub use window::normalise_window;
 

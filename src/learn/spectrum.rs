@@ -99,8 +99,7 @@ impl Spectrum {
             taper.iter().enumerate().map(at).collect()
         };
         let harmonics = [(outer_hz, 3_u8), (inner_hz, 3), (shaft_hz, 2)];
-        let line_hz =
-            harmonics.iter().flat_map(|(hz, n)| (1..=*n).map(move |h| f64::from(h) * hz));
+        let line_hz = harmonics.iter().flat_map(|(hz, n)| (1..=*n).map(move |h| f64::from(h) * hz));
         Ok(Self {
             len,
             forward: planner.plan_fft_forward(len),

@@ -1,1 +1,3 @@
-//! ledger
+//! The audit ledger.
+pub mod entry;
+pub use entry::{Entry, Event, Word};

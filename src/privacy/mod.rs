@@ -92,7 +92,8 @@ mod tests {
 
     #[test]
     fn a_stricter_profile_asks_for_more() {
-        let [lab, standard, strict] = [Profile::Lab, Profile::Standard, Profile::Strict].map(Gate::from);
+        let [lab, standard, strict] =
+            [Profile::Lab, Profile::Standard, Profile::Strict].map(Gate::from);
         assert!(lab.min_cell < standard.min_cell && standard.min_cell < strict.min_cell);
     }
 }

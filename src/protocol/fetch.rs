@@ -46,7 +46,13 @@ impl Fetches {
     pub const RETRY_MS: u64 = 2_000;
 
     /// Begins, unless it is under way; gives the first request.
-    pub fn begin(&mut self, now: Mono, from: NodeId, side: Side, manifest: Manifest) -> Option<Ask> {
+    pub fn begin(
+        &mut self,
+        now: Mono,
+        from: NodeId,
+        side: Side,
+        manifest: Manifest,
+    ) -> Option<Ask> {
         if self.open.contains_key(&manifest.sha256) || self.open.len() >= Self::MAX_OPEN {
             return None;
         }

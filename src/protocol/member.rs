@@ -25,8 +25,8 @@ use crate::privacy::Gate;
 use crate::time::Now;
 use crate::trust::{Verified, update_id};
 use crate::wire::{
-    Answer, Blob, Body, Contribution, Get, Offer, Receipt, Result as RoundResult,
-    Verdict, Wanted, decode,
+    Answer, Blob, Body, Contribution, Get, Offer, Receipt, Result as RoundResult, Verdict, Wanted,
+    decode,
 };
 
 /// What a member has to know.
@@ -216,7 +216,8 @@ impl Member {
         self.heard = true;
         match message.body() {
             Body::Offer(offer) => {
-                let offered = Offered { digest: message.body_digest(), epoch, offer: offer.clone() };
+                let offered =
+                    Offered { digest: message.body_digest(), epoch, offer: offer.clone() };
                 self.offered(offered, out);
             }
             Body::Receipt(receipt) => self.receipt(receipt, out),
@@ -286,7 +287,11 @@ impl Member {
         if !offer.adapter.is_sound() {
             return Err("unsound_blob");
         }
-        if self.config.relay { Ok(()) } else { self.config.gate.allows_plan(offer.plan.local_steps) }
+        if self.config.relay {
+            Ok(())
+        } else {
+            self.config.gate.allows_plan(offer.plan.local_steps)
+        }
     }
 
     fn decline(&self, round: RoundNo, reason: &'static str) -> Event {
@@ -384,7 +389,9 @@ impl Member {
         });
         let digest = match body.to_bytes() {
             Ok(bytes) => Digest::of(&bytes),
-            Err(e) => return out.push(Effect::Fatal(format!("a contribution can't be encoded: {e}"))),
+            Err(e) => {
+                return out.push(Effect::Fatal(format!("a contribution can't be encoded: {e}")));
+            }
         };
         let round = offered.offer.round;
         let update = update_id(&self.config.federation, round, &self.config.me, &digest);

@@ -19,7 +19,9 @@ mod relay;
 mod round;
 pub mod update;
 
-pub use effect::{CombineInput, CombineJob, Delivery, Effect, Input, Job, Timer, To, TrainTask, Work};
+pub use effect::{
+    CombineInput, CombineJob, Delivery, Effect, Input, Job, Timer, To, TrainTask, Work,
+};
 pub use fetch::{Ask, Fetches, Taken};
 pub use member::{Member, MemberConfig};
 pub use relay::{Relay, RelayConfig};

@@ -26,8 +26,8 @@ use crate::ledger::{Event, Word};
 use crate::time::Now;
 use crate::trust::Verified;
 use crate::wire::{
-    Answer, Blob, Body, ClassSummary, Contribution, Get, Offer, Plan, Receipt, Result as RoundResult,
-    Verdict, Wanted, decode, encode,
+    Answer, Blob, Body, ClassSummary, Contribution, Get, Offer, Plan, Receipt,
+    Result as RoundResult, Verdict, Wanted, decode, encode,
 };
 
 /// Whose rounds these are.
@@ -554,7 +554,8 @@ impl Round {
     /// Checks what can be told without the blob.
     fn check(&self, contribution: &Contribution) -> Result<(), &'static str> {
         let (plan, known) = match &self.phase {
-            Phase::Open(Open { digest, offer, .. }) | Phase::Closing(Closing { digest, offer, .. })
+            Phase::Open(Open { digest, offer, .. })
+            | Phase::Closing(Closing { digest, offer, .. })
                 if *digest == contribution.offer =>
             {
                 (&offer.plan, offer.version)
@@ -582,19 +583,24 @@ impl Round {
     /// The update that already counts for this sender and offer.
     fn known(&self, sender: &NodeId, offer: &Digest) -> Option<UpdateId> {
         let current = match &self.phase {
-            Phase::Open(open) if open.digest == *offer => open.accepted.get(sender).map(|i| i.update),
+            Phase::Open(open) if open.digest == *offer => {
+                open.accepted.get(sender).map(|i| i.update)
+            }
             Phase::Closing(closing) if closing.digest == *offer => {
                 closing.set.iter().find(|i| i.sender == *sender).map(|i| i.update)
             }
             Phase::Idle | Phase::Open(_) | Phase::Closing(_) => None,
         };
-        let recent = || self.recent.iter().find(|r| r.offer == *offer)?.updates.get(sender).copied();
+        let recent =
+            || self.recent.iter().find(|r| r.offer == *offer)?.updates.get(sender).copied();
         current.or_else(recent)
     }
 
     fn verdict_of(&self, sender: &NodeId, offer: &Digest) -> Verdict {
         let waits = self.late.get(sender).is_some_and(|input| {
-            self.recent.iter().any(|r| r.offer == *offer && r.updates.get(sender) == Some(&input.update))
+            self.recent
+                .iter()
+                .any(|r| r.offer == *offer && r.updates.get(sender) == Some(&input.update))
         });
         if waits { Verdict::Late } else { Verdict::Accepted }
     }
@@ -694,7 +700,12 @@ impl Round {
         })
     }
 
-    fn combined(&mut self, offer: Digest, outcome: Result<Work, &'static str>, out: &mut Vec<Effect>) {
+    fn combined(
+        &mut self,
+        offer: Digest,
+        outcome: Result<Work, &'static str>,
+        out: &mut Vec<Effect>,
+    ) {
         let Phase::Closing(closing) = &self.phase else { return };
         if closing.digest != offer {
             return;

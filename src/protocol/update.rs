@@ -259,11 +259,7 @@ fn share(input: &CombineInput) -> Share {
 }
 
 /// The whole adapter that a contribution speaks of.
-fn adapter_of(
-    delta: &TensorSet,
-    base: &TensorSet,
-    stacked: bool,
-) -> Result<TensorSet, LearnError> {
+fn adapter_of(delta: &TensorSet, base: &TensorSet, stacked: bool) -> Result<TensorSet, LearnError> {
     if !stacked {
         delta.check_layout(&base.layout())?;
         return Ok(combine_values(base, delta, |a, b| a + b));
@@ -340,7 +336,11 @@ fn quantizer(coding: Coding, block: u16) -> Result<Option<Quantizer>, LearnError
     Quantizer::new(width, usize::from(block)).map(Some)
 }
 
-#[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "a figure to show")]
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    reason = "a figure to show"
+)]
 fn mean_loss(inputs: &[CombineInput], examples: u64, of: impl Fn(&CombineInput) -> f32) -> f32 {
     let weigh = |input: &CombineInput| f64::from(of(input)) * input.num_examples as f64;
     (inputs.iter().map(weigh).sum::<f64>() / (examples.max(1) as f64)) as f32

@@ -15,7 +15,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::resources;
-use crate::store::Side;
+use crate::ids::Side;
 
 /// Counts what a node does. Every method may be called from any thread.
 #[derive(Debug)]

@@ -148,7 +148,8 @@ impl AdapterPlan {
     pub fn flatten(&self, adapter: &TensorSet) -> Result<Tensor, LearnError> {
         adapter.check_layout(&self.layout())?;
         adapter.check_finite()?;
-        let flat: Vec<f32> = adapter.tensors().iter().flat_map(|t| t.data.iter().copied()).collect();
+        let flat: Vec<f32> =
+            adapter.tensors().iter().flat_map(|t| t.data.iter().copied()).collect();
         tensor(&flat, &[self.num_values])
     }
 

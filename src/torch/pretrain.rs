@@ -91,7 +91,8 @@ pub fn pretrain(
 
 /// Every layer of the model, by full path.
 fn whole_modules(weights: &TensorSet) -> Vec<String> {
-    let paths = weights.tensors().iter().filter_map(|t| Some(t.name.rsplit_once('.')?.0.to_owned()));
+    let paths =
+        weights.tensors().iter().filter_map(|t| Some(t.name.rsplit_once('.')?.0.to_owned()));
     let modules: std::collections::BTreeSet<String> = paths.collect();
     modules.into_iter().collect()
 }

@@ -101,7 +101,8 @@ impl SignalLearner {
         if !positive {
             return bad("learning rate", "positive".into(), job.learning_rate.to_string());
         }
-        for (what, weight) in [("FedProx mu", job.prox_mu), ("FedDistill lambda", job.distill_lambda)]
+        for (what, weight) in
+            [("FedProx mu", job.prox_mu), ("FedDistill lambda", job.distill_lambda)]
         {
             if !(weight >= 0.0 && weight.is_finite()) {
                 return bad(what, "0 or more".into(), weight.to_string());
@@ -111,7 +112,11 @@ impl SignalLearner {
             let classes = data.classes;
             if targets.counts.len() != classes || targets.mean_logits.len() != classes * classes {
                 let actual = format!("{} and {}", targets.counts.len(), targets.mean_logits.len());
-                return bad("class targets", format!("{classes} and {}", classes * classes), actual);
+                return bad(
+                    "class targets",
+                    format!("{classes} and {}", classes * classes),
+                    actual,
+                );
             }
             if let Some(index) = targets.mean_logits.iter().position(|x| !x.is_finite()) {
                 return Err(LearnError::NotFinite { name: "class targets".into(), index });
@@ -312,7 +317,11 @@ impl Run<'_> {
 }
 
 /// Cross-entropy of logits `[n, C]` with labels `[n]`, mean over the batch, plus FedDistill's.
-fn batch_loss(logits: &Tensor, y: &Tensor, distill: Option<&Distill>) -> Result<Tensor, LearnError> {
+fn batch_loss(
+    logits: &Tensor,
+    y: &Tensor,
+    distill: Option<&Distill>,
+) -> Result<Tensor, LearnError> {
     let log_probabilities = logits.f_log_softmax(-1, Kind::Float)?;
     let loss = log_probabilities.f_nll_loss(y, None::<&Tensor>, Reduction::Mean, -100)?;
     match distill {

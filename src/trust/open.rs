@@ -225,7 +225,8 @@ fn check_place(
     branch: &Branch,
     kind: Kind,
 ) -> Result<(), Refusal> {
-    let own = branch.node == sender.node && branch.site == sender.site && branch.line == sender.line;
+    let own =
+        branch.node == sender.node && branch.site == sender.site && branch.line == sender.line;
     let place = if kind == Kind::Command { branch.node == *door.me } else { own };
     if place { Ok(()) } else { Err(Refusal::ForeignBranch) }
 }

@@ -74,8 +74,7 @@ impl Sealer {
         payload.extend(body.to_bytes()?);
         let payload_type = kind.payload_type();
         let signature = self.key.sign(&pae(&payload_type, &payload));
-        let signatures =
-            vec![Signature { key: self.key.public().key_id(), bytes: signature.0 }];
+        let signatures = vec![Signature { key: self.key.public().key_id(), bytes: signature.0 }];
         let wire = Envelope { payload_type, payload, signatures }.to_bytes()?;
         if wire.len() > kind.cap_bytes() {
             return Err(CodecError::TooLarge { cap: kind.cap_bytes(), actual: wire.len() });

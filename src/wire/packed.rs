@@ -127,7 +127,8 @@ impl PackedSet {
 
 impl PackedTensor {
     fn check(&self) -> Result<(), CodecError> {
-        let bad = |what: &str| Err(CodecError::Structure(format!("tensor {:?}: {what}", self.name)));
+        let bad =
+            |what: &str| Err(CodecError::Structure(format!("tensor {:?}: {what}", self.name)));
         let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.');
         let named = self.name.len() <= PackedSet::MAX_NAME_BYTES
             && self.name.bytes().all(plain)

@@ -485,5 +485,6 @@ fn commits_per_second() {
 #[test]
 fn make_golden_tmp() {
     let dir = filled(3);
-    fs::copy(database(&dir), concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/store/v1.sqlite")).unwrap();
+    fs::copy(database(&dir), concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/store/v1.sqlite"))
+        .unwrap();
 }
