@@ -84,7 +84,9 @@ impl NormClip {
         };
         if factor < 1.0 {
             for values in delta.values_mut() {
-                values.iter_mut().for_each(|x| *x = narrow(f64::from(*x) * factor));
+                for x in values {
+                    *x = narrow(f64::from(*x) * factor);
+                }
             }
         }
         Ok(ClipReport { norm, bound, factor })
@@ -106,6 +108,7 @@ impl NormClip {
 }
 
 #[cfg(test)]
+#[expect(clippy::float_cmp, reason = "these values are exact")]
 mod tests {
     use proptest::prelude::*;
 
@@ -119,7 +122,9 @@ mod tests {
 
     fn clip_after(norms: &[f64], capacity: usize) -> NormClip {
         let mut clip = NormClip::new(capacity.try_into().unwrap());
-        norms.iter().for_each(|norm| clip.observe(*norm).unwrap());
+        for norm in norms {
+            clip.observe(*norm).unwrap();
+        }
         clip
     }
 

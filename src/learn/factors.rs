@@ -181,8 +181,7 @@ pub(super) fn complete_rows(
         }
         let left = norm(&row);
         if left > INDEPENDENT * length {
-            row.iter_mut().for_each(|x| *x /= left);
-            rows.push(row);
+            rows.push(row.into_iter().map(|x| x / left).collect());
         }
     }
 }
@@ -220,10 +219,11 @@ const MAX_SWEEPS: usize = 100_000;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::learn::narrow;
     use crate::rng::Stream;
 
     fn draw(stream: &mut Stream, len: usize) -> Vec<f32> {
-        (0..len).map(|_| stream.range(-1.0, 1.0) as f32).collect()
+        (0..len).map(|_| narrow(stream.range(-1.0, 1.0))).collect()
     }
 
     fn dense(d: usize, k: usize, left: &[Vec<f64>], right: &[Vec<f64>]) -> Vec<f64> {
@@ -237,19 +237,21 @@ mod tests {
     }
 
     /// Adds `members` products of rank 4; gives the sum, also computed densely.
-    fn summed(d: usize, k: usize, members: usize, decay: f64) -> (Factors, Vec<f64>) {
+    fn summed(d: usize, k: usize, members: u32, decay: f64) -> (Factors, Vec<f64>) {
         let mut stream = Stream::new(3, "factors");
         let (mut sum, mut expected) = (Factors::new(d, k), vec![0.0; d * k]);
-        for member in 0..members {
+        let mut scale = 1.0;
+        for _ in 0..members {
             let (b, a) = (draw(&mut stream, d * 4), draw(&mut stream, 4 * k));
-            let scale = decay.powi(member as i32);
             sum.add(scale, &b, &a, 4).unwrap();
-            for (row, out) in b.chunks(4).zip(expected.chunks_mut(k)) {
-                for (x, a) in row.iter().zip(a.chunks(k)) {
-                    let x = f64::from(*x) * scale;
-                    out.iter_mut().zip(a).for_each(|(p, y)| *p += x * f64::from(*y));
+            for (b_row, out) in b.chunks(4).zip(expected.chunks_mut(k)) {
+                for (from_b, a_row) in b_row.iter().zip(a.chunks(k)) {
+                    let factor = f64::from(*from_b) * scale;
+                    let terms = a_row.iter().map(|from_a| factor * f64::from(*from_a));
+                    out.iter_mut().zip(terms).for_each(|(sum, term)| *sum += term);
                 }
             }
+            scale *= decay;
         }
         (sum, expected)
     }

@@ -37,7 +37,7 @@ pub struct WeightedDelta {
 /// # Errors
 /// [`LearnError::NoUpdates`] without members, [`LearnError::OutOfRange`] when one has no examples.
 /// # Source
-/// McMahan et al. 2017, arXiv:1602.05629, algorithm 1; the factor: arXiv:2106.06639.
+/// arXiv:1602.05629, algorithm 1 (`FedAvg`) and, for the factor, arXiv:2106.06639 (`FedBuff`).
 /// # Examples
 /// ```
 /// # use std::collections::BTreeMap;
@@ -95,7 +95,7 @@ pub fn weights<K: Ord + Clone + std::fmt::Debug>(
 /// # Errors
 /// Those of [`weights`], [`Accumulator::add`] and [`Accumulator::finish`].
 /// # Source
-/// McMahan et al. 2017, arXiv:1602.05629, algorithm 1.
+/// arXiv:1602.05629, algorithm 1 (`FedAvg`).
 pub fn fed_avg(
     layout: &Layout,
     updates: &BTreeMap<NodeId, WeightedDelta>,

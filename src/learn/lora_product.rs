@@ -18,7 +18,7 @@
 //! Mind: the SVD rotates the basis. Residuals and optimiser moments in factor coordinates are void
 //! for the new version ([`super::ErrorFeedback::reset_lora`]).
 //!
-//! Sources: Bai et al. 2024, arXiv:2402.11505 (FlexLoRA); Wang et al. 2024, arXiv:2409.05976
+//! Sources: Bai et al. 2024, arXiv:2402.11505 (`FlexLoRA`); Wang et al. 2024, arXiv:2409.05976
 //! (stacking).
 
 use std::collections::BTreeMap;
@@ -62,7 +62,7 @@ pub struct Combined {
 /// # Errors
 /// [`LearnError::NoUpdates`] without contributions, and those of [`LoraAverage`].
 /// # Source
-/// Bai et al. 2024, arXiv:2402.11505, section 3.
+/// Bai et al. 2024, arXiv:2402.11505.
 /// # Examples
 /// ```
 /// # use std::collections::BTreeMap;
@@ -96,7 +96,7 @@ pub fn combine(
 /// # Errors
 /// As for [`combine`].
 /// # Source
-/// Wang et al. 2024, arXiv:2409.05976, section 3.
+/// Wang et al. 2024, arXiv:2409.05976.
 pub fn stack(
     alpha: f64,
     cap: usize,

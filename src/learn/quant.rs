@@ -147,7 +147,9 @@ impl Quantizer {
             let mut data = self.unpack(own, values);
             for block in data.chunks_mut(self.block) {
                 let scale = checked_scale(scales.next().ok_or_else(wrong_length)?)?;
-                block.iter_mut().for_each(|x| *x *= scale);
+                for x in block {
+                    *x *= scale;
+                }
             }
             tensors.push(Tensor { name: name.clone(), shape: shape.clone(), data });
         }
