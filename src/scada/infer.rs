@@ -259,12 +259,20 @@ mod tests {
             ("", "missing_field", "field \"input\" is missing: expected an array of numbers"),
             ("nonsense", "not_json", "not JSON"),
             (r#"{"input":[1,2]}"#, "wrong_length", "takes windows of 3 samples, got 2"),
-            (r#"{"input":[1,null,3]}"#, "wrong_field", "field \"input[1]\": expected a finite number, got null"),
+            (
+                r#"{"input":[1,null,3]}"#,
+                "wrong_field",
+                "field \"input[1]\": expected a finite number, got null",
+            ),
             (r#"{"input":[1,"NaN",3]}"#, "wrong_field", "got the text \"NaN\""),
             (r#"{"input":{"window":[1,2,1e300]}}"#, "wrong_field", "field \"input.window[2]\""),
             (r#"{"input":{"windows":[1,2,3]}}"#, "wrong_field", "got an object of 1 fields"),
             (r#"{"input":"1,2,3"}"#, "wrong_field", "got the text \"1,2,3\""),
-            (r#"{"input":[1,2,3],"x":1}"#, "unknown_field", "unknown field \"x\": known here are id, input"),
+            (
+                r#"{"input":[1,2,3],"x":1}"#,
+                "unknown_field",
+                "unknown field \"x\": known here are id, input",
+            ),
         ] {
             let error = ask(payload).unwrap_err();
             assert_eq!(error.kind(), kind, "{payload}");

@@ -164,7 +164,9 @@ impl FieldError {
             Self::NotJson { .. } => {
                 "in a shell put the JSON into single quotes: -m '{\"id\":\"1\"}'"
             }
-            Self::NotAnObject { .. } => "send an object, or an empty payload if there is nothing to say",
+            Self::NotAnObject { .. } => {
+                "send an object, or an empty payload if there is nothing to say"
+            }
             Self::Missing { .. } => "add the field and send it again",
             Self::Wrong { .. } => "correct the field and send it again",
             Self::Unknown { .. } => "remove the field or correct its name",

@@ -20,7 +20,11 @@ impl RequestId {
     pub fn new(text: impl Into<String>) -> Result<Self, RequestIdError> {
         let text = text.into();
         let fits = (1..=Self::MAX_LEN).contains(&text.len());
-        if fits && !text.chars().any(char::is_control) { Ok(Self(text)) } else { Err(RequestIdError) }
+        if fits && !text.chars().any(char::is_control) {
+            Ok(Self(text))
+        } else {
+            Err(RequestIdError)
+        }
     }
 
     /// The id as text.

@@ -145,9 +145,9 @@ impl Tag {
                 Value::Array(items) if items.len() > MAX_SAMPLES => {
                     Err(TagError::TooMany { samples: items.len() })
                 }
-                Value::Array(items) => Ok(Reading::Samples(
-                    items.iter().map(sample).collect::<Result<_, _>>()?,
-                )),
+                Value::Array(items) => {
+                    Ok(Reading::Samples(items.iter().map(sample).collect::<Result<_, _>>()?))
+                }
                 Value::Object(_) | Value::Bool(_) => Err(wrong("a number or an array of numbers")),
                 one => Ok(Reading::Samples(vec![sample(one)?])),
             },
@@ -314,10 +314,8 @@ fn sample(value: &Value) -> Result<f32, TagError> {
 }
 
 fn parse_sample(text: &str) -> Result<f32, TagError> {
-    let wrong = |_| TagError::Wrong {
-        expected: "a number",
-        got: format!("the text {:?}", shorten(text)),
-    };
+    let wrong =
+        |_| TagError::Wrong { expected: "a number", got: format!("the text {:?}", shorten(text)) };
     text.parse::<f32>().map_err(wrong)
 }
 

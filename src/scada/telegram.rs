@@ -258,7 +258,8 @@ impl Reply {
         message: impl Into<String>,
         hint: impl Into<String>,
     ) -> Self {
-        let error = ReplyError { kind: kind.to_owned(), message: message.into(), hint: hint.into() };
+        let error =
+            ReplyError { kind: kind.to_owned(), message: message.into(), hint: hint.into() };
         Self { id, status: ReplyStatus::Error, data: Value::Null, error: Some(error) }
     }
 }
@@ -309,7 +310,14 @@ mod tests {
     #[test]
     fn every_key_of_an_inference_is_top_level_and_scalar() {
         let keys = [
-            "value", "label", "confidence", "quality", "ts", "model_version", "latency_ms", "tier",
+            "value",
+            "label",
+            "confidence",
+            "quality",
+            "ts",
+            "model_version",
+            "latency_ms",
+            "tier",
             "id",
         ];
         for telegram in [answer(), answer().stale(), Inference::bad(Wall(5), 4, Tier::Edge)] {
@@ -322,8 +330,19 @@ mod tests {
     #[test]
     fn every_key_of_a_kpi_is_top_level_and_scalar() {
         let keys = [
-            "accuracy", "loss", "latency_ms_p50", "latency_ms_p99", "answers", "bytes_up",
-            "bytes_down", "cpu_seconds", "peak_rss_mib", "refused", "round", "outbox", "ts",
+            "accuracy",
+            "loss",
+            "latency_ms_p50",
+            "latency_ms_p99",
+            "answers",
+            "bytes_up",
+            "bytes_down",
+            "cpu_seconds",
+            "peak_rss_mib",
+            "refused",
+            "round",
+            "outbox",
+            "ts",
         ];
         assert_flat(&serde_json::to_value(Kpi::default()).unwrap(), &keys);
     }

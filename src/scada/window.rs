@@ -188,10 +188,7 @@ mod tests {
         stream.push(&[2.0, 3.0], Wall(10));
         assert_eq!(drain(&mut stream), []);
         stream.push(&[4.0, 5.0, 6.0, 7.0, 8.0, 9.0], Wall(20));
-        assert_eq!(
-            drain(&mut stream),
-            [good(&[1.0, 2.0, 3.0, 4.0]), good(&[5.0, 6.0, 7.0, 8.0])]
-        );
+        assert_eq!(drain(&mut stream), [good(&[1.0, 2.0, 3.0, 4.0]), good(&[5.0, 6.0, 7.0, 8.0])]);
     }
 
     #[test]

@@ -221,8 +221,12 @@ mod tests {
     fn branch() -> impl Strategy<Value = Branch> {
         let prefix = prop::collection::vec("[A-Za-z0-9_-]{1,20}", 1..5)
             .prop_map(|levels| Prefix::new(levels.join("/")).unwrap());
-        (prefix, name(), name(), name())
-            .prop_map(|(prefix, site, line, node)| Branch { prefix, site, line, node })
+        (prefix, name(), name(), name()).prop_map(|(prefix, site, line, node)| Branch {
+            prefix,
+            site,
+            line,
+            node,
+        })
     }
 
     fn p1() -> Branch {
@@ -263,7 +267,10 @@ mod tests {
             (branch.meta(), Leaf::Meta),
             (branch.kpi(), Leaf::Kpi),
             (branch.inference(&word), Leaf::Inference(word.clone())),
-            (branch.inference_field(&word, &word), Leaf::InferenceField(word.clone(), word.clone())),
+            (
+                branch.inference_field(&word, &word),
+                Leaf::InferenceField(word.clone(), word.clone()),
+            ),
             (branch.infer(&word), Leaf::Infer(word.clone())),
             (branch.cmd(&verb), Leaf::Cmd(verb.clone())),
             (branch.reply(&verb), Leaf::Reply(verb.clone())),
@@ -273,7 +280,11 @@ mod tests {
             (branch.to(&word, "w"), Leaf::To(word.clone(), word.clone())),
         ];
         for (topic, leaf) in pairs {
-            assert_eq!(parse(&branch.prefix, &topic), Some(Parsed { branch: p1(), leaf }), "{topic}");
+            assert_eq!(
+                parse(&branch.prefix, &topic),
+                Some(Parsed { branch: p1(), leaf }),
+                "{topic}"
+            );
         }
     }
 

@@ -153,8 +153,7 @@ pub static TOPICS: &[TopicSpec] = &[
 /// Bytes of a chunk's packet beside its data.
 const CHUNK_OVERHEAD: usize = 128;
 
-const NODES: &[Sender] =
-    &[Sender::Trainer, Sender::Inferencer, Sender::Relay, Sender::Aggregator];
+const NODES: &[Sender] = &[Sender::Trainer, Sender::Inferencer, Sender::Relay, Sender::Aggregator];
 const ANSWERING: &[Sender] = &[Sender::Inferencer];
 const ASKING: &[Sender] =
     &[Sender::Trainer, Sender::Inferencer, Sender::Relay, Sender::Aggregator, Sender::Operator];
@@ -252,7 +251,10 @@ mod tests {
                 writeln!(differences, "{path}: table {table:?}, file {file:?}").unwrap();
             }
         }
-        assert!(differences.is_empty(), "docs/asyncapi.yaml differs from the table:\n{differences}");
+        assert!(
+            differences.is_empty(),
+            "docs/asyncapi.yaml differs from the table:\n{differences}"
+        );
     }
 
     #[test]

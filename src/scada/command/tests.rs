@@ -150,7 +150,11 @@ fn signed_commands_carry_checked_arguments() {
     );
     for (name, args, message) in [
         ("rollback", json!({"version": 3}), "field \"args.model\" is missing"),
-        ("rollback", json!({"model": "a/b", "version": 3}), "field \"args.model\": expected a name"),
+        (
+            "rollback",
+            json!({"model": "a/b", "version": 3}),
+            "field \"args.model\": expected a name",
+        ),
         ("rollback", json!({"model": "a", "version": 1.5}), "field \"args.version\": expected"),
         ("config.set", json!({"key": "a.b", "value": {}}), "field \"args.value\": expected a text"),
         ("keyring.update", json!({"version": 2, "digest": "xy"}), "expected 64 hexadecimal"),
