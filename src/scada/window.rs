@@ -266,7 +266,7 @@ mod tests {
             let samples: Vec<f32> = (0..total).map(f32::from).collect();
             let mut whole = stream(len, hop);
             whole.push(&samples, Wall(0));
-            let expected: Vec<Window> = (0..)
+            let expected: Vec<Window> = (0..samples.len())
                 .map(|k| k * hop)
                 .take_while(|start| start + len <= samples.len())
                 .map(|start| good(&samples[start..start + len]))
