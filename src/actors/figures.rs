@@ -1,0 +1,88 @@
+//! What a node counts about itself: for the KPI telegram, the report, `/metrics` and the tests.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::ids::Side;
+use crate::learn::percentile;
+
+/// Counters of one node, shared by its actors.
+#[derive(Debug, Default)]
+pub struct Figures(Mutex<FiguresView>);
+
+/// A copy of the counters.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct FiguresView {
+    /// Messages and requests refused, and other events worth a look, by reason.
+    pub counted: BTreeMap<&'static str, u64>,
+    /// Payload bytes published, by link.
+    pub bytes_out: BTreeMap<Side, u64>,
+    /// Payload bytes received, by link.
+    pub bytes_in: BTreeMap<Side, u64>,
+    /// Bytes of packed deltas that left, and their number.
+    pub deltas: (u64, u64),
+    /// Answers given.
+    pub answers: u64,
+    /// Latest answer latencies in milliseconds, at most [`Figures::LATENCIES`].
+    pub latencies_ms: VecDeque<f64>,
+    /// Mean loss at the end of the last training run, in nats.
+    pub loss: Option<f64>,
+    /// Training steps done.
+    pub train_steps: u64,
+    /// Transactions committed.
+    pub commits: u64,
+    /// Ledger entries written.
+    pub entries: u64,
+    /// Messages that wait for a receipt.
+    pub outbox: u64,
+    /// Links that are up.
+    pub connected: BTreeMap<Side, bool>,
+}
+
+impl Figures {
+    /// Latencies that are remembered for the percentiles.
+    pub const LATENCIES: usize = 10_000;
+
+    /// Counts one event of this reason.
+    pub fn count(&self, reason: &'static str) {
+        *self.lock().counted.entry(reason).or_default() += 1;
+    }
+
+    /// Changes the counters.
+    pub fn update(&self, change: impl FnOnce(&mut FiguresView)) {
+        change(&mut self.lock());
+    }
+
+    /// Counts an answer.
+    pub fn answered(&self, latency_ms: f64) {
+        let mut view = self.lock();
+        view.answers += 1;
+        if view.latencies_ms.len() == Self::LATENCIES {
+            view.latencies_ms.pop_front();
+        }
+        view.latencies_ms.push_back(latency_ms);
+    }
+
+    /// A copy of the counters.
+    pub fn view(&self) -> FiguresView {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, FiguresView> {
+        // Counters stay usable whatever a panicking thread left.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl FiguresView {
+    /// All that was refused or counted as odd.
+    pub fn refused(&self) -> u64 {
+        self.counted.values().sum()
+    }
+
+    /// A percentile of the answer latency in milliseconds, none before the first answer.
+    pub fn latency_ms(&self, percent: f64) -> Option<f64> {
+        let all: Vec<f64> = self.latencies_ms.iter().copied().collect();
+        percentile(&all, percent)
+    }
+}

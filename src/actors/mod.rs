@@ -1,0 +1,33 @@
+//! The actors of a node: thin shells around the pure machines.
+//!
+//! ```text
+//!             Delivery            Verified             Vec<Effect>
+//!   bus ---> Gateway ---open()---> Role<M> ---step()---> Runner ---commit---> publish ---> ack
+//!               |                    ^                     |  timers, chunks
+//!               |                    '---- Stimulus -------'  jobs ---> Workbench (lanes)
+//!               |---> Inferencer: tags, infer/{model}  <-- the version to serve --'
+//!               '---> Operator:   cmd/{name}, status, meta, kpi
+//! ```
+//! A device has `Trainer = Role<Member>`, an edge `Relay`, a cloud `Aggregator = Role<Round>`, and
+//! each has an inferencer. All actors of a node share one arbiter; training and inference have
+//! threads of their own. A panic ends the process: starting again is the same code as recovering.
+
+mod figures;
+mod gateway;
+mod inferencer;
+pub mod lanes;
+mod operator;
+mod role;
+mod runner;
+mod workbench;
+
+pub use figures::{Figures, FiguresView};
+pub use gateway::{Gateway, GatewayParts, Incoming, pump};
+pub use inferencer::{Ask, Inferencer, InferencerParts, Serve};
+pub use operator::{Operator, OperatorParts};
+pub use role::{Aggregator, Machine, MachineView, Observe, RelayActor, Role, Stimulus, Trainer};
+pub use runner::{Run, Runner, RunnerParts};
+pub use workbench::{InlineBench, LaneBench, Task, Workbench};
+
+/// Messages that an actor's mailbox holds; whoever sends more waits.
+const MAILBOX: usize = 1024;
