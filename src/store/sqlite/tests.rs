@@ -276,7 +276,7 @@ fn flipped_bytes_are_found_or_harmless_and_never_a_panic() {
     let sound = fs::read(database(&dir)).unwrap();
     let expected = everything(&open(&dir));
     let (mut found, mut harmless) = (0, 0);
-    for (offset, mask) in (0..sound.len()).step_by(23).zip([1, 0xff, 0x80, 0x20].iter().cycle()) {
+    for (offset, mask) in (0..sound.len()).step_by(97).zip([1, 0xff, 0x80, 0x20].iter().cycle()) {
         let mut bytes = sound.clone();
         bytes[offset] ^= mask;
         fs::write(database(&dir), &bytes).unwrap();
@@ -481,9 +481,4 @@ fn commits_per_second() {
         let per_second = f64::from(commits) / start.elapsed().as_secs_f64();
         println!("{batches} batches a commit: {per_second:.0} commits/s");
     }
-}
-#[test]
-fn make_golden_tmp() {
-    let dir = filled(3);
-    fs::copy(database(&dir), concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/store/v1.sqlite")).unwrap();
 }
