@@ -33,8 +33,8 @@ pub(super) fn create_file(path: &Path) -> Result<File, StoreError> {
 
 /// Takes group and other bits from a file that somebody copied here.
 pub(super) fn make_private(path: &Path) -> Result<(), StoreError> {
-    let mode = fs::metadata(path).map(|meta| meta.permissions().mode());
-    if mode.is_ok_and(|mode| mode & 0o077 == 0) {
+    let others = fs::metadata(path).map(|meta| meta.permissions().mode() & 0o077);
+    if others.is_ok_and(|bits| bits == 0) {
         return Ok(());
     }
     let private = fs::Permissions::from_mode(0o600);

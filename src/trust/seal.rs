@@ -87,6 +87,11 @@ impl Sealer {
         self.boot
     }
 
+    /// The part of the topic tree that it writes to.
+    pub fn branch(&self) -> &Branch {
+        &self.branch
+    }
+
     /// Signs other bytes of this node: the ledger's checkpoints.
     pub fn key(&self) -> &SigningKey {
         &self.key

@@ -276,7 +276,9 @@ fn flipped_bytes_are_found_or_harmless_and_never_a_panic() {
     let sound = fs::read(database(&dir)).unwrap();
     let expected = everything(&open(&dir));
     let (mut found, mut harmless) = (0, 0);
-    for (offset, mask) in (0..sound.len()).step_by(23).zip([1, 0xff, 0x80, 0x20].iter().cycle()) {
+    // Pages are mostly zeros that nobody reads: the other bytes are the interesting ones.
+    let used = (0..sound.len()).filter(|&offset| sound[offset] != 0).step_by(11);
+    for (offset, mask) in used.zip([1, 0xff, 0x80, 0x20].iter().cycle()) {
         let mut bytes = sound.clone();
         bytes[offset] ^= mask;
         fs::write(database(&dir), &bytes).unwrap();
@@ -360,11 +362,11 @@ fn full_disk_refuses_writes_and_recovers_by_itself() {
         }
     };
     assert_eq!(error.kind(), "store_full");
-    assert_eq!(store.put_blob(&[7; 100_000]).unwrap_err().kind(), "store_full");
+    assert_eq!(store.put_blob(&vec![7; 100_000]).unwrap_err().kind(), "store_full");
     assert_eq!(store.num_entries().unwrap(), count, "reading goes on");
     fs::remove_file(&filler).unwrap();
     store.commit(&[step(count + 1)]).unwrap();
-    let blob = store.put_blob(&[7; 100_000]).unwrap();
+    let blob = store.put_blob(&vec![7; 100_000]).unwrap();
     drop(store);
     let reopened = open(&disk.0);
     assert_eq!(reopened.num_entries().unwrap(), count + 1);
@@ -481,10 +483,4 @@ fn commits_per_second() {
         let per_second = f64::from(commits) / start.elapsed().as_secs_f64();
         println!("{batches} batches a commit: {per_second:.0} commits/s");
     }
-}
-#[test]
-fn make_golden_tmp() {
-    let dir = filled(3);
-    fs::copy(database(&dir), concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/store/v1.sqlite"))
-        .unwrap();
 }

@@ -1,0 +1,656 @@
+//! Carries out what the machines want, in the one order that keeps every promise:
+//! **commit** (state, ledger and outbox in one transaction) -> **publish** -> **ack** -> timers, jobs.
+//!
+//! Acknowledged means recorded, published means recorded. What has to arrive is kept in the outbox
+//! and sent verbatim, with back-off and full jitter, until the machine settles it by a receipt.
+//! Steps that come while a commit is due share its transaction (group commit).
+//!
+//! A store that fails ends the process: in doubt it is better to start again from what is on disk.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::prelude::*;
+
+use super::figures::Figures;
+use super::inferencer::Serve;
+use super::role::Stimulus;
+use super::workbench::{Task, Workbench};
+use super::MAILBOX;
+use crate::bus::{Ack, Bus, BusError, Priority, Publish};
+use crate::ids::{Digest, Epoch, NodeId, RoundNo, Side};
+use crate::ledger::{Event, Log};
+use crate::protocol::{Ask, Delivery, Effect, Fetches, Input, Job, Taken, Timer, To};
+use crate::rng::Stream;
+use crate::store::{Batch, OutboxItem, Store, StoreError};
+use crate::time::{Clock, Mono, Now};
+use crate::trust::{self, Sealer};
+use crate::wire::{Body, Checkpoint, Chunk, Get, Kind, Manifest, encode};
+
+/// What a runner works with.
+pub struct RunnerParts {
+    /// Durable memory.
+    pub store: Box<dyn Store>,
+    /// Signs what leaves.
+    pub sealer: Sealer,
+    /// The ledger as the store has it.
+    pub log: Log,
+    /// Links that this node has.
+    pub buses: BTreeMap<Side, Arc<dyn Bus>>,
+    /// Parent, of all but the cloud.
+    pub parent: Option<NodeId>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Long work.
+    pub bench: Box<dyn Workbench>,
+    /// Counters.
+    pub figures: Arc<Figures>,
+    /// Bytes a chunk.
+    pub chunk_bytes: u32,
+    /// Seed of the back-off's jitter.
+    pub seed: u64,
+    /// Called when the node can't go on; ends the process, or stops a test.
+    pub fatal: Arc<dyn Fn(&str) + Send + Sync>,
+}
+
+/// See the module.
+pub struct Runner {
+    parts: RunnerParts,
+    role: Option<Recipient<Stimulus>>,
+    server: Option<Recipient<Serve>>,
+    pending: Vec<Run>,
+    flushing: bool,
+    timers: BTreeMap<Timer, SpawnHandle>,
+    fetches: Fetches,
+    outbox: BTreeMap<String, Waiting>,
+    latest: BTreeMap<String, OutboxItem>,
+    jitter: Stream,
+    republished_at: Option<Mono>,
+    checkpoint_published: u64,
+    stopped: bool,
+}
+
+/// An outbox item that waits for its receipt.
+struct Waiting {
+    item: OutboxItem,
+    attempts: u32,
+    due: Mono,
+}
+
+/// The effects of one step.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Run {
+    /// In order.
+    pub effects: Vec<Effect>,
+    /// Released after the commit.
+    pub ack: Ack,
+}
+
+/// Tells the runner who takes inputs and who serves.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Introduce {
+    /// The role's actor.
+    pub role: Recipient<Stimulus>,
+    /// The inferencer, where there is one.
+    pub server: Option<Recipient<Serve>>,
+}
+
+/// Blobs that the machine still needs; others may go.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Keep(pub std::collections::BTreeSet<Digest>);
+
+/// A link came up or went down.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Link {
+    /// Which.
+    pub side: Side,
+    /// Whether it is up.
+    pub up: bool,
+}
+
+/// A chunk arrived.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct ChunkArrived(pub Chunk);
+
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+struct Flush;
+
+/// What one step leads to once it is committed.
+struct After {
+    publishes: Vec<(Side, Publish)>,
+    acks: Vec<Ack>,
+    rest: Vec<Effect>,
+}
+
+impl Runner {
+    const TICK: Duration = Duration::from_millis(250);
+    const CHECKPOINT_EVERY: Duration = Duration::from_secs(60);
+    const BACKOFF_MS: std::ops::RangeInclusive<u64> = 1_000..=60_000;
+    const REPUBLISH_MIN_MS: u64 = 500;
+
+    /// A runner over a store whose outbox it takes up again.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn new(parts: RunnerParts) -> Result<Self, StoreError> {
+        let mut outbox = BTreeMap::new();
+        let mut latest = BTreeMap::new();
+        for item in parts.store.outbox()? {
+            if item.retain {
+                latest.insert(item.key.clone(), item);
+            } else {
+                let waiting = Waiting { item, attempts: 0, due: Mono(0) };
+                outbox.insert(waiting.item.key.clone(), waiting);
+            }
+        }
+        let jitter = Stream::new(parts.seed, "outbox");
+        Ok(Self {
+            parts,
+            role: None,
+            server: None,
+            pending: Vec::new(),
+            flushing: false,
+            timers: BTreeMap::new(),
+            fetches: Fetches::default(),
+            outbox,
+            latest,
+            jitter,
+            republished_at: None,
+            checkpoint_published: 0,
+            stopped: false,
+        })
+    }
+
+    fn flush(&mut self, ctx: &mut Context<Self>) {
+        self.flushing = false;
+        let runs = std::mem::take(&mut self.pending);
+        if runs.is_empty() || self.stopped {
+            return;
+        }
+        let now = self.parts.clock.now();
+        let mut batch = Batch { at: now.wall, ..Batch::default() };
+        let log_before = self.parts.log.clone();
+        let mut after = After { publishes: Vec::new(), acks: Vec::new(), rest: Vec::new() };
+        for run in runs {
+            for effect in run.effects {
+                if let Err(error) = self.prepare(effect, now, &mut batch, &mut after) {
+                    return self.fail(&error, ctx);
+                }
+            }
+            after.acks.push(run.ack);
+        }
+        if !batch.entries.is_empty() {
+            let note = self.parts.log.checkpoint(self.parts.sealer.key());
+            batch.checkpoint = Some(note.to_text().into_bytes());
+        }
+        let changes = batch != Batch { at: now.wall, ..Batch::default() };
+        if changes && let Err(error) = self.parts.store.commit(std::slice::from_ref(&batch)) {
+            self.parts.log = log_before;
+            return self.fail(&error.to_string(), ctx);
+        }
+        self.parts.figures.update(|view| {
+            view.commits += u64::from(changes);
+            view.entries = self.parts.log.head().size;
+        });
+        self.keep_outbox(batch, now);
+        for (side, message) in after.publishes {
+            self.publish(side, message);
+        }
+        after.acks.into_iter().for_each(Ack::release);
+        for effect in after.rest {
+            self.carry_out(effect, now, ctx);
+        }
+    }
+
+    /// Puts an effect into the transaction, or behind it.
+    fn prepare(
+        &mut self,
+        effect: Effect,
+        now: Now,
+        batch: &mut Batch,
+        after: &mut After,
+    ) -> Result<(), String> {
+        match effect {
+            Effect::Put(key, value) => batch.state.push((key, Some(value))),
+            Effect::Delete(key) => batch.state.push((key, None)),
+            Effect::Record(event) => {
+                if let Event::Contribute { bytes, .. } = &event {
+                    let bytes = *bytes;
+                    self.parts.figures.update(|view| {
+                        view.deltas = (view.deltas.0 + bytes, view.deltas.1 + 1);
+                    });
+                }
+                batch.entries.push(self.parts.log.append(now.wall, event));
+            }
+            Effect::SaveBlob(bytes) => {
+                self.parts.store.put_blob(&bytes).map_err(|error| error.to_string())?;
+            }
+            Effect::Settle(key) => batch.outbox_delete.push(key),
+            Effect::Send { to, body, round, epoch, delivery } => {
+                let (side, item) = self.seal(to, &body, round, epoch, now, &delivery)?;
+                let priority = match body.kind() {
+                    Kind::Contribution | Kind::Result => Priority::Update,
+                    _ => Priority::Control,
+                };
+                after.publishes.push((side, publish_of(&item, priority)));
+                if delivery != Delivery::Volatile {
+                    batch.outbox_put.push(item);
+                }
+            }
+            Effect::Fatal(what) => return Err(what),
+            other => after.rest.push(other),
+        }
+        Ok(())
+    }
+
+    fn seal(
+        &mut self,
+        to: To,
+        body: &Body,
+        round: RoundNo,
+        epoch: Epoch,
+        now: Now,
+        delivery: &Delivery,
+    ) -> Result<(Side, OutboxItem), String> {
+        let directly = matches!(body.kind(), Kind::Get | Kind::Receipt | Kind::Answer);
+        let (side, address) = match to {
+            To::Children => (Side::Down, trust::To::Anyone),
+            To::Child(node) => (Side::Down, trust::To::Directly(node)),
+            To::Parent => {
+                let parent = self.parts.parent.clone().ok_or("this node has no parent")?;
+                let address = if directly {
+                    trust::To::Directly(parent)
+                } else {
+                    trust::To::Named(parent)
+                };
+                (Side::Up, address)
+            }
+        };
+        let sealed = self.parts.sealer.seal(&address, body, round, epoch, now.wall);
+        let (topic, wire) = sealed.map_err(|error| format!("can't be sealed: {error}"))?;
+        let (key, retain) = match delivery {
+            Delivery::Volatile => (String::new(), false),
+            Delivery::UntilSettled(key) => (key.clone(), false),
+            Delivery::Latest => (topic.clone(), true),
+        };
+        Ok((side, OutboxItem { key, side, topic, wire, retain, sealed_at: now.wall }))
+    }
+
+    /// Mirrors what the transaction did to the outbox.
+    fn keep_outbox(&mut self, batch: Batch, now: Now) {
+        for key in batch.outbox_delete {
+            self.outbox.remove(&key);
+        }
+        for item in batch.outbox_put {
+            if item.retain {
+                self.latest.insert(item.key.clone(), item);
+            } else {
+                let due = Mono(now.mono.0 + self.backoff_ms(0));
+                self.outbox.insert(item.key.clone(), Waiting { item, attempts: 0, due });
+            }
+        }
+        let waiting = self.outbox.len() as u64;
+        self.parts.figures.update(|view| view.outbox = waiting);
+    }
+
+    fn carry_out(&mut self, effect: Effect, now: Now, ctx: &mut Context<Self>) {
+        match effect {
+            Effect::Republish => self.republish(now),
+            Effect::SendChunks { to, side, sha256, indices } => {
+                self.send_chunks(&to, side, &sha256, &indices);
+            }
+            Effect::Fetch { from, side, manifest } => self.fetch(from, side, manifest, now, ctx),
+            Effect::Timer { timer, after_ms } => self.set_timer(timer, after_ms, ctx),
+            Effect::Job(job) => self.start_job(job, ctx),
+            Effect::Apply { version, adapter } => self.apply(version, adapter, ctx),
+            Effect::Count(reason) => self.parts.figures.count(reason),
+            // Handled in `prepare`, or inside of a relay.
+            Effect::Put(..)
+            | Effect::Delete(_)
+            | Effect::Record(_)
+            | Effect::SaveBlob(_)
+            | Effect::Settle(_)
+            | Effect::Send { .. }
+            | Effect::Fatal(_)
+            | Effect::Contribute { .. }
+            | Effect::PassOn { .. } => self.parts.figures.count("effect_out_of_place"),
+        }
+    }
+
+    fn publish(&self, side: Side, message: Publish) {
+        let Some(bus) = self.parts.buses.get(&side) else {
+            return self.parts.figures.count("no_such_link");
+        };
+        let bytes = message.payload.len() as u64;
+        match bus.publish(message) {
+            Ok(()) => self.parts.figures.update(|view| {
+                *view.bytes_out.entry(side).or_default() += bytes;
+            }),
+            Err(error) => {
+                if let BusError::TooLarge { .. } = error {
+                    tracing::error!(%error, "raise the broker's packet limit or lower ours");
+                }
+                self.parts.figures.count(error.kind());
+            }
+        }
+    }
+
+    fn republish(&mut self, now: Now) {
+        let soon = |at: Mono| now.mono.0.saturating_sub(at.0) < Self::REPUBLISH_MIN_MS;
+        if self.republished_at.is_some_and(soon) {
+            return;
+        }
+        self.republished_at = Some(now.mono);
+        self.publish_latest(Side::Down);
+    }
+
+    fn publish_latest(&self, side: Side) {
+        for item in self.latest.values().filter(|item| item.side == side) {
+            self.publish(side, publish_of(item, Priority::Control));
+        }
+    }
+
+    fn resend(&mut self, now: Now, only: Option<Side>) {
+        let mut due = Vec::new();
+        for (key, waiting) in &self.outbox {
+            let up = self.is_up(waiting.item.side);
+            let wanted = match only {
+                Some(side) => waiting.item.side == side,
+                None => waiting.due <= now.mono,
+            };
+            if up && wanted {
+                due.push(key.clone());
+            }
+        }
+        for key in due {
+            let Some(attempts) = self.outbox.get(&key).map(|w| w.attempts + 1) else { continue };
+            let next = Mono(now.mono.0 + self.backoff_ms(attempts));
+            let Some(waiting) = self.outbox.get_mut(&key) else { continue };
+            (waiting.attempts, waiting.due) = (attempts, next);
+            let (side, message) = (waiting.item.side, publish_of(&waiting.item, Priority::Update));
+            self.publish(side, message);
+        }
+    }
+
+    /// Full jitter: uniform up to a bound that doubles, but never under a second.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "below 2^16")]
+    #[expect(clippy::cast_precision_loss, reason = "below 2^16")]
+    fn backoff_ms(&mut self, attempts: u32) -> u64 {
+        let (least, most) = (*Self::BACKOFF_MS.start(), *Self::BACKOFF_MS.end());
+        let bound = least.saturating_mul(1 << attempts.min(10)).clamp(least, most);
+        least + self.jitter.range(0.0, bound as f64) as u64
+    }
+
+    fn is_up(&self, side: Side) -> bool {
+        self.parts.figures.view().connected.get(&side).copied().unwrap_or(false)
+    }
+
+    fn send_chunks(&self, to: &NodeId, side: Side, sha256: &Digest, indices: &[u32]) {
+        let Ok(Some(bytes)) = self.parts.store.blob(sha256) else {
+            return self.parts.figures.count("chunk_of_unknown_blob");
+        };
+        let size = usize::try_from(self.parts.chunk_bytes).unwrap_or(usize::MAX);
+        for index in indices {
+            let at = usize::try_from(*index).unwrap_or(usize::MAX);
+            let Some(data) = bytes.chunks(size).nth(at) else {
+                self.parts.figures.count("chunk_out_of_range");
+                continue;
+            };
+            let chunk = Chunk { sha256: *sha256, index: *index, data: data.to_vec() };
+            if let Ok(payload) = encode(&chunk) {
+                let message = Publish {
+                    topic: self.parts.sealer.branch().to(to, "chunk"),
+                    payload,
+                    at_least_once: true,
+                    retain: false,
+                    priority: Priority::Bulk,
+                };
+                self.publish(side, message);
+            }
+        }
+    }
+
+    fn fetch(
+        &mut self,
+        from: NodeId,
+        side: Side,
+        manifest: Manifest,
+        now: Now,
+        ctx: &mut Context<Self>,
+    ) {
+        match self.parts.store.blob(&manifest.sha256) {
+            Ok(Some(bytes)) => self.feed(Input::Fetched { digest: manifest.sha256, bytes }, ctx),
+            Ok(None) => {
+                if let Some(ask) = self.fetches.begin(now.mono, from, side, manifest) {
+                    self.ask(ask, now);
+                }
+            }
+            Err(error) => self.fail(&error.to_string(), ctx),
+        }
+    }
+
+    fn ask(&mut self, ask: Ask, now: Now) {
+        let to = trust::To::Directly(ask.from);
+        let body = Body::Get(Get { wanted: ask.wanted });
+        match self.parts.sealer.seal(&to, &body, 0, 0, now.wall) {
+            Ok((topic, payload)) => self.publish(ask.side, Publish {
+                topic,
+                payload,
+                at_least_once: true,
+                retain: false,
+                priority: Priority::Control,
+            }),
+            Err(error) => tracing::error!(%error, "a request can't be sealed"),
+        }
+    }
+
+    fn set_timer(&mut self, timer: Timer, after_ms: u64, ctx: &mut Context<Self>) {
+        let handle = ctx.run_later(Duration::from_millis(after_ms), move |this, ctx| {
+            this.timers.remove(&timer);
+            this.feed(Input::Timer(timer), ctx);
+        });
+        if let Some(old) = self.timers.insert(timer, handle) {
+            ctx.cancel_future(old);
+        }
+    }
+
+    fn start_job(&mut self, job: Job, ctx: &mut Context<Self>) {
+        let task = match job {
+            Job::Train(task) => {
+                let adapter = self.parts.store.blob(&task.adapter);
+                let residual = task.residual.map(|digest| self.parts.store.blob(&digest));
+                match (adapter, residual.transpose()) {
+                    (Ok(Some(adapter)), Ok(residual)) => {
+                        Task::Train { task, adapter, residual: residual.flatten() }
+                    }
+                    _ => return self.fail("the adapter to train from is not in the store", ctx),
+                }
+            }
+            Job::Combine(job) => {
+                let inputs = job.inputs.iter().flat_map(|i| [Some(i.base), i.delta]).flatten();
+                let mut blobs = BTreeMap::new();
+                for digest in inputs.chain([job.global]) {
+                    match self.parts.store.blob(&digest) {
+                        Ok(Some(bytes)) => blobs.insert(digest, bytes),
+                        Ok(None) => None,
+                        Err(error) => return self.fail(&error.to_string(), ctx),
+                    };
+                }
+                Task::Combine { job, blobs }
+            }
+        };
+        let me = ctx.address();
+        let done = move |input| {
+            // From a lane's thread; the mailbox has room for its few ends.
+            if me.try_send(JobEnded(input)).is_err() {
+                tracing::error!("a job's end found no runner");
+            }
+        };
+        self.parts.bench.start(task, Box::new(done));
+    }
+
+    fn apply(&mut self, version: u64, adapter: Digest, ctx: &mut Context<Self>) {
+        let Some(server) = self.server.clone() else { return };
+        match self.parts.store.blob(&adapter) {
+            Ok(Some(bytes)) => {
+                let serve = Serve { version, adapter: bytes };
+                ctx.spawn(async move { server.send(serve).await.map_or((), |()| ()) }.into_actor(self));
+            }
+            Ok(None) => self.parts.figures.count("adapter_missing"),
+            Err(error) => self.fail(&error.to_string(), ctx),
+        }
+    }
+
+    /// Gives the machine an input of our own making.
+    fn feed(&mut self, input: Input, ctx: &mut Context<Self>) {
+        let Some(role) = self.role.clone() else { return };
+        let stimulus = Stimulus { input, ack: Ack::none() };
+        // Not awaited here: the role waits for us when it hands over effects.
+        ctx.spawn(async move { role.send(stimulus).await.map_or((), |()| ()) }.into_actor(self));
+    }
+
+    fn fail(&mut self, what: &str, ctx: &mut Context<Self>) {
+        self.stopped = true;
+        tracing::error!(what, "the node can't go on");
+        (self.parts.fatal)(what);
+        ctx.stop();
+    }
+
+    fn publish_checkpoint(&mut self) {
+        let head = self.parts.log.head();
+        if head.size == self.checkpoint_published {
+            return;
+        }
+        self.checkpoint_published = head.size;
+        let note = self.parts.log.checkpoint(self.parts.sealer.key());
+        let body = Body::Checkpoint(Checkpoint { document: note.to_text().into_bytes() });
+        let now = self.parts.clock.now();
+        let Ok((topic, payload)) = self.parts.sealer.seal(&trust::To::Anyone, &body, 0, 0, now.wall)
+        else {
+            return;
+        };
+        for side in self.parts.buses.keys().copied().collect::<Vec<_>>() {
+            let (topic, payload) = (topic.clone(), payload.clone());
+            let (at_least_once, retain, priority) = (true, true, Priority::Control);
+            self.publish(side, Publish { topic, payload, at_least_once, retain, priority });
+        }
+    }
+}
+
+impl Actor for Runner {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(MAILBOX);
+        ctx.run_interval(Self::TICK, |this, _| {
+            let now = this.parts.clock.now();
+            this.resend(now, None);
+            for ask in this.fetches.overdue(now.mono) {
+                this.ask(ask, now);
+            }
+        });
+        ctx.run_interval(Self::CHECKPOINT_EVERY, |this, _| this.publish_checkpoint());
+    }
+}
+
+impl Handler<Run> for Runner {
+    type Result = ();
+
+    fn handle(&mut self, run: Run, ctx: &mut Self::Context) {
+        self.pending.push(run);
+        if !self.flushing {
+            self.flushing = true;
+            // Behind what is in the mailbox already: those steps share the transaction.
+            ctx.notify(Flush);
+        }
+    }
+}
+
+impl Handler<Flush> for Runner {
+    type Result = ();
+
+    fn handle(&mut self, _: Flush, ctx: &mut Self::Context) {
+        self.flush(ctx);
+    }
+}
+
+impl Handler<Introduce> for Runner {
+    type Result = ();
+
+    fn handle(&mut self, Introduce { role, server }: Introduce, ctx: &mut Self::Context) {
+        self.role = Some(role);
+        self.server = server;
+        self.feed(Input::Start, ctx);
+    }
+}
+
+impl Handler<Keep> for Runner {
+    type Result = ();
+
+    fn handle(&mut self, Keep(blobs): Keep, _: &mut Self::Context) {
+        if let Err(error) = self.parts.store.retain_blobs(&blobs) {
+            tracing::warn!(%error, "old blobs can't be deleted");
+        }
+    }
+}
+
+impl Handler<Link> for Runner {
+    type Result = ();
+
+    fn handle(&mut self, Link { side, up }: Link, _: &mut Self::Context) {
+        self.parts.figures.update(|view| {
+            view.connected.insert(side, up);
+        });
+        if up {
+            self.publish_latest(side);
+            self.resend(self.parts.clock.now(), Some(side));
+        }
+    }
+}
+
+impl Handler<ChunkArrived> for Runner {
+    type Result = ();
+
+    fn handle(&mut self, ChunkArrived(chunk): ChunkArrived, ctx: &mut Self::Context) {
+        let now = self.parts.clock.now();
+        match self.fetches.chunk(now.mono, chunk) {
+            Ok(Taken::More(None)) => {}
+            Ok(Taken::More(Some(ask))) => self.ask(ask, now),
+            Ok(Taken::Complete(digest, bytes)) => match self.parts.store.put_blob(&bytes) {
+                Ok(_) => self.feed(Input::Fetched { digest, bytes }, ctx),
+                Err(error) => self.fail(&error.to_string(), ctx),
+            },
+            Err(reason) => self.parts.figures.count(reason),
+        }
+    }
+}
+
+/// A job's end, from its thread.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+struct JobEnded(Input);
+
+impl Handler<JobEnded> for Runner {
+    type Result = ();
+
+    fn handle(&mut self, JobEnded(input): JobEnded, ctx: &mut Self::Context) {
+        self.feed(input, ctx);
+    }
+}
+
+fn publish_of(item: &OutboxItem, priority: Priority) -> Publish {
+    Publish {
+        topic: item.topic.clone(),
+        payload: item.wire.clone(),
+        at_least_once: true,
+        retain: item.retain,
+        priority,
+    }
+}
