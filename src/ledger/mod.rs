@@ -1,3 +1,0 @@
-//! The audit ledger.
-pub mod entry;
-pub use entry::{Entry, Event, Word};
