@@ -358,14 +358,18 @@ mod tests {
         let changed = [
             ("origin", good.replacen("/edge\n", "/edgf\n", 1), "ledger_wrong_origin"),
             ("size", good.replacen("\n2\n", "\n3\n", 1), "ledger_bad_signature"),
+            ("root", good.replace(root, &STANDARD.encode([7; 32])), "ledger_bad_signature"),
             (
-                "root",
-                good.replace(root, &STANDARD.encode([7; 32])),
+                "signer",
+                good.replacen("— gaisnet/fed/edge", "— gaisnet/fed/edgf", 1),
                 "ledger_bad_signature",
             ),
-            ("signer", good.replacen("— gaisnet/fed/edge", "— gaisnet/fed/edgf", 1), "ledger_bad_signature"),
             ("no signature", good.replace(&format!("{signature}\n"), ""), "ledger_bad_signature"),
-            ("no cosignature", good.replace(&format!("{cosignature}\n"), ""), "ledger_bad_signature"),
+            (
+                "no cosignature",
+                good.replace(&format!("{cosignature}\n"), ""),
+                "ledger_bad_signature",
+            ),
         ];
         for (class, text, kind) in changed {
             assert_ne!(text, good, "{class}");

@@ -103,9 +103,7 @@ impl Replay {
     /// [`LedgerError::Shrunk`] when a signed head covers more entries than there are.
     pub fn finish(self) -> Result<Log, LedgerError> {
         match self.signed.back() {
-            Some(head) => {
-                Err(LedgerError::Shrunk { signed: head.size, actual: self.tree.size() })
-            }
+            Some(head) => Err(LedgerError::Shrunk { signed: head.size, actual: self.tree.size() }),
             None => Ok(Log { origin: self.origin, tree: self.tree }),
         }
     }

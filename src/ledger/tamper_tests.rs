@@ -197,7 +197,10 @@ fn a_proof_stands_alone_and_its_tampered_twins_do_not() {
     let shorter = text.replace(&format!("{hash}\n"), "");
     assert_eq!(check(&shorter, &ledger.entries[7]).unwrap_err().kind(), "ledger_bad_proof");
     let other_index = text.replace("index 7\n", "index 07\n");
-    assert_eq!(check(&other_index, &ledger.entries[7]).unwrap_err().kind(), "ledger_bad_checkpoint");
+    assert_eq!(
+        check(&other_index, &ledger.entries[7]).unwrap_err().kind(),
+        "ledger_bad_checkpoint"
+    );
     // Entry 20 exists but nobody has signed it; entry 21 doesn't exist.
     let unsigned = InclusionProof::new(&leaves, 20, note.clone()).unwrap_err();
     assert_eq!(unsigned.kind(), "ledger_out_of_range");

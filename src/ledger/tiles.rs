@@ -56,8 +56,7 @@ pub fn export<E: AsRef<[u8]>, C: AsRef<[u8]>>(
         }
         files.push((path("entries", tile, chunk.len()), bundle));
     }
-    let mut hashes: Vec<Digest> =
-        covered.iter().map(|entry| leaf_hash(entry.as_ref())).collect();
+    let mut hashes: Vec<Digest> = covered.iter().map(|entry| leaf_hash(entry.as_ref())).collect();
     for level in 0.. {
         if hashes.is_empty() {
             break;

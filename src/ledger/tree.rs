@@ -178,7 +178,9 @@ pub fn verify_consistency(old: &Head, new: &Head, proof: &[Digest]) -> Result<()
 
 fn sha256(parts: &[&[u8]]) -> Digest {
     let mut hash = Context::new(&SHA256);
-    parts.iter().for_each(|part| hash.update(part));
+    for part in parts {
+        hash.update(part);
+    }
     let mut digest = [0; 32];
     digest.copy_from_slice(hash.finish().as_ref());
     Digest(digest)
@@ -281,9 +283,8 @@ mod tests {
     #[test]
     fn proofs_are_those_of_the_certificate_transparency_vectors() {
         let leaves = hashes(&vector_leaves());
-        let text = |proof: Vec<Digest>| -> Vec<String> {
-            proof.iter().map(ToString::to_string).collect()
-        };
+        let text =
+            |proof: Vec<Digest>| -> Vec<String> { proof.iter().map(ToString::to_string).collect() };
         assert_eq!(
             text(inclusion_proof(&leaves, 0).unwrap()),
             [
@@ -328,7 +329,9 @@ mod tests {
             index: prop::sample::Index,
         ) {
             let mut theirs = MemoryBackedTree::<Sha256, Vec<u8>>::new();
-            leaves.iter().for_each(|leaf| theirs.push(leaf.clone()));
+            for leaf in &leaves {
+                theirs.push(leaf.clone());
+            }
             let hashes = hashes(&leaves);
             let head = head_of(&hashes);
             let their_root = theirs.root();

@@ -5,6 +5,9 @@
 //!
 //! Called by `actors/runner.rs` only, and by commands that read (`gaisnet audit`).
 
+#[cfg(feature = "store")]
+pub mod keyfile;
+
 use crate::ids::Digest;
 use crate::time::Wall;
 
