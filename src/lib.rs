@@ -11,6 +11,8 @@
 //! builds just them.
 
 #[cfg(feature = "runtime")]
+pub mod actors;
+#[cfg(feature = "runtime")]
 pub mod bus;
 #[cfg(feature = "cli")]
 pub mod data;

@@ -6,6 +6,10 @@
 //! Called by `actors/runner.rs` only, and by commands that read (`gaisnet audit`).
 
 use crate::ids::{Digest, Side};
+#[cfg(feature = "store")]
+pub mod keyfile;
+
+use crate::ids::Digest;
 use crate::time::Wall;
 
 #[cfg(feature = "store")]

@@ -264,7 +264,7 @@ fn an_unusable_root_or_time_is_refused() {
     assert_eq!(make(root_of(1, &[]), END), Err("keyring_threshold"));
     assert_eq!(make(root_of(2, &[200, 200]), END), Err("keyring_key_taken"));
     assert_eq!(make(root_of(1, &[200]), AT), Err("keyring_bad_times"));
-    assert_eq!(make(root_of(1, &vec![200; 17]), END), Err("keyring_too_many"));
+    assert_eq!(make(root_of(1, &[200; 17]), END), Err("keyring_too_many"));
     let zero = json_with(&first(), |value| value["root"]["threshold"] = 0.into());
     assert!(zero.is_err());
     let small = json_with(&first(), |value| value["root"]["keys"][0] = "00".repeat(32).into());

@@ -290,7 +290,7 @@ impl KeyError {
 }
 
 /// What a proof of possession signs. Names have no line breaks, so the lines are unambiguous, and
-/// neither an envelope ("DSSEv1 ...") nor a checkpoint ("gaisnet/...") begins like this.
+/// neither an envelope (`DSSEv1 `) nor a checkpoint (`gaisnet/`) begins like this.
 fn possession_statement(
     federation: &Name,
     node: &NodeId,
