@@ -20,6 +20,8 @@ pub struct Wall(pub u64);
 pub struct Now {
     /// For timers.
     pub mono: Mono,
+    /// Microseconds since the process started, for latencies.
+    pub micros: u64,
     /// For people and for expiry.
     pub wall: Wall,
 }

@@ -22,11 +22,11 @@ mod runner;
 mod workbench;
 
 pub use figures::{Figures, FiguresView};
-pub use gateway::{Gateway, GatewayParts, Incoming, pump};
-pub use inferencer::{Ask, Inferencer, InferencerParts, Serve};
-pub use operator::{Operator, OperatorParts};
+pub use gateway::{Gateway, GatewayParts, Incoming, pump, subscribe, subscriptions};
+pub use inferencer::{Inferencer, InferencerParts, Request, Serve, TagSample};
+pub use operator::{Operator, OperatorParts, Order};
 pub use role::{Aggregator, Machine, MachineView, Observe, RelayActor, Role, Stimulus, Trainer};
-pub use runner::{Run, Runner, RunnerParts};
+pub use runner::{Introduce, Link, Run, Runner, RunnerParts};
 pub use workbench::{InlineBench, LaneBench, Task, Workbench};
 
 /// Messages that an actor's mailbox holds; whoever sends more waits.

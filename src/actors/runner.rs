@@ -13,11 +13,11 @@ use std::time::Duration;
 
 use actix::prelude::*;
 
+use super::MAILBOX;
 use super::figures::Figures;
 use super::inferencer::Serve;
 use super::role::Stimulus;
 use super::workbench::{Task, Workbench};
-use super::MAILBOX;
 use crate::bus::{Ack, Bus, BusError, Priority, Publish};
 use crate::ids::{Digest, Epoch, NodeId, RoundNo, Side};
 use crate::ledger::{Event, Log};
@@ -265,11 +265,8 @@ impl Runner {
             To::Child(node) => (Side::Down, trust::To::Directly(node)),
             To::Parent => {
                 let parent = self.parts.parent.clone().ok_or("this node has no parent")?;
-                let address = if directly {
-                    trust::To::Directly(parent)
-                } else {
-                    trust::To::Named(parent)
-                };
+                let address =
+                    if directly { trust::To::Directly(parent) } else { trust::To::Named(parent) };
                 (Side::Up, address)
             }
         };
@@ -440,13 +437,16 @@ impl Runner {
         let to = trust::To::Directly(ask.from);
         let body = Body::Get(Get { wanted: ask.wanted });
         match self.parts.sealer.seal(&to, &body, 0, 0, now.wall) {
-            Ok((topic, payload)) => self.publish(ask.side, Publish {
-                topic,
-                payload,
-                at_least_once: true,
-                retain: false,
-                priority: Priority::Control,
-            }),
+            Ok((topic, payload)) => self.publish(
+                ask.side,
+                Publish {
+                    topic,
+                    payload,
+                    at_least_once: true,
+                    retain: false,
+                    priority: Priority::Control,
+                },
+            ),
             Err(error) => tracing::error!(%error, "a request can't be sealed"),
         }
     }
@@ -501,7 +501,7 @@ impl Runner {
         match self.parts.store.blob(&adapter) {
             Ok(Some(bytes)) => {
                 let serve = Serve { version, adapter: bytes };
-                ctx.spawn(async move { server.send(serve).await.map_or((), |()| ()) }.into_actor(self));
+                ctx.spawn(async move { server.send(serve).await.unwrap_or(()) }.into_actor(self));
             }
             Ok(None) => self.parts.figures.count("adapter_missing"),
             Err(error) => self.fail(&error.to_string(), ctx),
@@ -513,7 +513,7 @@ impl Runner {
         let Some(role) = self.role.clone() else { return };
         let stimulus = Stimulus { input, ack: Ack::none() };
         // Not awaited here: the role waits for us when it hands over effects.
-        ctx.spawn(async move { role.send(stimulus).await.map_or((), |()| ()) }.into_actor(self));
+        ctx.spawn(async move { role.send(stimulus).await.unwrap_or(()) }.into_actor(self));
     }
 
     fn fail(&mut self, what: &str, ctx: &mut Context<Self>) {
@@ -532,7 +532,8 @@ impl Runner {
         let note = self.parts.log.checkpoint(self.parts.sealer.key());
         let body = Body::Checkpoint(Checkpoint { document: note.to_text().into_bytes() });
         let now = self.parts.clock.now();
-        let Ok((topic, payload)) = self.parts.sealer.seal(&trust::To::Anyone, &body, 0, 0, now.wall)
+        let Ok((topic, payload)) =
+            self.parts.sealer.seal(&trust::To::Anyone, &body, 0, 0, now.wall)
         else {
             return;
         };

@@ -33,7 +33,7 @@ pub enum Task {
 }
 
 /// Gets the input that the machine is waiting for.
-pub type Done = Box<dyn FnOnce(Input) + Send>;
+pub(super) type Done = Box<dyn FnOnce(Input) + Send>;
 
 /// Does long work somewhere else and calls `done` with its end.
 pub trait Workbench {
@@ -132,15 +132,13 @@ impl Workbench for InlineBench {
             Task::Train { task, adapter, residual } => {
                 let work = match &mut self.train {
                     None => Err("no_learner"),
-                    Some((learner, data)) => {
-                        job_of(&task, &adapter, &self.me).and_then(|job| {
-                            let start = job.start.clone();
-                            let trained = learner
-                                .train(data, &job, &mut |_| Control::Continue)
-                                .map_err(|error| error.kind())?;
-                            work_of(&task, &start, trained, residual.as_deref())
-                        })
-                    }
+                    Some((learner, data)) => job_of(&task, &adapter, &self.me).and_then(|job| {
+                        let start = job.start.clone();
+                        let trained = learner
+                            .train(data, &job, &mut |_| Control::Continue)
+                            .map_err(|error| error.kind())?;
+                        work_of(&task, &start, trained, residual.as_deref())
+                    }),
                 };
                 Input::Worked { offer: task.offer, work }
             }

@@ -171,6 +171,7 @@ impl Member {
         keep.extend(self.current.as_ref().map(|current| current.adapter));
         keep.extend(self.active.as_ref().map(|a| a.offered.offer.adapter.sha256()));
         keep.extend(self.next.as_ref().map(|o| o.offer.adapter.sha256()));
+        keep.extend(self.result.as_ref().map(|(_, result)| result.adapter.sha256()));
         keep.extend(self.residual);
         keep
     }

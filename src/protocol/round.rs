@@ -353,6 +353,11 @@ impl Round {
             Phase::Open(open) => open.accepted.values().collect(),
             Phase::Closing(closing) => closing.set.iter().collect(),
         };
+        for message in self.waiting.values() {
+            if let Body::Contribution(contribution) = message.body() {
+                keep.extend(contribution.delta.as_ref().map(Blob::sha256));
+            }
+        }
         for input in current.into_iter().chain(self.late.values()) {
             keep.insert(input.base);
             keep.extend(input.delta);

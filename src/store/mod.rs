@@ -9,7 +9,6 @@ use crate::ids::{Digest, Side};
 #[cfg(feature = "store")]
 pub mod keyfile;
 
-use crate::ids::Digest;
 use crate::time::Wall;
 
 #[cfg(feature = "store")]

@@ -1,0 +1,319 @@
+//! Where everything from a broker comes in: sorted by topic, opened, handed on.
+//!
+//! Signed messages go through [`trust::open`] and to the role; chunks to the runner; commands to
+//! the operator's desk; requests and plant tags to the inferencer. What isn't let in is counted by
+//! reason, recorded, and acknowledged, so that it doesn't come back; its sender learns nothing.
+
+use std::sync::Arc;
+
+use actix::prelude::*;
+use tokio::sync::mpsc;
+
+use super::MAILBOX;
+use super::figures::Figures;
+use super::inferencer::{Inferencer, Request, TagSample};
+use super::operator::{Operator, Order};
+use super::role::Stimulus;
+use super::runner::{ChunkArrived, Link, Run, Runner};
+use crate::bus::{Ack, Bus, BusEvent, Delivery};
+use crate::ids::{Digest, Name, NodeId, Side};
+use crate::ledger::{Event, Word};
+use crate::protocol::{Effect, Input};
+use crate::scada::command::is_signed;
+use crate::time::Clock;
+use crate::topic::{self, Leaf, Prefix};
+use crate::trust::keyring::Keyring;
+use crate::trust::{self, Door, Refusal};
+use crate::wire::{Body, Chunk, decode};
+
+/// What a gateway works with.
+pub struct GatewayParts {
+    /// Federation.
+    pub federation: Name,
+    /// First levels of our topics.
+    pub prefix: Prefix,
+    /// This node.
+    pub me: NodeId,
+    /// Whom it knows.
+    pub keyring: Arc<Keyring>,
+    /// The machine.
+    pub role: Recipient<Stimulus>,
+    /// The runner.
+    pub runner: Addr<Runner>,
+    /// Answers.
+    pub inferencer: Option<Addr<Inferencer>>,
+    /// Commands.
+    pub operator: Option<Addr<Operator>>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Counters.
+    pub figures: Arc<Figures>,
+    /// Largest chunk that is taken.
+    pub chunk_bytes: u32,
+}
+
+/// See the module.
+pub struct Gateway {
+    parts: GatewayParts,
+    /// Refusals recorded in the ledger since the last full minute; beyond the bound only counted.
+    recorded: (u64, u32),
+}
+
+/// An event of a link.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Incoming {
+    /// Which link.
+    pub side: Side,
+    /// What happened.
+    pub event: BusEvent,
+}
+
+impl Gateway {
+    /// Ledger entries for refusals a minute: a flood must not fill the disk.
+    const REFUSALS_A_MINUTE: u32 = 60;
+
+    /// A gateway.
+    pub fn new(parts: GatewayParts) -> Self {
+        Self { parts, recorded: (0, 0) }
+    }
+
+    fn delivery(&mut self, side: Side, delivery: Delivery, ctx: &mut Context<Self>) {
+        let Delivery { topic, payload, retained, ack } = delivery;
+        let bytes = payload.len() as u64;
+        self.parts.figures.update(|view| *view.bytes_in.entry(side).or_default() += bytes);
+        let Some(parsed) = topic::parse(&self.parts.prefix, &topic) else {
+            return self.tag(topic, payload, ack, ctx);
+        };
+        let mine = parsed.branch.node == self.parts.me;
+        match parsed.leaf {
+            Leaf::To(node, kind) if kind.as_str() == "chunk" && node == self.parts.me => {
+                self.chunk(&payload, ack, ctx);
+            }
+            Leaf::Machine(_) | Leaf::To(..) if !mine => {
+                self.signed(side, &topic, &payload, ack, ctx);
+            }
+            Leaf::Cmd(name) if mine => {
+                let order = if is_signed(&payload) {
+                    match self.open(side, &topic, &payload) {
+                        Ok(message) => Order::Signed { message, retained },
+                        Err(refusal) => return self.refuse(&refusal, &payload, ack, ctx),
+                    }
+                } else {
+                    Order::Plain { name: name.as_str().to_owned(), payload, retained }
+                };
+                self.pass(self.parts.operator.clone().map(Addr::recipient), order, ack, ctx);
+            }
+            Leaf::Infer(model) if mine => {
+                let request = Request { model, payload, retained };
+                self.pass(self.parts.inferencer.clone().map(Addr::recipient), request, ack, ctx);
+            }
+            _ => ack.release(), // our own messages, and what a wide filter brings along
+        }
+    }
+
+    fn open(&self, side: Side, topic: &str, payload: &[u8]) -> Result<trust::Verified, Refusal> {
+        let door = Door {
+            federation: &self.parts.federation,
+            prefix: &self.parts.prefix,
+            me: &self.parts.me,
+            keyring: &self.parts.keyring,
+        };
+        trust::open(door, side, topic, payload, self.parts.clock.now().wall)
+    }
+
+    fn signed(
+        &mut self,
+        side: Side,
+        topic: &str,
+        payload: &[u8],
+        ack: Ack,
+        ctx: &mut Context<Self>,
+    ) {
+        match self.open(side, topic, payload) {
+            // A neighbour's head is kept by whoever witnesses it; the machines don't need it.
+            Ok(message) if matches!(message.body(), Body::Checkpoint(_) | Body::Keyring(_)) => {
+                ack.release();
+            }
+            Ok(message) => {
+                let role = self.parts.role.clone();
+                let stimulus = Stimulus { input: Input::Message(message), ack };
+                ctx.wait(async move { role.send(stimulus).await.unwrap_or(()) }.into_actor(self));
+            }
+            // On one broker everyone sees everyone's messages; those for others are no offence.
+            Err(Refusal::WrongAudience | Refusal::NotAllowed { .. }) => {
+                ack.release();
+            }
+            Err(refusal) => self.refuse(&refusal, payload, ack, ctx),
+        }
+    }
+
+    fn refuse(&mut self, refusal: &Refusal, payload: &[u8], ack: Ack, ctx: &mut Context<Self>) {
+        let now = self.parts.clock.now();
+        tracing::warn!(reason = refusal.kind(), %refusal, "a message was refused");
+        let mut effects = vec![Effect::Count(refusal.kind())];
+        let minute = now.mono.0 / 60_000;
+        if self.recorded.0 != minute {
+            self.recorded = (minute, 0);
+        }
+        if self.recorded.1 < Self::REFUSALS_A_MINUTE {
+            self.recorded.1 += 1;
+            let sender = match refusal {
+                Refusal::NotAllowed { sender, .. } => Some(sender.clone()),
+                _ => None,
+            };
+            effects.push(Effect::Record(Event::Refusal {
+                message: Digest::of(payload),
+                reason: Word::new(refusal.kind()),
+                sender,
+            }));
+        }
+        let runner = self.parts.runner.clone();
+        let run = Run { effects, ack };
+        ctx.wait(async move { runner.send(run).await.unwrap_or(()) }.into_actor(self));
+    }
+
+    fn chunk(&mut self, payload: &[u8], ack: Ack, ctx: &mut Context<Self>) {
+        let size = usize::try_from(self.parts.chunk_bytes).unwrap_or(usize::MAX);
+        match decode::<Chunk>(payload, size.saturating_add(Chunk::OVERHEAD_BYTES)) {
+            Ok(chunk) => {
+                let runner = self.parts.runner.clone();
+                let arrived = async move {
+                    let _ = runner.send(ChunkArrived(chunk)).await;
+                    ack.release();
+                };
+                ctx.wait(arrived.into_actor(self));
+            }
+            Err(error) => {
+                self.parts.figures.count(error.kind());
+                ack.release();
+            }
+        }
+    }
+
+    /// Everything outside our own tree is the plant's: a tag, if the settings name it.
+    fn tag(&mut self, topic: String, payload: Vec<u8>, ack: Ack, ctx: &mut Context<Self>) {
+        let to = self.parts.inferencer.clone().map(Addr::recipient);
+        self.pass(to, TagSample { topic, payload }, ack, ctx);
+    }
+
+    /// Hands something volatile on; it is acknowledged once it is taken.
+    fn pass<M>(&mut self, to: Option<Recipient<M>>, message: M, ack: Ack, ctx: &mut Context<Self>)
+    where
+        M: Message<Result = ()> + Send + 'static,
+    {
+        let Some(to) = to else { return ack.release() };
+        let handed = async move {
+            let _ = to.send(message).await;
+            ack.release();
+        };
+        ctx.wait(handed.into_actor(self));
+    }
+
+    fn link(&self, side: Side, up: bool, ctx: &mut Context<Self>) {
+        let runner = self.parts.runner.clone();
+        let operator = self.parts.operator.clone();
+        let told = async move {
+            let _ = runner.send(Link { side, up }).await;
+            if let Some(operator) = operator {
+                let _ = operator.send(Link { side, up }).await;
+            }
+        };
+        ctx.wait(told.into_actor(self));
+    }
+}
+
+impl Actor for Gateway {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(MAILBOX);
+    }
+}
+
+impl Handler<Incoming> for Gateway {
+    type Result = ();
+
+    fn handle(&mut self, Incoming { side, event }: Incoming, ctx: &mut Self::Context) {
+        match event {
+            BusEvent::Connected { fresh } => {
+                tracing::info!(?side, fresh, "connected");
+                self.link(side, true, ctx);
+            }
+            BusEvent::Disconnected { reason } => {
+                tracing::warn!(?side, reason, "the link is down; trying again");
+                self.parts.figures.count("disconnected");
+                self.link(side, false, ctx);
+            }
+            BusEvent::SubscriptionRefused { filter } => {
+                tracing::error!(
+                    ?side,
+                    filter,
+                    "the broker refuses a subscription: give this user read access to it \
+                     (gaisnet acl prints the lines)"
+                );
+                self.parts.figures.count("subscription_refused");
+            }
+            BusEvent::Delivery(delivery) => self.delivery(side, delivery, ctx),
+        }
+    }
+}
+
+/// Moves a link's events into the gateway, as fast as it takes them. Ends with the link.
+pub async fn pump(side: Side, mut events: mpsc::Receiver<BusEvent>, gateway: Addr<Gateway>) {
+    while let Some(event) = events.recv().await {
+        if gateway.send(Incoming { side, event }).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Topic filters of a node, by link: exact branches, since some brokers judge the filter itself.
+pub fn subscriptions(
+    keyring: &Keyring,
+    prefix: &Prefix,
+    me: &NodeId,
+    sides: &[Side],
+    tags: &[String],
+) -> Vec<(Side, Vec<String>)> {
+    let branch = |node: &NodeId| {
+        let entry = keyring.node(node)?;
+        let (site, line) = (entry.site.clone(), entry.line.clone());
+        Some(topic::Branch { prefix: prefix.clone(), site, line, node: node.clone() })
+    };
+    let mut up = Vec::new();
+    let mut down = Vec::new();
+    if let Some(own) = branch(me) {
+        // The plant's side: where the site's SCADA is.
+        let plant = if sides.contains(&Side::Down) { &mut down } else { &mut up };
+        plant.extend([format!("{own}/cmd/+"), format!("{own}/infer/+")]);
+        plant.extend(tags.iter().cloned());
+    }
+    let parent = keyring.node(me).and_then(|entry| entry.parent.clone());
+    if let Some(parent) = parent.as_ref().and_then(branch) {
+        up.extend([format!("{parent}/m/+"), format!("{parent}/to/{me}/+")]);
+    }
+    for child in keyring.children_of(me) {
+        if let Some(child) = branch(&child.node) {
+            down.extend([format!("{child}/m/+"), format!("{child}/to/{me}/+")]);
+        }
+    }
+    [(Side::Up, up), (Side::Down, down)]
+        .into_iter()
+        .filter(|(side, _)| sides.contains(side))
+        .collect()
+}
+
+/// Subscribes a node's links.
+pub fn subscribe(
+    buses: &std::collections::BTreeMap<Side, Arc<dyn Bus>>,
+    filters: &[(Side, Vec<String>)],
+) {
+    for (side, filters) in filters {
+        if let Some(bus) = buses.get(side)
+            && let Err(error) = bus.subscribe(filters)
+        {
+            tracing::error!(?side, %error, "can't subscribe");
+        }
+    }
+}

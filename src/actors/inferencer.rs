@@ -1,0 +1,358 @@
+//! Answers: one base, the newest adapter, for tag streams and for requests.
+//!
+//! ```text
+//!   plant tags --> windows --.
+//!   infer/{model} -----------+--> serve lane --> inference/{model} or reply/infer
+//!   runner: Serve{version} --'    (swaps the adapter between two answers)
+//! ```
+//! Everything here is volatile and stays in the site's zone. Each answer names the version that
+//! made it, and its quality is never left out.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::prelude::*;
+
+use super::MAILBOX;
+use super::figures::Figures;
+use super::lanes::{Lane, ServeRequest};
+use crate::bus::{Bus, Priority, Publish};
+use crate::ids::{Name, Version};
+use crate::learn::{LearnError, Prediction};
+use crate::protocol::update;
+use crate::scada::RequestId;
+use crate::scada::command::CommandPolicy;
+use crate::scada::infer::{self, InferError, InferReply};
+use crate::scada::tags::{Binds, Reading, TagMap};
+use crate::scada::telegram::{Inference, Quality, Tier};
+use crate::scada::window::{Window, WindowConfig, WindowStream};
+use crate::time::{Clock, Now};
+use crate::topic::{Branch, CommandName};
+
+/// What an inferencer works with.
+pub struct InferencerParts {
+    /// The part of the topic tree that it writes to.
+    pub branch: Branch,
+    /// Its model.
+    pub model: Name,
+    /// Names of the classes, by index.
+    pub labels: Vec<String>,
+    /// Samples a window.
+    pub window: NonZeroUsize,
+    /// A pause between telegrams that breaks a window.
+    pub max_gap_ms: u64,
+    /// An answer is stale when no sample came for so long.
+    pub stale_after_ms: u64,
+    /// Where it stands.
+    pub tier: Tier,
+    /// Which requests are taken unsigned.
+    pub policy: CommandPolicy,
+    /// Plant topics.
+    pub tags: TagMap,
+    /// The thread that answers.
+    pub lane: Lane<ServeRequest>,
+    /// The link on the plant's side.
+    pub bus: Arc<dyn Bus>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Counters.
+    pub figures: Arc<Figures>,
+}
+
+/// See the module.
+pub struct Inferencer {
+    parts: InferencerParts,
+    version: Version,
+    /// One window stream for each bound tag.
+    streams: BTreeMap<usize, WindowStream>,
+    waiting: usize,
+    last: Option<Inference>,
+}
+
+/// From now on answer with this adapter.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Serve {
+    /// Its version.
+    pub version: Version,
+    /// The adapter, packed.
+    pub adapter: Vec<u8>,
+}
+
+/// A request on `infer/{model}`.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Request {
+    /// The model.
+    pub model: Name,
+    /// Its JSON.
+    pub payload: Vec<u8>,
+    /// It was stored at the broker: not executed.
+    pub retained: bool,
+}
+
+/// A message on a topic of the plant.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct TagSample {
+    /// Its topic.
+    pub topic: String,
+    /// Its bytes.
+    pub payload: Vec<u8>,
+}
+
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+struct Answered {
+    from: Source,
+    result: Result<Prediction, LearnError>,
+    asked: Now,
+}
+
+/// The adapter is in place from the next answer on.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+struct Loaded {
+    version: Version,
+    result: Result<(), LearnError>,
+}
+
+/// Who waits for an answer.
+#[derive(Debug, Clone)]
+enum Source {
+    Tag,
+    Request(Option<RequestId>),
+}
+
+impl Inferencer {
+    /// Windows that wait for the lane; more get a busy reply.
+    const MAX_WAITING: usize = 64;
+    const WATCHDOG: Duration = Duration::from_secs(1);
+
+    /// An inferencer that answers with the untrained adapter until it is told another.
+    pub fn new(parts: InferencerParts) -> Self {
+        Self { parts, version: 0, streams: BTreeMap::new(), waiting: 0, last: None }
+    }
+
+    fn ask(&mut self, window: Vec<f32>, from: Source, ctx: &mut Context<Self>) {
+        let asked = self.parts.clock.now();
+        if self.waiting >= Self::MAX_WAITING {
+            return self.busy(&from);
+        }
+        let me = ctx.address();
+        let reply_to = from.clone();
+        let request = ServeRequest::Predict {
+            x: window,
+            len: self.parts.window.get(),
+            done: Box::new(move |result| {
+                let none = || LearnError::Engine { engine: "lane", message: "no answer".into() };
+                let result = result.and_then(|all| all.into_iter().next().ok_or_else(none));
+                let _ = me.try_send(Answered { from, result, asked });
+            }),
+        };
+        match self.parts.lane.submit(request) {
+            Ok(()) => self.waiting += 1,
+            Err(_) => self.busy(&reply_to),
+        }
+    }
+
+    fn busy(&self, from: &Source) {
+        self.parts.figures.count("busy");
+        if let Source::Request(id) = from {
+            self.reply(&InferError::busy(id.clone(), self.waiting).reply());
+        }
+    }
+
+    fn reply(&self, reply: &InferReply) {
+        if let Ok(name) = CommandName::new("infer") {
+            self.publish(self.parts.branch.reply(&name), reply, false);
+        }
+    }
+
+    fn publish<T: serde::Serialize>(&self, topic: String, telegram: &T, retain: bool) {
+        let Ok(payload) = serde_json::to_vec(telegram) else { return };
+        let (at_least_once, priority) = (true, Priority::Control);
+        let message = Publish { topic, payload, at_least_once, retain, priority };
+        if let Err(error) = self.parts.bus.publish(message) {
+            self.parts.figures.count(error.kind());
+        }
+    }
+
+    fn publish_answer(&mut self, inference: Inference) {
+        self.publish(self.parts.branch.inference(&self.parts.model), &inference, true);
+        self.last = Some(inference);
+    }
+
+    /// Marks the last answer stale once its tags have stopped.
+    fn watch(&mut self) {
+        let now = self.parts.clock.now().wall;
+        let fresh = |stream: &WindowStream| {
+            let quality =
+                crate::scada::window::quality(now, stream.last_sample(), self.parts.stale_after_ms);
+            quality == Quality::Good
+        };
+        if let Some(last) = &self.last
+            && last.quality == Quality::Good
+            && !self.streams.values().any(fresh)
+        {
+            let stale = last.clone().stale();
+            self.publish_answer(stale);
+        }
+    }
+}
+
+impl Actor for Inferencer {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(MAILBOX);
+        ctx.run_interval(Self::WATCHDOG, |this, _| this.watch());
+    }
+}
+
+impl Handler<Serve> for Inferencer {
+    type Result = ();
+
+    fn handle(&mut self, Serve { version, adapter }: Serve, ctx: &mut Self::Context) {
+        let adapter = match update::unpack(&adapter) {
+            Ok(adapter) => Arc::new(adapter),
+            Err(error) => {
+                tracing::error!(%error, version, "an adapter can't be served; the old one stays");
+                return self.parts.figures.count(error.kind());
+            }
+        };
+        let me = ctx.address();
+        let done = Box::new(move |result| {
+            let _ = me.try_send(Loaded { version, result });
+        });
+        if self
+            .parts
+            .lane
+            .submit(ServeRequest::Load { adapter: Arc::clone(&adapter), done })
+            .is_err()
+        {
+            // The queue of questions is full: try again behind it.
+            self.parts.figures.count("busy");
+            if let Ok(bytes) = update::pack(&adapter, crate::wire::Coding::F32, 0) {
+                ctx.notify_later(Serve { version, adapter: bytes }, Duration::from_millis(50));
+            }
+        }
+    }
+}
+
+impl Handler<Loaded> for Inferencer {
+    type Result = ();
+
+    fn handle(&mut self, Loaded { version, result }: Loaded, _: &mut Self::Context) {
+        match result {
+            Ok(()) => {
+                tracing::info!(version, "answers come from a new version");
+                self.version = version;
+            }
+            Err(error) => {
+                tracing::error!(%error, version, "an adapter doesn't fit; the old one stays");
+                self.parts.figures.count(error.kind());
+            }
+        }
+    }
+}
+
+impl Handler<Request> for Inferencer {
+    type Result = ();
+
+    fn handle(&mut self, request: Request, ctx: &mut Self::Context) {
+        let Request { model, payload, retained } = request;
+        let parsed = infer::parse(&payload, retained, self.parts.window, &self.parts.policy);
+        let refused = match parsed {
+            Ok(asked) if model == self.parts.model => {
+                return self.ask(asked.window, Source::Request(asked.id), ctx);
+            }
+            Ok(asked) => InferError::unknown_model(asked.id, &model),
+            Err(error) => error,
+        };
+        self.parts.figures.count(refused.kind());
+        self.reply(&refused.reply());
+    }
+}
+
+impl Handler<TagSample> for Inferencer {
+    type Result = ();
+
+    fn handle(&mut self, TagSample { topic, payload }: TagSample, ctx: &mut Self::Context) {
+        let now = self.parts.clock.now().wall;
+        let mut windows = Vec::new();
+        for (index, tag) in self.parts.tags.of(&topic) {
+            let Binds::Feature { model } = tag.binds() else { continue };
+            if *model != self.parts.model {
+                continue;
+            }
+            match tag.read(&payload) {
+                Ok(Reading::Samples(samples)) => {
+                    let config = WindowConfig {
+                        len: self.parts.window,
+                        hop: self.parts.window,
+                        max_gap_ms: self.parts.max_gap_ms,
+                    };
+                    let stream =
+                        self.streams.entry(index).or_insert_with(|| WindowStream::new(config));
+                    stream.push(&samples, now);
+                    windows.extend(std::iter::from_fn(|| stream.next_window()));
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::warn!(topic, %error, "a tag can't be read");
+                    self.parts.figures.count(error.kind());
+                }
+            }
+        }
+        for window in windows {
+            match window {
+                Window::Good(samples) => self.ask(samples, Source::Tag, ctx),
+                Window::Bad { .. } => {
+                    self.parts.figures.count("bad_window");
+                    let bad = Inference::bad(now, self.version, self.parts.tier);
+                    self.publish_answer(bad);
+                }
+            }
+        }
+    }
+}
+
+impl Handler<Answered> for Inferencer {
+    type Result = ();
+
+    #[expect(clippy::cast_precision_loss, reason = "a class index and milliseconds are small")]
+    fn handle(&mut self, answered: Answered, _: &mut Self::Context) {
+        let Answered { from, result, asked } = answered;
+        self.waiting = self.waiting.saturating_sub(1);
+        let now = self.parts.clock.now();
+        let inference = match result {
+            Ok(Prediction { probabilities, class }) => {
+                let latency_ms = now.micros.saturating_sub(asked.micros) as f64 / 1_000.0;
+                self.parts.figures.answered(latency_ms);
+                Inference {
+                    value: Some(class as f64),
+                    label: self.parts.labels.get(class).cloned(),
+                    confidence: probabilities.get(class).copied().map(f64::from),
+                    quality: Quality::Good,
+                    ts: now.wall,
+                    model_version: self.version,
+                    latency_ms,
+                    tier: self.parts.tier,
+                    id: None,
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a window can't be answered");
+                self.parts.figures.count(error.kind());
+                Inference::bad(now.wall, self.version, self.parts.tier)
+            }
+        };
+        match from {
+            Source::Tag => self.publish_answer(inference),
+            Source::Request(id) => self.reply(&InferReply::answer(id, inference)),
+        }
+    }
+}
