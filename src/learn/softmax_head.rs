@@ -1,6 +1,6 @@
 //! One linear layer with softmax: what the first learner adapts. Internal to `learn`.
 
-use super::{Layout, LearnError, Prediction, Tensor, TensorSet};
+use super::{Layout, LearnError, Prediction, TensorSet};
 
 /// `[C, F + 1]` row-major in f64: weights of a class, then its bias.
 #[derive(Debug, Clone, PartialEq)]
