@@ -2,6 +2,13 @@
 //!
 //! Only training recordings are learned from and judged here; the test part is merely counted.
 #![cfg(feature = "cli")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_precision_loss,
+    clippy::print_stderr,
+    reason = "a test"
+)]
 
 mod support;
 
@@ -119,6 +126,8 @@ fn macro_f1(judged: &Windows, adapter: &TensorSet) -> f64 {
     let sum = |wanted: &dyn Fn(&(usize, usize)) -> bool| -> f64 {
         cells.iter().filter(|(cell, _)| wanted(cell)).map(|(_, n)| n).sum()
     };
-    let f1 = |class| 2.0 * sum(&|c| *c == (class, class)) / (sum(&|c| c.0 == class) + sum(&|c| c.1 == class));
+    let f1 = |class| {
+        2.0 * sum(&|c| *c == (class, class)) / (sum(&|c| c.0 == class) + sum(&|c| c.1 == class))
+    };
     (0..CLASSES.len()).map(f1).sum::<f64>() / CLASSES.len() as f64
 }

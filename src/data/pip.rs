@@ -58,7 +58,11 @@ fn judge(
     let title = format!("{} {}", package.name, package.version);
     if let Some(actual) = said.split("Got ").nth(1).and_then(|s| s.split_whitespace().next()) {
         let expected = package.sha256.to_owned();
-        return Err(DataError::HashMismatch { package: title, expected, actual: actual.to_owned() });
+        return Err(DataError::HashMismatch {
+            package: title,
+            expected,
+            actual: actual.to_owned(),
+        });
     }
     let errors: Vec<&str> = said.lines().filter(|l| l.to_lowercase().contains("error")).collect();
     let detail = errors.last().copied().or(said.lines().last()).unwrap_or("pip said nothing");

@@ -309,6 +309,7 @@ const WEIGHT_DECAY: f64 = 0.01;
 const MAX_CLASSES: usize = 4_096;
 
 #[cfg(test)]
+#[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "made-up signals")]
 mod tests {
     use super::*;
 
@@ -384,12 +385,8 @@ mod tests {
         let rows = [[0.3, -1.0, 2.0], [1.5, 0.2, -0.4], [0.0, 0.7, 0.1]];
         let labels = [0, 1, 0];
         let batch = || rows.iter().map(<[f64; 3]>::as_slice).zip(labels);
-        let job = TrainJob {
-            prox_mu: 0.3,
-            distill_lambda: 0.7,
-            class_targets: Some(targets()),
-            ..job()
-        };
+        let job =
+            TrainJob { prox_mu: 0.3, distill_lambda: 0.7, class_targets: Some(targets()), ..job() };
         let soft = soft_targets(&job, 2).unwrap();
         let objective = Objective { start: &start, targets: &soft, job: &job };
         let value = |head: &Head| {
@@ -468,7 +465,10 @@ mod tests {
         assert_eq!(refused(&good, TrainJob { start, ..job() }), "layout_mismatch");
         let class_targets = Some(ClassLogits { mean_logits: vec![0.0; 9], counts: vec![1; 3] });
         assert_eq!(refused(&good, TrainJob { class_targets, ..job() }), "out_of_range");
-        assert_eq!(refused(&Windows { labels: vec![0, 1, 2, 0], ..windows(1, 4) }, job()), "out_of_range");
+        assert_eq!(
+            refused(&Windows { labels: vec![0, 1, 2, 0], ..windows(1, 4) }, job()),
+            "out_of_range"
+        );
         assert_eq!(refused(&Windows { len: LEN / 2, ..windows(1, 4) }, job()), "out_of_range");
         assert_eq!(refused(&Windows::default(), job()), "out_of_range");
         assert_eq!(refused(&good, TrainJob { learning_rate: 1e38, ..job() }), "not_finite");

@@ -99,8 +99,7 @@ impl Spectrum {
             taper.iter().enumerate().map(at).collect()
         };
         let harmonics = [(outer_hz, 3_u8), (inner_hz, 3), (shaft_hz, 2)];
-        let line_hz =
-            harmonics.iter().flat_map(|(hz, n)| (1..=*n).map(move |h| f64::from(h) * hz));
+        let line_hz = harmonics.iter().flat_map(|(hz, n)| (1..=*n).map(move |h| f64::from(h) * hz));
         Ok(Self {
             len,
             forward: planner.plan_fft_forward(len),
@@ -233,6 +232,7 @@ fn rms(x: &[f64]) -> f64 {
     (x.iter().map(|x| x * x).sum::<f64>() / to_f64(x.len())).sqrt()
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
 fn engine(error: realfft::FftError) -> LearnError {
     LearnError::Engine { engine: "realfft", message: error.to_string() }
 }
@@ -264,6 +264,7 @@ const RESONANCES_HZ: [(f64, f64); 3] =
     [(1_000.0, 4_000.0), (4_000.0, 10_000.0), (10_000.0, 20_000.0)];
 
 #[cfg(test)]
+#[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "made-up signals")]
 mod tests {
     use proptest::prelude::*;
 

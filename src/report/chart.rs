@@ -56,15 +56,18 @@ pub(super) struct Level {
     pub(super) value: f64,
 }
 
-/// Lines over rounds, y from 0 to `top`.
-pub(super) fn lines(label: &str, lines: &[Line], levels: &[Level], top: f64) -> String {
+/// Lines over rounds, y from 0 to a round number above `highest`.
+pub(super) fn lines(label: &str, lines: &[Line], levels: &[Level], highest: f64) -> String {
     let mut svg = open(label, HEIGHT);
+    let top = round_top(highest);
+    // levels are named to the right of the plot
+    let width = if levels.is_empty() { WIDTH } else { WIDTH - 90.0 };
     let xs = || lines.iter().flat_map(|line| &line.points).map(|(x, _)| *x);
     let first = xs().fold(f64::INFINITY, f64::min);
     let last = xs().fold(f64::NEG_INFINITY, f64::max);
-    grid(&mut svg, top, |value| format!("{value:.1}"));
-    round_axis(&mut svg, first, last);
-    let place = |x: f64, y: f64| (LEFT + share(x, first, last) * WIDTH, height_of(y, top));
+    grid(&mut svg, top, width, |value| format!("{value:.2}"));
+    round_axis(&mut svg, width, first, last);
+    let place = |x: f64, y: f64| (LEFT + share(x, first, last) * width, height_of(y, top));
     for level in levels.iter().filter(|level| level.value.is_finite()) {
         let y = height_of(level.value, top);
         let _ = write!(
@@ -72,8 +75,8 @@ pub(super) fn lines(label: &str, lines: &[Line], levels: &[Level], top: f64) -> 
             r#"<line class="level" x1="{LEFT}" x2="{right}" y1="{y:.1}" y2="{y:.1}"/>
 <text class="tick" x="{text_x}" y="{text_y:.1}">{name}</text>
 "#,
-            right = LEFT + WIDTH,
-            text_x = LEFT + WIDTH + 6.0,
+            right = LEFT + width,
+            text_x = LEFT + width + 10.0,
             text_y = y + 4.0,
             name = Escaped(&level.name),
         );
@@ -100,15 +103,11 @@ pub(super) fn lines(label: &str, lines: &[Line], levels: &[Level], top: f64) -> 
 }
 
 /// Columns of two stacked amounts a round.
-pub(super) fn columns(
-    label: &str,
-    rounds: &[(u64, u64, u64)],
-    show: fn(u64) -> String,
-) -> String {
+pub(super) fn columns(label: &str, rounds: &[(u64, u64, u64)], show: fn(u64) -> String) -> String {
     let mut svg = open(label, HEIGHT);
     let top = rounds.iter().map(|(_, up, down)| up.saturating_add(*down)).max().unwrap_or(0).max(1);
-    let top = super::to_f64(top) * 1.08;
-    grid(&mut svg, top, |value| show(from_f64(value)));
+    let top = round_top(super::to_f64(top));
+    grid(&mut svg, top, WIDTH, |value| show(from_f64(value)));
     let slot = WIDTH / super::to_f64(rounds.len().max(1) as u64);
     let mut x = LEFT;
     for (round, up, down) in rounds {
@@ -132,7 +131,7 @@ pub(super) fn columns(
     }
     let bounds = (rounds.first(), rounds.last());
     if let (Some((first, ..)), Some((last, ..))) = bounds {
-        ends(&mut svg, slot / 2.0, *first, *last);
+        ends(&mut svg, WIDTH, slot / 2.0, *first, *last);
     }
     svg + "</svg>"
 }
@@ -143,7 +142,7 @@ fn open(label: &str, height: usize) -> String {
 }
 
 /// Five horizontal lines with their values.
-fn grid(svg: &mut String, top: f64, show: impl Fn(f64) -> String) {
+fn grid(svg: &mut String, top: f64, width: f64, show: impl Fn(f64) -> String) {
     for quarter in 0_u8..=4 {
         let value = top * f64::from(quarter) / 4.0;
         let y = height_of(value, top);
@@ -152,7 +151,7 @@ fn grid(svg: &mut String, top: f64, show: impl Fn(f64) -> String) {
             r#"<line class="grid" x1="{LEFT}" x2="{right}" y1="{y:.1}" y2="{y:.1}"/>
 <text class="tick" x="{text_x}" y="{text_y:.1}" text-anchor="end">{shown}</text>
 "#,
-            right = LEFT + WIDTH,
+            right = LEFT + width,
             text_x = LEFT - 8.0,
             text_y = y + 4.0,
             shown = Escaped(&show(value)),
@@ -160,24 +159,35 @@ fn grid(svg: &mut String, top: f64, show: impl Fn(f64) -> String) {
     }
 }
 
-fn round_axis(svg: &mut String, first: f64, last: f64) {
+fn round_axis(svg: &mut String, width: f64, first: f64, last: f64) {
     if first.is_finite() && last.is_finite() {
-        ends(svg, 0.0, from_f64(first), from_f64(last));
+        ends(svg, width, 0.0, from_f64(first), from_f64(last));
     }
 }
 
 /// Names the first and the last round below the plot.
-fn ends(svg: &mut String, inset: f64, first: u64, last: u64) {
+fn ends(svg: &mut String, width: f64, inset: f64, first: u64, last: u64) {
     let y = BOTTOM + 20.0;
-    let (left, right) = (LEFT + inset, LEFT + WIDTH - inset);
+    let (left, right) = (LEFT + inset, LEFT + width - inset);
     let _ = write!(
         svg,
         r#"<text class="tick" x="{left:.1}" y="{y}" text-anchor="middle">{first}</text>
 <text class="tick" x="{middle:.1}" y="{y}" text-anchor="middle">round</text>
 <text class="tick" x="{right:.1}" y="{y}" text-anchor="middle">{last}</text>
 "#,
-        middle = LEFT + WIDTH / 2.0,
+        middle = LEFT + width / 2.0,
     );
+}
+
+/// The least of 4, 8, 10, 20 times a power of ten that isn't below `highest`: its quarters are
+/// round numbers.
+fn round_top(highest: f64) -> f64 {
+    if !(highest.is_finite() && highest > 0.0) {
+        return 1.0;
+    }
+    let power = 10.0_f64.powf((highest / 4.0).log10().floor());
+    let tops = [4.0, 8.0, 10.0, 20.0, 40.0].map(|step| step * power);
+    tops.into_iter().find(|top| *top >= highest * (1.0 - 1e-9)).unwrap_or(highest)
 }
 
 /// Where `value` lies between `low` and `high`, in [0, 1]; 0 when that can't be said.
@@ -204,13 +214,22 @@ const BAR_LEFT: f64 = 170.0;
 const BAR_WIDTH: f64 = 360.0;
 const HEIGHT: usize = 260;
 const LEFT: f64 = 64.0;
-const WIDTH: f64 = 470.0;
+const WIDTH: f64 = 560.0;
 const TOP: f64 = 14.0;
 const BOTTOM: f64 = 222.0;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_top_of_an_axis_is_round() {
+        let tops = [0.95, 1.0, 1.1, 397_000.0, 3.0, 0.0, f64::NAN].map(round_top);
+        assert_eq!(
+            tops.map(|top| format!("{top:.1}")),
+            ["1.0", "1.0", "2.0", "400000.0", "4.0", "1.0", "1.0"]
+        );
+    }
 
     #[test]
     fn odd_numbers_never_reach_the_coordinates() {

@@ -29,6 +29,9 @@ mod tests {
 
     #[test]
     fn special_characters_are_escaped() {
-        assert_eq!(Escaped("<a href=\"x\">'&\0").to_string(), "&lt;a href=&quot;x&quot;&gt;&#39;&amp;\u{fffd}");
+        assert_eq!(
+            Escaped("<a href=\"x\">'&\0").to_string(),
+            "&lt;a href=&quot;x&quot;&gt;&#39;&amp;\u{fffd}"
+        );
     }
 }

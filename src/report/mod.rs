@@ -290,13 +290,9 @@ mod tests {
 
     #[test]
     fn bytes_are_told_as_people_read_them() {
-        let told: Vec<String> = [0, 999, 1_000, 12_480, 99_960, 999_600, 3_120_400]
-            .map(human_bytes)
-            .into();
-        assert_eq!(
-            told,
-            ["0 B", "999 B", "1.0 kB", "12.5 kB", "100 kB", "1.0 MB", "3.1 MB"]
-        );
+        let told: Vec<String> =
+            [0, 999, 1_000, 12_480, 99_960, 999_600, 3_120_400].map(human_bytes).into();
+        assert_eq!(told, ["0 B", "999 B", "1.0 kB", "12.5 kB", "100 kB", "1.0 MB", "3.1 MB"]);
     }
 
     #[test]

@@ -24,7 +24,7 @@ fn headline(report: &DemoReport, page: &mut String) {
     let best = report.best_alone();
     let alone = best.map_or(f64::NAN, |arm| arm.score.macro_f1);
     let answer = if together > alone {
-        "Together the plants recognise faults that none of them knows alone"
+        "Together the plants recognise more than any of them does alone"
     } else {
         "In this run, learning together did not beat the best plant alone"
     };
@@ -32,7 +32,7 @@ fn headline(report: &DemoReport, page: &mut String) {
         page,
         r#"<p class="over">gaisnet report</p>
 <h1>{answer}</h1>
-<p class="lead">{data}. Quality is macro-F1: 1 is perfect, a coin among three classes gets about 0.33.</p>
+<p class="lead">{data}. Quality is macro-F1: 1 is perfect, guessing among {classes} classes gets about {guess:.2}.</p>
 <div class="cards">
 <div class="card main"><b>{together:.3}</b><span>learned together<br>{rounds} rounds</span></div>
 <div class="card"><b>{alone:.3}</b><span>best plant alone<br>{name}</span></div>
@@ -41,6 +41,8 @@ fn headline(report: &DemoReport, page: &mut String) {
 </div>
 "#,
         data = Escaped(&report.data),
+        classes = report.confusion.classes.len(),
+        guess = 1.0 / to_f64(report.confusion.classes.len().max(1) as u64),
         rounds = report.curve.len(),
         name = best.map_or(Escaped("none"), |arm| Escaped(&arm.name)),
         pooled = report.pooled.macro_f1,
@@ -74,7 +76,7 @@ fn plots(report: &DemoReport, page: &mut String) {
     let loss = line(report, "training loss", |point| point.loss);
     let top = loss.points.iter().map(|(_, y)| *y).filter(|y| y.is_finite()).fold(0.1, f64::max);
     figure(page, "Training loss after each round (nats)", "", |label| {
-        chart::lines(label, &[loss], &[], top * 1.08)
+        chart::lines(label, &[loss], &[], top)
     });
 
     let rounds: Vec<(u64, u64, u64)> =
@@ -96,29 +98,30 @@ fn plots(report: &DemoReport, page: &mut String) {
         })
         .collect();
     let top = ways.iter().map(|bar| bar.value).fold(0.0, f64::max);
-    let mut prices = String::new();
+    let mut prices = String::from(
+        "<table class=\"wide\"><tr><th scope=\"col\">kind</th><th scope=\"col\">macro-F1</th>\
+         <th scope=\"col\">price</th></tr>",
+    );
     for way in &report.contributions {
-        let lost = price(reference, way.macro_f1);
         let _ = write!(
             prices,
-            "{} {:.3} (price {lost:.3})&ensp; ",
+            "<tr><th scope=\"row\">{}</th><td>{:.3}</td><td>{:.3}</td></tr>",
             Escaped(&way.kind),
-            way.macro_f1
+            way.macro_f1,
+            price(reference, way.macro_f1),
         );
     }
-    figure(
-        page,
-        "What one device sends in one round, by kind of contribution",
-        &format!("Macro-F1: {prices}"),
-        |label| chart::bars(label, &ways, top),
-    );
+    prices.push_str("</table>");
+    figure(page, "What one device sends in one round", &prices, |label| {
+        chart::bars(label, &ways, top)
+    });
 }
 
 /// A titled figure; `note` is HTML.
 fn figure(page: &mut String, title: &str, note: &str, draw: impl FnOnce(&str) -> String) {
     let _ = write!(page, "<figure>\n<figcaption>{}</figcaption>\n{}", Escaped(title), draw(title));
     if !note.is_empty() {
-        let _ = write!(page, "\n<p class=\"note\">{note}</p>");
+        let _ = write!(page, "\n<div class=\"note\">{note}</div>");
     }
     page.push_str("\n</figure>\n");
 }
@@ -277,7 +280,7 @@ mod tests {
     #[test]
     fn the_headline_is_honest() {
         let mut report = sample();
-        assert!(to_html(&report).contains("none of them knows alone"));
+        assert!(to_html(&report).contains("more than any of them does alone"));
         assert!(to_html(&report).contains("<b>0 B</b>"));
         report.federated = Score { macro_f1: 0.5, accuracy: 0.5 };
         let what = "escalated inputs".into();
