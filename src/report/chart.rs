@@ -94,7 +94,8 @@ pub(super) fn lines(label: &str, lines: &[Line], levels: &[Level], highest: f64)
 "#,
                 class = line.class,
                 text_x = x - 4.0,
-                text_y = y + 20.0,
+                // below the line, but not in the axis
+                text_y = if y + 30.0 < BOTTOM { y + 20.0 } else { y - 10.0 },
                 name = Escaped(&line.name),
             );
         }
@@ -179,14 +180,14 @@ fn ends(svg: &mut String, width: f64, inset: f64, first: u64, last: u64) {
     );
 }
 
-/// The least of 4, 8, 10, 20 times a power of ten that isn't below `highest`: its quarters are
+/// The least of 4, 8, 10, 12, 16, 20 times a power of ten that isn't below `highest`: its quarters are
 /// round numbers.
 fn round_top(highest: f64) -> f64 {
     if !(highest.is_finite() && highest > 0.0) {
         return 1.0;
     }
     let power = 10.0_f64.powf((highest / 4.0).log10().floor());
-    let tops = [4.0, 8.0, 10.0, 20.0, 40.0].map(|step| step * power);
+    let tops = [4.0, 8.0, 10.0, 12.0, 16.0, 20.0, 40.0].map(|step| step * power);
     tops.into_iter().find(|top| *top >= highest * (1.0 - 1e-9)).unwrap_or(highest)
 }
 
@@ -227,7 +228,7 @@ mod tests {
         let tops = [0.95, 1.0, 1.1, 397_000.0, 3.0, 0.0, f64::NAN].map(round_top);
         assert_eq!(
             tops.map(|top| format!("{top:.1}")),
-            ["1.0", "1.0", "2.0", "400000.0", "4.0", "1.0", "1.0"]
+            ["1.0", "1.0", "1.2", "400000.0", "4.0", "1.0", "1.0"]
         );
     }
 
