@@ -2,6 +2,13 @@
 //!
 //! Only training recordings are learned from and judged here; the test part is merely counted.
 #![cfg(feature = "cli")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_precision_loss,
+    clippy::print_stderr,
+    reason = "a test"
+)]
 
 mod support;
 

@@ -218,6 +218,7 @@ mod tests {
         }
     }
 
+    #[expect(clippy::unnecessary_wraps, reason = "stands for a download")]
     fn hand_over(_: &Package, folder: &Path) -> Result<PathBuf, DataError> {
         let path = folder.join("toy.tar.gz");
         fs::write(&path, archive()).unwrap();

@@ -309,6 +309,7 @@ const WEIGHT_DECAY: f64 = 0.01;
 const MAX_CLASSES: usize = 4_096;
 
 #[cfg(test)]
+#[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "made-up signals")]
 mod tests {
     use super::*;
 

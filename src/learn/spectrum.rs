@@ -232,6 +232,7 @@ fn rms(x: &[f64]) -> f64 {
     (x.iter().map(|x| x * x).sum::<f64>() / to_f64(x.len())).sqrt()
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
 fn engine(error: realfft::FftError) -> LearnError {
     LearnError::Engine { engine: "realfft", message: error.to_string() }
 }
@@ -263,6 +264,7 @@ const RESONANCES_HZ: [(f64, f64); 3] =
     [(1_000.0, 4_000.0), (4_000.0, 10_000.0), (10_000.0, 20_000.0)];
 
 #[cfg(test)]
+#[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "made-up signals")]
 mod tests {
     use proptest::prelude::*;
 

@@ -7,7 +7,7 @@ use gaisnet::data::Cache;
 use gaisnet::data::bearings::Bearings;
 
 /// The `bearings` set from the cache; else `test` is skipped, which is printed and counted.
-pub fn bearings_or_skip(test: &str) -> Option<Bearings> {
+pub(crate) fn bearings_or_skip(test: &str) -> Option<Bearings> {
     let found = Bearings::cached(&Cache::from_env().unwrap());
     if found.is_none() {
         skip(test, "data set bearings is not in the cache (gaisnet data fetch bearings)");
