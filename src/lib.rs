@@ -12,6 +12,8 @@
 
 #[cfg(feature = "runtime")]
 pub mod bus;
+#[cfg(feature = "cli")]
+pub mod cli;
 pub mod ids;
 pub mod learn;
 pub mod rng;
