@@ -15,7 +15,6 @@ use crate::settings::{Layers, Tier};
 
 /// Arguments of `gaisnet init`.
 #[derive(Debug, Args)]
-#[command(after_help = HELP)]
 pub(super) struct InitArgs {
     /// Tier of the node
     #[arg(value_enum)]
@@ -59,9 +58,14 @@ fn settings_text(tier: Tier, args: &InitArgs) -> String {
         ("parent", args.parent.as_ref()),
     ];
     let mut text = String::new();
+    let mut in_node = false;
     for line in tier.settings().lines() {
+        if line.starts_with('[') {
+            in_node = line == "[node]";
+        }
         let value = filled.iter().find_map(|(key, value)| {
-            let named = line.trim_start_matches("# ").starts_with(&format!("{key} = "));
+            let bare = line.trim_start_matches("# ");
+            let named = in_node && bare.starts_with(&format!("{key} = "));
             value.filter(|_| named).map(|value| format!("{key} = \"{value}\""))
         });
         text.push_str(value.as_deref().unwrap_or(line));
@@ -98,7 +102,8 @@ fn write_new(file: &Path, text: &str) -> anyhow::Result<()> {
     opened.write_all(text.as_bytes()).with_context(|| file.display().to_string())
 }
 
-const HELP: &str = "\
+/// Examples for `--help`.
+pub(super) const HELP: &str = "\
 Examples:
   gaisnet init cloud --name cloud ./cloud
   gaisnet init edge --name edge-north --site north --parent cloud ./edge-north

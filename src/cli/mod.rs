@@ -35,8 +35,10 @@ enum Command {
     /// Show or check the settings
     Config(config::ConfigArgs),
     /// Write the settings of a new node into a folder
+    #[command(after_help = init::HELP)]
     Init(init::InitArgs),
     /// Look for what would keep this node from working, and say what to do
+    #[command(after_help = doctor::HELP)]
     Doctor(doctor::DoctorArgs),
 }
 

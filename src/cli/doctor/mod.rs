@@ -18,7 +18,6 @@ use crate::settings::{LinkSettings, Settings};
 
 /// Arguments of `gaisnet doctor`.
 #[derive(Debug, Args)]
-#[command(after_help = HELP)]
 pub(super) struct DoctorArgs {
     /// One JSON array in place of a table
     #[arg(long)]
@@ -114,7 +113,8 @@ fn address(link: &LinkSettings) -> String {
     format!("{}:{}", link.host, link.port)
 }
 
-const HELP: &str = "\
+/// Examples for `--help`.
+pub(super) const HELP: &str = "\
 Examples:
   gaisnet doctor --config gaisnet.toml
   gaisnet doctor --config gaisnet.toml --json | jq '.[] | select(.ok | not)'
