@@ -100,8 +100,11 @@ mod tests {
         command.build();
         let mut open: Vec<&clap::Command> = command.get_subcommands().collect();
         while let Some(command) = open.pop() {
+            if command.get_name() == "help" {
+                continue;
+            }
             open.extend(command.get_subcommands());
-            if command.has_subcommands() || command.get_name() == "help" {
+            if command.has_subcommands() {
                 continue;
             }
             let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
