@@ -77,7 +77,8 @@ fn login_advice(section: &str, error: &ProbeError) -> String {
         ProbeError::Refused(_) => "look into the broker's log".to_owned(),
         ProbeError::Io(_) => {
             format!(
-                "is {section}.port an MQTT port, and is TLS ({section}.tls.ca) on or off there?"
+                "is {section}.port an MQTT port? is TLS ({section}.tls.ca) on or off there, and does \
+                 it ask for a certificate ({section}.tls.cert)?"
             )
         }
     }
