@@ -89,7 +89,8 @@ mod tests {
         assert!(line.starts_with("round.quorum = 0.75 ") && line.ends_with("# --set"), "{line}");
         let mut again = Layers::new();
         again.text("printed", &text);
-        assert_eq!(again.load().into_settings().unwrap().round.quorum, 0.75);
+        let quorum = again.load().into_settings().unwrap().round.quorum;
+        assert!((quorum - 0.75).abs() < f64::EPSILON);
     }
 
     #[test]

@@ -221,7 +221,7 @@ impl Expect {
         let printable = !text.chars().any(char::is_control);
         match self {
             Self::Name => Name::new(text).is_ok(),
-            Prefix => text.len() <= 200 && text.split('/').all(|level| plain_level(level)),
+            Prefix => text.len() <= 200 && text.split('/').all(plain_level),
             Filter => (1..=200).contains(&text.len()) && printable && is_filter(text),
             Path => !text.is_empty() && printable,
             Address => text.parse::<SocketAddr>().is_ok(),

@@ -16,11 +16,8 @@ pub(super) fn examine(section: &str, link: &LinkSettings, settings: &Settings) -
     };
     let mut checks = vec![reachable(section, link)];
     let client_id = format!("{}-doctor", link.client_id_of(&settings.node));
-    let login = match login(link) {
-        Ok(login) => login,
-        // The file itself is reported among the local checks.
-        Err(_) => return checks,
-    };
+    // A password file that can't be read is reported among the local checks.
+    let Ok(login) = login(link) else { return checks };
     let login = login.as_ref().map(|(name, password)| (name.as_str(), password.as_bytes()));
     let name = format!("{section} login");
     let mut probe = match Probe::connect(reached, &client_id, login) {

@@ -151,11 +151,10 @@ fn secret_file(name: &str, path: &Path) -> Check {
 
 fn private(name: &str, path: &Path, mode: u32, wanted: &str) -> Check {
     let found = format!("{} (mode {:04o})", path.display(), mode & 0o777);
-    if mode & 0o077 == 0 {
-        Check::good(name, found)
-    } else {
-        Check::bad(name, found, format!("chmod {wanted} {}", path.display()))
+    if mode & 0o077 != 0 {
+        return Check::bad(name, found, format!("chmod {wanted} {}", path.display()));
     }
+    Check::good(name, found)
 }
 
 fn learner(settings: &Settings) -> Check {
