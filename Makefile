@@ -1,3 +1,71 @@
+<<<<<<< HEAD
 .PHONY: setup
 setup: ## libtorch into a shared cache, once a machine
 	@.ci/libtorch
+=======
+# Everything that one does with gaisnet. `make help` lists it.
+#
+# Targets that compile with libtorch depend on `setup`, which puts libtorch into a cache outside the
+# checkout and changes nothing when it is there.
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo test verify fix bench doc clean
+
+CARGO ?= cargo
+# Everything but libtorch: a relay or broker on an old gateway is built so.
+LIGHT := --no-default-features --features runtime,mqtt,broker,store,web,cli
+# cargo-nextest runs tests in parallel processes; plain cargo does where it isn't installed.
+NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo nextest)
+DENY := $(shell $(CARGO) deny --version >/dev/null 2>&1 && echo deny)
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## libtorch into a shared cache, once a machine
+	@.ci/libtorch
+
+build: setup ## the program, optimised: target/release/gaisnet
+	$(CARGO) build --release
+
+demo: setup ## two sites, four machines and a cloud learn together on this machine (ARGS=... for more)
+	$(CARGO) run --release -- demo $(ARGS)
+
+test: setup ## all tests, documentation examples too
+ifeq ($(NEXTEST),nextest)
+	$(CARGO) nextest run --all-features
+else
+	$(CARGO) test --all-features --lib --bins --tests
+endif
+	$(CARGO) test --all-features --doc
+
+# From the smallest build to the largest: a mistake in the pure half shows in seconds, and each step
+# uses what the ones before it compiled.
+verify: setup ## what CI checks before the tests; changes nothing
+	$(CARGO) fmt --all --check
+	$(CARGO) check --no-default-features --lib
+	$(CARGO) clippy --no-default-features --lib -- -D warnings
+	$(CARGO) clippy $(LIGHT) --all-targets -- -D warnings
+	$(CARGO) clippy --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps
+ifeq ($(DENY),deny)
+	$(CARGO) deny check bans licenses sources
+else
+	@echo "note: cargo-deny is not installed, dependencies were not checked (cargo install cargo-deny)"
+endif
+
+fix: setup ## formats, and applies what clippy can repair; the one target that edits sources
+	$(CARGO) fmt --all
+	$(CARGO) clippy --fix --allow-dirty --allow-staged --all-targets
+	$(CARGO) fmt --all
+
+bench: setup ## benchmarks as a table; JSON=out.json writes them to a file too
+	$(CARGO) bench $(if $(JSON),-- --json $(JSON))
+
+doc: setup ## the documentation of the code: target/doc/gaisnet/index.html
+	$(CARGO) doc --no-deps
+
+clean: ## removes what was built and the demo's folder; the libtorch cache stays
+	$(CARGO) clean
+	rm -rf demo
+	rm -f .libtorch
+>>>>>>> settings

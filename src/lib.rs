@@ -15,6 +15,8 @@ pub mod actors;
 #[cfg(feature = "runtime")]
 pub mod bus;
 #[cfg(feature = "cli")]
+pub mod cli;
+#[cfg(feature = "cli")]
 pub mod data;
 pub mod ids;
 pub mod learn;

@@ -1,3 +1,15 @@
 //! The `gaisnet` program; the commands are in `cli/`.
 
-fn main() {}
+use std::process::ExitCode;
+
+#[cfg(feature = "cli")]
+fn main() -> ExitCode {
+    gaisnet::cli::main(std::env::args_os(), &mut std::io::stdout().lock())
+}
+
+#[cfg(not(feature = "cli"))]
+#[expect(clippy::print_stderr, reason = "there is no command line to say it")]
+fn main() -> ExitCode {
+    eprintln!("this gaisnet was built without its command line: build it with --features cli");
+    ExitCode::from(2)
+}

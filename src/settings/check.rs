@@ -11,6 +11,7 @@ use super::keys::{self, KEYS};
 use super::layers::{Leaves, toml_text};
 use super::{
     LearnerName, LinkSettings, NodeRole, Problem, Settings, SettingsError, StrategyName, TagBinds,
+    TagFormat,
 };
 
 /// Checks merged values. `base` are the defaults; `problems` are those of reading the layers.
@@ -200,13 +201,18 @@ fn broken_rules(settings: &Settings) -> Vec<(String, String)> {
     );
     for (at, tag) in settings.tags.iter().enumerate() {
         rule(
-            tag.pointer.is_none() || tag.metric.is_none(),
-            &format!("tags[{at}].metric"),
-            "set beside pointer: a payload is JSON or Sparkplug B",
+            tag.pointer.is_none() || matches!(tag.format, None | Some(TagFormat::Json)),
+            &format!("tags[{at}].pointer"),
+            "set, but only JSON has places to point at",
         );
         rule(
-            (tag.binds == TagBinds::Feature) == tag.input.is_some(),
-            &format!("tags[{at}].input"),
+            tag.format != Some(TagFormat::F32le) || tag.binds == TagBinds::Feature,
+            &format!("tags[{at}].format"),
+            "a label or idle flag is a word, not binary samples",
+        );
+        rule(
+            (tag.binds == TagBinds::Feature) == tag.model.is_some(),
+            &format!("tags[{at}].model"),
             "a feature needs it, a label or idle flag doesn't take it",
         );
     }
@@ -344,6 +350,26 @@ mod tests {
             let right = [*wrong, &[*twin]].concat();
             assert_eq!(broken(*tier, &right), [""; 0], "{right:?}");
         }
+    }
+
+    #[test]
+    fn each_rule_of_a_tag_has_a_valid_twin() {
+        let broken = |tag: &str| {
+            let mut layers = Layers::new();
+            layers.set("node.name=n").set("node.site=s");
+            layers.text("tags", &format!("[[tags]]\ntopic = \"a/b\"\n{tag}"));
+            layers.load().into_settings().err().map(|error| error.problems[0].key.clone())
+        };
+        let feature = "binds = \"feature\"\nmodel = \"m\"\n";
+        assert_eq!(broken(feature), None);
+        assert_eq!(broken("binds = \"feature\""), Some("tags[0].model".into()));
+        assert_eq!(broken("binds = \"idle\"\nmodel = \"m\""), Some("tags[0].model".into()));
+        let csv = format!("{feature}format = \"csv\"\n");
+        assert_eq!(broken(&csv), None);
+        assert_eq!(broken(&format!("{csv}pointer = \"/x\"")), Some("tags[0].pointer".into()));
+        let binary = "format = \"f32le\"\n";
+        assert_eq!(broken(&format!("{feature}{binary}")), None);
+        assert_eq!(broken(&format!("binds = \"label\"\n{binary}")), Some("tags[0].format".into()));
     }
 
     #[test]

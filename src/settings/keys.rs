@@ -91,6 +91,7 @@ pub(super) const KEYS: &[Key] = &[
     key("round.quorum", Real("share of members", 0.01, 1.0)),
     key("round.deadline_s", Whole("seconds", 1, 604_800)),
     key("round.relay_margin_s", Whole("seconds", 0, 86_400)),
+    key("round.republish_s", Whole("seconds", 1, 3600)),
     key("round.pause_s", Whole("seconds", 0, 604_800)),
     key("round.late_max_staleness", Whole("versions", 0, 10)),
     key("round.max_member_share", Real("share of the weight", 0.01, 1.0)),
@@ -115,9 +116,11 @@ pub(super) const KEYS: &[Key] = &[
     key("data.cache", Path),
     required("tags[].topic", Filter),
     key("tags[].pointer", Pointer),
-    key("tags[].metric", Text(253)),
+    key("tags[].format", OneOf(&["json", "csv", "f32le"])),
     required("tags[].binds", OneOf(&["feature", "label", "idle"])),
-    key("tags[].input", Expect::Name),
+    key("tags[].model", Expect::Name),
+    key("tags[].hop", Whole("samples", 1, 65_536)),
+    key("tags[].max_gap_ms", Whole("milliseconds", 1, 86_400_000)),
     key("privacy.profile", OneOf(&["standard", "strict", "lab"])),
     key(
         "commands.unsigned",
@@ -218,7 +221,7 @@ impl Expect {
         let printable = !text.chars().any(char::is_control);
         match self {
             Self::Name => Name::new(text).is_ok(),
-            Prefix => text.len() <= 200 && text.split('/').all(|level| plain_level(level)),
+            Prefix => text.len() <= 200 && text.split('/').all(plain_level),
             Filter => (1..=200).contains(&text.len()) && printable && is_filter(text),
             Path => !text.is_empty() && printable,
             Address => text.parse::<SocketAddr>().is_ok(),
@@ -340,7 +343,7 @@ mod tests {
     #[test]
     fn parents_and_array_elements_share_their_keys() {
         assert_eq!(find("bus.parent.tls.ca").unwrap().path, "bus.site.tls.ca");
-        assert_eq!(find("tags[12].input").unwrap().path, "tags[].input");
+        assert_eq!(find("tags[12].model").unwrap().path, "tags[].model");
         assert!(find("bus.parent").is_none() && find("tags[0]").is_none());
     }
 

@@ -437,7 +437,7 @@ mod tests {
     #[test]
     fn tags_are_checked_one_by_one() {
         let mut layers = device();
-        layers.text("tags.toml", "[[tags]]\ntopic = \"a/b\"\nbinds = \"feature\"\ninput = \"x\"\n");
+        layers.text("tags.toml", "[[tags]]\ntopic = \"a/b\"\nbinds = \"feature\"\nmodel = \"x\"\n");
         assert_eq!(layers.load().into_settings().unwrap().tags.len(), 1);
         let mut bad = device();
         bad.text(
@@ -478,9 +478,7 @@ mod tests {
             loaded.values().map(|(path, ..)| keys::pattern(path)).collect();
         let in_table: BTreeSet<String> = keys::KEYS.iter().map(|key| key.path.to_owned()).collect();
         assert_eq!(in_file, in_table);
-        let consistent = everything()
-            .replace("[\"inferencer\"]", "[\"relay\"]")
-            .replace("metric = \"Bearing/Vibration\"", "");
+        let consistent = everything().replace("[\"inferencer\"]", "[\"relay\"]");
         let mut layers = Layers::new();
         layers.text("consistent", &consistent);
         let fields = serde_json::to_value(layers.load().into_settings().unwrap()).unwrap();

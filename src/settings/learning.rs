@@ -22,6 +22,8 @@ pub struct RoundSettings {
     pub deadline_s: u64,
     /// A relay's round ends so much before its parent's.
     pub relay_margin_s: u64,
+    /// Publishes an open round's offer again this often.
+    pub republish_s: u64,
     /// Pause between two rounds.
     pub pause_s: u64,
     /// Versions that a late contribution may be behind; 0 drops it.
@@ -136,12 +138,28 @@ pub struct TagSettings {
     pub topic: String,
     /// JSON pointer to the value; empty or absent: the payload is the value.
     pub pointer: Option<String>,
-    /// Sparkplug B metric in place of a pointer.
-    pub metric: Option<String>,
+    /// What its payload is; absent: JSON.
+    pub format: Option<TagFormat>,
     /// What the value is.
     pub binds: TagBinds,
-    /// The model's input that it feeds, if a feature.
-    pub input: Option<Name>,
+    /// The model that it feeds, if a feature.
+    pub model: Option<Name>,
+    /// Samples from the start of one window to the start of the next; absent: no overlap.
+    pub hop: Option<u32>,
+    /// Pause that breaks a window; absent: five seconds.
+    pub max_gap_ms: Option<u64>,
+}
+
+/// What a tag's payload is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TagFormat {
+    /// JSON, also a bare number or array.
+    Json,
+    /// Numbers between separators, or one word.
+    Csv,
+    /// Little-endian 32-bit floats.
+    F32le,
 }
 
 /// What a tag's value is.

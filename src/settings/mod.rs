@@ -20,7 +20,8 @@ mod tier;
 pub use layers::{Layers, Loaded, Origin};
 pub use learning::{
     Compression, Contribute, DataSettings, LearnerName, ModelSettings, PrivacyProfile,
-    PrivacySettings, RoundSettings, StrategyName, StrategySettings, TagBinds, TagSettings,
+    PrivacySettings, RoundSettings, StrategyName, StrategySettings, TagBinds, TagFormat,
+    TagSettings,
 };
 pub use problem::{Problem, SettingsError};
 pub use schema::{

@@ -1,0 +1,78 @@
+//! How the program ends.
+
+use std::io::{ErrorKind, Write};
+use std::process::ExitCode;
+
+use crate::settings::SettingsError;
+
+/// Outcome of a command, as scripts see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// 0: done.
+    Ok,
+    /// 1: failed; the message names the cause.
+    Failed,
+    /// 2: wrong usage or settings; nothing was done.
+    Usage,
+    /// 3: a check said no.
+    Refused,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        match exit {
+            Exit::Ok => Self::SUCCESS,
+            Exit::Failed => Self::from(1),
+            Exit::Usage => Self::from(2),
+            Exit::Refused => Self::from(3),
+        }
+    }
+}
+
+/// Turns a command's result into an exit; tells an error with its causes, once.
+pub(super) fn conclude(result: anyhow::Result<Exit>, err: &mut dyn Write) -> Exit {
+    let error = match result {
+        Ok(exit) => return exit,
+        Err(error) => error,
+    };
+    // The reader went away (`gaisnet config print | head`): nobody is left to complain to.
+    let broken_pipe = error.chain().any(|cause| {
+        let io = cause.downcast_ref::<std::io::Error>();
+        io.is_some_and(|io| io.kind() == ErrorKind::BrokenPipe)
+    });
+    if broken_pipe {
+        return Exit::Ok;
+    }
+    drop(writeln!(err, "gaisnet: {error:#}"));
+    if error.is::<SettingsError>() { Exit::Usage } else { Exit::Failed }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+
+    use super::*;
+    use crate::settings::Layers;
+
+    #[test]
+    fn errors_become_the_documented_codes_and_are_told_with_their_causes() {
+        let mut err = Vec::new();
+        assert_eq!(conclude(Ok(Exit::Refused), &mut err), Exit::Refused);
+        let settings = Layers::new().load().into_settings().map(|_| Exit::Ok);
+        let settings = settings.map_err(anyhow::Error::from);
+        assert_eq!(conclude(settings, &mut err), Exit::Usage);
+        let io = Err(std::io::Error::other("disk on fire")).context("ledger");
+        assert_eq!(conclude(io, &mut err), Exit::Failed);
+        let text = String::from_utf8(err).unwrap();
+        assert!(text.contains("2 problems in the settings:\n  node.name: missing"), "{text}");
+        assert!(text.ends_with("gaisnet: ledger: disk on fire\n"), "{text}");
+    }
+
+    #[test]
+    fn a_reader_that_goes_away_is_no_failure() {
+        let mut err = Vec::new();
+        let pipe = Err(std::io::Error::from(ErrorKind::BrokenPipe).into());
+        assert_eq!(conclude(pipe, &mut err), Exit::Ok);
+        assert!(err.is_empty());
+    }
+}

@@ -1,0 +1,159 @@
+//! `gaisnet init`: a folder for a new node, with commented settings. Nothing is overwritten.
+
+use std::fs::{DirBuilder, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use clap::Args;
+
+use super::Exit;
+use super::settings_args::TierArg;
+use crate::ids::Name;
+use crate::settings::{Layers, Tier};
+
+/// Arguments of `gaisnet init`.
+#[derive(Debug, Args)]
+pub(super) struct InitArgs {
+    /// Tier of the node
+    #[arg(value_enum)]
+    tier: TierArg,
+    /// Folder to make; default: the node's name
+    folder: Option<PathBuf>,
+    /// Name of the node, unique in the federation
+    #[arg(long)]
+    name: Name,
+    /// Its site; a cloud has none
+    #[arg(long, required_if_eq_any([("tier", "device"), ("tier", "edge")]))]
+    site: Option<Name>,
+    /// The node above: a device's edge, an edge's cloud
+    #[arg(long, required_if_eq_any([("tier", "device"), ("tier", "edge")]))]
+    parent: Option<Name>,
+}
+
+/// Runs `gaisnet init`.
+pub(super) fn run(args: &InitArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
+    let tier = Tier::from(args.tier);
+    let folder = args.folder.clone().unwrap_or_else(|| PathBuf::from(args.name.as_str()));
+    let text = settings_text(tier, args);
+    let mut layers = Layers::new();
+    layers.text(tier.as_str(), &text);
+    layers.load().into_settings()?;
+
+    private_folder(&folder)?;
+    let file = folder.join("gaisnet.toml");
+    write_new(&file, &text)?;
+    private_folder(&folder.join("keys"))?;
+    writeln!(out, "wrote {}", file.display())?;
+    writeln!(out, "next:  gaisnet doctor --config {}", file.display())?;
+    Ok(Exit::Ok)
+}
+
+/// The tier's file with this node's names filled in.
+fn settings_text(tier: Tier, args: &InitArgs) -> String {
+    let filled = [
+        ("name", Some(&args.name)),
+        ("site", args.site.as_ref()),
+        ("parent", args.parent.as_ref()),
+    ];
+    let mut text = String::new();
+    let mut in_node = false;
+    for line in tier.settings().lines() {
+        if line.starts_with('[') {
+            in_node = line == "[node]";
+        }
+        let value = filled.iter().find_map(|(key, value)| {
+            let bare = line.trim_start_matches("# ");
+            let named = in_node && bare.starts_with(&format!("{key} = "));
+            value.filter(|_| named).map(|value| format!("{key} = \"{value}\""))
+        });
+        text.push_str(value.as_deref().unwrap_or(line));
+        text.push('\n');
+    }
+    text
+}
+
+/// Makes the folder with mode 0700, or accepts one that is there and as private.
+fn private_folder(folder: &Path) -> anyhow::Result<()> {
+    if !folder.exists() {
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+        return made.with_context(|| format!("can't make {}", folder.display()));
+    }
+    let metadata = folder.symlink_metadata().with_context(|| folder.display().to_string())?;
+    if !metadata.is_dir() {
+        bail!("{} is there and is no folder: choose another", folder.display());
+    }
+    let mode = metadata.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        bail!(
+            "{} is open to others (mode {mode:04o}) and will hold keys: chmod 700 {}",
+            folder.display(),
+            folder.display()
+        );
+    }
+    Ok(())
+}
+
+fn write_new(file: &Path, text: &str) -> anyhow::Result<()> {
+    let opened = OpenOptions::new().write(true).create_new(true).mode(0o600).open(file);
+    let mut opened =
+        opened.with_context(|| format!("can't make {}; nothing is overwritten", file.display()))?;
+    opened.write_all(text.as_bytes()).with_context(|| file.display().to_string())
+}
+
+/// Examples for `--help`.
+pub(super) const HELP: &str = "\
+Examples:
+  gaisnet init cloud --name cloud ./cloud
+  gaisnet init edge --name edge-north --site north --parent cloud ./edge-north
+  gaisnet init device --name press-7 --site north --parent edge-north ./press-7
+
+The folder gets mode 0700 and a commented gaisnet.toml; a file that is there is never overwritten.";
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::gaisnet;
+    use super::*;
+
+    #[test]
+    fn each_tier_gets_a_private_folder_with_settings_that_are_good() {
+        let folder = tempfile::tempdir().unwrap();
+        for (tier, more) in [
+            ("cloud", &[][..]),
+            ("edge", &["--site", "north", "--parent", "cloud"]),
+            ("device", &["--site", "north", "--parent", "edge-north"]),
+        ] {
+            let home = folder.path().join("nodes").join(tier);
+            let home_text = home.to_str().unwrap();
+            let line = [&["init", tier, "--name", "n-1", home_text], more].concat();
+            let (exit, text) = gaisnet(&line);
+            assert_eq!(exit.unwrap(), Exit::Ok);
+            assert!(text.contains("gaisnet doctor --config"), "{text}");
+            let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+            let file = home.join("gaisnet.toml");
+            assert_eq!((mode(&home), mode(&home.join("keys")), mode(&file)), (0o700, 0o700, 0o600));
+
+            let mut layers = Layers::new();
+            layers.file(&file);
+            let settings = layers.load().into_settings().unwrap();
+            assert_eq!(settings.node.name.as_str(), "n-1");
+            assert_eq!(settings.node.parent.is_some(), tier != "cloud");
+            assert!(gaisnet(&line).0.unwrap_err().to_string().contains("nothing is overwritten"));
+        }
+    }
+
+    #[test]
+    fn an_open_folder_and_a_file_in_its_place_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = folder.path().join("open");
+        std::fs::create_dir(&open).unwrap();
+        std::fs::set_permissions(&open, PermissionsExt::from_mode(0o750)).unwrap();
+        let init =
+            |path: &Path| gaisnet(&["init", "cloud", "--name", "c", path.to_str().unwrap()]).0;
+        assert!(init(&open).unwrap_err().to_string().contains("chmod 700"));
+        std::fs::set_permissions(&open, PermissionsExt::from_mode(0o700)).unwrap();
+        assert_eq!(init(&open).unwrap(), Exit::Ok);
+        assert!(init(&open.join("gaisnet.toml")).unwrap_err().to_string().contains("no folder"));
+    }
+}

@@ -1,0 +1,124 @@
+//! The command line: one file a command.
+//!
+//! A command takes its arguments and a writer, and gives an [`Exit`] or an error; nothing else ends
+//! the program. Results go to standard output, logs and errors to standard error, so that `--json`
+//! can be piped. Exit codes are told by `gaisnet --help`.
+
+mod config;
+mod doctor;
+mod exit;
+mod init;
+mod settings_args;
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+pub use exit::Exit;
+pub use settings_args::SettingsArgs;
+
+/// The program's arguments.
+#[derive(Debug, Parser)]
+#[command(name = "gaisnet", version, about = ABOUT, after_help = AFTER_HELP)]
+#[command(propagate_version = true, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    settings: SettingsArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show or check the settings
+    Config(config::ConfigArgs),
+    /// Write the settings of a new node into a folder
+    #[command(after_help = init::HELP)]
+    Init(init::InitArgs),
+    /// Look for what would keep this node from working, and say what to do
+    #[command(after_help = doctor::HELP)]
+    Doctor(doctor::DoctorArgs),
+}
+
+/// Runs the program with these arguments (the first is its name).
+pub fn main(args: impl IntoIterator<Item = OsString>, out: &mut dyn Write) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are answers, the rest are mistakes; clap knows which stream.
+            drop(error.print());
+            return if error.use_stderr() { Exit::Usage.into() } else { Exit::Ok.into() };
+        }
+    };
+    exit::conclude(run(cli, out), &mut std::io::stderr().lock()).into()
+}
+
+fn run(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Exit> {
+    let Cli { settings, command } = cli;
+    match command {
+        Command::Config(args) => config::run(&args, &settings, out),
+        Command::Init(args) => init::run(&args, out),
+        Command::Doctor(args) => doctor::run(&args, &settings, out),
+    }
+}
+
+const ABOUT: &str = "A plant's small models and a company's large model teach each other over the \
+                     plant's own MQTT broker";
+
+const AFTER_HELP: &str = "\
+Examples:
+  gaisnet init device --name press-7 --site north --parent edge-north ./press-7
+  gaisnet doctor --config ./press-7/gaisnet.toml
+  gaisnet config print --config ./press-7/gaisnet.toml --set round.quorum=0.8
+
+Exit codes:
+  0  done
+  1  failed: disk, network, broker; the message names the cause
+  2  wrong usage or settings; nothing was done
+  3  a check said no (doctor, audit verify)";
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    /// Runs a command line as a user would; gives the exit and what was printed.
+    pub(super) fn gaisnet(line: &[&str]) -> (anyhow::Result<Exit>, String) {
+        let cli = Cli::try_parse_from([&["gaisnet"], line].concat()).unwrap();
+        let mut out = Vec::new();
+        let exit = run(cli, &mut out);
+        (exit, String::from_utf8(out).unwrap())
+    }
+
+    #[test]
+    fn every_command_is_well_formed_and_has_an_example() {
+        let mut command = Cli::command();
+        command.clone().debug_assert();
+        command.build();
+        let mut open: Vec<&clap::Command> = command.get_subcommands().collect();
+        while let Some(command) = open.pop() {
+            if command.get_name() == "help" {
+                continue;
+            }
+            open.extend(command.get_subcommands());
+            if command.has_subcommands() {
+                continue;
+            }
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("Example"), "{} has no example", command.get_name());
+        }
+    }
+
+    #[test]
+    fn wrong_usage_ends_with_2_and_help_with_0() {
+        let code = |line: &[&str]| {
+            let args = line.iter().map(OsString::from);
+            format!("{:?}", main(args, &mut Vec::new()))
+        };
+        assert_eq!(code(&["gaisnet", "fly"]), format!("{:?}", ExitCode::from(2)));
+        assert_eq!(code(&["gaisnet", "--help"]), format!("{:?}", ExitCode::SUCCESS));
+    }
+}
