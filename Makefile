@@ -1,8 +1,3 @@
-<<<<<<< HEAD
-.PHONY: setup
-setup: ## libtorch into a shared cache, once a machine
-	@.ci/libtorch
-=======
 # Everything that one does with gaisnet. `make help` lists it.
 #
 # Targets that compile with libtorch depend on `setup`, which puts libtorch into a cache outside the
@@ -68,4 +63,3 @@ clean: ## removes what was built and the demo's folder; the libtorch cache stays
 	$(CARGO) clean
 	rm -rf demo
 	rm -f .libtorch
->>>>>>> settings
