@@ -6,6 +6,13 @@
 //!
 //! Called by `actors/gateway.rs` (deliveries) and `actors/runner.rs` (publishing).
 
+#[cfg(feature = "broker")]
+pub mod embedded;
+mod filter;
+pub mod memory;
+#[cfg(feature = "mqtt")]
+pub mod mqtt;
+
 use std::fmt;
 
 /// What a link reports, in order, through a bounded channel.
