@@ -201,3 +201,28 @@ mod tests {
         assert_eq!(sure.class, 1);
     }
 }
+
+impl<L: Learner + ?Sized> Learner for Box<L> {
+    fn initial_adapter(&self) -> TensorSet {
+        (**self).initial_adapter()
+    }
+
+    fn train(
+        &mut self,
+        data: &Windows,
+        job: &TrainJob,
+        progress: &mut dyn FnMut(Progress) -> Control,
+    ) -> Result<Trained, LearnError> {
+        (**self).train(data, job, progress)
+    }
+}
+
+impl<P: Predictor + ?Sized> Predictor for Box<P> {
+    fn load(&mut self, adapter: &TensorSet) -> Result<(), LearnError> {
+        (**self).load(adapter)
+    }
+
+    fn predict(&mut self, x: &[f32], len: usize) -> Result<Vec<Prediction>, LearnError> {
+        (**self).predict(x, len)
+    }
+}
