@@ -215,7 +215,7 @@ async fn poll(
                 }
             }
             Ok(_) => {}
-            Err(ConnectionError::RequestsDone) => return,
+            Err(ConnectionError::RequestsDone | ConnectionError::DisconnectTimeout) => return,
             Err(error) => {
                 // What was read before the error is sent again by the broker.
                 event_loop.state.events.clear();
