@@ -57,17 +57,20 @@ impl Mosquitto {
 
     /// The same in a directory that holds files already.
     pub(crate) fn start_in(dir: TempDir, lines: &str) -> Option<Self> {
+        let listener = "persistence false\nset_tcp_nodelay true\nlistener PORT 127.0.0.1";
+        Self::start_as(dir, &format!("{listener}\n{lines}"))
+    }
+
+    /// Starts one with a whole configuration, `PORT` and `DIR` filled in.
+    pub(crate) fn start_as(dir: TempDir, config: &str) -> Option<Self> {
         let Some(program) = mosquitto() else {
             skip("mosquitto is not installed (apt install mosquitto)");
             return None;
         };
         let port = free_port();
-        let lines = lines.replace("DIR", dir.path().to_str().unwrap());
-        let config = format!(
-            "user root\npersistence false\nset_tcp_nodelay true\nlog_dest file {}\n\
-             per_listener_settings false\nlistener {port} 127.0.0.1\n{lines}\n",
-            dir.path().join("log").display()
-        );
+        let path = dir.path().to_str().unwrap();
+        let config = config.replace("DIR", path).replace("PORT", &port.to_string());
+        let config = format!("user root\nlog_dest file {path}/log\n{config}\n");
         std::fs::write(dir.path().join("mosquitto.conf"), config).unwrap();
         let child = spawn(&program, dir.path());
         let this = Self { port, dir, child };
