@@ -14,7 +14,7 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use gaisnet::bus::embedded::{BrokerSettings, BrokerUser, EmbeddedBroker};
 use gaisnet::bus::mqtt::TlsSettings;
@@ -22,7 +22,7 @@ use gaisnet::bus::{Bus, BusEvent, Priority, Publish};
 use support::{Mosquitto, Peer, Proxy, certificates, free_port, kept, message, settings};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 /// One of the brokers that a rule is tried with.
 enum Broker {

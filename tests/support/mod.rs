@@ -220,10 +220,10 @@ impl Peer {
     }
 
     pub(crate) async fn next(&mut self) -> BusEvent {
-        match timeout(PATIENCE, self.events.recv()).await {
-            Ok(event) => event.expect("the link ended"),
-            Err(_) => panic!("no event came at {}", self.name),
-        }
+        let Ok(event) = timeout(PATIENCE, self.events.recv()).await else {
+            panic!("no event came at {}", self.name)
+        };
+        event.expect("the link ended")
     }
 
     /// Waits for the link; whether the broker kept no session.

@@ -185,7 +185,7 @@ impl Sender {
     }
 }
 
-/// AWS IoT takes no more filters in one SUBSCRIBE.
+/// Amazon's broker takes no more filters in one SUBSCRIBE.
 const FILTERS_A_PACKET: usize = 8;
 /// How often the watchdog looks, and what waits for room in the client is tried again.
 const TICK: Duration = Duration::from_millis(250);
