@@ -217,6 +217,10 @@ impl Peer {
         self.bus.subscribe(&all).unwrap();
         self.bus.publish(message(&self.sync, "in sync")).unwrap();
         while self.delivery().await.0 != self.sync {}
+        // Until the broker's acknowledgement is here too, a break would send it again.
+        while self.bus.queued_bytes() > 0 {
+            sleep(Duration::from_millis(1)).await;
+        }
     }
 
     pub(crate) async fn next(&mut self) -> BusEvent {
