@@ -10,6 +10,8 @@
 //! L0 to L2 have no IO, no async, no threads and no clock: `cargo check --no-default-features --lib`
 //! builds just them.
 
+#[cfg(feature = "runtime")]
+pub mod actors;
 pub mod ids;
 pub mod learn;
 pub mod rng;

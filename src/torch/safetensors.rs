@@ -152,7 +152,8 @@ fn tensor(name: &str, view: &TensorView<'_>) -> Result<Tensor, WeightsError> {
 
 fn check_name(name: &str) -> Result<(), WeightsError> {
     let plain = |part: &str| {
-        !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+        !part.is_empty()
+            && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
     };
     if name.len() <= MAX_NAME_BYTES && name.split('.').all(plain) {
         Ok(())
@@ -200,7 +201,11 @@ mod tests {
     #[test]
     fn weights_come_back_bit_for_bit_and_bytes_are_stable() {
         let both = TensorSet::new(vec![
-            Tensor { name: "b.w".into(), shape: vec![2, 2], data: vec![1.0, -0.0, 1e-40, f32::MAX] },
+            Tensor {
+                name: "b.w".into(),
+                shape: vec![2, 2],
+                data: vec![1.0, -0.0, 1e-40, f32::MAX],
+            },
             Tensor { name: "a".into(), shape: vec![], data: vec![3.5] },
         ])
         .unwrap();

@@ -1,0 +1,345 @@
+//! Two lanes, a thread each: one trains, one serves. Nothing else in a node blocks.
+//!
+//! ```text
+//! actor -- submit --> bounded queue --> lane's thread: Learner / Predictor
+//!   ^------------------ done(result) ---------'
+//! ```
+//! A lane owns its learner and gives the core up after each step, so that answers stay quick while
+//! a round trains. `done` is called on the lane's thread and must not block: an actor's `try_send`
+//! or a oneshot channel is what it is for.
+//!
+//! A panic in a lane ends the process: a node with a dead lane would look alive and learn nothing.
+
+use std::io;
+use std::num::NonZeroU16;
+use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::thread::{self, JoinHandle};
+
+use crate::learn::{
+    Control, LearnError, Learner, Prediction, Predictor, Progress, TensorSet, TrainJob, Trained,
+    Windows,
+};
+
+/// Gets a request's result, on the lane's thread.
+pub type Done<T> = Box<dyn FnOnce(Result<T, LearnError>) + Send>;
+
+/// Work for the lane that trains.
+pub struct TrainRequest {
+    /// The device's windows.
+    pub data: Arc<Windows>,
+    /// What to do with them.
+    pub job: TrainJob,
+    /// Called after each step; may stop the run.
+    pub progress: Box<dyn FnMut(Progress) -> Control + Send>,
+    /// Gets the result.
+    pub done: Done<Trained>,
+}
+
+/// Work for the lane that serves; requests are answered in their order.
+pub enum ServeRequest {
+    /// Swap the adapter; on an error the old one stays.
+    Load {
+        /// The adapter.
+        adapter: Arc<TensorSet>,
+        /// Learns if it fits.
+        done: Done<()>,
+    },
+    /// Answer windows.
+    Predict {
+        /// `[n, len]` row-major.
+        x: Vec<f32>,
+        /// Samples a window.
+        len: usize,
+        /// Gets n predictions.
+        done: Done<Vec<Prediction>>,
+    },
+}
+
+/// Threads of the lanes on a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CoreShare {
+    /// For the lane that serves.
+    pub serve: NonZeroU16,
+    /// For the lane that trains.
+    pub train: NonZeroU16,
+}
+
+impl CoreShare {
+    /// One core serves, the others train; each lane has at least one.
+    pub fn of(cores: NonZeroU16) -> Self {
+        let rest = NonZeroU16::new(cores.get() - 1).unwrap_or(NonZeroU16::MIN);
+        Self { serve: NonZeroU16::MIN, train: rest }
+    }
+}
+
+/// Why a lane didn't take a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum LaneError {
+    /// Its queue is full: try again later, or drop the request.
+    #[error("the lane's queue is full")]
+    Full,
+    /// Its thread has ended.
+    #[error("the lane is closed")]
+    Closed,
+}
+
+impl LaneError {
+    /// A short word for metrics and logs.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Full => "lane_full",
+            Self::Closed => "lane_closed",
+        }
+    }
+}
+
+/// A thread with a bounded queue of requests.
+#[derive(Debug)]
+pub struct Lane<R> {
+    queue: SyncSender<R>,
+    thread: JoinHandle<()>,
+}
+
+impl<R: Send + 'static> Lane<R> {
+    fn spawn(
+        name: &str,
+        capacity: usize,
+        mut work: impl FnMut(R) + Send + 'static,
+    ) -> io::Result<Self> {
+        let (queue, requests) = sync_channel(capacity);
+        let body = move || {
+            let _guard = EndOnPanic;
+            for request in requests {
+                work(request);
+            }
+        };
+        Ok(Self { queue, thread: thread::Builder::new().name(name.to_owned()).spawn(body)? })
+    }
+
+    /// Queues a request; never blocks.
+    ///
+    /// # Errors
+    /// [`LaneError`]; the request's `done` isn't called then.
+    pub fn submit(&self, request: R) -> Result<(), LaneError> {
+        self.queue.try_send(request).map_err(|error| match error {
+            TrySendError::Full(_) => LaneError::Full,
+            TrySendError::Disconnected(_) => LaneError::Closed,
+        })
+    }
+
+    /// Works off what is queued, then ends the thread. Blocks until it has.
+    ///
+    /// To end early, let the running job's `progress` answer [`Control::Stop`].
+    pub fn close(self) {
+        drop(self.queue);
+        // An error would mean a panic, and that ends the process.
+        let _ = self.thread.join();
+    }
+}
+
+/// Starts the lane that trains.
+///
+/// # Errors
+/// When the system gives no thread.
+pub fn train_lane(
+    mut learner: impl Learner + 'static,
+    capacity: usize,
+) -> io::Result<Lane<TrainRequest>> {
+    Lane::spawn("gaisnet-train", capacity, move |request: TrainRequest| {
+        let TrainRequest { data, job, mut progress, done } = request;
+        let mut yielding = |at: Progress| {
+            thread::yield_now();
+            progress(at)
+        };
+        done(learner.train(&data, &job, &mut yielding));
+    })
+}
+
+/// Starts the lane that serves.
+///
+/// # Errors
+/// When the system gives no thread.
+pub fn serve_lane(
+    mut predictor: impl Predictor + 'static,
+    capacity: usize,
+) -> io::Result<Lane<ServeRequest>> {
+    Lane::spawn("gaisnet-serve", capacity, move |request| match request {
+        ServeRequest::Load { adapter, done } => done(predictor.load(&adapter)),
+        ServeRequest::Predict { x, len, done } => done(predictor.predict(&x, len)),
+    })
+}
+
+/// Ends the process when its thread unwinds.
+struct EndOnPanic;
+
+impl Drop for EndOnPanic {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let lane = thread::current().name().unwrap_or_default().to_owned();
+            tracing::error!(lane, "a lane panicked: the process ends");
+            std::process::abort();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, channel};
+
+    use super::*;
+    use crate::learn::{ClassLogits, Tensor};
+
+    /// Counts its steps; its adapter is the number of steps done.
+    struct Counting;
+
+    fn adapter(value: f32) -> TensorSet {
+        let tensor = Tensor { name: "w".into(), shape: vec![1], data: vec![value] };
+        TensorSet::new(vec![tensor]).unwrap()
+    }
+
+    impl Learner for Counting {
+        fn initial_adapter(&self) -> TensorSet {
+            adapter(0.0)
+        }
+
+        fn train(
+            &mut self,
+            data: &Windows,
+            job: &TrainJob,
+            progress: &mut dyn FnMut(Progress) -> Control,
+        ) -> Result<Trained, LearnError> {
+            assert!(job.seed != PANIC, "asked to panic");
+            let mut steps = 0;
+            while steps < job.steps {
+                steps += 1;
+                if progress(Progress { step: steps, loss: 0.5 }) == Control::Stop {
+                    break;
+                }
+            }
+            Ok(Trained {
+                adapter: adapter(steps as f32),
+                class_logits: ClassLogits::of(&[], &[], data.classes),
+                num_examples: 0,
+                steps,
+                loss_first: 0.5,
+                loss_last: 0.5,
+            })
+        }
+    }
+
+    /// Answers the class that was loaded.
+    struct Echo(usize);
+
+    impl Predictor for Echo {
+        fn load(&mut self, adapter: &TensorSet) -> Result<(), LearnError> {
+            adapter.check_finite()?;
+            self.0 = adapter.tensors()[0].data[0] as usize;
+            Ok(())
+        }
+
+        fn predict(&mut self, x: &[f32], len: usize) -> Result<Vec<Prediction>, LearnError> {
+            let one = Prediction { probabilities: vec![], class: self.0 };
+            Ok(vec![one; x.len() / len])
+        }
+    }
+
+    const PANIC: u64 = 99;
+
+    fn request(steps: u32, seed: u64) -> (TrainRequest, Receiver<Result<Trained, LearnError>>) {
+        let (sender, receiver) = channel();
+        let job = TrainJob {
+            start: adapter(0.0),
+            steps,
+            batch_size: 1,
+            learning_rate: 0.1,
+            prox_mu: 0.0,
+            distill_lambda: 0.0,
+            class_targets: None,
+            seed,
+        };
+        let request = TrainRequest {
+            data: Arc::default(),
+            job,
+            progress: Box::new(|at| if at.step == 3 { Control::Stop } else { Control::Continue }),
+            done: Box::new(move |result| sender.send(result).unwrap()),
+        };
+        (request, receiver)
+    }
+
+    #[test]
+    fn results_come_back_and_progress_can_stop_a_run() {
+        let lane = train_lane(Counting, 4).unwrap();
+        let (short, short_result) = request(2, 1);
+        let (long, long_result) = request(1_000, 1);
+        lane.submit(short).unwrap();
+        lane.submit(long).unwrap();
+        assert_eq!(short_result.recv().unwrap().unwrap().steps, 2);
+        assert_eq!(long_result.recv().unwrap().unwrap().steps, 3);
+        lane.close();
+    }
+
+    #[test]
+    fn a_full_queue_refuses_and_close_works_off_the_rest() {
+        let lane = train_lane(Counting, 1).unwrap();
+        let (gate, open) = channel::<()>();
+        let (mut first, first_result) = request(1, 1);
+        let (started, has_started) = channel();
+        first.progress = Box::new(move |_| {
+            started.send(()).unwrap();
+            open.recv().unwrap();
+            Control::Continue
+        });
+        lane.submit(first).unwrap();
+        has_started.recv().unwrap(); // the lane is busy, its queue empty
+        let (second, second_result) = request(1, 1);
+        lane.submit(second).unwrap();
+        assert_eq!(lane.submit(request(1, 1).0), Err(LaneError::Full));
+        gate.send(()).unwrap();
+        lane.close();
+        assert!(first_result.recv().unwrap().is_ok() && second_result.recv().unwrap().is_ok());
+    }
+
+    #[test]
+    fn answers_come_from_the_adapter_that_was_loaded_last() {
+        let lane = serve_lane(Echo(0), 8).unwrap();
+        let (sender, receiver) = channel();
+        for value in [1.0, 2.0, f32::NAN] {
+            let adapter = Arc::new(adapter(value));
+            lane.submit(ServeRequest::Load { adapter, done: Box::new(|_| ()) }).unwrap();
+            let sender = sender.clone();
+            let done: Done<_> = Box::new(move |answer| sender.send(answer).unwrap());
+            lane.submit(ServeRequest::Predict { x: vec![0.0; 4], len: 2, done }).unwrap();
+        }
+        lane.close();
+        let classes = || receiver.recv().unwrap().unwrap().iter().map(|p| p.class).collect();
+        let answers: Vec<Vec<usize>> = (0..3).map(|_| classes()).collect();
+        assert_eq!(answers, [[1, 1], [2, 2], [2, 2]], "a bad adapter leaves the old one");
+    }
+
+    #[test]
+    fn each_lane_has_a_core() {
+        let share = |n| {
+            let share = CoreShare::of(NonZeroU16::new(n).unwrap());
+            (share.serve.get(), share.train.get())
+        };
+        assert_eq!((share(1), share(2), share(8)), ((1, 1), (1, 1), (1, 7)));
+    }
+
+    #[test]
+    fn a_panic_in_a_lane_ends_the_process() {
+        let name = "actors::lanes::tests::a_panic_in_a_lane_ends_the_process";
+        if std::env::var_os("GAISNET_TEST_LANE_PANIC").is_some() {
+            let lane = train_lane(Counting, 1).unwrap();
+            lane.submit(request(1, PANIC).0).unwrap();
+            lane.close();
+            return; // with success: the parent's assertion fails then
+        }
+        let child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name])
+            .env("GAISNET_TEST_LANE_PANIC", "1")
+            .output()
+            .unwrap();
+        assert!(!child.status.success());
+    }
+}

@@ -1,0 +1,3 @@
+//! Actors and the threads that work for them.
+
+pub mod lanes;
