@@ -68,6 +68,7 @@ pub fn pretrain(
         model,
         lora: LoraConfig { targets: Vec::new(), whole, ..LoraConfig::default() },
         augment: Augment::NONE,
+        correct_prior: false, // classes take turns
         adamw: AdamWConfig { weight_decay: 0.01, ..AdamWConfig::default() },
         threads: config.threads,
     };

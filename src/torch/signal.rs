@@ -8,6 +8,7 @@
 //! rings and *where* in the spectrum, and where a patch happens to cut the oscillation means
 //! nothing. The tokens over time keep the rhythm of the impacts for the blocks to find.
 
+use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use super::transformer::{Block, BlockConfig, LayerNorm, Linear, linear_tensors, norm_tensors};
@@ -17,7 +18,8 @@ use crate::learn::{Layout, LearnError, TensorSet};
 use crate::rng::Stream;
 
 /// Sizes of a signal transformer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct SignalTransformerConfig {
     /// Samples a window.
     pub window: u32,

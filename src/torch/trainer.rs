@@ -29,6 +29,8 @@ pub struct TrainerConfig {
     pub lora: LoraConfig,
     /// Changes of the windows that keep their labels.
     pub augment: Augment,
+    /// Take the device's own mix of classes out of the loss, see [`log_prior`].
+    pub correct_prior: bool,
     /// The optimiser.
     pub adamw: AdamWConfig,
     /// Threads of libtorch on the lane that trains.
@@ -41,6 +43,7 @@ impl Default for TrainerConfig {
             model: SignalTransformerConfig::default(),
             lora: LoraConfig::default(),
             augment: Augment::default(),
+            correct_prior: true,
             adamw: AdamWConfig::default(),
             threads: NonZeroU16::MIN,
         }
@@ -148,10 +151,18 @@ impl Learner for SignalLearner {
             }
             _ => None,
         };
+        let prior = match self.config.correct_prior {
+            true => Some(log_prior(&data.labels, data.classes)?),
+            false => None,
+        };
+        let terms = Terms {
+            prox_mu: job.prox_mu.into(),
+            log_prior: prior.as_ref(),
+            distill: distill.as_ref(),
+        };
         let mut losses = Vec::new();
         for step in 1..=job.steps {
             let (x, y) = self.gather(data, &batches.next(job.batch_size as usize), &mut changes)?;
-            let terms = Terms { prox_mu: job.prox_mu.into(), distill: distill.as_ref() };
             let loss = run.step(&x, &y, job.learning_rate.into(), &terms)?;
             losses.push(loss);
             if progress(Progress { step, loss }) == Control::Stop {
@@ -229,6 +240,8 @@ pub(super) fn check_windows(
 pub(super) struct Terms<'a> {
     /// FedProx mu.
     pub(super) prox_mu: f64,
+    /// `[C]`, see [`log_prior`].
+    pub(super) log_prior: Option<&'a Tensor>,
     /// The federation's soft labels.
     pub(super) distill: Option<&'a Distill>,
 }
@@ -284,7 +297,7 @@ impl Run<'_> {
     ) -> Result<f32, LearnError> {
         let weights = self.weights()?;
         let model = SignalTransformer::new(&weights, &self.learner.config.model)?;
-        let loss = batch_loss(&model.forward(x)?, y, terms.distill)?;
+        let loss = batch_loss(&model.forward(x)?, y, terms)?;
         let value = loss.f_double_value(&[])?;
         if !value.is_finite() {
             return Err(LearnError::NotFinite { name: "loss".into(), index: 0 });
@@ -317,18 +330,43 @@ impl Run<'_> {
 }
 
 /// Cross-entropy of logits `[n, C]` with labels `[n]`, mean over the batch, plus FedDistill's.
-fn batch_loss(
-    logits: &Tensor,
-    y: &Tensor,
-    distill: Option<&Distill>,
-) -> Result<Tensor, LearnError> {
-    let log_probabilities = logits.f_log_softmax(-1, Kind::Float)?;
+fn batch_loss(logits: &Tensor, y: &Tensor, terms: &Terms<'_>) -> Result<Tensor, LearnError> {
+    let with_prior = match terms.log_prior {
+        Some(prior) => logits.f_add(prior)?,
+        None => logits.shallow_clone(),
+    };
+    let log_probabilities = with_prior.f_log_softmax(-1, Kind::Float)?;
     let loss = log_probabilities.f_nll_loss(y, None::<&Tensor>, Reduction::Mean, -100)?;
-    match distill {
-        Some(distill) => Ok(loss.f_add(&distill.loss(&log_probabilities, y)?)?),
+    match terms.distill {
+        Some(distill) => {
+            let plain = logits.f_log_softmax(-1, Kind::Float)?;
+            Ok(loss.f_add(&distill.loss(&plain, y)?)?)
+        }
         None => Ok(loss),
     }
 }
+
+/// Logarithm of each class's share on this device, `[C]`; absent classes get -10,000.
+///
+/// Added to the logits inside the loss only, it makes the model explain its labels *given* the
+/// device's mix. Without it a plant that never saw a class would teach everyone that there is none,
+/// and devices with different mixes would pull the shared head apart.
+///
+/// # Source
+/// Ren et al. 2020, arXiv:2007.10740 (balanced softmax); Legate et al. 2023, arXiv:2304.05260, for
+/// federations.
+#[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "f32 logits")]
+fn log_prior(labels: &[usize], classes: usize) -> Result<Tensor, LearnError> {
+    let share = |class| {
+        let n = labels.iter().filter(|l| **l == class).count();
+        if n == 0 { ABSENT } else { (n as f64 / labels.len() as f64).ln() as f32 }
+    };
+    let prior: Vec<f32> = (0..classes).map(share).collect();
+    tensor(&prior, &[dim(classes)?])
+}
+
+/// Far below any logit, yet finite.
+const ABSENT: f32 = -1e4;
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "few losses")]
 fn mean<'a>(losses: impl ExactSizeIterator<Item = &'a f32>) -> f32 {
@@ -417,7 +455,7 @@ pub(super) mod tests {
         let loss = |flat: &Tensor| {
             let weights = plan.effective(&learner.base, flat).unwrap();
             let logits = SignalTransformer::new(&weights, model).unwrap().forward(&x).unwrap();
-            batch_loss(&logits, &y, None).unwrap()
+            batch_loss(&logits, &y, &Terms::default()).unwrap()
         };
         let flat = plan.flatten(&at).unwrap().f_set_requires_grad(true).unwrap();
         let gradients = Tensor::f_run_backward(&[&loss(&flat)], &[&flat], false, false).unwrap();
@@ -491,8 +529,10 @@ pub(super) mod tests {
         let distill = Distill::new(&targets, 0.5).unwrap();
         let logits = tensor(&[0.0, 0.0, 0.0, third], &[2, 2]).unwrap();
         let y = Tensor::f_from_slice(&[0_i64, 1]).unwrap();
-        let plain = batch_loss(&logits, &y, None).unwrap().f_double_value(&[]).unwrap();
-        let both = batch_loss(&logits, &y, Some(&distill)).unwrap().f_double_value(&[]).unwrap();
+        let taught = Terms { distill: Some(&distill), ..Terms::default() };
+        let plain =
+            batch_loss(&logits, &y, &Terms::default()).unwrap().f_double_value(&[]).unwrap();
+        let both = batch_loss(&logits, &y, &taught).unwrap().f_double_value(&[]).unwrap();
         let (ln2, ln43) = (2.0_f64.ln(), (4.0_f64 / 3.0).ln());
         assert!((plain - (ln2 + ln43) / 2.0).abs() < 1e-6);
         // Mean over two examples of 0.5 x ln 2 (uniform prediction) and 0.
@@ -501,6 +541,32 @@ pub(super) mod tests {
         let soft = ClassLogits { mean_logits: vec![0.5; 9], counts: vec![20; 3] };
         let taught = TrainJob { class_targets: Some(soft), distill_lambda: 1.0, ..job.clone() };
         assert_ne!(train(&job).adapter, train(&taught).adapter);
+    }
+
+    #[test]
+    fn a_class_that_a_device_never_saw_is_not_unlearned() {
+        // Examples of classes 0 and 1 only: the third logit must get no gradient at all.
+        let prior = log_prior(&[0, 1, 1, 1], 3).unwrap();
+        let terms = Terms { log_prior: Some(&prior), ..Terms::default() };
+        let y = Tensor::f_from_slice(&[0_i64, 1]).unwrap();
+        let gradient = |terms: &Terms<'_>| {
+            let logits = tensor(&[0.3, -0.2, 0.9, 0.0, 0.1, 0.5], &[2, 3]).unwrap();
+            let logits = logits.f_set_requires_grad(true).unwrap();
+            let loss = batch_loss(&logits, &y, terms).unwrap();
+            let all = Tensor::f_run_backward(&[&loss], &[&logits], false, false).unwrap();
+            values(&all[0]).unwrap()
+        };
+        let (with, without) = (gradient(&terms), gradient(&Terms::default()));
+        assert_eq!((with[2], with[5]), (0.0, 0.0));
+        assert!(without[2] > 0.1 && without[5] > 0.1, "pushed down without it");
+        // Equal logits: the answer is the mix itself, so the mean gradient over the mix is 0.
+        let even = tensor(&[0.0; 12], &[4, 3]).unwrap().f_set_requires_grad(true).unwrap();
+        let y = Tensor::f_from_slice(&[0_i64, 1, 1, 1]).unwrap();
+        let loss = batch_loss(&even, &y, &terms).unwrap();
+        let all = Tensor::f_run_backward(&[&loss], &[&even], false, false).unwrap();
+        let each = values(&all[0]).unwrap();
+        let column: f32 = each.chunks(3).map(|row| row[0]).sum();
+        assert!(column.abs() < 1e-6, "{each:?}");
     }
 
     #[test]

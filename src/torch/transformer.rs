@@ -7,13 +7,15 @@
 //! A block is a handful of tensor handles taken from [`Weights`]; making one costs microseconds, so
 //! training makes them anew each step from the step's effective weights.
 
+use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::weights::Weights;
 use crate::learn::LearnError;
 
 /// Sizes of a block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct BlockConfig {
     /// Width d of a token.
     pub d_model: u32,
