@@ -135,7 +135,9 @@ impl AdapterPlan {
             } else if let (true, [_, input]) = (entry.name.ends_with("lora_a"), &*entry.shape) {
                 let mut stream = Stream::new(seed, &entry.name);
                 let bound = (3.0 / *input as f64).sqrt();
-                data.iter_mut().for_each(|x| *x = stream.range(-bound, bound) as f32);
+                for x in data {
+                    *x = stream.range(-bound, bound) as f32;
+                }
             }
         }
         Ok(set)

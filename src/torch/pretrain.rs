@@ -32,9 +32,9 @@ impl Default for PretrainConfig {
         Self {
             model: SignalTransformerConfig::default(),
             seed: 1,
-            steps: 3_000,
+            steps: 1_600,
             batch_size: 64,
-            learning_rate: 1e-3,
+            learning_rate: 2e-3,
             threads: NonZeroU16::MIN,
         }
     }

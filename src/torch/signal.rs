@@ -40,8 +40,8 @@ impl Default for SignalTransformerConfig {
         Self {
             window: 2_048,
             patch: 64,
-            stride: 32,
-            layers: 4,
+            stride: 48,
+            layers: 3,
             block: BlockConfig::default(),
             classes: 3,
         }
@@ -232,6 +232,7 @@ const POWER_FLOOR: f64 = 1e-3;
 const MAX_LAYERS: u32 = 64;
 
 #[cfg(test)]
+#[expect(clippy::cast_possible_truncation, clippy::float_cmp, reason = "test signals are f32")]
 pub(super) mod tests {
     use super::*;
     use crate::torch::values;

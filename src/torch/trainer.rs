@@ -151,9 +151,10 @@ impl Learner for SignalLearner {
             }
             _ => None,
         };
-        let prior = match self.config.correct_prior {
-            true => Some(log_prior(&data.labels, data.classes)?),
-            false => None,
+        let prior = if self.config.correct_prior {
+            Some(log_prior(&data.labels, data.classes)?)
+        } else {
+            None
         };
         let terms = Terms {
             prox_mu: job.prox_mu.into(),
@@ -375,6 +376,7 @@ fn mean<'a>(losses: impl ExactSizeIterator<Item = &'a f32>) -> f32 {
 }
 
 #[cfg(test)]
+#[expect(clippy::cast_possible_truncation, reason = "test signals are f32")]
 pub(super) mod tests {
     use super::*;
     use crate::torch::signal::tests::tiny;
@@ -447,7 +449,9 @@ pub(super) mod tests {
         let mut at = learner.initial_adapter();
         let mut stream = Stream::new(9, "move");
         for data in at.values_mut() {
-            data.iter_mut().for_each(|x| *x += 0.1 * stream.normal() as f32);
+            for x in data {
+                *x += 0.1 * stream.normal() as f32;
+            }
         }
         let data = tones(6, 2);
         let x = learner.spectra.forward(&data.x).unwrap();
@@ -534,7 +538,7 @@ pub(super) mod tests {
             batch_loss(&logits, &y, &Terms::default()).unwrap().f_double_value(&[]).unwrap();
         let both = batch_loss(&logits, &y, &taught).unwrap().f_double_value(&[]).unwrap();
         let (ln2, ln43) = (2.0_f64.ln(), (4.0_f64 / 3.0).ln());
-        assert!((plain - (ln2 + ln43) / 2.0).abs() < 1e-6);
+        assert!((plain - ln2.midpoint(ln43)).abs() < 1e-6);
         // Mean over two examples of 0.5 x ln 2 (uniform prediction) and 0.
         assert!((both - plain - 0.25 * ln2).abs() < 1e-6, "{both} {plain}");
         let job = job(&learner(), 2);
