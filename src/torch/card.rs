@@ -190,6 +190,24 @@ mod tests {
     }
 
     #[test]
+    fn the_shipped_base_is_the_one_its_card_pins_and_knows_bearing_physics() {
+        use crate::learn::Predictor;
+        use crate::torch::{LoraConfig, SignalPredictor};
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/signal-bearing.toml");
+        let (card, weights) = load_base(&path).unwrap();
+        assert_eq!(card.architecture, PretrainConfig::default().model);
+        assert!(card.bytes < 2_000_000);
+        let fresh = physics::windows(&mut crate::rng::Stream::new(77, "fresh"), 90);
+        let threads = std::num::NonZeroU16::MIN;
+        let lora = LoraConfig::default();
+        let mut base = SignalPredictor::new(&weights, card.architecture, &lora, threads).unwrap();
+        let answers = base.predict(&fresh.x, fresh.len).unwrap();
+        let right = answers.iter().zip(&fresh.labels).filter(|(a, label)| a.class == **label);
+        let right = right.count();
+        assert!(right >= 54, "{right} of 90, chance is 30");
+    }
+
+    #[test]
     fn a_base_that_differs_from_its_card_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let card = make(dir.path());
