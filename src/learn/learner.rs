@@ -157,7 +157,7 @@ impl Prediction {
         let sum: f64 = powers.iter().sum();
         Self {
             probabilities: powers.iter().map(|p| (p / sum) as f32).collect(),
-            class: logits.iter().position(|z| *z == top).unwrap_or(0),
+            class: logits.iter().position(|z| *z >= top).unwrap_or(0),
         }
     }
 }

@@ -13,12 +13,12 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use actix::prelude::*;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::actors::lanes::{Lane, ServeRequest};
 use crate::actors::{
     Figures, Gateway, GatewayParts, Inferencer, InferencerParts, Introduce, Machine, MachineView,
-    Observe, Operator, OperatorParts, Role, Run, Runner, RunnerParts, Stimulus, Workbench, pump,
+    Observe, Operator, OperatorParts, Role, Run, Runner, RunnerParts, Served, Stimulus, Workbench, pump,
     subscribe, subscriptions,
 };
 use crate::bus::{Ack, Bus, BusEvent, Priority, Publish};
@@ -135,6 +135,8 @@ pub struct Node {
     pub me: NodeId,
     /// Its counters.
     pub figures: Arc<Figures>,
+    /// The adapter in use.
+    pub serving: watch::Receiver<Served>,
     observe: Recipient<Observe>,
     role: Recipient<Stimulus>,
     runner: Addr<Runner>,
@@ -205,6 +207,7 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
     let federation = keyring.federation().clone();
     let log = replay(store.as_ref(), &federation, &me)?;
     let state = store.state("")?;
+    let (served, serving) = watch::channel((0, Arc::new(learning.adapter.clone())));
     let runner = Runner::new(RunnerParts {
         store,
         sealer: Sealer::new(identity.key, federation.clone(), branch.clone(), identity.boot),
@@ -216,6 +219,7 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
         figures: Arc::clone(&parts.figures),
         chunk_bytes: learning.chunk_bytes,
         seed: u64::from_le_bytes(first_eight(&identity.boot)),
+        served,
         fatal: parts.fatal,
     })?
     .start();
@@ -306,6 +310,7 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
     Ok(Node {
         me,
         figures: parts.figures,
+        serving,
         observe,
         role,
         runner,

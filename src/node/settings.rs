@@ -104,6 +104,36 @@ pub fn brain(settings: &Settings) -> Result<Brain, SettingsProblem> {
     Ok(Brain { model, base, adapter, learner, predictor })
 }
 
+/// The pre-trained base with LoRA on it.
+#[cfg(feature = "torch")]
+fn signal_transformer(
+    settings: &Settings,
+) -> Result<(Digest, Box<dyn Learner>, Box<dyn Predictor>), SettingsProblem> {
+    use crate::torch::{LoraConfig, SignalLearner, SignalPredictor, TrainerConfig, load_base};
+
+    let default = || std::path::PathBuf::from("models/signal-bearing.toml");
+    let path = settings.model.base.clone().unwrap_or_else(default);
+    let (card, base) = load_base(&path).map_err(|error| SettingsProblem::Key {
+        key: "model.base",
+        problem: format!("{}: {error}", path.display()),
+    })?;
+    let lora = LoraConfig {
+        rank: settings.strategy.rank,
+        alpha: narrow(settings.strategy.alpha),
+        ..LoraConfig::default()
+    };
+    let config =
+        TrainerConfig { model: card.architecture.clone(), lora: lora.clone(), ..TrainerConfig::default() };
+    let threads = config.threads;
+    let learner = SignalLearner::new(&base, config, ADAPTER_SEED)?;
+    let predictor = SignalPredictor::new(&base, card.architecture, &lora, threads)?;
+    Ok((card.sha256, Box::new(learner), Box::new(predictor)))
+}
+
+/// The factors of version 0 are the same on each node.
+#[cfg(feature = "torch")]
+const ADAPTER_SEED: u64 = 1;
+
 #[cfg(not(feature = "torch"))]
 fn signal_transformer(
     _: &Settings,
