@@ -18,6 +18,8 @@ pub mod bus;
 pub mod cli;
 #[cfg(feature = "cli")]
 pub mod data;
+#[cfg(all(feature = "cli", feature = "broker"))]
+pub mod demo;
 pub mod ids;
 pub mod learn;
 pub mod ledger;

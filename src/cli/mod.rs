@@ -5,6 +5,8 @@
 //! can be piped. Exit codes are told by `gaisnet --help`.
 
 mod config;
+#[cfg(feature = "broker")]
+mod demo;
 mod doctor;
 mod exit;
 mod init;
@@ -34,6 +36,10 @@ struct Cli {
 enum Command {
     /// Show or check the settings
     Config(config::ConfigArgs),
+    /// Two sites, four machines and a cloud learn together on this machine, on real recordings
+    #[cfg(feature = "broker")]
+    #[command(after_help = demo::HELP)]
+    Demo(demo::DemoArgs),
     /// Write the settings of a new node into a folder
     #[command(after_help = init::HELP)]
     Init(init::InitArgs),
@@ -59,6 +65,8 @@ fn run(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Exit> {
     let Cli { settings, command } = cli;
     match command {
         Command::Config(args) => config::run(&args, &settings, out),
+        #[cfg(feature = "broker")]
+        Command::Demo(args) => demo::run(&args, out),
         Command::Init(args) => init::run(&args, out),
         Command::Doctor(args) => doctor::run(&args, &settings, out),
     }

@@ -1,0 +1,141 @@
+//! `gaisnet demo`: the pilot on this machine, then the table, the page and the figures.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::{Args, ValueEnum};
+
+use super::Exit;
+use crate::demo::{self, DemoError, DemoOptions};
+use crate::report;
+use crate::settings::{Compression, Contribute, LearnerName};
+
+/// Examples under the options.
+pub(super) const HELP: &str = "\
+Examples:
+  gaisnet demo                              the whole pilot; open demo/report.html afterwards
+  gaisnet demo --learner softmax            without libtorch: a linear model on spectra
+  gaisnet demo --compression int4 --seed 2
+  gaisnet demo --json | jq .macro_f1
+
+An unfinished run is taken up again; --fresh forgets it.";
+
+/// Arguments of `gaisnet demo`.
+#[derive(Debug, Args)]
+pub(super) struct DemoArgs {
+    /// Where keys, stores and the report go
+    #[arg(long, default_value = "demo")]
+    folder: PathBuf,
+    /// The model that learns
+    #[arg(long, value_enum)]
+    learner: Option<Learner>,
+    /// Rounds of the federation [default: 20]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    rounds: Option<u64>,
+    /// Optimiser steps a device and round
+    #[arg(long, value_parser = clap::value_parser!(u32).range(16..=10_000))]
+    local_steps: Option<u32>,
+    /// How adapter deltas travel
+    #[arg(long, value_enum, default_value = "int8")]
+    compression: Coding,
+    /// What devices contribute
+    #[arg(long, value_enum, value_delimiter = ',', default_values = ["adapter-delta"])]
+    contribute: Vec<Kind>,
+    /// Seed of every draw
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Speed of the sensor gateways, 1 for real time
+    #[arg(long, default_value_t = 0.1)]
+    speed: f64,
+    /// Forget an unfinished run
+    #[arg(long)]
+    fresh: bool,
+    /// One JSON object at the end, no bars, no table
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Learner {
+    /// Softmax regression on gain-free spectral features
+    Softmax,
+    /// Pre-trained transformer with LoRA (needs libtorch)
+    SignalTransformer,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Coding {
+    None,
+    Int8,
+    Int4,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Kind {
+    AdapterDelta,
+    ClassLogits,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// What stopped the demo.
+pub(super) fn run(args: &DemoArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
+    let default =
+        if cfg!(feature = "torch") { Learner::SignalTransformer } else { Learner::Softmax };
+    let learner = args.learner.unwrap_or(default);
+    let (rounds, local_steps, learning_rate) = match learner {
+        Learner::Softmax => (20, 20, 0.1),
+        Learner::SignalTransformer => (20, 16, 0.002),
+    };
+    let options = DemoOptions {
+        folder: args.folder.clone(),
+        learner: match learner {
+            Learner::Softmax => LearnerName::Softmax,
+            Learner::SignalTransformer => LearnerName::SignalTransformer,
+        },
+        rounds: args.rounds.unwrap_or(rounds),
+        local_steps: args.local_steps.unwrap_or(local_steps),
+        learning_rate,
+        compression: match args.compression {
+            Coding::None => Compression::None,
+            Coding::Int8 => Compression::Int8,
+            Coding::Int4 => Compression::Int4,
+        },
+        contribute: args
+            .contribute
+            .iter()
+            .map(|kind| match kind {
+                Kind::AdapterDelta => Contribute::AdapterDelta,
+                Kind::ClassLogits => Contribute::ClassLogits,
+            })
+            .collect(),
+        seed: args.seed,
+        speed: args.speed,
+        fresh: args.fresh,
+        quiet: args.json,
+    };
+    let report = match demo::run(&options) {
+        Ok(report) => report,
+        Err(error @ DemoError::Interrupted { .. }) => {
+            writeln!(out, "{error}")?;
+            return Ok(Exit::Ok);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let page = options.folder.join("report.html");
+    std::fs::write(&page, report::to_html(&report))
+        .with_context(|| format!("can't write {}", page.display()))?;
+    if args.json {
+        writeln!(out, "{}", report::to_json(&report))?;
+    } else {
+        writeln!(
+            out,
+            "{}\nThe report with its plots: {}",
+            report::to_table(&report),
+            page.display()
+        )?;
+    }
+    Ok(if report.audit.verified { Exit::Ok } else { Exit::Refused })
+}

@@ -1,0 +1,64 @@
+//! The arms to compare with: each device alone, and all data in one place. Both get as many
+//! optimiser steps as a device of the federation.
+
+use super::DemoError;
+use crate::learn::{
+    Confusion, Control, LearnError, Learner, Predictor, TensorSet, TrainJob, Windows,
+};
+use crate::node::{Brain, plan_of};
+use crate::report::Score;
+use crate::settings::Settings;
+
+/// Trains from the untrained adapter on `data` alone.
+pub(super) fn train(
+    brain: &mut Brain,
+    settings: &Settings,
+    data: &Windows,
+    progress: &mut dyn FnMut(),
+) -> Result<TensorSet, DemoError> {
+    let plan = plan_of(settings);
+    let mut adapter = brain.learner.initial_adapter();
+    // In slices as long as a round: the optimiser starts anew as often as in the federation.
+    for round in 1..=settings.round.rounds {
+        let job = TrainJob {
+            start: adapter,
+            steps: plan.local_steps,
+            batch_size: plan.batch_size,
+            learning_rate: plan.learning_rate,
+            prox_mu: 0.0,
+            distill_lambda: 0.0,
+            class_targets: None,
+            seed: plan.seed.wrapping_add(round),
+        };
+        adapter = brain.learner.train(data, &job, &mut |_| Control::Continue)?.adapter;
+        progress();
+    }
+    Ok(adapter)
+}
+
+/// Predicts `data` with `adapter` and counts.
+pub(super) fn confusion(
+    predictor: &mut dyn Predictor,
+    adapter: &TensorSet,
+    data: &Windows,
+) -> Result<Confusion, LearnError> {
+    predictor.load(adapter)?;
+    let mut confusion = Confusion::new(data.classes)?;
+    // In pieces, so that memory stays small whatever the set.
+    for (piece, labels) in data.x.chunks(data.len * PIECE).zip(data.labels.chunks(PIECE)) {
+        for (prediction, label) in predictor.predict(piece, data.len)?.iter().zip(labels) {
+            confusion.record(*label, prediction.class)?;
+        }
+    }
+    Ok(confusion)
+}
+
+/// The two figures of an arm.
+pub(super) fn score(confusion: &Confusion) -> Score {
+    Score {
+        macro_f1: confusion.macro_f1().unwrap_or(0.0),
+        accuracy: confusion.accuracy().unwrap_or(0.0),
+    }
+}
+
+const PIECE: usize = 64;

@@ -1,0 +1,180 @@
+//! Who takes part in the pilot, their keys, and the settings of each.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::num::NonZeroU32;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::{DemoError, DemoOptions};
+use crate::ids::{Name, NodeId};
+use crate::settings::{Compression, Contribute, Layers, LearnerName, PILOT, Settings, Tier};
+use crate::store::keyfile;
+use crate::time::Wall;
+use crate::trust::keyring::{Enrolment, Keyring, NodeEntry, Role, RootRole};
+use crate::trust::keys::SigningKey;
+
+/// One node of the pilot.
+#[derive(Debug, Clone)]
+pub(super) struct Place {
+    pub(super) name: &'static str,
+    pub(super) site: &'static str,
+    pub(super) line: &'static str,
+    pub(super) parent: Option<&'static str>,
+    pub(super) tier: Tier,
+    /// Index of its recordings, of devices.
+    pub(super) data: Option<usize>,
+}
+
+const fn place(
+    name: &'static str,
+    site: &'static str,
+    parent: Option<&'static str>,
+    tier: Tier,
+    data: Option<usize>,
+) -> Place {
+    let line = if data.is_some() { "bearings" } else { "_" };
+    Place { name, site, line, parent, tier, data }
+}
+
+/// The pilot: a cloud, two sites, two test rigs each.
+pub(super) const PLACES: [Place; 7] = [
+    place("cloud", "_", None, Tier::Cloud, None),
+    place("edge-north", "north", Some("cloud"), Tier::Edge, None),
+    place("edge-south", "south", Some("cloud"), Tier::Edge, None),
+    place("p1", "north", Some("edge-north"), Tier::Device, Some(0)),
+    place("p2", "north", Some("edge-north"), Tier::Device, Some(1)),
+    place("p3", "south", Some("edge-south"), Tier::Device, Some(2)),
+    place("p4", "south", Some("edge-south"), Tier::Device, Some(3)),
+];
+
+/// Brokers by site; `_` is the federation's.
+pub(super) type Brokers = BTreeMap<&'static str, SocketAddr>;
+
+impl Place {
+    /// Topic that its sensor gateway publishes on.
+    pub(super) fn sensor_topic(&self) -> String {
+        format!("plant/{}/{}/vibration", self.site, self.name)
+    }
+
+    /// Its settings, as its config file would say them.
+    pub(super) fn settings(
+        &self,
+        options: &DemoOptions,
+        brokers: &Brokers,
+    ) -> Result<Settings, DemoError> {
+        let mut layers = Layers::new();
+        layers.tier(self.tier).text("pilot", PILOT);
+        let folder = options.folder.join(self.name);
+        let mut own = String::new();
+        let mut set = |key: &str, value: String| own.push_str(&format!("{key} = {value}\n"));
+        set("node.name", quoted(self.name));
+        set("node.site", quoted(self.site));
+        set("node.line", quoted(self.line));
+        if let Some(parent) = self.parent {
+            set("node.parent", quoted(parent));
+        }
+        set("paths.store", quoted(&folder.join("store").display().to_string()));
+        set("paths.keys", quoted(&folder.join("keys").display().to_string()));
+        set("paths.keyring", quoted(&options.folder.join("keyring").display().to_string()));
+        if let Some(at) = brokers.get(self.site) {
+            set("bus.site.port", at.port().to_string());
+        }
+        if self.tier == Tier::Edge
+            && let Some(at) = brokers.get("_")
+        {
+            set("bus.parent.host", quoted("127.0.0.1"));
+            set("bus.parent.port", at.port().to_string());
+        }
+        set(
+            "model.learner",
+            quoted(match options.learner {
+                LearnerName::Softmax => "softmax",
+                LearnerName::SignalTransformer => "signal-transformer",
+            }),
+        );
+        set("round.rounds", options.rounds.to_string());
+        set("round.pause_s", "0".into());
+        set("strategy.local_steps", options.local_steps.to_string());
+        set("strategy.learning_rate", format!("{:?}", options.learning_rate));
+        set("strategy.seed", options.seed.to_string());
+        set(
+            "strategy.compression",
+            quoted(match options.compression {
+                Compression::None => "none",
+                Compression::Int8 => "int8",
+                Compression::Int4 => "int4",
+            }),
+        );
+        let kinds = options.contribute.iter().map(|kind| match kind {
+            Contribute::AdapterDelta => "\"adapter_delta\"",
+            Contribute::ClassLogits => "\"class_logits\"",
+        });
+        set("strategy.contribute", format!("[{}]", kinds.collect::<Vec<_>>().join(", ")));
+        if self.data.is_some() {
+            let topic = quoted(&self.sensor_topic());
+            own.push_str(&format!(
+                "[[tags]]\ntopic = {topic}\nformat = \"json\"\npointer = \"/values\"\nbinds = \
+                 \"feature\"\nmodel = \"bearing\"\n"
+            ));
+        }
+        layers.text("demo", &own);
+        Ok(layers.load().into_settings()?)
+    }
+}
+
+/// Makes the keys that are missing and a keyring of all nodes.
+pub(super) fn enrol(
+    folder: &Path,
+    now: Wall,
+) -> Result<(Arc<Keyring>, BTreeMap<&'static str, SigningKey>), DemoError> {
+    let federation = name("pilot");
+    let root = key(&folder.join("root"))?;
+    let until = now.plus_ms(YEAR_MS);
+    let root = RootRole { threshold: NonZeroU32::MIN, keys: vec![root.public().clone()] };
+    let mut keyring = Keyring::first(federation.clone(), root, now, until)?;
+    let mut keys = BTreeMap::new();
+    for place in &PLACES {
+        let key = key(&folder.join(place.name).join("keys"))?;
+        let role = match place.tier {
+            Tier::Cloud => Role::Cloud,
+            Tier::Edge => Role::Edge,
+            Tier::Device => Role::Device,
+        };
+        let (node, roles) = (name(place.name), BTreeSet::from([role]));
+        let proof = key.prove_possession(&federation, &node, &roles);
+        let entry = NodeEntry {
+            node,
+            site: name(place.site),
+            line: name(place.line),
+            roles,
+            parent: place.parent.map(name),
+            key: key.public().clone(),
+        };
+        keyring = keyring.enrol(&Enrolment { entry, proof }, now, until)?;
+        keys.insert(place.name, key);
+    }
+    Ok((Arc::new(keyring), keys))
+}
+
+/// A name that stands in this file.
+pub(super) fn name(text: &'static str) -> NodeId {
+    Name::new(text).unwrap_or_else(|_| unreachable!("names of the pilot are valid"))
+}
+
+fn key(folder: &Path) -> Result<SigningKey, DemoError> {
+    let path = folder.join("node.pem");
+    if path.exists() {
+        Ok(keyfile::read_signing_key(&path, None)?)
+    } else {
+        let key = keyfile::new_signing_key()?;
+        keyfile::write_signing_key(&path, &key)?;
+        Ok(key)
+    }
+}
+
+fn quoted(text: &str) -> String {
+    format!("{text:?}")
+}
+
+const YEAR_MS: u64 = 365 * 86_400_000;
