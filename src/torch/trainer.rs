@@ -29,7 +29,9 @@ pub struct TrainerConfig {
     pub lora: LoraConfig,
     /// Changes of the windows that keep their labels.
     pub augment: Augment,
-    /// Take the device's own mix of classes out of the loss, see [`log_prior`].
+    /// Add the logarithm of each class's share on this device to the logits inside the loss, so that
+    /// a plant that never saw a class doesn't teach the others that there is none
+    /// (arXiv:2007.10740, arXiv:2304.05260).
     pub correct_prior: bool,
     /// The optimiser.
     pub adamw: AdamWConfig,
