@@ -21,6 +21,8 @@ pub mod data;
 pub mod ids;
 pub mod learn;
 pub mod ledger;
+#[cfg(feature = "runtime")]
+pub mod node;
 pub mod privacy;
 pub mod protocol;
 #[cfg(feature = "cli")]

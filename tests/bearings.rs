@@ -10,7 +10,6 @@
     reason = "a test"
 )]
 
-mod support;
 
 use std::collections::BTreeMap;
 
@@ -20,7 +19,6 @@ use gaisnet::learn::{
     Control, Learner, MachineSpeeds, Predictor, SoftmaxLearner, SoftmaxPredictor, TensorSet,
     TrainJob, Windows,
 };
-use support::bearings_or_skip;
 
 fn counts(windows: &Windows) -> [usize; 3] {
     let mut counts = [0; 3];
@@ -130,4 +128,23 @@ fn macro_f1(judged: &Windows, adapter: &TensorSet) -> f64 {
         2.0 * sum(&|c| *c == (class, class)) / (sum(&|c| c.0 == class) + sum(&|c| c.1 == class))
     };
     (0..CLASSES.len()).map(f1).sum::<f64>() / CLASSES.len() as f64
+}
+
+/// The `bearings` set from the cache; else `test` is skipped, which is printed and counted.
+fn bearings_or_skip(test: &str) -> Option<Bearings> {
+    let found = Bearings::cached(&Cache::from_env().unwrap());
+    if found.is_none() {
+        skip(test, "data set bearings is not in the cache (gaisnet data fetch bearings)");
+    }
+    found
+}
+
+/// Prints the skip, and adds a line to the file that `GAISNET_SKIP_LOG` names, for the count.
+fn skip(test: &str, why: &str) {
+    let line = format!("SKIPPED {test}: {why}");
+    eprintln!("{line}");
+    if let Some(log) = std::env::var_os("GAISNET_SKIP_LOG") {
+        let mut log = OpenOptions::new().create(true).append(true).open(log).unwrap();
+        writeln!(log, "{line}").unwrap();
+    }
 }

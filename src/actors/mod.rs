@@ -26,7 +26,7 @@ pub use gateway::{Gateway, GatewayParts, Incoming, pump, subscribe, subscription
 pub use inferencer::{Inferencer, InferencerParts, Request, Serve, TagSample};
 pub use operator::{Operator, OperatorParts, Order};
 pub use role::{Aggregator, Machine, MachineView, Observe, RelayActor, Role, Stimulus, Trainer};
-pub use runner::{Introduce, Link, Run, Runner, RunnerParts};
+pub use runner::{Introduce, Link, Run, Runner, RunnerParts, Served};
 pub use workbench::{InlineBench, LaneBench, Task, Workbench};
 
 /// Messages that an actor's mailbox holds; whoever sends more waits.

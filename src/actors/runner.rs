@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::prelude::*;
+use tokio::sync::watch;
 
 use super::MAILBOX;
 use super::figures::Figures;
@@ -19,7 +20,7 @@ use super::inferencer::Serve;
 use super::role::Stimulus;
 use super::workbench::{Task, Workbench};
 use crate::bus::{Ack, Bus, BusError, Priority, Publish};
-use crate::ids::{Digest, Epoch, NodeId, RoundNo, Side};
+use crate::ids::{Digest, Epoch, NodeId, RoundNo, Side, Version};
 use crate::ledger::{Event, Log};
 use crate::protocol::{Ask, Delivery, Effect, Fetches, Input, Job, Taken, Timer, To};
 use crate::rng::Stream;
@@ -50,9 +51,14 @@ pub struct RunnerParts {
     pub chunk_bytes: u32,
     /// Seed of the back-off's jitter.
     pub seed: u64,
+    /// Shows which adapter is in use.
+    pub served: watch::Sender<Served>,
     /// Called when the node can't go on; ends the process, or stops a test.
     pub fatal: Arc<dyn Fn(&str) + Send + Sync>,
 }
+
+/// The adapter in use: its version and packed bytes.
+pub type Served = (Version, Arc<Vec<u8>>);
 
 /// See the module.
 pub struct Runner {
@@ -497,9 +503,10 @@ impl Runner {
     }
 
     fn apply(&mut self, version: u64, adapter: Digest, ctx: &mut Context<Self>) {
-        let Some(server) = self.server.clone() else { return };
         match self.parts.store.blob(&adapter) {
             Ok(Some(bytes)) => {
+                self.parts.served.send_replace((version, Arc::new(bytes.clone())));
+                let Some(server) = self.server.clone() else { return };
                 let serve = Serve { version, adapter: bytes };
                 ctx.spawn(async move { server.send(serve).await.unwrap_or(()) }.into_actor(self));
             }

@@ -36,7 +36,7 @@ pub enum Task {
 pub(super) type Done = Box<dyn FnOnce(Input) + Send>;
 
 /// Does long work somewhere else and calls `done` with its end.
-pub trait Workbench {
+pub trait Workbench: Send {
     /// Takes a task; `done` is called exactly once, also when the work can't be done.
     fn start(&mut self, task: Task, done: Done);
 }

@@ -36,7 +36,9 @@ impl Augment {
         if self.shift_and_flip {
             window.rotate_left(stream.below(window.len()));
             if stream.unit() < 0.5 {
-                window.iter_mut().for_each(|x| *x = -*x);
+                for x in window.iter_mut() {
+                    *x = -*x;
+                }
             }
         }
         if self.filter > 0.0 {
@@ -49,7 +51,9 @@ impl Augment {
         }
         if self.noise > 0.0 {
             let sigma = self.noise * stream.unit() as f32 * rms(window);
-            window.iter_mut().for_each(|x| *x += sigma * stream.normal() as f32);
+            for x in window.iter_mut() {
+                *x += sigma * stream.normal() as f32;
+            }
         }
     }
 }
@@ -70,6 +74,7 @@ fn rms(window: &[f32]) -> f32 {
 }
 
 #[cfg(test)]
+#[expect(clippy::float_cmp, reason = "these sums are exact")]
 mod tests {
     use super::*;
 

@@ -157,7 +157,7 @@ impl Prediction {
         let sum: f64 = powers.iter().sum();
         Self {
             probabilities: powers.iter().map(|p| (p / sum) as f32).collect(),
-            class: logits.iter().position(|z| *z == top).unwrap_or(0),
+            class: logits.iter().position(|z| *z >= top).unwrap_or(0),
         }
     }
 }
@@ -199,5 +199,30 @@ mod tests {
         let sure = Prediction::of_logits(&[0.0, 2.0_f32.ln(), 0.0]);
         assert!((sure.probabilities[1] - 0.5).abs() < 1e-6);
         assert_eq!(sure.class, 1);
+    }
+}
+
+impl<L: Learner + ?Sized> Learner for Box<L> {
+    fn initial_adapter(&self) -> TensorSet {
+        (**self).initial_adapter()
+    }
+
+    fn train(
+        &mut self,
+        data: &Windows,
+        job: &TrainJob,
+        progress: &mut dyn FnMut(Progress) -> Control,
+    ) -> Result<Trained, LearnError> {
+        (**self).train(data, job, progress)
+    }
+}
+
+impl<P: Predictor + ?Sized> Predictor for Box<P> {
+    fn load(&mut self, adapter: &TensorSet) -> Result<(), LearnError> {
+        (**self).load(adapter)
+    }
+
+    fn predict(&mut self, x: &[f32], len: usize) -> Result<Vec<Prediction>, LearnError> {
+        (**self).predict(x, len)
     }
 }

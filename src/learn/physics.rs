@@ -100,7 +100,7 @@ pub fn windows(stream: &mut Stream, n: usize) -> Windows {
 #[expect(clippy::cast_possible_truncation, reason = "samples are small; f32 is their precision")]
 pub fn window(stream: &mut Stream, condition: Condition) -> Vec<f32> {
     let geometry = Geometry::draw(stream);
-    let modes: Vec<Resonance> = (0..1 + stream.below(3)).map(|_| draw_mode(stream)).collect();
+    let modes: Vec<Resonance> = (0..=stream.below(3)).map(|_| draw_mode(stream)).collect();
     let mut signal = background(stream, &modes);
     add_tones(stream, &mut signal, geometry.shaft_hz);
     let noise = rms(&signal);
@@ -300,6 +300,7 @@ mod tests {
         assert!((zone.at(0.3) - zone.at(1.3)).abs() < 1e-9, "one period a turn");
     }
 
+    #[expect(clippy::cast_precision_loss, reason = "a window's length")]
     fn kurtosis(x: &[f32]) -> f64 {
         let n = x.len() as f64;
         let mean = x.iter().map(|v| f64::from(*v)).sum::<f64>() / n;

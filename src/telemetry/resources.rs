@@ -11,6 +11,14 @@ pub struct Usage {
     pub peak_rss_bytes: u64,
 }
 
+impl Usage {
+    /// Largest resident set so far, in MiB.
+    #[expect(clippy::cast_precision_loss, reason = "a figure to show")]
+    pub fn peak_rss_mib(&self) -> f64 {
+        self.peak_rss_bytes as f64 / f64::from(1 << 20)
+    }
+}
+
 /// Room on the file system of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DiskSpace {

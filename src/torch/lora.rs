@@ -135,7 +135,9 @@ impl AdapterPlan {
             } else if let (true, [_, input]) = (entry.name.ends_with("lora_a"), &*entry.shape) {
                 let mut stream = Stream::new(seed, &entry.name);
                 let bound = (3.0 / *input as f64).sqrt();
-                data.iter_mut().for_each(|x| *x = stream.range(-bound, bound) as f32);
+                for x in data {
+                    *x = stream.range(-bound, bound) as f32;
+                }
             }
         }
         Ok(set)
@@ -202,5 +204,98 @@ impl AdapterPlan {
         let name = format!("{module}.{leaf}");
         let at = self.entries.binary_search_by(|e| e.name.as_str().cmp(&name)).ok()?;
         self.entries.get(at).map(|e| e.sizes.as_slice())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::learn::Tensor as Plain;
+
+    fn plain(name: &str, shape: &[usize], data: &[f32]) -> Plain {
+        Plain { name: name.into(), shape: shape.to_vec(), data: data.to_vec() }
+    }
+
+    /// Two layers `[2 x 3]` and a head.
+    fn base() -> TensorSet {
+        TensorSet::new(vec![
+            plain("blocks.0.attn.q.weight", &[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]),
+            plain("blocks.0.attn.q.bias", &[2], &[0.1, 0.2]),
+            plain("blocks.0.attn.k.weight", &[2, 3], &[0.0; 6]),
+            plain("blocks.0.attn.k.bias", &[2], &[0.0; 2]),
+            plain("head.weight", &[2, 2], &[7.0, 8.0, 9.0, 10.0]),
+            plain("head.bias", &[2], &[11.0, 12.0]),
+        ])
+        .unwrap()
+    }
+
+    fn config(rank: u32, alpha: f32) -> LoraConfig {
+        LoraConfig { rank, alpha, targets: vec!["q".into()], whole: vec!["head".into()] }
+    }
+
+    #[test]
+    fn a_layer_gets_two_factors_and_the_head_trains_whole() {
+        let plan = AdapterPlan::new(&base().layout(), &config(2, 4.0)).unwrap();
+        let shapes: Vec<(String, Vec<usize>)> = vec![
+            ("blocks.0.attn.q.lora_a".into(), vec![2, 3]),
+            ("blocks.0.attn.q.lora_b".into(), vec![2, 2]),
+            ("head.bias".into(), vec![2]),
+            ("head.weight".into(), vec![2, 2]),
+        ];
+        assert_eq!(plan.layout().0, shapes);
+    }
+
+    #[test]
+    fn the_initial_adapter_changes_nothing_and_is_the_same_for_one_seed() {
+        let plan = AdapterPlan::new(&base().layout(), &config(2, 4.0)).unwrap();
+        let initial = plan.initial(&base(), 5).unwrap();
+        assert_eq!(initial, plan.initial(&base(), 5).unwrap());
+        assert_ne!(initial, plan.initial(&base(), 6).unwrap());
+        let lora_a = initial.get("blocks.0.attn.q.lora_a").unwrap();
+        assert!(lora_a.data.iter().all(|x| *x != 0.0 && x.abs() <= 1.0));
+        let flat = plan.flatten(&initial).unwrap();
+        let weights = plan.effective(&Weights::from_set(&base()).unwrap(), &flat).unwrap();
+        assert_eq!(weights.to_set().unwrap(), base());
+    }
+
+    #[test]
+    fn the_effective_weight_is_w_plus_scaled_b_a() {
+        let plan = AdapterPlan::new(&base().layout(), &config(1, 3.0)).unwrap();
+        let mut adapter = plan.initial(&base(), 1).unwrap();
+        let values: [&[f32]; 4] = [&[1.0, -1.0, 2.0], &[0.5, -0.5], &[1.0, 2.0], &[3.0; 4]];
+        adapter.values_mut().zip(values).for_each(|(data, v)| data.copy_from_slice(v));
+        let flat = plan.flatten(&adapter).unwrap();
+        let weights = plan.effective(&Weights::from_set(&base()).unwrap(), &flat).unwrap();
+        let weights = weights.to_set().unwrap();
+        // alpha / rank = 3; B A = [0.5 -0.5 1; -0.5 0.5 -1].
+        let want = [2.5, 0.5, 6.0, 2.5, 6.5, 3.0];
+        assert_eq!(weights.get("blocks.0.attn.q.weight").unwrap().data, want);
+        assert_eq!(weights.get("head.weight").unwrap().data, [3.0; 4]);
+        assert_eq!(weights.get("blocks.0.attn.k.weight").unwrap().data, [0.0; 6]);
+        assert_eq!(plan.unflatten(&flat).unwrap(), adapter, "and back from the flat buffer");
+    }
+
+    #[test]
+    fn targets_that_do_not_exist_and_ranks_of_0_are_refused() {
+        let refused = |config: LoraConfig| {
+            AdapterPlan::new(&base().layout(), &config).is_err_and(|e| e.kind() == "out_of_range")
+        };
+        assert!(!refused(config(1, 1.0)));
+        assert!(refused(config(0, 1.0)));
+        assert!(refused(config(1, 0.0)));
+        assert!(refused(config(1, f32::NAN)));
+        assert!(refused(LoraConfig { targets: vec!["qq".into()], ..config(1, 1.0) }));
+        assert!(refused(LoraConfig { whole: vec!["tail".into()], ..config(1, 1.0) }));
+    }
+
+    #[test]
+    fn an_adapter_of_another_base_or_with_nan_is_refused() {
+        let plan = AdapterPlan::new(&base().layout(), &config(1, 1.0)).unwrap();
+        let other = AdapterPlan::new(&base().layout(), &config(2, 1.0)).unwrap();
+        let foreign = other.initial(&base(), 1).unwrap();
+        assert_eq!(plan.flatten(&foreign).unwrap_err().kind(), "layout_mismatch");
+        let mut broken = plan.initial(&base(), 1).unwrap();
+        broken.values_mut().next().unwrap()[0] = f32::NAN;
+        assert_eq!(plan.flatten(&broken).unwrap_err().kind(), "not_finite");
     }
 }

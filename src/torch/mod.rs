@@ -14,6 +14,7 @@
 //! the fallible `f_...` calls of tch are used: a panic would end the node.
 
 pub mod adamw;
+pub mod card;
 mod evaluate;
 pub mod lora;
 pub mod predictor;
@@ -24,6 +25,7 @@ pub mod trainer;
 pub mod transformer;
 pub mod weights;
 
+pub use card::{ModelCard, load_base, make_base};
 pub use lora::LoraConfig;
 pub use predictor::SignalPredictor;
 pub use pretrain::{PretrainConfig, pretrain};

@@ -32,9 +32,9 @@ impl Default for PretrainConfig {
         Self {
             model: SignalTransformerConfig::default(),
             seed: 1,
-            steps: 3_000,
+            steps: 1_600,
             batch_size: 64,
-            learning_rate: 1e-3,
+            learning_rate: 2e-3,
             threads: NonZeroU16::MIN,
         }
     }
@@ -68,6 +68,7 @@ pub fn pretrain(
         model,
         lora: LoraConfig { targets: Vec::new(), whole, ..LoraConfig::default() },
         augment: Augment::NONE,
+        correct_prior: false, // classes take turns
         adamw: AdamWConfig { weight_decay: 0.01, ..AdamWConfig::default() },
         threads: config.threads,
     };
@@ -102,4 +103,50 @@ fn schedule(step: u32, steps: u32) -> f64 {
     let at = f64::from(step) / f64::from(steps.max(1));
     let warm_up = (at / 0.05).min(1.0);
     warm_up * 0.5 * (1.0 + (std::f64::consts::PI * at).cos())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::torch::transformer::BlockConfig;
+
+    fn small(steps: u32) -> PretrainConfig {
+        let model = SignalTransformerConfig {
+            layers: 1,
+            patch: 64,
+            stride: 64,
+            block: BlockConfig { d_model: 16, heads: 2, d_ff: 16 },
+            ..SignalTransformerConfig::default()
+        };
+        PretrainConfig { model, steps, batch_size: 6, ..PretrainConfig::default() }
+    }
+
+    #[test]
+    fn a_seed_makes_the_same_base_and_each_weight_trains() {
+        let make = |config| pretrain(&config, &mut |_| Control::Continue).unwrap();
+        let base = make(small(3));
+        assert_eq!(base, make(small(3)));
+        assert_ne!(base, make(PretrainConfig { seed: 2, ..small(3) }));
+        let initial = small(3).model.initial_weights(&mut Stream::new(1, "weights"));
+        for (before, after) in initial.tensors().iter().zip(base.tensors()) {
+            assert_ne!(before.data, after.data, "{} trains", before.name);
+        }
+    }
+
+    #[test]
+    fn a_model_for_other_windows_is_refused() {
+        let mut config = small(1);
+        config.model.window = 1_024;
+        assert_eq!(
+            pretrain(&config, &mut |_| Control::Continue).unwrap_err().kind(),
+            "out_of_range"
+        );
+    }
+
+    #[test]
+    fn the_learning_rate_rises_then_falls_to_nothing() {
+        assert!(schedule(1, 1_000) < schedule(50, 1_000));
+        assert!(schedule(50, 1_000) > 0.99);
+        assert!(schedule(1_000, 1_000).abs() < 1e-12);
+    }
 }

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
+use crate::ids::Digest;
 use crate::learn::{LearnError, Tensor, TensorSet};
 
 /// Why weights were refused.
@@ -55,6 +56,14 @@ pub enum WeightsError {
         /// Its shape.
         shape: Vec<usize>,
     },
+    /// The bytes aren't those that the card pins.
+    #[error("digest mismatch: expected {expected}, got {actual}")]
+    BadDigest {
+        /// By the card.
+        expected: Digest,
+        /// Of the file.
+        actual: Digest,
+    },
     /// Names, shapes or values aren't those that the model wants.
     #[error(transparent)]
     Learn(#[from] LearnError),
@@ -70,6 +79,7 @@ impl WeightsError {
             Self::BadName(_) => "bad_name",
             Self::BadDtype { .. } => "bad_dtype",
             Self::BadShape { .. } => "bad_shape",
+            Self::BadDigest { .. } => "bad_digest",
             Self::Learn(error) => error.kind(),
         }
     }
@@ -80,6 +90,11 @@ impl WeightsError {
 /// # Errors
 /// [`WeightsError`] tells what is wrong with it.
 pub fn read_file(path: &Path, max_bytes: u64) -> Result<TensorSet, WeightsError> {
+    decode(&read_bytes(path, max_bytes)?)
+}
+
+/// The bytes of a file that may have at most `max_bytes`.
+pub(super) fn read_bytes(path: &Path, max_bytes: u64) -> Result<Vec<u8>, WeightsError> {
     let io = |source| WeightsError::Io { path: path.display().to_string(), source };
     let mut bytes = Vec::new();
     let file = fs::File::open(path).map_err(io)?;
@@ -88,7 +103,7 @@ pub fn read_file(path: &Path, max_bytes: u64) -> Result<TensorSet, WeightsError>
     if actual > max_bytes {
         return Err(WeightsError::TooBig { what: "bytes", max: max_bytes, actual });
     }
-    decode(&bytes)
+    Ok(bytes)
 }
 
 /// Reads weights from bytes.

@@ -8,6 +8,7 @@
 //! rings and *where* in the spectrum, and where a patch happens to cut the oscillation means
 //! nothing. The tokens over time keep the rhythm of the impacts for the blocks to find.
 
+use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use super::transformer::{Block, BlockConfig, LayerNorm, Linear, linear_tensors, norm_tensors};
@@ -17,7 +18,8 @@ use crate::learn::{Layout, LearnError, TensorSet};
 use crate::rng::Stream;
 
 /// Sizes of a signal transformer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct SignalTransformerConfig {
     /// Samples a window.
     pub window: u32,
@@ -38,8 +40,8 @@ impl Default for SignalTransformerConfig {
         Self {
             window: 2_048,
             patch: 64,
-            stride: 32,
-            layers: 4,
+            stride: 48,
+            layers: 3,
             block: BlockConfig::default(),
             classes: 3,
         }
@@ -228,3 +230,110 @@ const POWER_FLOOR: f64 = 1e-3;
 
 /// More layers than this aren't a model for sensor windows.
 const MAX_LAYERS: u32 = 64;
+
+#[cfg(test)]
+#[expect(clippy::cast_possible_truncation, clippy::float_cmp, reason = "test signals are f32")]
+pub(super) mod tests {
+    use super::*;
+    use crate::torch::values;
+
+    /// A model small enough for finite differences.
+    pub(in crate::torch) fn tiny() -> SignalTransformerConfig {
+        SignalTransformerConfig {
+            window: 64,
+            patch: 16,
+            stride: 8,
+            layers: 2,
+            block: BlockConfig { d_model: 8, heads: 2, d_ff: 16 },
+            classes: 3,
+        }
+    }
+
+    fn noise(n: usize, seed: u64) -> Vec<f32> {
+        let mut stream = Stream::new(seed, "test");
+        (0..n).map(|_| stream.normal() as f32).collect()
+    }
+
+    #[test]
+    fn the_default_stays_below_2_mb_and_its_names_say_what_they_are() {
+        let config = SignalTransformerConfig::default();
+        let layout = config.layout();
+        let values: usize = layout.0.iter().map(|(_, s)| s.iter().product::<usize>()).sum();
+        let names: Vec<&str> = layout.0.iter().map(|(n, _)| n.as_str()).collect();
+        assert!(names.contains(&"blocks.1.attn.q.weight") && names.contains(&"head.bias"));
+        assert!(values * 4 < 2_000_000, "{values}");
+    }
+
+    #[test]
+    fn the_spectrum_of_a_tone_peaks_at_its_bin_and_ignores_gain() {
+        let config = tiny();
+        let spectra = Spectra::new(&config).unwrap();
+        let tone: Vec<f32> = (0..64_u8)
+            .map(|i| (std::f32::consts::TAU * 4.0 * f32::from(i) / 16.0 + 0.4).sin())
+            .collect();
+        let got = spectra.forward(&tone).unwrap();
+        assert_eq!(got.size(), [1, 7, 9]);
+        let got = values(&got).unwrap();
+        for patch in got.chunks(9) {
+            let top = patch.iter().copied().fold(f32::MIN, f32::max);
+            assert_eq!(patch[4], top, "bin 4 of 16 samples");
+        }
+        let louder: Vec<f32> = tone.iter().map(|x| 50.0 * x + 7.0).collect();
+        let louder = values(&spectra.forward(&louder).unwrap()).unwrap();
+        let close = |(a, b): (&f32, &f32)| (a - b).abs() < 2e-2;
+        assert!(got.iter().zip(&louder).all(close));
+    }
+
+    #[test]
+    fn a_constant_window_stays_finite() {
+        let spectra = Spectra::new(&tiny()).unwrap();
+        let flat = values(&spectra.forward(&[3.0; 64]).unwrap()).unwrap();
+        assert!(flat.iter().all(|x| x.is_finite()));
+    }
+
+    #[test]
+    fn white_noise_has_power_1_in_the_mean() {
+        let spectra = Spectra::new(&tiny()).unwrap();
+        let logs = values(&spectra.forward(&noise(64 * 400, 1)).unwrap()).unwrap();
+        let inner = logs.chunks(9).flat_map(|bins| &bins[1..8]).map(|l| f64::from(l.exp()));
+        let (sum, n) = inner.fold((0.0, 0), |(sum, n), p| (sum + p, n + 1));
+        assert!((sum / f64::from(n) - 1.0).abs() < 0.05, "{}", sum / f64::from(n));
+    }
+
+    #[test]
+    fn each_window_has_its_own_logits() {
+        let config = tiny();
+        let weights = config.initial_weights(&mut Stream::new(1, "weights"));
+        let model = SignalTransformer::new(&Weights::from_set(&weights).unwrap(), &config).unwrap();
+        let spectra = Spectra::new(&config).unwrap();
+        let x = noise(3 * 64, 2);
+        let logits =
+            |x: &[f32]| values(&model.forward(&spectra.forward(x).unwrap()).unwrap()).unwrap();
+        let together = logits(&x);
+        let apart: Vec<f32> = x.chunks(64).flat_map(logits).collect();
+        assert_eq!(together.len(), 9);
+        assert!(together.iter().zip(&apart).all(|(a, b)| (a - b).abs() < 1e-5));
+    }
+
+    #[test]
+    fn weights_of_another_shape_are_refused_with_both_shapes() {
+        let weights = tiny().initial_weights(&mut Stream::new(1, "weights"));
+        let weights = Weights::from_set(&weights).unwrap();
+        let wider = SignalTransformerConfig { classes: 4, ..tiny() };
+        let error = SignalTransformer::new(&weights, &wider).unwrap_err().to_string();
+        assert!(error.contains("head") && error.contains("[4, 8]") && error.contains("[3, 8]"));
+    }
+
+    #[test]
+    fn sizes_that_do_not_fit_are_refused() {
+        assert!(tiny().check().is_ok());
+        let odd = SignalTransformerConfig { patch: 15, ..tiny() };
+        let gap = SignalTransformerConfig { stride: 17, ..tiny() };
+        let none = SignalTransformerConfig { layers: 0, ..tiny() };
+        let heads = BlockConfig { heads: 3, ..tiny().block };
+        let split = SignalTransformerConfig { block: heads, ..tiny() };
+        for bad in [odd, gap, none, split] {
+            assert_eq!(bad.check().unwrap_err().kind(), "out_of_range", "{bad:?}");
+        }
+    }
+}

@@ -29,6 +29,8 @@ pub struct TrainerConfig {
     pub lora: LoraConfig,
     /// Changes of the windows that keep their labels.
     pub augment: Augment,
+    /// Take the device's own mix of classes out of the loss, see [`log_prior`].
+    pub correct_prior: bool,
     /// The optimiser.
     pub adamw: AdamWConfig,
     /// Threads of libtorch on the lane that trains.
@@ -41,6 +43,7 @@ impl Default for TrainerConfig {
             model: SignalTransformerConfig::default(),
             lora: LoraConfig::default(),
             augment: Augment::default(),
+            correct_prior: true,
             adamw: AdamWConfig::default(),
             threads: NonZeroU16::MIN,
         }
@@ -148,10 +151,19 @@ impl Learner for SignalLearner {
             }
             _ => None,
         };
+        let prior = if self.config.correct_prior {
+            Some(log_prior(&data.labels, data.classes)?)
+        } else {
+            None
+        };
+        let terms = Terms {
+            prox_mu: job.prox_mu.into(),
+            log_prior: prior.as_ref(),
+            distill: distill.as_ref(),
+        };
         let mut losses = Vec::new();
         for step in 1..=job.steps {
             let (x, y) = self.gather(data, &batches.next(job.batch_size as usize), &mut changes)?;
-            let terms = Terms { prox_mu: job.prox_mu.into(), distill: distill.as_ref() };
             let loss = run.step(&x, &y, job.learning_rate.into(), &terms)?;
             losses.push(loss);
             if progress(Progress { step, loss }) == Control::Stop {
@@ -229,6 +241,8 @@ pub(super) fn check_windows(
 pub(super) struct Terms<'a> {
     /// FedProx mu.
     pub(super) prox_mu: f64,
+    /// `[C]`, see [`log_prior`].
+    pub(super) log_prior: Option<&'a Tensor>,
     /// The federation's soft labels.
     pub(super) distill: Option<&'a Distill>,
 }
@@ -284,7 +298,7 @@ impl Run<'_> {
     ) -> Result<f32, LearnError> {
         let weights = self.weights()?;
         let model = SignalTransformer::new(&weights, &self.learner.config.model)?;
-        let loss = batch_loss(&model.forward(x)?, y, terms.distill)?;
+        let loss = batch_loss(&model.forward(x)?, y, terms)?;
         let value = loss.f_double_value(&[])?;
         if !value.is_finite() {
             return Err(LearnError::NotFinite { name: "loss".into(), index: 0 });
@@ -317,21 +331,322 @@ impl Run<'_> {
 }
 
 /// Cross-entropy of logits `[n, C]` with labels `[n]`, mean over the batch, plus FedDistill's.
-fn batch_loss(
-    logits: &Tensor,
-    y: &Tensor,
-    distill: Option<&Distill>,
-) -> Result<Tensor, LearnError> {
-    let log_probabilities = logits.f_log_softmax(-1, Kind::Float)?;
+fn batch_loss(logits: &Tensor, y: &Tensor, terms: &Terms<'_>) -> Result<Tensor, LearnError> {
+    let with_prior = match terms.log_prior {
+        Some(prior) => logits.f_add(prior)?,
+        None => logits.shallow_clone(),
+    };
+    let log_probabilities = with_prior.f_log_softmax(-1, Kind::Float)?;
     let loss = log_probabilities.f_nll_loss(y, None::<&Tensor>, Reduction::Mean, -100)?;
-    match distill {
-        Some(distill) => Ok(loss.f_add(&distill.loss(&log_probabilities, y)?)?),
+    match terms.distill {
+        Some(distill) => {
+            let plain = logits.f_log_softmax(-1, Kind::Float)?;
+            Ok(loss.f_add(&distill.loss(&plain, y)?)?)
+        }
         None => Ok(loss),
     }
 }
+
+/// Logarithm of each class's share on this device, `[C]`; absent classes get -10,000.
+///
+/// Added to the logits inside the loss only, it makes the model explain its labels *given* the
+/// device's mix. Without it a plant that never saw a class would teach everyone that there is none,
+/// and devices with different mixes would pull the shared head apart.
+///
+/// # Source
+/// Ren et al. 2020, arXiv:2007.10740 (balanced softmax); Legate et al. 2023, arXiv:2304.05260, for
+/// federations.
+#[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "f32 logits")]
+fn log_prior(labels: &[usize], classes: usize) -> Result<Tensor, LearnError> {
+    let share = |class| {
+        let n = labels.iter().filter(|l| **l == class).count();
+        if n == 0 { ABSENT } else { (n as f64 / labels.len() as f64).ln() as f32 }
+    };
+    let prior: Vec<f32> = (0..classes).map(share).collect();
+    tensor(&prior, &[dim(classes)?])
+}
+
+/// Far below any logit, yet finite.
+const ABSENT: f32 = -1e4;
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "few losses")]
 fn mean<'a>(losses: impl ExactSizeIterator<Item = &'a f32>) -> f32 {
     let n = losses.len().max(1) as f64;
     (losses.map(|l| f64::from(*l)).sum::<f64>() / n) as f32
+}
+
+#[cfg(test)]
+#[expect(clippy::cast_possible_truncation, reason = "test signals are f32")]
+pub(super) mod tests {
+    use super::*;
+    use crate::torch::signal::tests::tiny;
+    use crate::torch::values;
+
+    fn base() -> TensorSet {
+        tiny().initial_weights(&mut Stream::new(1, "weights"))
+    }
+
+    fn config() -> TrainerConfig {
+        let words = |all: &[&str]| all.iter().map(|w| (*w).to_owned()).collect();
+        TrainerConfig {
+            model: tiny(),
+            lora: LoraConfig {
+                rank: 2,
+                alpha: 4.0,
+                targets: words(&["q", "up"]),
+                whole: words(&["head"]),
+            },
+            ..TrainerConfig::default()
+        }
+    }
+
+    fn learner() -> SignalLearner {
+        SignalLearner::new(&base(), config(), 3).unwrap()
+    }
+
+    /// Tones of three pitches in noise: a task that so small a model can learn.
+    fn tones(n: usize, seed: u64) -> Windows {
+        let mut stream = Stream::new(seed, "tones");
+        let mut data = Windows { len: 64, classes: 3, ..Windows::default() };
+        for label in (0..3).cycle().take(n) {
+            let rate = [0.4, 1.1, 2.2][label];
+            let phase = stream.range(0.0, 6.3);
+            let noisy = |i: i32| (rate * f64::from(i) + phase).sin() + 0.3 * stream.normal();
+            data.x.extend((0..64).map(noisy).map(|x| x as f32));
+            data.labels.push(label);
+        }
+        data
+    }
+
+    fn job(learner: &SignalLearner, steps: u32) -> TrainJob {
+        TrainJob {
+            start: learner.initial_adapter(),
+            steps,
+            batch_size: 12,
+            learning_rate: 0.02,
+            prox_mu: 0.0,
+            distill_lambda: 0.0,
+            class_targets: None,
+            seed: 4,
+        }
+    }
+
+    fn train(job: &TrainJob) -> Trained {
+        learner().train(&tones(30, 1), job, &mut |_| Control::Continue).unwrap()
+    }
+
+    fn distance(a: &TensorSet, b: &TensorSet) -> f64 {
+        let pairs = a.tensors().iter().zip(b.tensors());
+        let squares = pairs.flat_map(|(a, b)| a.data.iter().zip(&b.data)).map(|(a, b)| a - b);
+        squares.map(|d| f64::from(d).powi(2)).sum::<f64>().sqrt()
+    }
+
+    #[test]
+    fn the_gradient_is_that_of_finite_differences() {
+        let learner = learner();
+        let (plan, model) = (&learner.plan, &learner.config.model);
+        // Away from the start, where B = 0 would hide the gradient of A.
+        let mut at = learner.initial_adapter();
+        let mut stream = Stream::new(9, "move");
+        for data in at.values_mut() {
+            for x in data {
+                *x += 0.1 * stream.normal() as f32;
+            }
+        }
+        let data = tones(6, 2);
+        let x = learner.spectra.forward(&data.x).unwrap();
+        let y = Tensor::f_from_slice(&[0_i64, 1, 2, 0, 1, 2]).unwrap();
+        let loss = |flat: &Tensor| {
+            let weights = plan.effective(&learner.base, flat).unwrap();
+            let logits = SignalTransformer::new(&weights, model).unwrap().forward(&x).unwrap();
+            batch_loss(&logits, &y, &Terms::default()).unwrap()
+        };
+        let flat = plan.flatten(&at).unwrap().f_set_requires_grad(true).unwrap();
+        let gradients = Tensor::f_run_backward(&[&loss(&flat)], &[&flat], false, false).unwrap();
+        let gradient = values(&gradients[0]).unwrap();
+        let mut offset = 0;
+        for tensor in at.tensors() {
+            // Along a random direction within each tensor: all its entries count.
+            let n = tensor.data.len();
+            let mut direction = vec![0.0_f32; gradient.len()];
+            for d in &mut direction[offset..offset + n] {
+                *d = stream.normal() as f32;
+            }
+            offset += n;
+            let slope: f64 = gradient.iter().zip(&direction).map(|(g, d)| f64::from(g * d)).sum();
+            let along = crate::torch::tensor(&direction, &flat.size()).unwrap();
+            let value = |step: f64| {
+                let moved = flat.f_detach().unwrap() + &along * step;
+                loss(&moved).f_double_value(&[]).unwrap()
+            };
+            let differences = (value(1e-2) - value(-1e-2)) / 2e-2;
+            let tolerance = 2e-3 + 0.02 * slope.abs();
+            assert!(
+                (slope - differences).abs() < tolerance,
+                "{}: {slope} {differences}",
+                tensor.name
+            );
+            assert!(slope.abs() > 1e-6, "{} has no gradient", tensor.name);
+        }
+    }
+
+    #[test]
+    fn training_lowers_the_loss_and_moves_nothing_but_the_adapter() {
+        let mut learner = learner();
+        let data = tones(30, 1);
+        let start = job(&learner, 60);
+        let trained = learner.train(&data, &start, &mut |_| Control::Continue).unwrap();
+        assert!(trained.loss_last < 0.6 * trained.loss_first, "{trained:?}");
+        assert_eq!(learner.base.to_set().unwrap(), base(), "the base is frozen");
+        assert_eq!(learner.initial_adapter(), start.start);
+        assert_eq!(trained.adapter.layout(), start.start.layout());
+        for (before, after) in start.start.tensors().iter().zip(trained.adapter.tensors()) {
+            assert_ne!(before.data, after.data, "{} trains", before.name);
+        }
+        assert_eq!((trained.num_examples, trained.steps), (30, 60));
+        assert_eq!(trained.class_logits.counts, [10, 10, 10]);
+        let rows: Vec<&[f32]> = trained.class_logits.mean_logits.chunks(3).collect();
+        assert!(rows[0][0] > rows[0][1] && rows[1][1] > rows[1][2] && rows[2][2] > rows[2][0]);
+    }
+
+    #[test]
+    fn one_seed_gives_one_adapter() {
+        let plain = job(&learner(), 5);
+        assert_eq!(train(&plain).adapter, train(&plain).adapter);
+        let other = TrainJob { seed: 5, ..plain.clone() };
+        assert_ne!(train(&plain).adapter, train(&other).adapter);
+    }
+
+    #[test]
+    fn the_proximal_term_holds_the_adapter_near_its_start() {
+        let free = job(&learner(), 30);
+        let held = TrainJob { prox_mu: 10.0, ..free.clone() };
+        let moved = |job: &TrainJob| distance(&train(job).adapter, &job.start);
+        assert!(moved(&held) < 0.5 * moved(&free), "{} {}", moved(&held), moved(&free));
+    }
+
+    #[test]
+    fn distillation_adds_the_cross_entropy_with_the_target_of_the_class() {
+        let third = 3.0_f32.ln();
+        // Class 0 has the target softmax(ln 3, 0) = 3/4, 1/4; class 1 has none.
+        let targets = ClassLogits { mean_logits: vec![third, 0.0, 9.0, 9.0], counts: vec![5, 0] };
+        let distill = Distill::new(&targets, 0.5).unwrap();
+        let logits = tensor(&[0.0, 0.0, 0.0, third], &[2, 2]).unwrap();
+        let y = Tensor::f_from_slice(&[0_i64, 1]).unwrap();
+        let taught = Terms { distill: Some(&distill), ..Terms::default() };
+        let plain =
+            batch_loss(&logits, &y, &Terms::default()).unwrap().f_double_value(&[]).unwrap();
+        let both = batch_loss(&logits, &y, &taught).unwrap().f_double_value(&[]).unwrap();
+        let (ln2, ln43) = (2.0_f64.ln(), (4.0_f64 / 3.0).ln());
+        assert!((plain - ln2.midpoint(ln43)).abs() < 1e-6);
+        // Mean over two examples of 0.5 x ln 2 (uniform prediction) and 0.
+        assert!((both - plain - 0.25 * ln2).abs() < 1e-6, "{both} {plain}");
+        let job = job(&learner(), 2);
+        let soft = ClassLogits { mean_logits: vec![0.5; 9], counts: vec![20; 3] };
+        let taught = TrainJob { class_targets: Some(soft), distill_lambda: 1.0, ..job.clone() };
+        assert_ne!(train(&job).adapter, train(&taught).adapter);
+    }
+
+    #[test]
+    fn a_class_that_a_device_never_saw_is_not_unlearned() {
+        // Examples of classes 0 and 1 only: the third logit must get no gradient at all.
+        let prior = log_prior(&[0, 1, 1, 1], 3).unwrap();
+        let terms = Terms { log_prior: Some(&prior), ..Terms::default() };
+        let y = Tensor::f_from_slice(&[0_i64, 1]).unwrap();
+        let gradient = |terms: &Terms<'_>| {
+            let logits = tensor(&[0.3, -0.2, 0.9, 0.0, 0.1, 0.5], &[2, 3]).unwrap();
+            let logits = logits.f_set_requires_grad(true).unwrap();
+            let loss = batch_loss(&logits, &y, terms).unwrap();
+            let all = Tensor::f_run_backward(&[&loss], &[&logits], false, false).unwrap();
+            values(&all[0]).unwrap()
+        };
+        let (with, without) = (gradient(&terms), gradient(&Terms::default()));
+        assert_eq!((with[2], with[5]), (0.0, 0.0));
+        assert!(without[2] > 0.1 && without[5] > 0.1, "pushed down without it");
+        // Equal logits: the answer is the mix itself, so the mean gradient over the mix is 0.
+        let even = tensor(&[0.0; 12], &[4, 3]).unwrap().f_set_requires_grad(true).unwrap();
+        let y = Tensor::f_from_slice(&[0_i64, 1, 1, 1]).unwrap();
+        let loss = batch_loss(&even, &y, &terms).unwrap();
+        let all = Tensor::f_run_backward(&[&loss], &[&even], false, false).unwrap();
+        let each = values(&all[0]).unwrap();
+        let column: f32 = each.chunks(3).map(|row| row[0]).sum();
+        assert!(column.abs() < 1e-6, "{each:?}");
+    }
+
+    #[test]
+    fn a_run_stops_when_it_is_told_to() {
+        let mut steps = Vec::new();
+        let mut learner = learner();
+        let job = job(&learner, 9);
+        let stop_at_3 = &mut |at: Progress| {
+            steps.push(at.step);
+            if at.step == 3 { Control::Stop } else { Control::Continue }
+        };
+        let trained = learner.train(&tones(12, 1), &job, stop_at_3).unwrap();
+        assert_eq!((trained.steps, steps), (3, vec![1, 2, 3]));
+    }
+
+    #[test]
+    fn jobs_and_windows_that_do_not_fit_are_refused() {
+        let mut learner = learner();
+        let good = job(&learner, 1);
+        let data = tones(6, 1);
+        let mut kind = |data: &Windows, job: &TrainJob| {
+            learner.train(data, job, &mut |_| Control::Continue).map_or_else(|e| e.kind(), |_| "ok")
+        };
+        assert_eq!(kind(&data, &good), "ok");
+        let range = "out_of_range";
+        assert_eq!(kind(&data, &TrainJob { steps: 0, ..good.clone() }), range);
+        assert_eq!(kind(&data, &TrainJob { batch_size: 0, ..good.clone() }), range);
+        assert_eq!(kind(&data, &TrainJob { learning_rate: f32::NAN, ..good.clone() }), range);
+        assert_eq!(kind(&data, &TrainJob { prox_mu: -1.0, ..good.clone() }), range);
+        let soft = ClassLogits { mean_logits: vec![0.0; 4], counts: vec![1; 2] };
+        assert_eq!(kind(&data, &TrainJob { class_targets: Some(soft), ..good.clone() }), range);
+        let start = TensorSet::default();
+        assert_eq!(kind(&data, &TrainJob { start, ..good.clone() }), "layout_mismatch");
+        assert_eq!(kind(&Windows { len: 63, ..data.clone() }, &good), range);
+        assert_eq!(kind(&Windows { classes: 4, ..data.clone() }, &good), range);
+        assert_eq!(kind(&Windows { labels: vec![3; 6], ..data.clone() }, &good), range);
+        assert_eq!(kind(&Windows { labels: vec![], x: vec![], ..data.clone() }, &good), range);
+        let mut broken = data.clone();
+        broken.x[70] = f32::INFINITY;
+        assert_eq!(kind(&broken, &good), "not_finite");
+    }
+
+    #[test]
+    fn a_base_of_another_model_is_refused() {
+        let wrong = SignalTransformerConfig { layers: 1, ..tiny() };
+        let config = TrainerConfig { model: wrong, ..config() };
+        let error = SignalLearner::new(&base(), config, 1).unwrap_err();
+        assert_eq!(error.kind(), "layout_mismatch");
+    }
+
+    #[test]
+    fn the_predictor_answers_with_the_trained_adapter_and_keeps_it_on_an_error() {
+        use crate::learn::Predictor;
+        use crate::torch::SignalPredictor;
+        let data = tones(30, 1);
+        let trained = train(&job(&learner(), 80));
+        let lora = config().lora;
+        let threads = NonZeroU16::MIN;
+        let mut predictor = SignalPredictor::new(&base(), tiny(), &lora, threads).unwrap();
+        let bare = predictor.predict(&data.x, 64).unwrap();
+        predictor.load(&learner().initial_adapter()).unwrap();
+        let untrained = predictor.predict(&data.x, 64).unwrap();
+        for (a, b) in bare.iter().zip(&untrained) {
+            let gap = a.probabilities.iter().zip(&b.probabilities).map(|(a, b)| (a - b).abs());
+            assert!(gap.fold(0.0, f32::max) < 1e-6, "version 0 is the base");
+        }
+        predictor.load(&trained.adapter).unwrap();
+        let after = predictor.predict(&data.x, 64).unwrap();
+        let right = after.iter().zip(&data.labels).filter(|(p, label)| p.class == **label).count();
+        assert!(right >= 27, "{right} of 30");
+        let logits = predictor.logits(&data.x, 64).unwrap();
+        assert_eq!(ClassLogits::of(&logits, &data.labels, 3), trained.class_logits);
+        assert_eq!(predictor.load(&TensorSet::default()).unwrap_err().kind(), "layout_mismatch");
+        assert_eq!(predictor.predict(&data.x, 64).unwrap(), after);
+        assert_eq!(predictor.predict(&data.x, 32).unwrap_err().kind(), "out_of_range");
+        assert_eq!(predictor.predict(&[f32::NAN; 64], 64).unwrap_err().kind(), "not_finite");
+        assert_eq!(predictor.predict(&[], 64).unwrap(), []);
+    }
 }

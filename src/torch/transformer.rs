@@ -7,13 +7,15 @@
 //! A block is a handful of tensor handles taken from [`Weights`]; making one costs microseconds, so
 //! training makes them anew each step from the step's effective weights.
 
+use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::weights::Weights;
 use crate::learn::LearnError;
 
 /// Sizes of a block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct BlockConfig {
     /// Width d of a token.
     pub d_model: u32,
@@ -161,14 +163,15 @@ impl Attention {
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor, LearnError> {
-        let (batch, tokens, d) = x.size3()?;
+        let (batch, tokens, width) = x.size3()?;
         let split = [batch, tokens, 3, self.heads, self.head_width];
         let qkv = self.qkv.forward(x)?.f_view(split)?.f_permute([2, 0, 3, 1, 4])?;
-        let (q, k, v) = (qkv.f_select(0, 0)?, qkv.f_select(0, 1)?, qkv.f_select(0, 2)?);
+        let (query, key, value) = (qkv.f_select(0, 0)?, qkv.f_select(0, 1)?, qkv.f_select(0, 2)?);
         let mask: Option<&Tensor> = None;
-        let mixed =
-            Tensor::f_scaled_dot_product_attention(&q, &k, &v, mask, 0.0, false, None, false)?;
-        self.out.forward(&mixed.f_transpose(1, 2)?.f_reshape([batch, tokens, d])?)
+        let mixed = Tensor::f_scaled_dot_product_attention(
+            &query, &key, &value, mask, 0.0, false, None, false,
+        )?;
+        self.out.forward(&mixed.f_transpose(1, 2)?.f_reshape([batch, tokens, width])?)
     }
 }
 

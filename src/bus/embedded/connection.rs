@@ -133,7 +133,7 @@ impl<'a> Connection<'a> {
         let Hello { client, forget, mut will, .. } = hello;
         let session = claim.session.take();
         let session_present = session.is_some();
-        let (mut to_router, from_router) = match front.link(&claim.name, !session_present) {
+        let (mut to_router, from_router) = match front.link(&claim.name, forget) {
             Ok(link) => link,
             Err(error) => {
                 front.release(claim, session);

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rumqttd::local::{LinkBuilder, LinkError, LinkRx, LinkTx};
+use rumqttd::local::{LinkBuilder, LinkRx, LinkTx};
 use rumqttd::protocol::{Packet, Publish};
-use rumqttd::{Notification, Router, RouterConfig};
+use rumqttd::{Router, RouterConfig};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
@@ -19,8 +19,7 @@ use super::stats::Stats;
 use super::{BrokerSettings, connection, names};
 
 /// Links a client to the router: its name there, and whether its session is to be forgotten.
-type Connector =
-    Box<dyn Fn(&str, bool) -> Result<(LinkTx, LinkRx, Notification), LinkError> + Send + Sync>;
+type Connector = Box<dyn Fn(&str, bool) -> Result<(LinkTx, LinkRx), Ended> + Send + Sync>;
 
 /// The broker's state beside the router's.
 pub(super) struct Front {
@@ -85,7 +84,10 @@ impl Front {
         };
         let router = Router::new(0, config).spawn();
         let connector: Connector = Box::new(move |name, forget| {
-            LinkBuilder::new(name, router.clone()).clean_session(forget).build()
+            let link = LinkBuilder::new(name, router.clone()).clean_session(forget).build();
+            let (to_router, from_router, _) =
+                link.map_err(|error| Ended::Router(error.to_string()))?;
+            Ok((to_router, from_router))
         });
         Self {
             access: Access::new(settings.users.clone()),
@@ -100,9 +102,7 @@ impl Front {
 
     /// Waits for the router's answer, which takes microseconds.
     pub(super) fn link(&self, name: &str, forget: bool) -> Result<(LinkTx, LinkRx), Ended> {
-        let (to_router, from_router, _) =
-            (self.connector)(name, forget).map_err(|error| Ended::Router(error.to_string()))?;
-        Ok((to_router, from_router))
+        (self.connector)(name, forget)
     }
 
     pub(super) fn retained(&self) -> MutexGuard<'_, Retained> {
@@ -168,20 +168,24 @@ impl Front {
         Some(claim)
     }
 
-    /// Gives a client id back, with the session if it is to be kept.
+    /// Gives a client id back, with the session if it is to be kept; then it is the next one's turn.
     pub(super) fn release(&self, claim: Claim, session: Option<Session>) {
         let mut clients = self.clients();
         if let Some(number) = claim.nameless {
             clients.nameless.remove(&number);
         }
-        let Some(slot) = clients.slots.get_mut(&claim.name) else { return };
-        slot.session = session;
-        if slot.current.as_ref().is_some_and(|current| Arc::ptr_eq(current, &claim.thrown_out)) {
-            slot.current = None;
-            if !slot.keeps {
-                clients.slots.remove(&claim.name);
+        if let Some(slot) = clients.slots.get_mut(&claim.name) {
+            let ours = |current: &Arc<Notify>| Arc::ptr_eq(current, &claim.thrown_out);
+            slot.session = session;
+            if slot.current.as_ref().is_some_and(ours) {
+                slot.current = None;
+                if !slot.keeps {
+                    clients.slots.remove(&claim.name);
+                }
             }
         }
+        drop(clients);
+        drop(claim);
     }
 
     fn clients(&self) -> MutexGuard<'_, Clients> {

@@ -1,5 +1,6 @@
 //! Everything that goes to one client, and the bookkeeping that it shares with what comes from it.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -145,8 +146,8 @@ impl Flow {
         loop {
             let next = inner.last_pkid.checked_add(1).unwrap_or(FIRST_PKID).max(FIRST_PKID);
             inner.last_pkid = next;
-            if !inner.sent.contains_key(&next) {
-                inner.sent.insert(next, topic);
+            if let Entry::Vacant(free) = inner.sent.entry(next) {
+                free.insert(topic);
                 return next;
             }
         }

@@ -51,6 +51,11 @@ pub(super) enum Order {
 }
 
 impl State {
+    /// All filters have to be sent to the broker.
+    fn resubscribe(&mut self) {
+        self.unsubscribed.clone_from(&self.filters);
+    }
+
     pub(super) fn is_closing(&self) -> bool {
         matches!(self.order, Order::Close { .. })
     }
@@ -105,7 +110,7 @@ impl Link {
         let mut state = self.state();
         state.connected = true;
         if fresh {
-            state.unsubscribed = state.filters.clone();
+            state.resubscribe();
         }
         drop(state);
         self.wake_sender();
@@ -115,6 +120,17 @@ impl Link {
         let mut state = self.state();
         state.connected = false;
         state.acks.reset();
+    }
+
+    /// The client is gone. Why another one is to be built; `None` if the link is closed.
+    fn start_over(&self) -> Option<String> {
+        let mut state = self.state();
+        state.outbox.all_again();
+        state.resubscribe();
+        let Order::Rebuild { reason } = &state.order else { return None };
+        let reason = reason.clone();
+        state.order = Order::Run;
+        Some(reason)
     }
 
     fn release(&self, ticket: Ticket) {
@@ -161,13 +177,7 @@ pub(super) async fn run(
         let _ = sending.await;
 
         link.disconnected();
-        let mut state = link.state();
-        state.outbox.all_again();
-        state.unsubscribed = state.filters.clone();
-        let Order::Rebuild { reason } = &state.order else { break };
-        let reason = reason.clone();
-        state.order = Order::Run;
-        drop(state);
+        let Some(reason) = link.start_over() else { break };
         let _ = inbox.send(BusEvent::Disconnected { reason });
         sleep(backoff.next()).await;
     }
@@ -215,7 +225,7 @@ async fn poll(
                 }
             }
             Ok(_) => {}
-            Err(ConnectionError::RequestsDone) => return,
+            Err(ConnectionError::RequestsDone | ConnectionError::DisconnectTimeout) => return,
             Err(error) => {
                 // What was read before the error is sent again by the broker.
                 event_loop.state.events.clear();

@@ -35,7 +35,8 @@ pub(super) async fn run(
             signals.queued.notify_one();
         }
         if sender.is_over() {
-            let _ = sender.client.try_disconnect_now();
+            // In line behind the acknowledgements that were just queued.
+            let _ = sender.client.try_disconnect_with_timeout(GOODBYE);
             signals.queued.notify_one();
             sleep(GOODBYE).await;
             signals.stop.notify_one();
@@ -88,6 +89,11 @@ impl Sender {
             }
             state.unsubscribed.retain(|filter| !some.contains(filter));
             given = true;
+        }
+        // What is published after `subscribe` goes out after it is granted: rumqttc would let it
+        // overtake, and an answer could be missed.
+        if !self.subscribed.is_empty() {
+            return given;
         }
         while let Some((place, message)) = state.outbox.next() {
             match self.publish(place, message) {
@@ -163,7 +169,8 @@ impl Sender {
                 drained || Instant::now() >= close_at
             }
             Order::Run => {
-                if !state.connected || state.outbox.in_flight() == 0 {
+                let waits = state.outbox.in_flight() > 0 || !self.subscribed.is_empty();
+                if !state.connected || !waits {
                     self.last_progress = Instant::now();
                 }
                 drop(state);
@@ -178,7 +185,7 @@ impl Sender {
     }
 }
 
-/// AWS IoT takes no more filters in one SUBSCRIBE.
+/// Amazon's broker takes no more filters in one SUBSCRIBE.
 const FILTERS_A_PACKET: usize = 8;
 /// How often the watchdog looks, and what waits for room in the client is tried again.
 const TICK: Duration = Duration::from_millis(250);

@@ -1,0 +1,471 @@
+//! A node: the machines, actors and adapters of one identity, put together.
+//!
+//! Starting is recovering: the ledger is replayed and held against the heads that were signed, the
+//! machines are rebuilt from their state, the outbox is taken up again. Called by `gaisnet run`,
+//! by the demo, and by tests over the in-memory bus with a clock of their own.
+
+mod clock;
+#[cfg(feature = "cli")]
+mod settings;
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use actix::prelude::*;
+use tokio::sync::{mpsc, watch};
+
+use crate::actors::lanes::{Lane, ServeRequest};
+use crate::actors::{
+    Figures, Gateway, GatewayParts, Inferencer, InferencerParts, Introduce, Machine, MachineView,
+    Observe, Operator, OperatorParts, Role, Run, Runner, RunnerParts, Served, Stimulus, Workbench, pump,
+    subscribe, subscriptions,
+};
+use crate::bus::{Ack, Bus, BusEvent, Priority, Publish};
+use crate::ids::{BootId, Digest, Name, NodeId, Side};
+use crate::ledger::{Event, LedgerError, Log, Origin, Replay, SignedCheckpoint, Word};
+use crate::privacy::Gate;
+use crate::protocol::{
+    Effect, Input, Member, MemberConfig, Owner, Relay, RelayConfig, Round, RoundConfig,
+};
+use crate::scada::command::CommandPolicy;
+use crate::scada::tags::{Tag, TagMap};
+use crate::scada::telegram::{ModelMeta, Tier};
+use crate::store::{Store, StoreError};
+use crate::time::Clock;
+use crate::topic::{Branch, Prefix};
+use crate::trust::Sealer;
+use crate::trust::keyring::{Keyring, NodeEntry, Role as KeyRole};
+use crate::trust::keys::SigningKey;
+use crate::wire::Plan;
+
+pub use clock::SystemClock;
+#[cfg(feature = "cli")]
+pub use settings::{Brain, SettingsProblem, brain, bus_of, data_of, parts_of, plan_of};
+
+/// Who a node is.
+pub struct Identity {
+    /// First levels of our topics.
+    pub prefix: Prefix,
+    /// Its name.
+    pub me: NodeId,
+    /// Its key.
+    pub key: SigningKey,
+    /// Whom it knows; itself among them.
+    pub keyring: Arc<Keyring>,
+    /// Random for each start.
+    pub boot: BootId,
+    /// SHA-256 of the effective settings.
+    pub config: Digest,
+}
+
+/// What is learned and how.
+pub struct Learning {
+    /// The model.
+    pub model: ModelMeta,
+    /// Digest of its base.
+    pub base: Digest,
+    /// Its untrained adapter, packed.
+    pub adapter: Vec<u8>,
+    /// What rounds ask for.
+    pub plan: Plan,
+    /// What may leave.
+    pub gate: Gate,
+    /// Part of the members that is enough after the deadline.
+    pub quorum: f64,
+    /// A round's deadline.
+    pub deadline_ms: u64,
+    /// An edge's round ends this much earlier.
+    pub relay_margin_ms: u64,
+    /// An open round's offer is published again this often.
+    pub republish_ms: u64,
+    /// Pause between rounds.
+    pub pause_ms: u64,
+    /// The cloud stops at this version; 0 waits for a command each time.
+    pub versions: u64,
+    /// Late contributions that are further behind count nowhere.
+    pub max_staleness: u64,
+    /// Members ask their parent for news after this long without any.
+    pub resync_ms: u64,
+    /// Bytes a chunk.
+    pub chunk_bytes: u32,
+}
+
+/// Answers to the plant.
+pub struct Answering {
+    /// The thread that answers.
+    pub lane: Lane<ServeRequest>,
+    /// Plant topics.
+    pub tags: Vec<Tag>,
+    /// A pause between telegrams that breaks a window.
+    pub max_gap_ms: u64,
+    /// An answer is stale when no sample came for so long.
+    pub stale_after_ms: u64,
+}
+
+/// Everything that a node is made of.
+pub struct NodeParts {
+    /// Who.
+    pub identity: Identity,
+    /// What.
+    pub learning: Learning,
+    /// Durable memory.
+    pub store: Box<dyn Store>,
+    /// Links with their events.
+    pub links: BTreeMap<Side, (Arc<dyn Bus>, mpsc::Receiver<BusEvent>)>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Long work.
+    pub bench: Box<dyn Workbench>,
+    /// Answers, where the node gives any.
+    pub answering: Option<Answering>,
+    /// What may be asked for without a signature.
+    pub policy: CommandPolicy,
+    /// Counters.
+    pub figures: Arc<Figures>,
+    /// Processor seconds and peak memory in MiB.
+    pub resources: Arc<dyn Fn() -> (f64, f64) + Send + Sync>,
+    /// Called when the node can't go on.
+    pub fatal: Arc<dyn Fn(&str) + Send + Sync>,
+}
+
+/// A running node.
+pub struct Node {
+    /// Its name.
+    pub me: NodeId,
+    /// Its counters.
+    pub figures: Arc<Figures>,
+    /// The adapter in use.
+    pub serving: watch::Receiver<Served>,
+    observe: Recipient<Observe>,
+    role: Recipient<Stimulus>,
+    runner: Addr<Runner>,
+    buses: Vec<Arc<dyn Bus>>,
+    boot: BootId,
+    status_topic: String,
+    plant: Arc<dyn Bus>,
+}
+
+/// Why a node can't start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NodeError {
+    /// Its own name isn't in the keyring.
+    #[error("{0} is not in the keyring, or its key was revoked: enrol it (gaisnet keys enrol)")]
+    NotEnrolled(NodeId),
+    /// The key file isn't that of the keyring.
+    #[error("the key on this machine is not the one that the keyring has for {0}")]
+    WrongKey(NodeId),
+    /// No role that it could play.
+    #[error("{0} has none of the roles device, edge, cloud in the keyring")]
+    NoRole(NodeId),
+    /// A link that its role needs is missing.
+    #[error("{0} needs a link {1}: set {2} in its settings")]
+    NoLink(NodeId, &'static str, &'static str),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The ledger.
+    #[error("the ledger in the store is damaged: {0}")]
+    Ledger(#[from] LedgerError),
+    /// A state value.
+    #[error("the state in the store is damaged: {0}")]
+    State(String),
+}
+
+/// Starts a node on the current actix arbiter.
+///
+/// # Errors
+/// [`NodeError`]; nothing was published then.
+pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
+    let NodeParts { identity, learning, store, links, clock, bench, answering, .. } = parts;
+    let me = identity.me.clone();
+    let keyring = Arc::clone(&identity.keyring);
+    let entry = keyring.node(&me).ok_or_else(|| NodeError::NotEnrolled(me.clone()))?.clone();
+    if entry.key != *identity.key.public() {
+        return Err(NodeError::WrongKey(me));
+    }
+    let branch = Branch {
+        prefix: identity.prefix.clone(),
+        site: entry.site.clone(),
+        line: entry.line.clone(),
+        node: me.clone(),
+    };
+    let tier = tier_of(&entry).ok_or_else(|| NodeError::NoRole(me.clone()))?;
+    let plant = if tier == Tier::Device { Side::Up } else { Side::Down };
+    let mut buses = BTreeMap::new();
+    let mut events = Vec::new();
+    for (side, (bus, receiver)) in links {
+        buses.insert(side, bus);
+        events.push((side, receiver));
+    }
+    let missing = |side: &str, key| NodeError::NoLink(me.clone(), side_name(side), key);
+    let plant_bus = buses.get(&plant).cloned().ok_or_else(|| missing("plant", "bus.site"))?;
+    if entry.parent.is_some() && !buses.contains_key(&Side::Up) {
+        return Err(missing("parent", "bus.parent"));
+    }
+    let federation = keyring.federation().clone();
+    let log = replay(store.as_ref(), &federation, &me)?;
+    let state = store.state("")?;
+    let (served, serving) = watch::channel((0, Arc::new(learning.adapter.clone())));
+    let runner = Runner::new(RunnerParts {
+        store,
+        sealer: Sealer::new(identity.key, federation.clone(), branch.clone(), identity.boot),
+        log,
+        buses: buses.clone(),
+        parent: entry.parent.clone(),
+        clock: Arc::clone(&clock),
+        bench,
+        figures: Arc::clone(&parts.figures),
+        chunk_bytes: learning.chunk_bytes,
+        seed: u64::from_le_bytes(first_eight(&identity.boot)),
+        served,
+        fatal: parts.fatal,
+    })?
+    .start();
+    let started = Effect::Record(Event::NodeStart {
+        boot: identity.boot,
+        config: identity.config,
+        epoch: 0,
+        program: Word::new(concat!("gaisnet-", env!("CARGO_PKG_VERSION"))),
+    });
+    let adapter = Effect::SaveBlob(learning.adapter.clone());
+    let first = Run { effects: vec![adapter, started], ack: Ack::none() };
+    // The mailbox is empty; this can't fail, and a failure would show as a missing entry.
+    let _ = runner.try_send(first);
+    let shared = Shared {
+        me: me.clone(),
+        federation: federation.clone(),
+        entry: &entry,
+        learning: &learning,
+    };
+    let (role, observe) = match tier {
+        Tier::Device => play(member(&shared, false, &state)?, &runner, &clock),
+        Tier::Cloud => play(round(&shared, &keyring, Owner::Root, &state)?, &runner, &clock),
+        Tier::Edge => {
+            let inner = round(&shared, &keyring, Owner::Relay, &state)?;
+            let outer = member(&shared, true, &state)?;
+            let parent = entry.parent.clone().ok_or_else(|| NodeError::NoRole(me.clone()))?;
+            let config = RelayConfig { parent, margin_ms: learning.relay_margin_ms };
+            play(Relay::new(config, outer, inner), &runner, &clock)
+        }
+    };
+    let operator = Operator::new(OperatorParts {
+        branch: branch.clone(),
+        roles: roles_of(tier),
+        models: vec![learning.model.clone()],
+        key_id: entry.key.key_id(),
+        policy: parts.policy.clone(),
+        role: role.clone(),
+        observe: observe.clone(),
+        runner: runner.clone(),
+        bus: Arc::clone(&plant_bus),
+        plant,
+        clock: Arc::clone(&clock),
+        figures: Arc::clone(&parts.figures),
+        resources: parts.resources,
+    })
+    .start();
+    let mut tags = Vec::new();
+    let inferencer = answering.map(|answering| {
+        tags = answering.tags.iter().map(|tag| tag.filter().as_str().to_owned()).collect();
+        Inferencer::new(InferencerParts {
+            branch: branch.clone(),
+            model: learning.model.name.clone(),
+            labels: learning.model.labels.clone(),
+            window: window_of(&learning.model),
+            max_gap_ms: answering.max_gap_ms,
+            stale_after_ms: answering.stale_after_ms,
+            tier,
+            policy: parts.policy,
+            tags: TagMap::new(answering.tags),
+            lane: answering.lane,
+            bus: Arc::clone(&plant_bus),
+            clock: Arc::clone(&clock),
+            figures: Arc::clone(&parts.figures),
+        })
+        .start()
+    });
+    let gateway = Gateway::new(GatewayParts {
+        federation,
+        prefix: identity.prefix.clone(),
+        me: me.clone(),
+        keyring: Arc::clone(&keyring),
+        role: role.clone(),
+        runner: runner.clone(),
+        inferencer: inferencer.clone(),
+        operator: Some(operator),
+        clock,
+        figures: Arc::clone(&parts.figures),
+        chunk_bytes: learning.chunk_bytes,
+    })
+    .start();
+    let server = inferencer.map(Addr::recipient);
+    let _ = runner.try_send(Introduce { role: role.clone(), server });
+    let sides: Vec<Side> = buses.keys().copied().collect();
+    subscribe(&buses, &subscriptions(&keyring, &identity.prefix, &me, &sides, &tags));
+    for (side, receiver) in events {
+        actix::spawn(pump(side, receiver, gateway.clone()));
+    }
+    Ok(Node {
+        me,
+        figures: parts.figures,
+        serving,
+        observe,
+        role,
+        runner,
+        buses: buses.into_values().collect(),
+        boot: identity.boot,
+        status_topic: branch.status(),
+        plant: plant_bus,
+    })
+}
+
+impl Node {
+    /// What its machine shows.
+    pub async fn view(&self) -> Option<MachineView> {
+        self.observe.send(Observe).await.ok()
+    }
+
+    /// Opens a round, stops or resumes: what an operator's command does.
+    pub async fn order(&self, input: Input) {
+        let _ = self.role.send(Stimulus { input, ack: Ack::none() }).await;
+    }
+
+    /// Records the end, says goodbye and closes the links.
+    pub async fn stop(self, reason: &'static str, drain_ms: u64) {
+        let event = Event::NodeStop { boot: self.boot, reason: Word::new(reason) };
+        let run = Run { effects: vec![Effect::Record(event)], ack: Ack::none() };
+        let _ = self.runner.send(run).await;
+        let offline = Publish {
+            topic: self.status_topic,
+            payload: br#"{"online":false}"#.to_vec(),
+            at_least_once: true,
+            retain: true,
+            priority: Priority::Control,
+        };
+        // A link that is down has its last will for this.
+        let _ = self.plant.publish(offline);
+        for bus in self.buses {
+            bus.close(drain_ms);
+        }
+    }
+}
+
+/// What the machines of a node share.
+struct Shared<'a> {
+    me: NodeId,
+    federation: Name,
+    entry: &'a NodeEntry,
+    learning: &'a Learning,
+}
+
+fn member(
+    shared: &Shared<'_>,
+    relay: bool,
+    state: &[(String, Vec<u8>)],
+) -> Result<Member, NodeError> {
+    let Shared { me, federation, entry, learning } = shared;
+    let config = MemberConfig {
+        federation: federation.clone(),
+        me: me.clone(),
+        parent: entry.parent.clone().ok_or_else(|| NodeError::NoRole(me.clone()))?,
+        model: learning.model.name.clone(),
+        base: learning.base,
+        relay,
+        gate: learning.gate,
+        resync_ms: learning.resync_ms,
+        chunk_bytes: learning.chunk_bytes,
+    };
+    Member::new(config, &of(Member::PREFIX, state)).map_err(NodeError::State)
+}
+
+fn round(
+    shared: &Shared<'_>,
+    keyring: &Keyring,
+    owner: Owner,
+    state: &[(String, Vec<u8>)],
+) -> Result<Round, NodeError> {
+    let Shared { me, learning, .. } = shared;
+    let config = RoundConfig {
+        owner,
+        members: keyring.children_of(me).map(|entry| entry.node.clone()).collect(),
+        quorum: learning.quorum,
+        deadline_ms: learning.deadline_ms,
+        republish_ms: learning.republish_ms,
+        pause_ms: learning.pause_ms,
+        versions: learning.versions,
+        max_staleness: learning.max_staleness,
+        chunk_bytes: learning.chunk_bytes,
+        model: learning.model.name.clone(),
+        base: learning.base,
+        plan: learning.plan.clone(),
+    };
+    Round::new(config, &learning.adapter, &of(Round::PREFIX, state)).map_err(NodeError::State)
+}
+
+fn of(prefix: &str, state: &[(String, Vec<u8>)]) -> Vec<(String, Vec<u8>)> {
+    state.iter().filter(|(key, _)| key.starts_with(prefix)).cloned().collect()
+}
+
+fn play<M: Machine>(
+    machine: M,
+    runner: &Addr<Runner>,
+    clock: &Arc<dyn Clock>,
+) -> (Recipient<Stimulus>, Recipient<Observe>) {
+    let role = Role::new(machine, runner.clone(), Arc::clone(clock)).start();
+    (role.clone().recipient(), role.recipient())
+}
+
+/// Re-derives the ledger and holds it against the last head that was signed.
+fn replay(store: &dyn Store, federation: &Name, me: &NodeId) -> Result<Log, NodeError> {
+    let origin = Origin { federation: federation.clone(), node: me.clone() };
+    let last = match store.checkpoints()?.last() {
+        Some(note) => Some(SignedCheckpoint::parse(note)?.checkpoint().head),
+        None => None,
+    };
+    let mut replay = Replay::new(origin, last.as_slice())?;
+    let (mut from, total) = (0, store.num_entries()?);
+    while from < total {
+        let to = total.min(from + ENTRIES_AT_ONCE);
+        for bytes in store.entries(from, to)? {
+            replay.push(&bytes)?;
+        }
+        from = to;
+    }
+    Ok(replay.finish()?)
+}
+
+const ENTRIES_AT_ONCE: u64 = 4_096;
+
+fn tier_of(entry: &NodeEntry) -> Option<Tier> {
+    [(KeyRole::Cloud, Tier::Cloud), (KeyRole::Edge, Tier::Edge), (KeyRole::Device, Tier::Device)]
+        .into_iter()
+        .find(|(role, _)| entry.roles.contains(role))
+        .map(|(_, tier)| tier)
+}
+
+fn roles_of(tier: Tier) -> Vec<String> {
+    let first = match tier {
+        Tier::Device => "trainer",
+        Tier::Edge => "relay",
+        Tier::Cloud => "aggregator",
+    };
+    vec![first.to_owned(), "inferencer".to_owned()]
+}
+
+fn window_of(model: &ModelMeta) -> NonZeroUsize {
+    usize::try_from(model.window).ok().and_then(NonZeroUsize::new).unwrap_or(NonZeroUsize::MIN)
+}
+
+fn side_name(side: &str) -> &'static str {
+    if side == "plant" { "to its site's broker" } else { "to its parent's broker" }
+}
+
+fn first_eight(boot: &BootId) -> [u8; 8] {
+    let mut out = [0; 8];
+    for (to, from) in out.iter_mut().zip(boot.0) {
+        *to = from;
+    }
+    out
+}

@@ -1,0 +1,360 @@
+//! From settings to the parts of a node: brokers, files, learner, data.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use super::{Answering, Identity, Learning, NodeError, NodeParts, SystemClock};
+use crate::actors::lanes::{serve_lane, train_lane};
+use crate::actors::{Figures, LaneBench};
+use crate::bus::mqtt::{MqttBus, MqttError, MqttSettings, TlsSettings};
+use crate::bus::{Bus, BusEvent};
+use crate::data::bearings::{self, Bearings};
+use crate::data::{Cache, DataError};
+use crate::ids::{Digest, Name, Side};
+use crate::learn::{
+    LearnError, Learner, MachineSpeeds, Predictor, SoftmaxLearner, SoftmaxPredictor, Windows,
+};
+use crate::privacy::{Gate, Profile};
+use crate::protocol::update;
+use crate::scada::command::CommandPolicy;
+use crate::scada::tags::{Binds, Format, Tag};
+use crate::scada::telegram::ModelMeta;
+use crate::settings::{
+    Compression, Contribute, LearnerName, LinkSettings, NodeRole, PrivacyProfile, Settings,
+    StrategyName, TagBinds, TagFormat,
+};
+use crate::store::{BlobCaps, SqliteStore, StoreError};
+use crate::wire::{Coding, Plan};
+
+/// Why settings don't make a node.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SettingsProblem {
+    /// A key has a value that nothing here can use.
+    #[error("{key}: {problem}")]
+    Key {
+        /// The key.
+        key: &'static str,
+        /// What is wrong, and what would be right.
+        problem: String,
+    },
+    /// The data set.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// The model.
+    #[error(transparent)]
+    Learn(#[from] LearnError),
+    /// The link.
+    #[error(transparent)]
+    Mqtt(#[from] MqttError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A thread couldn't be started.
+    #[error("no thread: {0}")]
+    Thread(#[from] std::io::Error),
+    /// The node.
+    #[error(transparent)]
+    Node(#[from] NodeError),
+}
+
+/// A model with what trains and what serves it.
+pub struct Brain {
+    /// Its description.
+    pub model: ModelMeta,
+    /// Digest of its base.
+    pub base: Digest,
+    /// Its untrained adapter, packed.
+    pub adapter: Vec<u8>,
+    /// Trains.
+    pub learner: Box<dyn Learner>,
+    /// Serves.
+    pub predictor: Box<dyn Predictor>,
+}
+
+/// Makes the model that the settings name.
+///
+/// # Errors
+/// [`SettingsProblem`].
+pub fn brain(settings: &Settings) -> Result<Brain, SettingsProblem> {
+    let (classes, len) = (bearings::CLASSES.len(), bearings::WINDOW_LEN);
+    let model = ModelMeta {
+        name: settings.model.name.clone(),
+        version: 0,
+        window: u32::try_from(len).unwrap_or(u32::MAX),
+        rate_hz: f64::from(bearings::RATE_HZ),
+        labels: bearings::CLASSES.iter().map(|class| (*class).to_owned()).collect(),
+    };
+    let (base, learner, predictor): (Digest, Box<dyn Learner>, Box<dyn Predictor>) =
+        match settings.model.learner {
+            LearnerName::Softmax => {
+                let speeds = MachineSpeeds::default();
+                (
+                    // Nothing is pre-trained: the features are the base.
+                    Digest::of(b"gaisnet softmax over spectral features, version 1"),
+                    Box::new(SoftmaxLearner::new(speeds, len, classes)?),
+                    Box::new(SoftmaxPredictor::new(speeds, len, classes)?),
+                )
+            }
+            LearnerName::SignalTransformer => signal_transformer(settings)?,
+        };
+    let adapter = pack(&learner.initial_adapter())?;
+    Ok(Brain { model, base, adapter, learner, predictor })
+}
+
+/// The pre-trained base with LoRA on it.
+#[cfg(feature = "torch")]
+fn signal_transformer(
+    settings: &Settings,
+) -> Result<(Digest, Box<dyn Learner>, Box<dyn Predictor>), SettingsProblem> {
+    use crate::torch::{LoraConfig, SignalLearner, SignalPredictor, TrainerConfig, load_base};
+
+    let default = || std::path::PathBuf::from("models/signal-bearing.toml");
+    let path = settings.model.base.clone().unwrap_or_else(default);
+    let (card, base) = load_base(&path).map_err(|error| SettingsProblem::Key {
+        key: "model.base",
+        problem: format!("{}: {error}", path.display()),
+    })?;
+    let lora = LoraConfig {
+        rank: settings.strategy.rank,
+        alpha: narrow(settings.strategy.alpha),
+        ..LoraConfig::default()
+    };
+    let config =
+        TrainerConfig { model: card.architecture.clone(), lora: lora.clone(), ..TrainerConfig::default() };
+    let threads = config.threads;
+    let learner = SignalLearner::new(&base, config, ADAPTER_SEED)?;
+    let predictor = SignalPredictor::new(&base, card.architecture, &lora, threads)?;
+    Ok((card.sha256, Box::new(learner), Box::new(predictor)))
+}
+
+/// The factors of version 0 are the same on each node.
+#[cfg(feature = "torch")]
+const ADAPTER_SEED: u64 = 1;
+
+#[cfg(not(feature = "torch"))]
+fn signal_transformer(
+    _: &Settings,
+) -> Result<(Digest, Box<dyn Learner>, Box<dyn Predictor>), SettingsProblem> {
+    Err(SettingsProblem::Key {
+        key: "model.learner",
+        problem: "this gaisnet was built without libtorch: use softmax, or build it with the \
+                  feature torch"
+            .into(),
+    })
+}
+
+/// What a round asks of its members.
+pub fn plan_of(settings: &Settings) -> Plan {
+    let strategy = &settings.strategy;
+    let gate = gate_of(settings);
+    Plan {
+        adapter_delta: strategy.contribute.contains(&Contribute::AdapterDelta),
+        class_logits: strategy.contribute.contains(&Contribute::ClassLogits),
+        local_steps: strategy.local_steps,
+        batch_size: strategy.batch_size,
+        learning_rate: narrow(strategy.learning_rate),
+        prox_mu: match strategy.name {
+            StrategyName::Fedavg => 0.0,
+            StrategyName::Fedprox => narrow(strategy.prox_mu),
+        },
+        distill_lambda: narrow(strategy.distill_lambda),
+        rank: strategy.rank,
+        alpha: narrow(strategy.alpha),
+        coding: match strategy.compression {
+            Compression::None => Coding::F32,
+            Compression::Int8 => Coding::Int8,
+            Compression::Int4 => Coding::Int4,
+        },
+        block: u16::try_from(strategy.block).unwrap_or(u16::MAX),
+        min_cell: u32::try_from(gate.min_cell).unwrap_or(u32::MAX),
+        seed: strategy.seed,
+    }
+}
+
+/// Connects one link.
+///
+/// # Errors
+/// [`SettingsProblem`] when a file can't be read; an unreachable broker is no error but an event.
+pub fn bus_of(
+    link: &LinkSettings,
+    settings: &Settings,
+    seed: u64,
+) -> Result<(MqttBus, mpsc::Receiver<BusEvent>), SettingsProblem> {
+    let mut mqtt = MqttSettings::new(&link.host, link.port, &link.client_id_of(&settings.node));
+    mqtt.username.clone_from(&link.username);
+    if let Some(path) = &link.password_file {
+        let text = std::fs::read_to_string(path).map_err(|error| SettingsProblem::Key {
+            key: "bus.*.password_file",
+            problem: format!("{}: {error}", path.display()),
+        })?;
+        mqtt.password = Some(text.trim_end_matches(['\r', '\n']).to_owned());
+    }
+    if let Some(ca) = &link.tls.ca {
+        let client = link.tls.cert.clone().zip(link.tls.key.clone());
+        mqtt.tls = Some(TlsSettings { ca_file: ca.clone(), client });
+    }
+    mqtt.keep_alive_s = link.keep_alive_s;
+    mqtt.connection_timeout_s = u64::from(link.connect_timeout_s);
+    mqtt.max_packet_bytes = usize::try_from(link.max_packet_bytes).unwrap_or(usize::MAX);
+    mqtt.outbox_bytes = link.send_queue_bytes;
+    mqtt.inbox_bytes = link.receive_queue_bytes;
+    let will =
+        crate::actors::Operator::status(&[], false, 0, Default::default(), Default::default());
+    mqtt.will = serde_json::to_vec(&will).ok().map(|payload| crate::bus::Publish {
+        topic: format!("{}/status", settings.node.branch()),
+        payload,
+        at_least_once: true,
+        retain: true,
+        priority: crate::bus::Priority::Control,
+    });
+    Ok(MqttBus::connect(mqtt, seed)?)
+}
+
+/// Puts the parts of a node together; `brain` and `data` may be shared work of the caller.
+///
+/// # Errors
+/// [`SettingsProblem`].
+pub fn parts_of(
+    settings: &Settings,
+    identity: Identity,
+    brain: Brain,
+    data: Option<Windows>,
+) -> Result<NodeParts, SettingsProblem> {
+    let figures = Arc::new(Figures::default());
+    let seed = u64::from_le_bytes(super::first_eight(&identity.boot));
+    let store = SqliteStore::open(&settings.paths.store, BlobCaps::default())?;
+    let mut links: BTreeMap<Side, (Arc<dyn Bus>, mpsc::Receiver<BusEvent>)> = BTreeMap::new();
+    let (bus, events) = bus_of(&settings.bus.site, settings, seed)?;
+    let device = settings.node.has(NodeRole::Trainer);
+    links.insert(if device { Side::Up } else { Side::Down }, (Arc::new(bus), events));
+    if settings.node.has(NodeRole::Relay) {
+        let parent = settings.bus.parent.as_ref().unwrap_or(&settings.bus.site);
+        let mut parent = parent.clone();
+        if settings.bus.parent.is_none() {
+            // One broker for both sides takes two clients, and a client id only once.
+            let id = format!("{}-up", parent.client_id_of(&settings.node));
+            parent.client_id = Name::new(id).ok();
+        }
+        let (bus, events) = bus_of(&parent, settings, seed)?;
+        links.insert(Side::Up, (Arc::new(bus), events));
+    }
+    let lane = match data {
+        Some(data) => Some((train_lane(brain.learner, QUEUE)?, Arc::new(data))),
+        None => None,
+    };
+    let answering = Answering {
+        lane: serve_lane(brain.predictor, QUEUE)?,
+        tags: tags_of(settings)?,
+        max_gap_ms: settings.tags.iter().filter_map(|tag| tag.max_gap_ms).max().unwrap_or(5_000),
+        stale_after_ms: 10_000,
+    };
+    let round = &settings.round;
+    let learning = Learning {
+        model: brain.model,
+        base: brain.base,
+        adapter: brain.adapter,
+        plan: plan_of(settings),
+        gate: gate_of(settings),
+        quorum: round.quorum,
+        deadline_ms: round.deadline_s * 1_000,
+        relay_margin_ms: round.relay_margin_s * 1_000,
+        republish_ms: round.republish_s * 1_000,
+        pause_ms: round.pause_s * 1_000,
+        versions: if round.auto_start { round.rounds } else { 0 },
+        max_staleness: round.late_max_staleness,
+        resync_ms: round.republish_s * 3_000,
+        chunk_bytes: settings.bus.site.chunk_bytes,
+    };
+    let unsigned = settings.commands.unsigned.iter().map(String::as_str);
+    let policy = CommandPolicy::new(unsigned).map_err(|error| SettingsProblem::Key {
+        key: "commands.unsigned",
+        problem: error.to_string(),
+    })?;
+    Ok(NodeParts {
+        bench: Box::new(LaneBench::new(identity.me.clone(), lane, Arc::clone(&figures))),
+        identity,
+        learning,
+        store: Box::new(store),
+        links,
+        clock: Arc::new(SystemClock::new()),
+        answering: Some(answering),
+        policy,
+        figures,
+        resources: Arc::new(|| {
+            crate::telemetry::usage().map_or((0.0, 0.0), |usage| (usage.cpu_seconds, usage.peak_rss_mib()))
+        }),
+        fatal: Arc::new(|_| std::process::exit(1)),
+    })
+}
+
+/// A device's own windows.
+///
+/// # Errors
+/// [`SettingsProblem`] when the set or client isn't known, or the set wasn't fetched.
+pub fn data_of(settings: &Settings) -> Result<Option<Windows>, SettingsProblem> {
+    let Some(set) = &settings.data.set else { return Ok(None) };
+    let bad = |key, problem: String| SettingsProblem::Key { key, problem };
+    if set != "bearings" {
+        return Err(bad("data.set", format!("no data set {set:?}: this version has bearings")));
+    }
+    let cache = match &settings.data.cache {
+        Some(path) => Cache::at(path.clone()),
+        None => Cache::from_env()?,
+    };
+    let all = Bearings::cached(&cache).ok_or_else(|| {
+        bad("data.set", "bearings is not in the cache: gaisnet data fetch bearings".into())
+    })?;
+    let client = settings.data.client.as_ref().map_or("", Name::as_str);
+    let at = bearings::PLANTS.iter().position(|plant| plant.eq_ignore_ascii_case(client));
+    let at = at.ok_or_else(|| {
+        bad("data.client", format!("{client:?} is none of {:?}", bearings::PLANTS))
+    })?;
+    Ok(Some(all.plant(at)?))
+}
+
+fn tags_of(settings: &Settings) -> Result<Vec<Tag>, SettingsProblem> {
+    let bad = |problem: String| SettingsProblem::Key { key: "tags", problem };
+    let mut tags = Vec::new();
+    for tag in &settings.tags {
+        let format = match tag.format {
+            None | Some(TagFormat::Json) => Format::Json,
+            Some(TagFormat::Csv) => Format::Csv,
+            Some(TagFormat::F32le) => Format::F32Le,
+        };
+        let binds = match tag.binds {
+            TagBinds::Feature => {
+                let model = tag.model.clone().unwrap_or_else(|| settings.model.name.clone());
+                Binds::Feature { model }
+            }
+            TagBinds::Label => Binds::Label,
+            TagBinds::Idle => Binds::Idle,
+        };
+        let pointer = tag.pointer.as_deref().unwrap_or("");
+        tags.push(Tag::new(&tag.topic, format, pointer, binds).map_err(|e| bad(e.to_string()))?);
+    }
+    Ok(tags)
+}
+
+fn gate_of(settings: &Settings) -> Gate {
+    Gate::from(match settings.privacy.profile {
+        PrivacyProfile::Standard => Profile::Standard,
+        PrivacyProfile::Strict => Profile::Strict,
+        PrivacyProfile::Lab => Profile::Lab,
+    })
+}
+
+fn pack(adapter: &crate::learn::TensorSet) -> Result<Vec<u8>, SettingsProblem> {
+    update::pack(adapter, Coding::F32, 0)
+        .map_err(|error| SettingsProblem::Key { key: "model", problem: error.to_string() })
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "settings in the range of f32")]
+fn narrow(value: f64) -> f32 {
+    value as f32
+}
+
+/// Requests that a lane's queue holds.
+const QUEUE: usize = 128;
