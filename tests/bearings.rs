@@ -10,7 +10,6 @@
     reason = "a test"
 )]
 
-
 use std::collections::BTreeMap;
 
 use gaisnet::data::Cache;

@@ -140,7 +140,10 @@ mod tests {
             let request = std::fs::read(home.join(REQUEST)).unwrap();
             let request: Enrolment = serde_json::from_slice(&request).unwrap();
             assert!(request.entry.roles.contains(&tier.parse().unwrap()));
-            assert_eq!(request.entry.key, read_public_key(&home.join("keys/node.pub.pem")).unwrap());
+            assert_eq!(
+                request.entry.key,
+                read_public_key(&home.join("keys/node.pub.pem")).unwrap()
+            );
             let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
             let file = home.join("gaisnet.toml");
             assert_eq!((mode(&home), mode(&home.join("keys")), mode(&file)), (0o700, 0o700, 0o600));

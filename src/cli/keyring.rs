@@ -96,7 +96,11 @@ pub(super) fn run(
         }
         KeyringCommand::Show { file, json } => {
             let keyring = read_keyring(&place(file.as_ref(), "the keyring's file")?)?;
-            if *json { show_json(&keyring, out)? } else { show(&keyring, out)? }
+            if *json {
+                show_json(&keyring, out)?
+            } else {
+                show(&keyring, out)?
+            }
             Ok(Exit::Ok)
         }
         KeyringCommand::Accept { file, keyring, fingerprint } => {
@@ -220,7 +224,9 @@ mod tests {
         let file = federation.path("keyring");
         let (exit, text) = gaisnet(&["keyring", "show", &file]);
         assert_eq!(exit.unwrap(), Exit::Ok);
-        for part in ["version           2", "root              1 of 1 keys", "cloud             _/_"] {
+        for part in
+            ["version           2", "root              1 of 1 keys", "cloud             _/_"]
+        {
             assert!(text.contains(part), "{part} is missing in\n{text}");
         }
         let (exit, text) = gaisnet(&["keyring", "show", &file, "--json"]);
@@ -235,7 +241,9 @@ mod tests {
         let federation = Federation::new();
         let (new, place) = (federation.path("keyring"), federation.path("in-use"));
         let accept = |more: &[&str]| {
-            gaisnet(&[&["keyring", "accept", new.as_str(), "--keyring", place.as_str()], more].concat())
+            gaisnet(
+                &[&["keyring", "accept", new.as_str(), "--keyring", place.as_str()], more].concat(),
+            )
         };
         let (exit, text) = accept(&[]);
         assert_eq!(exit.unwrap(), Exit::Refused);

@@ -371,7 +371,8 @@ mod tests {
         assert_eq!(federation.keyring().version(), 3);
         let before = federation.keyring().node(&Name::new("edge").unwrap()).unwrap().key;
 
-        let request = federation.request("edge-2", "edge", &["--role", "edge", "--parent", "cloud"]);
+        let request =
+            federation.request("edge-2", "edge", &["--role", "edge", "--parent", "cloud"]);
         federation.change(&["keys", "rotate", &request]).unwrap();
         let after = federation.keyring();
         assert_eq!(after.version(), 4);
@@ -388,7 +389,9 @@ mod tests {
         let federation = Federation::new();
         let request = federation.request("cloud", "cloud", &["--role", "cloud"]);
         let text = std::fs::read_to_string(&request).unwrap();
-        for (from, to) in [("\"cloud\"\n", "\"operator\"\n"), ("\"node\": \"cloud\"", "\"node\": \"k\"")] {
+        for (from, to) in
+            [("\"cloud\"\n", "\"operator\"\n"), ("\"node\": \"cloud\"", "\"node\": \"k\"")]
+        {
             assert!(text.contains(from), "{text}");
             std::fs::write(&request, text.replace(from, to)).unwrap();
             let refused = federation.change(&["keys", "enrol", &request]).unwrap_err();

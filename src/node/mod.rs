@@ -18,8 +18,8 @@ use tokio::sync::{mpsc, watch};
 use crate::actors::lanes::{Lane, ServeRequest};
 use crate::actors::{
     Figures, Gateway, GatewayParts, Inferencer, InferencerParts, Introduce, Machine, MachineView,
-    Observe, Operator, OperatorParts, Role, Run, Runner, RunnerParts, Served, Stimulus, Workbench, pump,
-    subscribe, subscriptions,
+    Observe, Operator, OperatorParts, Role, Run, Runner, RunnerParts, Served, Stimulus, Workbench,
+    pump, subscribe, subscriptions,
 };
 use crate::bus::{Ack, Bus, BusEvent, Priority, Publish};
 use crate::ids::{BootId, Digest, Name, NodeId, Side};

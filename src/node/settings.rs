@@ -122,8 +122,11 @@ fn signal_transformer(
         alpha: narrow(settings.strategy.alpha),
         ..LoraConfig::default()
     };
-    let config =
-        TrainerConfig { model: card.architecture.clone(), lora: lora.clone(), ..TrainerConfig::default() };
+    let config = TrainerConfig {
+        model: card.architecture.clone(),
+        lora: lora.clone(),
+        ..TrainerConfig::default()
+    };
     let threads = config.threads;
     let learner = SignalLearner::new(&base, config, ADAPTER_SEED)?;
     let predictor = SignalPredictor::new(&base, card.architecture, &lora, threads)?;
@@ -284,7 +287,8 @@ pub fn parts_of(
         policy,
         figures,
         resources: Arc::new(|| {
-            crate::telemetry::usage().map_or((0.0, 0.0), |usage| (usage.cpu_seconds, usage.peak_rss_mib()))
+            crate::telemetry::usage()
+                .map_or((0.0, 0.0), |usage| (usage.cpu_seconds, usage.peak_rss_mib()))
         }),
         fatal: Arc::new(|_| std::process::exit(1)),
     })
