@@ -3,7 +3,10 @@
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
+use crate::ledger::LedgerError;
 use crate::settings::SettingsError;
+use crate::trust::keyring::KeyringError;
+use crate::trust::keyring_document::DocumentError;
 
 /// Outcome of a command, as scripts see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +32,11 @@ impl From<Exit> for ExitCode {
     }
 }
 
+/// Arguments that clap can't judge, such as one that is missing when there are no settings.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Misuse(pub(super) String);
+
 /// Turns a command's result into an exit; tells an error with its causes, once.
 pub(super) fn conclude(result: anyhow::Result<Exit>, err: &mut dyn Write) -> Exit {
     let error = match result {
@@ -44,7 +52,12 @@ pub(super) fn conclude(result: anyhow::Result<Exit>, err: &mut dyn Write) -> Exi
         return Exit::Ok;
     }
     drop(writeln!(err, "gaisnet: {error:#}"));
-    if error.is::<SettingsError>() { Exit::Usage } else { Exit::Failed }
+    if error.is::<SettingsError>() || error.is::<Misuse>() {
+        return Exit::Usage;
+    }
+    let refused =
+        error.is::<KeyringError>() || error.is::<DocumentError>() || error.is::<LedgerError>();
+    if refused { Exit::Refused } else { Exit::Failed }
 }
 
 #[cfg(test)]
@@ -61,6 +74,10 @@ mod tests {
         let settings = Layers::new().load().into_settings().map(|_| Exit::Ok);
         let settings = settings.map_err(anyhow::Error::from);
         assert_eq!(conclude(settings, &mut err), Exit::Usage);
+        let misuse = Err(Misuse("give FILE".to_owned()).into());
+        assert_eq!(conclude(misuse, &mut err), Exit::Usage);
+        let refused = Err(anyhow::Error::from(DocumentError::WrongType)).context("keyring");
+        assert_eq!(conclude(refused, &mut err), Exit::Refused);
         let io = Err(std::io::Error::other("disk on fire")).context("ledger");
         assert_eq!(conclude(io, &mut err), Exit::Failed);
         let text = String::from_utf8(err).unwrap();

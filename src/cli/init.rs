@@ -1,15 +1,17 @@
-//! `gaisnet init`: a folder for a new node, with commented settings. Nothing is overwritten.
+//! `gaisnet init`: a folder for a new node, with commented settings, its key and an enrolment
+//! request. Nothing is overwritten.
 
-use std::fs::{DirBuilder, OpenOptions};
+use std::fs::DirBuilder;
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::Args;
 
-use super::Exit;
 use super::settings_args::TierArg;
+use super::trust_files::write_new;
+use super::{Exit, keys};
 use crate::ids::Name;
 use crate::settings::{Layers, Tier};
 
@@ -39,14 +41,20 @@ pub(super) fn run(args: &InitArgs, out: &mut dyn Write) -> anyhow::Result<Exit> 
     let text = settings_text(tier, args);
     let mut layers = Layers::new();
     layers.text(tier.as_str(), &text);
-    layers.load().into_settings()?;
+    let settings = layers.load().into_settings()?;
 
     private_folder(&folder)?;
     let file = folder.join("gaisnet.toml");
-    write_new(&file, &text)?;
-    private_folder(&folder.join("keys"))?;
+    write_new(&file, text.as_bytes(), 0o600)?;
+    let keys_folder = folder.join("keys");
+    private_folder(&keys_folder)?;
+    let (key, request) = (keys_folder.join(keys::NODE_KEY), folder.join(REQUEST));
+    let id = keys::key_and_request(&settings.node, &key, &request)?;
     writeln!(out, "wrote {}", file.display())?;
-    writeln!(out, "next:  gaisnet doctor --config {}", file.display())?;
+    writeln!(out, "key   {id} in {}", key.display())?;
+    writeln!(out, "next:  where the root key is: gaisnet keys enrol {}", request.display())?;
+    writeln!(out, "       here: gaisnet keyring accept KEYRING --config {}", file.display())?;
+    writeln!(out, "       gaisnet doctor --config {}", file.display())?;
     Ok(Exit::Ok)
 }
 
@@ -95,12 +103,8 @@ fn private_folder(folder: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn write_new(file: &Path, text: &str) -> anyhow::Result<()> {
-    let opened = OpenOptions::new().write(true).create_new(true).mode(0o600).open(file);
-    let mut opened =
-        opened.with_context(|| format!("can't make {}; nothing is overwritten", file.display()))?;
-    opened.write_all(text.as_bytes()).with_context(|| file.display().to_string())
-}
+/// What the keepers of the root need in order to enrol this node.
+const REQUEST: &str = "enrolment.json";
 
 /// Examples for `--help`.
 pub(super) const HELP: &str = "\
@@ -109,12 +113,15 @@ Examples:
   gaisnet init edge --name edge-north --site north --parent cloud ./edge-north
   gaisnet init device --name press-7 --site north --parent edge-north ./press-7
 
-The folder gets mode 0700 and a commented gaisnet.toml; a file that is there is never overwritten.";
+The folder gets mode 0700, a commented gaisnet.toml, a key in keys/ and enrolment.json for
+`gaisnet keys enrol`; a file that is there is never overwritten.";
 
 #[cfg(test)]
 mod tests {
     use super::super::tests::gaisnet;
+    use super::super::trust_files::read_public_key;
     use super::*;
+    use crate::trust::keyring::Enrolment;
 
     #[test]
     fn each_tier_gets_a_private_folder_with_settings_that_are_good() {
@@ -130,6 +137,13 @@ mod tests {
             let (exit, text) = gaisnet(&line);
             assert_eq!(exit.unwrap(), Exit::Ok);
             assert!(text.contains("gaisnet doctor --config"), "{text}");
+            let request = std::fs::read(home.join(REQUEST)).unwrap();
+            let request: Enrolment = serde_json::from_slice(&request).unwrap();
+            assert!(request.entry.roles.contains(&tier.parse().unwrap()));
+            assert_eq!(
+                request.entry.key,
+                read_public_key(&home.join("keys/node.pub.pem")).unwrap()
+            );
             let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
             let file = home.join("gaisnet.toml");
             assert_eq!((mode(&home), mode(&home.join("keys")), mode(&file)), (0o700, 0o700, 0o600));

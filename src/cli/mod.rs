@@ -10,7 +10,10 @@ mod demo;
 mod doctor;
 mod exit;
 mod init;
+mod keyring;
+mod keys;
 mod settings_args;
+mod trust_files;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -40,12 +43,16 @@ enum Command {
     #[cfg(feature = "broker")]
     #[command(after_help = demo::HELP)]
     Demo(demo::DemoArgs),
-    /// Write the settings of a new node into a folder
+    /// Write the settings and the key of a new node into a folder
     #[command(after_help = init::HELP)]
     Init(init::InitArgs),
     /// Look for what would keep this node from working, and say what to do
     #[command(after_help = doctor::HELP)]
     Doctor(doctor::DoctorArgs),
+    /// Make, show, enrol, rotate and revoke keys
+    Keys(keys::KeysArgs),
+    /// Start, show and accept the federation's signed keyring
+    Keyring(keyring::KeyringArgs),
 }
 
 /// Runs the program with these arguments (the first is its name).
@@ -69,6 +76,8 @@ fn run(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Exit> {
         Command::Demo(args) => demo::run(&args, out),
         Command::Init(args) => init::run(&args, out),
         Command::Doctor(args) => doctor::run(&args, &settings, out),
+        Command::Keys(args) => keys::run(&args, &settings, out),
+        Command::Keyring(args) => keyring::run(&args, &settings, out),
     }
 }
 
@@ -85,7 +94,7 @@ Exit codes:
   0  done
   1  failed: disk, network, broker; the message names the cause
   2  wrong usage or settings; nothing was done
-  3  a check said no (doctor, audit verify)";
+  3  a check said no (doctor, keys, keyring, audit verify)";
 
 #[cfg(test)]
 mod tests {
@@ -99,6 +108,50 @@ mod tests {
         let mut out = Vec::new();
         let exit = run(cli, &mut out);
         (exit, String::from_utf8(out).unwrap())
+    }
+
+    /// A folder with a root key, a keyring and whoever was enrolled, made by the commands.
+    pub(super) struct Federation {
+        folder: tempfile::TempDir,
+    }
+
+    impl Federation {
+        pub(super) fn new() -> Self {
+            let this = Self { folder: tempfile::tempdir().unwrap() };
+            let (root, keyring) = (this.path("root/root.pem"), this.path("keyring"));
+            gaisnet(&["keys", "new", &root]).0.unwrap();
+            let line = ["keyring", "new", &keyring, "--federation", "pilot", "--root", &root];
+            gaisnet(&line).0.unwrap();
+            this
+        }
+
+        pub(super) fn path(&self, name: &str) -> String {
+            self.folder.path().join(name).to_str().unwrap().to_owned()
+        }
+
+        pub(super) fn keyring(&self) -> crate::trust::keyring::Keyring {
+            trust_files::read_keyring(self.path("keyring").as_ref()).unwrap()
+        }
+
+        /// Makes `keys/{key}.pem` and the request of `node` with it; gives the request's path.
+        pub(super) fn request(&self, key: &str, node: &str, place: &[&str]) -> String {
+            let (file, request) =
+                (self.path(&format!("keys/{key}.pem")), self.path(&format!("{key}.json")));
+            gaisnet(&["keys", "new", &file]).0.unwrap();
+            let who = ["keys", "prove", "--key", &file, "--name", node, "--federation", "pilot"];
+            gaisnet(&[&who[..], &["--out", &request], place].concat()).0.unwrap();
+            request
+        }
+
+        pub(super) fn enrol(&self, node: &str, place: &[&str]) {
+            let request = self.request(node, node, place);
+            self.change(&["keys", "enrol", &request]).unwrap();
+        }
+
+        pub(super) fn change(&self, line: &[&str]) -> anyhow::Result<Exit> {
+            let (root, keyring) = (self.path("root/root.pem"), self.path("keyring"));
+            gaisnet(&[line, &["--root", &root, "--keyring", &keyring]].concat()).0
+        }
     }
 
     #[test]

@@ -251,7 +251,7 @@ mod tests {
     fn a_member_without_examples_and_an_empty_round_are_refused() {
         let none = BTreeMap::from([(node(0), Share { num_examples: 0, staleness: 0 })]);
         assert_eq!(weights(&none).unwrap_err().kind(), "out_of_range");
-        assert_eq!(weights(&BTreeMap::new()).unwrap_err(), LearnError::NoUpdates);
+        assert_eq!(weights::<NodeId>(&BTreeMap::new()).unwrap_err(), LearnError::NoUpdates);
         let empty = Accumulator::new(&set(&[0.0; 2]).layout()).unwrap();
         assert_eq!(empty.finish().unwrap_err(), LearnError::NoUpdates);
     }

@@ -6,6 +6,7 @@
 //! Called by `actors/gateway.rs` (open) and `actors/runner.rs` (seal).
 
 pub mod keyring;
+pub mod keyring_document;
 pub mod keys;
 mod message;
 mod open;
