@@ -43,7 +43,7 @@ pub struct WeightedDelta {
 /// # use std::collections::BTreeMap;
 /// use gaisnet::learn::{Share, weights};
 /// let share = |num_examples| Share { num_examples, staleness: 0 };
-/// let node = |name: &str| name.parse().unwrap();
+/// let node = |name: &str| name.parse::<gaisnet::ids::NodeId>().unwrap();
 /// // 800 of 1,000 examples would be 0.8: capped; 150 and 50 share the rest 3 to 1.
 /// let members = BTreeMap::from([(node("a"), share(800)), (node("b"), share(150)), (node("c"), share(50))]);
 /// let p: Vec<f64> = weights(&members)?.into_values().collect();
@@ -251,7 +251,7 @@ mod tests {
     fn a_member_without_examples_and_an_empty_round_are_refused() {
         let none = BTreeMap::from([(node(0), Share { num_examples: 0, staleness: 0 })]);
         assert_eq!(weights(&none).unwrap_err().kind(), "out_of_range");
-        assert_eq!(weights(&BTreeMap::new()).unwrap_err(), LearnError::NoUpdates);
+        assert_eq!(weights::<NodeId>(&BTreeMap::new()).unwrap_err(), LearnError::NoUpdates);
         let empty = Accumulator::new(&set(&[0.0; 2]).layout()).unwrap();
         assert_eq!(empty.finish().unwrap_err(), LearnError::NoUpdates);
     }

@@ -408,7 +408,7 @@ pub(crate) mod tests {
                 outcome: word(),
             },
             Event::PrivacyRefusal { message: word(), reason: word(), round: Some(n) },
-            Event::ReceiptGot { from: name(), round: n, update },
+            Event::ReceiptGot { from: name(), round: n, update, verdict: word() },
             Event::ResultApplied { result: digest, round: n, version: n },
             Event::Rollout { adapter: digest, version: n },
             Event::Rollback { from: n, reason: word(), to: n },
