@@ -14,6 +14,7 @@
 
 mod effect;
 mod fetch;
+pub(crate) mod guard;
 mod member;
 mod relay;
 mod round;

@@ -19,7 +19,8 @@ use crate::time::Now;
 pub struct RelayConfig {
     /// Its parent.
     pub parent: NodeId,
-    /// The inner deadline is the outer one less this, so that the outcome is there in time.
+    /// The inner deadline is the outer one less this, but at least half of it, so that the outcome is
+    /// there in time.
     pub margin_ms: u64,
 }
 
@@ -87,9 +88,7 @@ impl Relay {
                     let more = self.member.step(now, Input::Worked { offer: outer, work });
                     out.extend(self.join(now, more));
                 }
-                Effect::PassOn { version, adapter, class_targets } => {
-                    self.round.adopt(version, adapter, class_targets, &mut out);
-                }
+                Effect::PassOn(result) => self.round.adopt(result, &mut out),
                 other => out.push(other),
             }
         }
@@ -104,7 +103,8 @@ impl Relay {
             return;
         }
         self.serving = Some(digest);
-        let deadline_ms = offer.deadline_ms.saturating_sub(self.config.margin_ms).max(1);
+        let deadline_ms = 
+            offer.deadline_ms.saturating_sub(self.config.margin_ms).max(offer.deadline_ms / 2).max(1);
         self.round.set_plan(offer.plan.clone());
         let (version, adapter) = (offer.version, offer.adapter.clone());
         self.round.take(version, adapter, offer.class_targets.clone(), out);
