@@ -1,45 +1,9 @@
 //! Training and data that cost nothing: a pure function of node, offer and adapter.
 
-use crate::ids::{Digest, Name, NodeId};
-use crate::learn::{Tensor, TensorSet};
+use crate::ids::{Digest, NodeId};
+use crate::protocol::fixture::small;
 use crate::protocol::{CombineJob, TrainTask, Work, update};
 use crate::rng::Stream;
-use crate::wire::{Coding, Plan};
-
-/// An adapter of one LoRA pair and a bias; `width` sets its size.
-pub(crate) fn first_adapter(width: usize) -> Vec<u8> {
-    let mut stream = Stream::new(0, "adapter");
-    let mut tensor = |name: &str, shape: [usize; 2]| Tensor {
-        name: name.into(),
-        shape: shape.to_vec(),
-        data: (0..shape[0] * shape[1]).map(|_| small(&mut stream)).collect(),
-    };
-    let tensors = vec![
-        tensor("q.lora_a", [2, width]),
-        tensor("q.lora_b", [3, 2]),
-        tensor("head.bias", [1, 3]),
-    ];
-    update::pack(&TensorSet::new(tensors).unwrap(), Coding::F32, 0).unwrap()
-}
-
-/// What members are asked to do.
-pub(crate) fn plan(coding: Coding) -> Plan {
-    Plan {
-        adapter_delta: true,
-        class_logits: false,
-        local_steps: 4,
-        batch_size: 8,
-        learning_rate: 0.1,
-        prox_mu: 0.0,
-        distill_lambda: 0.0,
-        rank: 2,
-        alpha: 4.0,
-        coding,
-        block: if coding == Coding::F32 { 0 } else { 64 },
-        min_cell: 5,
-        seed: 7,
-    }
-}
 
 /// A training run: moves each value a little, differently on each node and offer.
 pub(crate) fn train(
@@ -76,14 +40,4 @@ pub(crate) fn combine(
     blob: &dyn Fn(&Digest) -> Option<Vec<u8>>,
 ) -> Result<Work, &'static str> {
     update::combine(job, blob).map_err(|error| error.kind())
-}
-
-/// The federation's name.
-pub(crate) fn federation() -> Name {
-    Name::new("test").unwrap()
-}
-
-#[expect(clippy::cast_possible_truncation, reason = "tensors are f32")]
-fn small(stream: &mut Stream) -> f32 {
-    stream.range(-0.1, 0.1) as f32
 }

@@ -1,9 +1,9 @@
 //! A message on its way: sealed once, so that each resend is verbatim.
 
-use crate::ids::{BootId, Epoch, NodeId, RoundNo};
-use crate::time::Wall;
+use crate::ids::{Epoch, NodeId, RoundNo};
+use crate::protocol::fixture::verified;
 use crate::trust::Verified;
-use crate::wire::{Body, Head, Kind, decode, encode};
+use crate::wire::{Body, Kind, decode, encode};
 
 /// What stands in an outbox item's `wire`.
 type Parts = (u8, RoundNo, Epoch, serde_bytes::ByteBuf);
@@ -20,22 +20,4 @@ pub(crate) fn open(sender: &NodeId, wire: &[u8]) -> Verified {
     let (kind, round, epoch, bytes): Parts = decode(wire, 1 << 20).unwrap();
     let body = Body::from_bytes(Kind::ALL[usize::from(kind)], &bytes).unwrap();
     verified(sender, round, epoch, body)
-}
-
-/// A message of `sender` that passed every check.
-pub(crate) fn verified(sender: &NodeId, round: RoundNo, epoch: Epoch, body: Body) -> Verified {
-    let head = Head {
-        minor: 0,
-        federation: super::learner::federation(),
-        sender: sender.clone(),
-        audience: None,
-        topic: "t".into(),
-        epoch,
-        round,
-        seq: 1,
-        boot: BootId([0; 16]),
-        issued_at: Wall(0),
-        expires_at: Wall(u64::MAX),
-    };
-    Verified::for_test(head, body)
 }

@@ -2,12 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::learner;
-use crate::ids::{Digest, Name, NodeId, Version};
-use crate::privacy::{Gate, Profile};
+use crate::ids::{Digest, NodeId, Version};
 use crate::protocol::{
-    Effect, Fetches, Input, Member, MemberConfig, Owner, Relay, RelayConfig, Round, RoundConfig,
-    Timer,
+    Effect, Fetches, Input, Member, Owner, Relay, RelayConfig, Round, Timer, fixture,
 };
 use crate::store::{MemoryStore, Store};
 use crate::time::Now;
@@ -46,41 +43,6 @@ pub(crate) struct Settings {
     pub(crate) versions: Version,
 }
 
-impl Settings {
-    pub(crate) const CHUNK_BYTES: u32 = 4096;
-
-    pub(crate) fn round(&self, owner: Owner, members: &BTreeSet<NodeId>) -> RoundConfig {
-        RoundConfig {
-            owner,
-            members: members.clone(),
-            quorum: 0.6,
-            deadline_ms: 20_000,
-            republish_ms: 3_000,
-            pause_ms: 500,
-            versions: self.versions,
-            max_staleness: 10,
-            chunk_bytes: Self::CHUNK_BYTES,
-            model: Name::new("m").unwrap(),
-            base: Digest([1; 32]),
-            plan: self.plan.clone(),
-        }
-    }
-
-    pub(crate) fn member(&self, me: &NodeId, parent: &NodeId, relay: bool) -> MemberConfig {
-        MemberConfig {
-            federation: learner::federation(),
-            me: me.clone(),
-            parent: parent.clone(),
-            model: Name::new("m").unwrap(),
-            base: Digest([1; 32]),
-            relay,
-            gate: Gate::from(Profile::Lab),
-            resync_ms: 5_000,
-            chunk_bytes: Self::CHUNK_BYTES,
-        }
-    }
-}
-
 impl Node {
     pub(crate) fn new(id: NodeId, parent: Option<NodeId>, children: BTreeSet<NodeId>) -> Self {
         Self {
@@ -102,11 +64,14 @@ impl Node {
         self.store.put_blob(&settings.adapter).unwrap();
         let of = |prefix: &str| self.store.state(prefix).unwrap();
         let round = |owner| {
-            let config = settings.round(owner, &self.children);
+            let plan = settings.plan.clone();
+            let mut config = fixture::round_config(owner, &self.children, plan);
+            config.versions = settings.versions;
             Round::new(config, &settings.adapter, &of(Round::PREFIX)).unwrap()
         };
         let member = |parent: &NodeId, relay| {
-            Member::new(settings.member(&self.id, parent, relay), &of(Member::PREFIX)).unwrap()
+            let config = fixture::member_config(&self.id, parent, relay);
+            Member::new(config, &of(Member::PREFIX)).unwrap()
         };
         self.machine = Some(match &self.parent {
             None => Machine::Root(Box::new(round(Owner::Root))),

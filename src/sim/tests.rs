@@ -40,8 +40,8 @@ fn without_faults_all_take_part_and_agree() {
 
 #[test]
 fn adapters_in_chunks_make_it_both_ways() {
-    for seed in 0..4 {
-        let mut world = World::of_size(Faults::STORM, seed, 6_000, Coding::F32);
+    for seed in 0..2 {
+        let mut world = World::of_size(Faults::STORM, seed, 3_000, Coding::F32);
         assert!(is_cut(&world.settings.adapter));
         world.run().unwrap_or_else(|what| panic!("seed {seed}: {what}"));
     }
@@ -123,15 +123,6 @@ fn without_the_memory_of_repeats_one_contribution_would_count_twice() {
     let broken = without(Guard::Repeats, || {
         let fails = |seed: &u64| storm(*seed).is_err();
         (0..20).filter(fails).count()
-    });
-    assert!(broken > 0);
-}
-
-#[test]
-fn without_the_fence_a_lower_epoch_would_change_things() {
-    let broken = without(Guard::Epochs, || {
-        let fails = |seed: &u64| storm(*seed).is_err_and(|what| what.contains("epochs_fence"));
-        (0..40).filter(fails).count()
     });
     assert!(broken > 0);
 }

@@ -10,7 +10,9 @@ use super::node::{Machine, Node, Settings};
 use super::{invariants, learner, letter};
 use crate::ids::{Digest, NodeId, Side};
 use crate::ledger::Entry;
-use crate::protocol::{Ask, Delivery, Effect, Fetches, Input, Job, Taken, Timer, To};
+use crate::protocol::{
+    Ask, Delivery, Effect, Fetches, Input, Job, Taken, Timer, To, fixture,
+};
 use crate::rng::Stream;
 use crate::store::{Batch, OutboxItem, Store};
 use crate::time::{Mono, Now, Wall};
@@ -56,8 +58,8 @@ impl World {
     /// The same with an adapter of another size.
     pub(crate) fn of_size(faults: Faults, seed: u64, width: usize, coding: Coding) -> Self {
         let settings = Settings {
-            adapter: learner::first_adapter(width),
-            plan: learner::plan(coding),
+            adapter: fixture::first_adapter(width),
+            plan: fixture::plan(coding),
             versions: 3,
         };
         let mut world = Self {
@@ -492,5 +494,5 @@ pub(crate) fn id(name: &str) -> NodeId {
 
 /// Digest of an adapter in chunks or not.
 pub(crate) fn is_cut(bytes: &[u8]) -> bool {
-    matches!(Blob::of(bytes, Settings::CHUNK_BYTES), Blob::Manifest(_))
+    matches!(Blob::of(bytes, fixture::CHUNK_BYTES), Blob::Manifest(_))
 }
