@@ -407,8 +407,7 @@ impl Member {
             Ok(work) => self.contribute(&offered, work, out),
             Err(reason) => {
                 let (round, digest) = (offered.offer.round, offered.digest);
-                self.last =
-                    Some(Last { round, digest, course: Course::GaveUp(reason.to_owned()) });
+                self.last = Some(Last { round, digest, course: Course::GaveUp(reason.to_owned()) });
                 put(Self::LAST, &self.last, out);
                 out.push(Effect::Record(self.decline(round, reason)));
                 out.push(self.answer(&offered, false, reason));

@@ -103,8 +103,11 @@ impl Relay {
             return;
         }
         self.serving = Some(digest);
-        let deadline_ms = 
-            offer.deadline_ms.saturating_sub(self.config.margin_ms).max(offer.deadline_ms / 2).max(1);
+        let deadline_ms = offer
+            .deadline_ms
+            .saturating_sub(self.config.margin_ms)
+            .max(offer.deadline_ms / 2)
+            .max(1);
         self.round.set_plan(offer.plan.clone());
         let (version, adapter) = (offer.version, offer.adapter.clone());
         self.round.take(version, adapter, offer.class_targets.clone(), out);
@@ -241,10 +244,7 @@ mod tests {
 
     fn combined(job: &CombineJob) -> Input {
         let blob = |_: &Digest| Some(first_adapter(4));
-        Input::Combined {
-            offer: job.offer,
-            outcome: Ok(update::combine(job, &blob).unwrap()),
-        }
+        Input::Combined { offer: job.offer, outcome: Ok(update::combine(job, &blob).unwrap()) }
     }
 
     #[test]
@@ -325,9 +325,8 @@ mod tests {
             contributor_set: Digest([8; 32]),
         });
         let effects = bench.hear("cloud", 1, result.clone());
-        let passed = |effects: &[Effect]| {
-            sent(effects, |body| (*body == result).then_some(())).is_some()
-        };
+        let passed =
+            |effects: &[Effect]| sent(effects, |body| (*body == result).then_some(())).is_some();
         assert!(passed(&effects));
         assert!(passed(&bench.restart()), "sealed anew in the next epoch");
         assert_eq!(bench.relay.version(), 4);

@@ -10,9 +10,7 @@ use super::node::{Machine, Node, Settings};
 use super::{invariants, learner, letter};
 use crate::ids::{Digest, NodeId, Side};
 use crate::ledger::Entry;
-use crate::protocol::{
-    Ask, Delivery, Effect, Fetches, Input, Job, Taken, Timer, To, fixture,
-};
+use crate::protocol::{Ask, Delivery, Effect, Fetches, Input, Job, Taken, Timer, To, fixture};
 use crate::rng::Stream;
 use crate::store::{Batch, OutboxItem, Store};
 use crate::time::{Mono, Now, Wall};
@@ -156,7 +154,11 @@ impl World {
                 if known { self.step(&node, Input::Timer(timer)) } else { Ok(()) }
             }
             Event::Worked { node, life, input } => {
-                if self.lives(&node, life) { self.step(&node, input) } else { Ok(()) }
+                if self.lives(&node, life) {
+                    self.step(&node, input)
+                } else {
+                    Ok(())
+                }
             }
             Event::Resend { node, life } => {
                 if self.lives(&node, life) {
@@ -357,10 +359,9 @@ impl World {
                         offer: task.offer,
                         work: Ok(learner::train(name, task, &blob)),
                     },
-                    Job::Combine(job) => Input::Combined {
-                        offer: job.offer,
-                        outcome: learner::combine(job, &blob),
-                    },
+                    Job::Combine(job) => {
+                        Input::Combined { offer: job.offer, outcome: learner::combine(job, &blob) }
+                    }
                 };
                 let delay = 50 + self.below(400);
                 self.after(delay, Event::Worked { node: name.clone(), life, input });

@@ -3,8 +3,8 @@
 use super::super::effect::{CombineInput, Effect};
 use super::super::guard::{self, Guard};
 use super::super::update;
-use super::state::{self, Closing, Counted, Open, Phase, RECENT, Task, put};
 use super::Round;
+use super::state::{self, Closing, Counted, Open, Phase, RECENT, Task, put};
 use crate::ids::{Digest, NodeId};
 use crate::ledger::{Event, Word};
 use crate::trust::Verified;
@@ -156,11 +156,7 @@ impl Round {
     }
 
     /// Checks what can be told without the blob.
-    fn check(
-        &self,
-        message: &Verified,
-        contribution: &Contribution,
-    ) -> Result<(), &'static str> {
+    fn check(&self, message: &Verified, contribution: &Contribution) -> Result<(), &'static str> {
         let task = self.task(&contribution.offer).ok_or("unknown_offer")?;
         if message.round() != task.round {
             return Err("wrong_round");
@@ -221,17 +217,8 @@ impl Round {
         out.push(self.receipt(sender, message.update_id(), verdict));
     }
 
-    fn receipt(
-        &self,
-        to: &NodeId,
-        update: crate::ids::UpdateId,
-        verdict: Verdict,
-    ) -> Effect {
+    fn receipt(&self, to: &NodeId, update: crate::ids::UpdateId, verdict: Verdict) -> Effect {
         let body = Body::Receipt(Receipt { update, verdict });
-        self.send(
-            super::To::Child(to.clone()),
-            body,
-            super::Delivery::Volatile,
-        )
+        self.send(super::To::Child(to.clone()), body, super::Delivery::Volatile)
     }
 }

@@ -370,7 +370,11 @@ fn an_idle_root_seals_its_result_anew_after_a_restart() {
     let effects = bench.restart();
     assert!(effects.iter().any(|e| matches!(
         e,
-        Effect::Send { body: Body::Result(RoundResult { version: 1, contributors: 3, .. }), epoch: 2, .. }
+        Effect::Send {
+            body: Body::Result(RoundResult { version: 1, contributors: 3, .. }),
+            epoch: 2,
+            ..
+        }
     )));
     assert!(effects.iter().any(|e| matches!(e, Effect::Timer { timer: Timer::NextRound, .. })));
     assert!(effects.iter().any(|e| matches!(e, Effect::Apply { version: 1, .. })));
@@ -380,7 +384,8 @@ fn an_idle_root_seals_its_result_anew_after_a_restart() {
 fn what_does_not_fit_its_offer_is_refused_before_any_receipt_and_its_twin_is_taken() {
     let mut bench = Bench::open();
     let good = bench.work(1);
-    let manifest = crate::wire::Manifest { bytes: 1, ..crate::wire::Manifest::of(&[0; 9_000], 4096) };
+    let manifest =
+        crate::wire::Manifest { bytes: 1, ..crate::wire::Manifest::of(&[0; 9_000], 4096) };
     let summary = ClassSummary { mean_logits: vec![0; 4], counts: vec![1] };
     let cases = [
         (Contribution { offer: Digest([7; 32]), ..good.clone() }, "unknown_offer"),
