@@ -41,7 +41,7 @@ fn without_faults_all_take_part_and_agree() {
 #[test]
 fn adapters_in_chunks_make_it_both_ways() {
     for seed in 0..2 {
-        let mut world = World::of_size(Faults::STORM, seed, 3_000, Coding::F32);
+        let mut world = World::of_size(Faults::STORM, seed, 5_000, Coding::F32);
         assert!(is_cut(&world.settings.adapter));
         world.run().unwrap_or_else(|what| panic!("seed {seed}: {what}"));
     }
@@ -65,7 +65,7 @@ fn storms_pass_and_nothing_is_lost_or_counted_twice_c() {
 #[test]
 #[ignore = "minutes: thousands of seeds"]
 fn many_storms_pass() {
-    storms(1_000..6_000);
+    storms(1_000..3_000);
 }
 
 #[test]
