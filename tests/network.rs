@@ -287,6 +287,7 @@ fn learning(versions: u64) -> Learning {
         republish_ms: 5_000,
         pause_ms: 1_000,
         versions,
+        cosine: false,
         max_staleness: 10,
         resync_ms: 15_000,
         chunk_bytes: 65_536,

@@ -30,7 +30,7 @@ pub(super) struct DemoArgs {
     /// The model that learns
     #[arg(long, value_enum)]
     learner: Option<Learner>,
-    /// Rounds of the federation [default: 20]
+    /// Rounds of the federation [default: 20 with softmax, 15 with the transformer]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=1000))]
     rounds: Option<u64>,
     /// Optimiser steps a device and round
@@ -87,7 +87,7 @@ pub(super) fn run(args: &DemoArgs, out: &mut dyn Write) -> anyhow::Result<Exit> 
     let learner = args.learner.unwrap_or(default);
     let (rounds, local_steps, learning_rate) = match learner {
         Learner::Softmax => (20, 20, 0.1),
-        Learner::SignalTransformer => (20, 16, 0.002),
+        Learner::SignalTransformer => (15, 16, 0.001),
     };
     let options = DemoOptions {
         folder: args.folder.clone(),

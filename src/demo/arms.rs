@@ -7,7 +7,7 @@ use crate::learn::{
 };
 use crate::node::{Brain, plan_of};
 use crate::report::Score;
-use crate::settings::Settings;
+use crate::settings::{Schedule, Settings};
 
 /// Trains from the untrained adapter on `data` alone.
 pub(super) fn train(
@@ -24,7 +24,7 @@ pub(super) fn train(
             start: adapter,
             steps: plan.local_steps,
             batch_size: plan.batch_size,
-            learning_rate: plan.learning_rate,
+            learning_rate: plan.learning_rate * decay(round - 1, settings),
             prox_mu: 0.0,
             distill_lambda: 0.0,
             class_targets: None,
@@ -58,6 +58,18 @@ pub(super) fn score(confusion: &Confusion) -> Score {
     Score {
         macro_f1: confusion.macro_f1().unwrap_or(0.0),
         accuracy: confusion.accuracy().unwrap_or(0.0),
+    }
+}
+
+/// The schedule that the federation's offers follow.
+#[expect(clippy::cast_precision_loss, reason = "rounds are few")]
+fn decay(round: u64, settings: &Settings) -> f32 {
+    match settings.strategy.schedule {
+        Schedule::Constant => 1.0,
+        Schedule::Cosine => {
+            let part = round as f32 / settings.round.rounds.max(1) as f32;
+            0.5 * (1.0 + (std::f32::consts::PI * part).cos())
+        }
     }
 }
 

@@ -83,6 +83,8 @@ pub struct Learning {
     pub pause_ms: u64,
     /// The cloud stops at this version; 0 waits for a command each time.
     pub versions: u64,
+    /// The learning rate goes down along a half cosine.
+    pub cosine: bool,
     /// Late contributions that are further behind count nowhere.
     pub max_staleness: u64,
     /// Members ask their parent for news after this long without any.
@@ -394,6 +396,7 @@ fn round(
         republish_ms: learning.republish_ms,
         pause_ms: learning.pause_ms,
         versions: learning.versions,
+        cosine: learning.cosine,
         max_staleness: learning.max_staleness,
         chunk_bytes: learning.chunk_bytes,
         model: learning.model.name.clone(),

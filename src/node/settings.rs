@@ -22,8 +22,8 @@ use crate::scada::command::CommandPolicy;
 use crate::scada::tags::{Binds, Format, Tag};
 use crate::scada::telegram::ModelMeta;
 use crate::settings::{
-    Compression, Contribute, LearnerName, LinkSettings, NodeRole, PrivacyProfile, Settings,
-    StrategyName, TagBinds, TagFormat,
+    Compression, Contribute, LearnerName, LinkSettings, NodeRole, PrivacyProfile, Schedule,
+    Settings, StrategyName, TagBinds, TagFormat,
 };
 use crate::store::{BlobCaps, SqliteStore, StoreError};
 use crate::wire::{Coding, Plan};
@@ -267,6 +267,7 @@ pub fn parts_of(
         republish_ms: round.republish_s * 1_000,
         pause_ms: round.pause_s * 1_000,
         versions: if round.auto_start { round.rounds } else { 0 },
+        cosine: settings.strategy.schedule == Schedule::Cosine,
         max_staleness: round.late_max_staleness,
         resync_ms: round.republish_s * 3_000,
         chunk_bytes: settings.bus.site.chunk_bytes,

@@ -84,6 +84,7 @@ pub(crate) fn round_config(owner: Owner, members: &BTreeSet<NodeId>, plan: Plan)
         republish_ms: 3_000,
         pause_ms: 500,
         versions: 3,
+        cosine: false,
         max_staleness: 10,
         chunk_bytes: CHUNK_BYTES,
         model: Name::new("m").unwrap(),

@@ -66,6 +66,8 @@ pub struct RoundConfig {
     pub pause_ms: u64,
     /// The root stops at this version; 0 waits for [`Input::StartRound`] each time.
     pub versions: Version,
+    /// The learning rate goes down to zero over the versions; a relay passes on what it is offered.
+    pub cosine: bool,
     /// Late contributions that are further behind count nowhere.
     pub max_staleness: u64,
     /// Bytes a chunk of big blobs.
@@ -192,6 +194,9 @@ impl Round {
         self.round += 1;
         let mut plan = self.config.plan.clone();
         plan.seed = plan.seed.wrapping_add(self.round);
+        if self.config.owner == Owner::Root && self.config.cosine {
+            plan.learning_rate *= cosine(self.global.version, self.config.versions);
+        }
         let offer = Offer {
             round: self.round,
             model: self.config.model.clone(),
@@ -660,6 +665,16 @@ impl Round {
     fn send(&self, to: To, body: Body, delivery: Delivery) -> Effect {
         Effect::Send { to, body, round: self.round, epoch: self.epoch, delivery }
     }
+}
+
+/// Half a cosine from 1 at version 0 towards 0 at the last one; 1 where no last one is known.
+#[expect(clippy::cast_precision_loss, reason = "versions are small")]
+fn cosine(version: Version, versions: Version) -> f32 {
+    if versions == 0 {
+        return 1.0;
+    }
+    let part = (version as f32 / versions as f32).min(1.0);
+    0.5 * (1.0 + (std::f32::consts::PI * part).cos())
 }
 
 /// SHA-256 over the update ids in the order of the set.

@@ -46,6 +46,8 @@ pub struct StrategySettings {
     pub batch_size: u32,
     /// Step size.
     pub learning_rate: f64,
+    /// How the learning rate goes on over the rounds.
+    pub schedule: Schedule,
     /// Pull towards the round's start (`FedProx`).
     pub prox_mu: f64,
     /// Weight of the soft labels in the loss.
@@ -58,8 +60,6 @@ pub struct StrategySettings {
     pub compression: Compression,
     /// Values that share a scale.
     pub block: u32,
-    /// L2 length that a delta is scaled down to.
-    pub clip: f64,
     /// Seed of the run.
     pub seed: u64,
 }
@@ -82,6 +82,16 @@ pub enum Contribute {
     AdapterDelta,
     /// Class means of logits.
     ClassLogits,
+}
+
+/// How the learning rate goes on over the rounds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Schedule {
+    /// As it is.
+    Constant,
+    /// Down to zero along a half cosine.
+    Cosine,
 }
 
 /// How adapter deltas travel.

@@ -20,7 +20,7 @@ mod tier;
 pub use layers::{Layers, Loaded, Origin};
 pub use learning::{
     Compression, Contribute, DataSettings, LearnerName, ModelSettings, PrivacyProfile,
-    PrivacySettings, RoundSettings, StrategyName, StrategySettings, TagBinds, TagFormat,
+    PrivacySettings, RoundSettings, Schedule, StrategyName, StrategySettings, TagBinds, TagFormat,
     TagSettings,
 };
 pub use problem::{Problem, SettingsError};
