@@ -9,6 +9,7 @@ use crate::wire::{Body, ClassSummary, Manifest, Plan, Result as RoundResult};
 
 /// Something that happened to a machine.
 #[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "inputs live for one step")]
 pub enum Input {
     /// The node started: take a new epoch, go on where the store says.
     Start,

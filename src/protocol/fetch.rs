@@ -63,7 +63,7 @@ impl Fetches {
         let chunks = vec![None; manifest.chunks.len()];
         let name = manifest.sha256;
         self.open.insert(name, Fetch { from, side, manifest, chunks, asked_at: now, tries: 0 });
-        self.open.get(&name).and_then(Fetch::ask)
+        self.open.get(&name).map(Fetch::ask)
     }
 
     /// Takes a chunk: the next request, or the whole blob when it was the last one.
@@ -87,9 +87,9 @@ impl Fetches {
             // A window's worth is asked for at a time, the next when this one is in.
             let asked = fetch.chunks.len() - missing;
             let window_is_in = asked.is_multiple_of(Wanted::MAX_CHUNKS);
-            return Ok(Taken::More(if window_is_in { fetch.ask() } else { None }));
+            return Ok(Taken::More(window_is_in.then(|| fetch.ask())));
         }
-        let bytes: Vec<u8> = fetch.chunks.iter_mut().flat_map(Option::take).flatten().collect();
+        let bytes: Vec<u8> = fetch.chunks.iter_mut().filter_map(Option::take).flatten().collect();
         self.open.remove(&chunk.sha256);
         if Digest::of(&bytes) == chunk.sha256 {
             Ok(Taken::Complete(chunk.sha256, bytes))
@@ -107,7 +107,7 @@ impl Fetches {
             fetch.tries += 1;
             fetch.ask()
         };
-        self.open.values_mut().filter(late).filter_map(again).collect()
+        self.open.values_mut().filter(late).map(again).collect()
     }
 
     /// Whether nothing is under way.
@@ -122,10 +122,10 @@ impl Fetch {
         self.chunks.iter().enumerate().filter_map(empty).filter_map(|i| u32::try_from(i).ok())
     }
 
-    fn ask(&self) -> Option<Ask> {
+    fn ask(&self) -> Ask {
         let indices: Vec<u32> = self.missing().take(Wanted::MAX_CHUNKS).collect();
         let wanted = Wanted::Chunks { sha256: self.manifest.sha256, indices };
-        Some(Ask { from: self.from.clone(), side: self.side, wanted })
+        Ask { from: self.from.clone(), side: self.side, wanted }
     }
 }
 

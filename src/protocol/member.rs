@@ -290,7 +290,7 @@ impl Member {
             match &last.course {
                 _ if round < last.round => return,
                 Course::GaveUp(reason) if repeat => {
-                    return out.push(self.answer(&offered, false, reason));
+                    return out.push(answer(&offered, false, reason));
                 }
                 Course::Taken if repeat => return,
                 Course::Taken | Course::Declined | Course::GaveUp(_) => {}
@@ -326,7 +326,7 @@ impl Member {
             put(Self::LAST, &self.last, out);
             out.push(Effect::Record(self.decline(round, reason)));
         }
-        out.push(self.answer(offered, false, reason));
+        out.push(answer(offered, false, reason));
     }
 
     fn willing(&self, offer: &Offer) -> Result<(), &'static str> {
@@ -370,7 +370,7 @@ impl Member {
         self.last = Some(Last { round, digest, course: Course::Taken });
         put(Self::LAST, &self.last, out);
         self.take(offered.offer.version, offered.offer.adapter.sha256(), out);
-        out.push(self.answer(&offered, true, ""));
+        out.push(answer(&offered, true, ""));
         self.work(&offered, out);
         self.active = Some(offered);
         put(Self::ACTIVE, &self.active, out);
@@ -411,7 +411,7 @@ impl Member {
                 self.last = Some(Last { round, digest, course: Course::GaveUp(reason.to_owned()) });
                 put(Self::LAST, &self.last, out);
                 out.push(Effect::Record(self.decline(round, reason)));
-                out.push(self.answer(&offered, false, reason));
+                out.push(answer(&offered, false, reason));
             }
         }
         self.begin_next_if_there(out);
@@ -557,20 +557,6 @@ impl Member {
         out.push(Effect::Apply { version, adapter });
     }
 
-    fn answer(&self, offered: &Offered, accepted: bool, reason: &str) -> Effect {
-        Effect::Send {
-            to: To::Parent,
-            body: Body::Answer(Answer {
-                offer: offered.digest,
-                accepted,
-                reason: reason.chars().take(200).collect(),
-            }),
-            round: offered.offer.round,
-            epoch: offered.epoch,
-            delivery: Delivery::Volatile,
-        }
-    }
-
     fn ask_latest(&self, out: &mut Vec<Effect>) {
         out.push(Effect::Send {
             to: To::Parent,
@@ -579,6 +565,20 @@ impl Member {
             epoch: self.parent_epoch,
             delivery: Delivery::Volatile,
         });
+    }
+}
+
+fn answer(offered: &Offered, accepted: bool, reason: &str) -> Effect {
+    Effect::Send {
+        to: To::Parent,
+        body: Body::Answer(Answer {
+            offer: offered.digest,
+            accepted,
+            reason: reason.chars().take(200).collect(),
+        }),
+        round: offered.offer.round,
+        epoch: offered.epoch,
+        delivery: Delivery::Volatile,
     }
 }
 

@@ -80,9 +80,19 @@ impl Relay {
     }
 
     /// Carries what one half says over to the other, in the same step: one transaction.
+    ///
+    /// All that the one half has to say comes first: what the other answers may change the same
+    /// state (the end of one inner round opens the next), and the later `Put` of a key wins.
     fn join(&mut self, now: Now, effects: Vec<Effect>) -> Vec<Effect> {
         let mut out = Vec::new();
+        let mut across = Vec::new();
         for effect in effects {
+            match effect {
+                Effect::Contribute { .. } | Effect::PassOn(_) => across.push(effect),
+                other => out.push(other),
+            }
+        }
+        for effect in across {
             match effect {
                 Effect::Contribute { outer, work } => {
                     let more = self.member.step(now, Input::Worked { offer: outer, work });
@@ -293,6 +303,21 @@ mod tests {
             let effects = bench.restart();
             assert!(inner_offer(&effects).is_none() && job(&effects).is_none(), "{dies_in}");
         }
+    }
+
+    #[test]
+    fn an_inner_round_that_opens_as_another_ends_outlives_a_restart() {
+        let mut bench = Bench::new();
+        let opened = bench.hear("cloud", 1, Body::Offer(outer(1, 0, 20_000)));
+        let inner = inner_offer(&opened).unwrap();
+        bench.contribute("d1", &inner);
+        bench.hear("cloud", 2, Body::Offer(outer(2, 0, 20_000)));
+        let task = job(&bench.contribute("d2", &inner)).unwrap();
+        let next = inner_offer(&bench.step(combined(&task))).unwrap();
+        bench.contribute("d1", &next);
+        assert_eq!(inner_offer(&bench.restart()), Some(next.clone()));
+        let inputs = job(&bench.contribute("d2", &next)).unwrap().inputs;
+        assert_eq!(inputs.len(), 2);
     }
 
     #[test]

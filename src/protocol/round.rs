@@ -89,7 +89,7 @@ pub struct Round {
     /// Names and shapes of every version of the adapter.
     layout: Layout,
     /// Number of the last opened round.
-    round: RoundNo,
+    number: RoundNo,
     phase: Phase,
     /// Offers of the last rounds: what comes late is measured against them.
     recent: Vec<Recent>,
@@ -148,7 +148,7 @@ impl Round {
             },
             config,
             epoch: 0,
-            round: 0,
+            number: 0,
             phase: Phase::Idle,
             recent: Vec::new(),
             late: BTreeMap::new(),
@@ -159,8 +159,13 @@ impl Round {
         for (key, value) in state {
             round.restore(key, value, &mut accepted).map_err(|e| format!("{key}: {e}"))?;
         }
-        if let Phase::Open(open) = &mut round.phase {
-            open.accepted = accepted;
+        match &mut round.phase {
+            Phase::Open(open) => open.accepted = accepted,
+            Phase::Idle | Phase::Closing(_) => {
+                if let Some(sender) = accepted.keys().next() {
+                    return Err(format!("{}: no round is open for it", state::accepted(sender)));
+                }
+            }
         }
         Ok(round)
     }
@@ -191,14 +196,14 @@ impl Round {
             }
             Phase::Open(_) | Phase::Closing(_) => return,
         }
-        self.round += 1;
+        self.number += 1;
         let mut plan = self.config.plan.clone();
-        plan.seed = plan.seed.wrapping_add(self.round);
+        plan.seed = plan.seed.wrapping_add(self.number);
         if self.config.owner == Owner::Root && self.config.cosine {
             plan.learning_rate *= cosine(self.global.version, self.config.versions);
         }
         let offer = Offer {
-            round: self.round,
+            round: self.number,
             model: self.config.model.clone(),
             base: self.config.base,
             version: self.global.version,
@@ -216,7 +221,7 @@ impl Round {
         out.push(Effect::Record(Event::RoundOpen {
             epoch: self.epoch,
             offer: digest,
-            round: self.round,
+            round: self.number,
         }));
         self.phase = Phase::Open(Open {
             digest,
@@ -225,7 +230,7 @@ impl Round {
             declined: BTreeSet::new(),
             deadline_passed: false,
         });
-        put(NUMBER, &self.round, out);
+        put(NUMBER, &self.number, out);
         self.put_phase(out);
         out.push(self.send(To::Children, body, Delivery::Latest));
         out.push(Effect::Timer { timer: Timer::Deadline, after_ms: deadline_ms });
@@ -299,7 +304,7 @@ impl Round {
             Phase::Closing(closing) => ("closing", closing.set.len(), closing.set.len()),
         };
         RoundView {
-            round: self.round,
+            round: self.number,
             phase,
             version: self.global.version,
             adapter: self.global.adapter,
@@ -484,7 +489,7 @@ impl Round {
         let have = open.accepted.len();
         let enough = have >= self.quorum();
         let everyone = have > 0 && have >= expected;
-        if !(everyone && enough || open.deadline_passed && enough) {
+        if !enough || !(everyone || open.deadline_passed) {
             return;
         }
         let Phase::Open(open) = std::mem::replace(&mut self.phase, Phase::Idle) else { return };
@@ -663,7 +668,7 @@ impl Round {
     }
 
     fn send(&self, to: To, body: Body, delivery: Delivery) -> Effect {
-        Effect::Send { to, body, round: self.round, epoch: self.epoch, delivery }
+        Effect::Send { to, body, round: self.number, epoch: self.epoch, delivery }
     }
 }
 

@@ -73,21 +73,20 @@ pub fn unpack(bytes: &[u8]) -> Result<TensorSet, UpdateError> {
     let size = |d: &u32| usize::try_from(*d).unwrap_or(usize::MAX);
     let shape = |t: &PackedTensor| (t.name.clone(), t.shape.iter().map(size).collect());
     let layout = Layout(set.tensors.iter().map(shape).collect());
-    let tensors = match quantizer(set.coding, set.block)? {
-        Some(quantizer) => quantizer.decode(&layout, &set.data)?,
-        None => {
-            let mut floats = set.data.chunks_exact(4).map(|b| match b {
-                [a, b, c, d] => f32::from_le_bytes([*a, *b, *c, *d]),
-                _ => 0.0,
-            });
-            let mut tensors = Vec::with_capacity(layout.0.len());
-            for (name, shape) in layout.0 {
-                // The wire's own check has compared all lengths.
-                let data = floats.by_ref().take(shape.iter().product()).collect();
-                tensors.push(Tensor { name, shape, data });
-            }
-            TensorSet::new(tensors)?
+    let tensors = if let Some(quantizer) = quantizer(set.coding, set.block)? {
+        quantizer.decode(&layout, &set.data)?
+    } else {
+        let mut floats = set.data.chunks_exact(4).map(|b| match b {
+            [a, b, c, d] => f32::from_le_bytes([*a, *b, *c, *d]),
+            _ => 0.0,
+        });
+        let mut tensors = Vec::with_capacity(layout.0.len());
+        for (name, shape) in layout.0 {
+            // The wire's own check has compared all lengths.
+            let data = floats.by_ref().take(shape.iter().product()).collect();
+            tensors.push(Tensor { name, shape, data });
         }
+        TensorSet::new(tensors)?
     };
     tensors.check_finite()?;
     Ok(tensors)

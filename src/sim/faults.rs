@@ -26,7 +26,7 @@ impl Faults {
         loss: 0.2,
         duplicate: 0.2,
         delay_ms: 3_000,
-        crash: 0.01,
+        crash: 0.03,
         partition_ms: 7_000,
         until_ms: 60_000,
     };

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ids::{Digest, NodeId, RoundNo, UpdateId, Version};
 use crate::ledger::Event;
-use crate::protocol::{CombineJob, Effect, Job};
+use crate::protocol::{CombineJob, Delivery, Effect, Job};
 use crate::wire::{Body, Receipt, Verdict};
 
 /// See the module.
@@ -38,11 +38,13 @@ impl History {
         for effect in effects {
             match effect {
                 Effect::Record(event) => self.event(node, event, job),
-                Effect::Send { body: Body::Contribution(contribution), delivery, .. } => {
-                    if let crate::protocol::Delivery::UntilSettled(key) = delivery {
-                        let known = (node.clone(), contribution.offer);
-                        self.contributions.insert(key.parse().unwrap(), known);
-                    }
+                Effect::Send {
+                    body: Body::Contribution(contribution),
+                    delivery: Delivery::UntilSettled(key),
+                    ..
+                } => {
+                    let known = (node.clone(), contribution.offer);
+                    self.contributions.insert(key.parse().unwrap(), known);
                 }
                 Effect::Apply { version, adapter } => {
                     self.applied.entry(node.clone()).or_default().push((*version, *adapter));
@@ -79,9 +81,9 @@ impl History {
     fn event(&mut self, node: &NodeId, event: &Event, job: Option<&CombineJob>) {
         match event {
             Event::Accept { update, .. } | Event::Late { update, .. } => {
-                if !self.recorded.entry(node.clone()).or_default().insert(*update) {
-                    self.wrong.push(format!("{node}: records {update} twice"));
-                }
+                let is_new = self.recorded.entry(node.clone()).or_default().insert(*update);
+                let twice = (!is_new).then(|| format!("{node}: records {update} twice"));
+                self.wrong.extend(twice);
             }
             Event::RoundClose { round, set, .. } => {
                 let offer = job.expect("a round closes with its combination").offer;

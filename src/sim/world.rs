@@ -34,6 +34,7 @@ pub(crate) struct World {
 }
 
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "a queue of some hundreds")]
 enum Event {
     Letter { from: NodeId, to: NodeId, wire: Vec<u8> },
     Chunk { to: NodeId, chunk: Chunk },

@@ -112,7 +112,7 @@ impl Round {
             EPOCH => self.epoch = decode(value, STATE_CAP)?,
             GLOBAL => self.global = decode(value, STATE_CAP)?,
             PHASE => self.phase = decode(value, STATE_CAP)?,
-            NUMBER => self.round = decode(value, STATE_CAP)?,
+            NUMBER => self.number = decode(value, STATE_CAP)?,
             RECENT => self.recent = decode(value, STATE_CAP)?,
             PAUSED => self.paused = decode(value, STATE_CAP)?,
             _ if key.starts_with(LATE) => {

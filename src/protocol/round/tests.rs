@@ -87,7 +87,7 @@ impl Bench {
 
     fn round_of(&self, offer: &Digest) -> RoundNo {
         let recent = self.round.recent.iter().find(|r| r.offer == *offer);
-        recent.map_or(self.round.round, |r| r.task.round)
+        recent.map_or(self.round.number, |r| r.task.round)
     }
 
     fn answer(&mut self, sender: &str, accepted: bool) -> Vec<Effect> {
@@ -133,6 +133,7 @@ fn verdict(effects: &[Effect]) -> Option<Verdict> {
     })
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "compared with what `verdict` gives")]
 fn refused(reason: &str) -> Option<Verdict> {
     Some(Verdict::Refused(reason.into()))
 }
