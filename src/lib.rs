@@ -33,6 +33,8 @@ pub mod rng;
 pub mod scada;
 #[cfg(feature = "cli")]
 pub mod settings;
+#[cfg(test)]
+mod sim;
 pub mod store;
 #[cfg(feature = "runtime")]
 pub mod telemetry;

@@ -47,8 +47,6 @@ pub struct RunnerParts {
     pub bench: Box<dyn Workbench>,
     /// Counters.
     pub figures: Arc<Figures>,
-    /// Bytes a chunk.
-    pub chunk_bytes: u32,
     /// Seed of the back-off's jitter.
     pub seed: u64,
     /// Shows which adapter is in use.
@@ -306,8 +304,8 @@ impl Runner {
     fn carry_out(&mut self, effect: Effect, now: Now, ctx: &mut Context<Self>) {
         match effect {
             Effect::Republish => self.republish(now),
-            Effect::SendChunks { to, side, sha256, indices } => {
-                self.send_chunks(&to, side, &sha256, &indices);
+            Effect::SendChunks { to, side, sha256, chunk_bytes, indices } => {
+                self.send_chunks(&to, side, &sha256, chunk_bytes, &indices);
             }
             Effect::Fetch { from, side, manifest } => self.fetch(from, side, manifest, now, ctx),
             Effect::Timer { timer, after_ms } => self.set_timer(timer, after_ms, ctx),
@@ -395,11 +393,18 @@ impl Runner {
         self.parts.figures.view().connected.get(&side).copied().unwrap_or(false)
     }
 
-    fn send_chunks(&self, to: &NodeId, side: Side, sha256: &Digest, indices: &[u32]) {
+    fn send_chunks(
+        &self,
+        to: &NodeId,
+        side: Side,
+        sha256: &Digest,
+        chunk_bytes: u32,
+        indices: &[u32],
+    ) {
         let Ok(Some(bytes)) = self.parts.store.blob(sha256) else {
             return self.parts.figures.count("chunk_of_unknown_blob");
         };
-        let size = usize::try_from(self.parts.chunk_bytes).unwrap_or(usize::MAX);
+        let size = usize::try_from(chunk_bytes).unwrap_or(usize::MAX).max(1);
         for index in indices {
             let at = usize::try_from(*index).unwrap_or(usize::MAX);
             let Some(data) = bytes.chunks(size).nth(at) else {

@@ -43,7 +43,7 @@ pub struct WeightedDelta {
 /// # use std::collections::BTreeMap;
 /// use gaisnet::learn::{Share, weights};
 /// let share = |num_examples| Share { num_examples, staleness: 0 };
-/// let node = |name: &str| name.parse().unwrap();
+/// let node = |name: &str| name.parse::<gaisnet::ids::NodeId>().unwrap();
 /// // 800 of 1,000 examples would be 0.8: capped; 150 and 50 share the rest 3 to 1.
 /// let members = BTreeMap::from([(node("a"), share(800)), (node("b"), share(150)), (node("c"), share(50))]);
 /// let p: Vec<f64> = weights(&members)?.into_values().collect();

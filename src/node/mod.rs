@@ -217,7 +217,6 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
         clock: Arc::clone(&clock),
         bench,
         figures: Arc::clone(&parts.figures),
-        chunk_bytes: learning.chunk_bytes,
         seed: u64::from_le_bytes(first_eight(&identity.boot)),
         served,
         fatal: parts.fatal,

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{Digest, Epoch, NodeId, RoundNo, Side, UpdateId, Version};
 use crate::ledger::Event;
 use crate::trust::Verified;
-use crate::wire::{Blob, Body, ClassSummary, Manifest, Plan};
+use crate::wire::{Body, ClassSummary, Manifest, Plan, Result as RoundResult};
 
 /// Something that happened to a machine.
 #[derive(Debug, Clone)]
@@ -94,10 +94,12 @@ pub enum Effect {
         side: Side,
         /// The blob.
         sha256: Digest,
+        /// Bytes of each chunk but the last, as its manifest says.
+        chunk_bytes: u32,
         /// Which chunks.
         indices: Vec<u32>,
     },
-    /// Get a blob in chunks, then feed [`Input::Fetched`].
+    /// Get a blob in chunks, then feed [`Input::Fetched`]: at once when it is on disk already.
     Fetch {
         /// Who has it.
         from: NodeId,
@@ -129,15 +131,8 @@ pub enum Effect {
         /// The work, or why there is none.
         work: Result<Work, &'static str>,
     },
-    /// A version from above for the devices below. Only a [`super::Relay`] sees it.
-    PassOn {
-        /// Its version.
-        version: Version,
-        /// The adapter.
-        adapter: Blob,
-        /// Soft labels.
-        class_targets: Option<ClassSummary>,
-    },
+    /// A result from above for the devices below. Only a [`super::Relay`] sees it.
+    PassOn(RoundResult),
     /// Count something that was refused or is worth a look.
     Count(&'static str),
     /// A bug or doubtful state: the process has to end.
@@ -203,8 +198,12 @@ pub struct CombineInput {
     pub num_devices: u32,
     /// Steps behind it.
     pub steps: u32,
+    /// Version that it started from.
+    pub version: Version,
     /// Versions that it is behind: 0 unless it came late.
     pub staleness: u64,
+    /// Combinations that failed with it in them.
+    pub failed: u32,
     /// Loss before.
     pub loss_first: f32,
     /// Loss after.

@@ -26,6 +26,8 @@ struct Fetch {
     /// One place a chunk; filled as they come.
     chunks: Vec<Option<Vec<u8>>>,
     asked_at: Mono,
+    /// Times that it was asked for since the last new chunk.
+    tries: u32,
 }
 
 /// Ask this neighbour for these chunks.
@@ -44,6 +46,8 @@ impl Fetches {
     pub const MAX_OPEN: usize = 64;
     /// Missing chunks are asked for again after this long without a new one.
     pub const RETRY_MS: u64 = 2_000;
+    /// Requests without an answer after which a fetch makes room for others.
+    pub const MAX_TRIES: u32 = 16;
 
     /// Begins, unless it is under way; gives the first request.
     pub fn begin(
@@ -58,7 +62,7 @@ impl Fetches {
         }
         let chunks = vec![None; manifest.chunks.len()];
         let name = manifest.sha256;
-        self.open.insert(name, Fetch { from, side, manifest, chunks, asked_at: now });
+        self.open.insert(name, Fetch { from, side, manifest, chunks, asked_at: now, tries: 0 });
         self.open.get(&name).and_then(Fetch::ask)
     }
 
@@ -77,7 +81,7 @@ impl Fetches {
         if place.replace(chunk.data).is_some() {
             return Ok(Taken::More(None)); // a repeat
         }
-        fetch.asked_at = now;
+        (fetch.asked_at, fetch.tries) = (now, 0);
         let missing = fetch.missing().count();
         if missing > 0 {
             // A window's worth is asked for at a time, the next when this one is in.
@@ -94,10 +98,16 @@ impl Fetches {
         }
     }
 
-    /// What to ask for again. Called every [`Fetches::RETRY_MS`].
+    /// What to ask for again. Called every [`Fetches::RETRY_MS`]. What nobody answers is given up:
+    /// the machine that wants it asks again.
     pub fn overdue(&mut self, now: Mono) -> Vec<Ask> {
+        self.open.retain(|_, fetch| fetch.tries < Self::MAX_TRIES);
         let late = |fetch: &&mut Fetch| now.0.saturating_sub(fetch.asked_at.0) >= Self::RETRY_MS;
-        self.open.values_mut().filter(late).filter_map(|fetch| fetch.ask()).collect()
+        let again = |fetch: &mut Fetch| {
+            fetch.tries += 1;
+            fetch.ask()
+        };
+        self.open.values_mut().filter(late).filter_map(again).collect()
     }
 
     /// Whether nothing is under way.

@@ -4,21 +4,25 @@
 //!   offer --> have its adapter? --no--> fetch --.
 //!               | yes                           |
 //!               v  <----------------------------'
-//!            Working --work--> Sent --receipt--> Idle          result: adopt the version, apply it
+//!            Working --work--> sent --receipt--> settled       result: adopt the version, apply it
 //! ```
 //! What it promises: one contribution an offer, sealed once and resent verbatim until its receipt;
 //! an offer that comes while it works waits, the newest one wins, and the work that is under way is
 //! contributed even if its round was closed meanwhile (the owner weighs it as late); owners of a
-//! lower epoch than the highest seen are refused; versions never go back.
+//! lower epoch than the highest seen are refused; versions never go back. Answers are volatile: an
+//! offer that was declined is answered again each time that it is published, and taken after all
+//! when nothing stands against it any more.
 //!
 //! Called by the trainer's actor, and by [`super::Relay`].
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use super::effect::{Delivery, Effect, Input, Job, Timer, To, TrainTask, Work};
+use super::guard::{self, Guard};
 use super::round::put;
+use super::update::check_summary;
 use crate::ids::{Digest, Epoch, Name, NodeId, RoundNo, Side, UpdateId, Version};
 use crate::ledger::{Event, Word};
 use crate::privacy::Gate;
@@ -58,13 +62,16 @@ pub struct Member {
     config: MemberConfig,
     parent_epoch: Epoch,
     current: Option<Current>,
-    /// The newest offer that was begun or declined: older ones and repeats are nothing new.
-    last: Option<(RoundNo, Digest)>,
-    active: Option<Active>,
+    /// The newest offer that was begun or declined: older ones are nothing new.
+    last: Option<Last>,
+    /// The offer that is being worked on.
+    active: Option<Offered>,
+    /// Contributions that wait for their receipts.
+    sent: BTreeMap<UpdateId, Sent>,
     /// An offer that waits for its adapter, or for the work under way.
     next: Option<Offered>,
     /// A result that waits for its adapter.
-    result: Option<(Epoch, RoundResult)>,
+    result: Option<RoundResult>,
     residual: Option<Digest>,
     paused: bool,
     heard: bool,
@@ -85,10 +92,28 @@ struct Offered {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Active {
-    offered: Offered,
-    /// The contribution that waits for its receipt.
-    sent: Option<UpdateId>,
+struct Last {
+    round: RoundNo,
+    digest: Digest,
+    course: Course,
+}
+
+/// What became of an offer here.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+enum Course {
+    /// Work was or is done for it.
+    Taken,
+    /// Declined; it is looked at anew when it comes again.
+    Declined,
+    /// The work came to nothing, for this reason; that stays so.
+    GaveUp(String),
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Sent {
+    round: RoundNo,
+    /// Blob that the parent may ask for, and bytes of its chunks.
+    delta: Option<(Digest, u32)>,
 }
 
 impl Member {
@@ -99,6 +124,8 @@ impl Member {
     const LAST: &'static str = "member/last";
     const ACTIVE: &'static str = "member/active";
     const RESIDUAL: &'static str = "member/residual";
+    const SENT: &'static str = "member/sent";
+    const PAUSED: &'static str = "member/paused";
     const STATE_CAP: usize = 1 << 20;
 
     /// A member as `state` left it.
@@ -112,6 +139,7 @@ impl Member {
             current: None,
             last: None,
             active: None,
+            sent: BTreeMap::new(),
             next: None,
             result: None,
             residual: None,
@@ -126,6 +154,8 @@ impl Member {
                 Self::LAST => decode(value, cap).map(|v| member.last = v),
                 Self::ACTIVE => decode(value, cap).map(|v| member.active = v),
                 Self::RESIDUAL => decode(value, cap).map(|v| member.residual = v),
+                Self::SENT => decode(value, cap).map(|v| member.sent = v),
+                Self::PAUSED => decode(value, cap).map(|v| member.paused = v),
                 _ => Ok(()),
             }
             .map_err(|e| format!("{key}: {e}"))?;
@@ -143,7 +173,10 @@ impl Member {
             Input::Fetched { digest, .. } => self.fetched(digest, &mut out),
             Input::Timer(Timer::Resync) => self.resync(&mut out),
             Input::Worked { offer, work } => self.worked(offer, work, &mut out),
-            Input::Pause(paused) => self.paused = paused,
+            Input::Pause(paused) => {
+                self.paused = paused;
+                put(Self::PAUSED, &paused, &mut out);
+            }
             Input::Timer(_) | Input::Combined { .. } | Input::StartRound => {}
         }
         out
@@ -156,22 +189,22 @@ impl Member {
 
     /// The offer that is being worked on.
     pub fn working_on(&self) -> Option<(Digest, &Offer)> {
-        let active = self.active.as_ref().filter(|active| active.sent.is_none())?;
-        Some((active.offered.digest, &active.offered.offer))
+        self.active.as_ref().map(|active| (active.digest, &active.offer))
     }
 
     /// Number of the newest round that it knows of.
     pub fn round(&self) -> RoundNo {
-        self.last.map_or(0, |(round, _)| round)
+        self.last.as_ref().map_or(0, |last| last.round)
     }
 
     /// Blobs that must be kept.
     pub fn blobs(&self) -> BTreeSet<Digest> {
         let mut keep = BTreeSet::new();
         keep.extend(self.current.as_ref().map(|current| current.adapter));
-        keep.extend(self.active.as_ref().map(|a| a.offered.offer.adapter.sha256()));
-        keep.extend(self.next.as_ref().map(|o| o.offer.adapter.sha256()));
-        keep.extend(self.result.as_ref().map(|(_, result)| result.adapter.sha256()));
+        let offers = self.active.iter().chain(&self.next);
+        keep.extend(offers.map(|offered| offered.offer.adapter.sha256()));
+        keep.extend(self.sent.values().filter_map(|sent| sent.delta).map(|(delta, _)| delta));
+        keep.extend(self.result.as_ref().map(|result| result.adapter.sha256()));
         keep.extend(self.residual);
         keep
     }
@@ -181,10 +214,8 @@ impl Member {
             let Current { version, adapter } = current.clone();
             out.push(Effect::Apply { version, adapter });
         }
-        if let Some(active) = self.active.clone()
-            && active.sent.is_none()
-        {
-            self.work(&active.offered, out);
+        if let Some(active) = &self.active {
+            self.work(active, out);
         }
         self.ask_latest(out);
         out.push(Effect::Timer { timer: Timer::Resync, after_ms: self.config.resync_ms });
@@ -206,7 +237,7 @@ impl Member {
             return self.serve(get, out);
         }
         let epoch = message.epoch();
-        if epoch < self.parent_epoch {
+        if epoch < self.parent_epoch && guard::stands(Guard::Epochs) {
             out.push(Effect::Count("stale_epoch"));
             return;
         }
@@ -222,7 +253,7 @@ impl Member {
                 self.offered(offered, out);
             }
             Body::Receipt(receipt) => self.receipt(receipt, out),
-            Body::Result(result) => self.result(epoch, result.clone(), out),
+            Body::Result(result) => self.result(result.clone(), out),
             Body::Answer(_)
             | Body::Contribution(_)
             | Body::Get(_)
@@ -235,27 +266,41 @@ impl Member {
     fn serve(&self, get: &Get, out: &mut Vec<Effect>) {
         match &get.wanted {
             Wanted::Latest => out.push(Effect::Count("not_for_a_member")),
-            Wanted::Chunks { sha256, indices } => out.push(Effect::SendChunks {
-                to: self.config.parent.clone(),
-                side: Side::Up,
-                sha256: *sha256,
-                indices: indices.iter().copied().take(Wanted::MAX_CHUNKS).collect(),
-            }),
+            Wanted::Chunks { sha256, indices } => {
+                // What waits for its receipt, and nothing else in the store.
+                let mut deltas = self.sent.values().filter_map(|sent| sent.delta);
+                out.push(match deltas.find(|(delta, _)| delta == sha256) {
+                    Some((sha256, chunk_bytes)) => Effect::SendChunks {
+                        to: self.config.parent.clone(),
+                        side: Side::Up,
+                        sha256,
+                        chunk_bytes,
+                        indices: indices.iter().copied().take(Wanted::MAX_CHUNKS).collect(),
+                    },
+                    None => Effect::Count("blob_not_offered"),
+                });
+            }
         }
     }
 
     fn offered(&mut self, offered: Offered, out: &mut Vec<Effect>) {
         let round = offered.offer.round;
-        let known = |(last, digest): (RoundNo, Digest)| round < last || digest == offered.digest;
-        if self.last.is_some_and(known) {
+        if let Some(last) = &self.last {
+            let repeat = last.digest == offered.digest;
+            match &last.course {
+                _ if round < last.round => return,
+                Course::GaveUp(reason) if repeat => {
+                    return out.push(self.answer(&offered, false, reason));
+                }
+                Course::Taken if repeat => return,
+                Course::Taken | Course::Declined | Course::GaveUp(_) => {}
+            }
+        }
+        if self.next.as_ref().is_some_and(|next| round < next.offer.round) {
             return;
         }
         if let Err(reason) = self.willing(&offered.offer) {
-            self.last = Some((round, offered.digest));
-            put(Self::LAST, &self.last, out);
-            out.push(Effect::Record(self.decline(round, reason)));
-            out.push(self.answer(&offered, false, reason));
-            return;
+            return self.turn_down(&offered, reason, out);
         }
         let adapter = offered.offer.adapter.clone();
         self.next = Some(offered);
@@ -270,6 +315,18 @@ impl Member {
                 manifest,
             }),
         }
+    }
+
+    /// Declines an offer before any work; recorded once.
+    fn turn_down(&mut self, offered: &Offered, reason: &'static str, out: &mut Vec<Effect>) {
+        let (round, digest) = (offered.offer.round, offered.digest);
+        let last = Some(Last { round, digest, course: Course::Declined });
+        if self.last != last {
+            self.last = last;
+            put(Self::LAST, &self.last, out);
+            out.push(Effect::Record(self.decline(round, reason)));
+        }
+        out.push(self.answer(offered, false, reason));
     }
 
     fn willing(&self, offer: &Offer) -> Result<(), &'static str> {
@@ -301,17 +358,22 @@ impl Member {
 
     /// Begins the waiting offer unless work is under way. Its adapter is on disk.
     fn begin_next(&mut self, out: &mut Vec<Effect>) {
-        if self.active.as_ref().is_some_and(|active| active.sent.is_none()) {
+        if self.active.is_some() {
             return;
         }
         let Some(offered) = self.next.take() else { return };
-        self.last = Some((offered.offer.round, offered.digest));
+        // It may have waited long: a newer version may be here, an operator may have paused us.
+        if let Err(reason) = self.willing(&offered.offer) {
+            return self.turn_down(&offered, reason, out);
+        }
+        let (round, digest) = (offered.offer.round, offered.digest);
+        self.last = Some(Last { round, digest, course: Course::Taken });
         put(Self::LAST, &self.last, out);
         self.take(offered.offer.version, offered.offer.adapter.sha256(), out);
         out.push(self.answer(&offered, true, ""));
-        self.active = Some(Active { offered: offered.clone(), sent: None });
-        put(Self::ACTIVE, &self.active, out);
         self.work(&offered, out);
+        self.active = Some(offered);
+        put(Self::ACTIVE, &self.active, out);
     }
 
     fn work(&self, offered: &Offered, out: &mut Vec<Effect>) {
@@ -328,29 +390,27 @@ impl Member {
     }
 
     fn worked(&mut self, offer: Digest, work: Result<Work, &'static str>, out: &mut Vec<Effect>) {
-        let Some(active) = self.active.as_mut().filter(|a| a.sent.is_none()) else { return };
-        if active.offered.digest != offer {
-            return;
-        }
-        let offered = active.offered.clone();
-        let gated = work.and_then(|work| match self.gated(&work) {
-            Ok(()) => Ok(work),
-            Err(rule) => {
+        let Some(offered) = self.active.take_if(|active| active.digest == offer) else { return };
+        put(Self::ACTIVE, &self.active, out);
+        let gated = work.and_then(|work| sound(&work).map(|()| work)).and_then(|work| {
+            let gate = self.gated(&work);
+            if let Err(rule) = gate {
                 out.push(Effect::Count(rule));
                 out.push(Effect::Record(Event::PrivacyRefusal {
                     message: Word::new("contribution"),
                     reason: Word::new(rule),
                     round: Some(offered.offer.round),
                 }));
-                Err(rule)
             }
+            gate.map(|()| work)
         });
         match gated {
             Ok(work) => self.contribute(&offered, work, out),
             Err(reason) => {
-                self.active = None;
-                put(Self::ACTIVE, &self.active, out);
-                out.push(Effect::Record(self.decline(offered.offer.round, reason)));
+                let (round, digest) = (offered.offer.round, offered.digest);
+                self.last = Some(Last { round, digest, course: Course::GaveUp(reason.to_owned()) });
+                put(Self::LAST, &self.last, out);
+                out.push(Effect::Record(self.decline(round, reason)));
                 out.push(self.answer(&offered, false, reason));
             }
         }
@@ -370,6 +430,7 @@ impl Member {
             out.push(Effect::SaveBlob(bytes));
             blob
         });
+        let named = delta.as_ref().map(|blob| (blob.sha256(), self.config.chunk_bytes));
         self.residual = work.residual.map(|bytes| {
             let digest = Digest::of(&bytes);
             out.push(Effect::SaveBlob(bytes));
@@ -397,8 +458,8 @@ impl Member {
         let round = offered.offer.round;
         let update = update_id(&self.config.federation, round, &self.config.me, &digest);
         out.push(Effect::Record(Event::Contribute { body: digest, bytes, round, update }));
-        self.active = Some(Active { offered: offered.clone(), sent: Some(update) });
-        put(Self::ACTIVE, &self.active, out);
+        self.sent.insert(update, Sent { round, delta: named });
+        put(Self::SENT, &self.sent, out);
         out.push(Effect::Send {
             to: To::Parent,
             body,
@@ -409,13 +470,11 @@ impl Member {
     }
 
     fn receipt(&mut self, receipt: &Receipt, out: &mut Vec<Effect>) {
-        // Also for an older one than the active: its outbox item has to go.
-        let key = receipt.update.to_string();
-        out.push(Effect::Settle(key));
-        let Some(active) = &self.active else { return };
-        if active.sent != Some(receipt.update) {
-            return;
-        }
+        let Some(sent) = self.sent.remove(&receipt.update) else {
+            return out.push(Effect::Count("receipt_of_nothing"));
+        };
+        put(Self::SENT, &self.sent, out);
+        out.push(Effect::Settle(receipt.update.to_string()));
         let verdict = match &receipt.verdict {
             Verdict::Accepted => "accepted",
             Verdict::Late => "late",
@@ -423,16 +482,17 @@ impl Member {
         };
         out.push(Effect::Record(Event::ReceiptGot {
             from: self.config.parent.clone(),
-            round: active.offered.offer.round,
+            round: sent.round,
             update: receipt.update,
             verdict: Word::new(verdict),
         }));
-        self.active = None;
-        put(Self::ACTIVE, &self.active, out);
     }
 
-    fn result(&mut self, epoch: Epoch, result: RoundResult, out: &mut Vec<Effect>) {
-        if result.version <= self.version() || !result.adapter.is_sound() {
+    fn result(&mut self, result: RoundResult, out: &mut Vec<Effect>) {
+        if self.current.is_some() && result.version <= self.version()
+            || !result.adapter.is_sound()
+            || self.result.as_ref().is_some_and(|waiting| waiting.version > result.version)
+        {
             return;
         }
         match result.adapter.clone() {
@@ -441,7 +501,7 @@ impl Member {
                 self.adopt(&result, out);
             }
             Blob::Manifest(manifest) => {
-                self.result = Some((epoch, result));
+                self.result = Some(result);
                 let from = self.config.parent.clone();
                 out.push(Effect::Fetch { from, side: Side::Up, manifest });
             }
@@ -457,16 +517,12 @@ impl Member {
         }));
         self.take(result.version, adapter, out);
         if self.config.relay {
-            out.push(Effect::PassOn {
-                version: result.version,
-                adapter: result.adapter.clone(),
-                class_targets: result.class_targets.clone(),
-            });
+            out.push(Effect::PassOn(result.clone()));
         }
     }
 
     fn fetched(&mut self, digest: Digest, out: &mut Vec<Effect>) {
-        if let Some((_, result)) = self.result.take_if(|(_, r)| r.adapter.sha256() == digest)
+        if let Some(result) = self.result.take_if(|r| r.adapter.sha256() == digest)
             && result.version > self.version()
         {
             self.adopt(&result, out);
@@ -493,7 +549,7 @@ impl Member {
     /// The version is ours now; equal versions with the same adapter change nothing.
     fn take(&mut self, version: Version, adapter: Digest, out: &mut Vec<Effect>) {
         let current = Current { version, adapter };
-        if self.current.as_ref() == Some(&current) {
+        if self.current.as_ref() == Some(&current) || version < self.version() {
             return;
         }
         self.current = Some(current);
@@ -525,3 +581,15 @@ impl Member {
         });
     }
 }
+
+/// Whether the numbers of a work can be sent at all: a training run may have diverged.
+fn sound(work: &Work) -> Result<(), &'static str> {
+    if !(work.loss_first.is_finite() && work.loss_last.is_finite()) {
+        return Err("not_finite");
+    }
+    let summary = work.class_logits.as_ref();
+    summary.map_or(Ok(()), check_summary).map_err(|error| error.kind())
+}
+
+#[cfg(test)]
+mod tests;

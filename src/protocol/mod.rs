@@ -14,6 +14,9 @@
 
 mod effect;
 mod fetch;
+#[cfg(test)]
+pub(crate) mod fixture;
+pub(crate) mod guard;
 mod member;
 mod relay;
 mod round;

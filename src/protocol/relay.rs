@@ -19,7 +19,8 @@ use crate::time::Now;
 pub struct RelayConfig {
     /// Its parent.
     pub parent: NodeId,
-    /// The inner deadline is the outer one less this, so that the outcome is there in time.
+    /// The inner deadline is the outer one less this, but at least half of it, so that the outcome is
+    /// there in time.
     pub margin_ms: u64,
 }
 
@@ -87,9 +88,7 @@ impl Relay {
                     let more = self.member.step(now, Input::Worked { offer: outer, work });
                     out.extend(self.join(now, more));
                 }
-                Effect::PassOn { version, adapter, class_targets } => {
-                    self.round.adopt(version, adapter, class_targets, &mut out);
-                }
+                Effect::PassOn(result) => self.round.adopt(result, &mut out),
                 other => out.push(other),
             }
         }
@@ -104,10 +103,246 @@ impl Relay {
             return;
         }
         self.serving = Some(digest);
-        let deadline_ms = offer.deadline_ms.saturating_sub(self.config.margin_ms).max(1);
+        let deadline_ms = offer
+            .deadline_ms
+            .saturating_sub(self.config.margin_ms)
+            .max(offer.deadline_ms / 2)
+            .max(1);
         self.round.set_plan(offer.plan.clone());
         let (version, adapter) = (offer.version, offer.adapter.clone());
         self.round.take(version, adapter, offer.class_targets.clone(), out);
         self.round.open(Some(digest), deadline_ms, out);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::protocol::effect::{CombineJob, Job};
+    use crate::protocol::fixture::{first_adapter, member_config, plan, round_config, verified};
+    use crate::protocol::{Owner, update};
+    use crate::wire::{
+        Answer, Blob, Body, Coding, Contribution, Offer, Result as RoundResult, Verdict,
+    };
+
+    struct Bench {
+        relay: Relay,
+        state: BTreeMap<String, Vec<u8>>,
+    }
+
+    fn node(name: &str) -> NodeId {
+        NodeId::new(name).unwrap()
+    }
+
+    fn relay(state: &BTreeMap<String, Vec<u8>>) -> Relay {
+        let of = |prefix: &str| -> Vec<_> {
+            let own = state.iter().filter(|(key, _)| key.starts_with(prefix));
+            own.map(|(key, value)| (key.clone(), value.clone())).collect()
+        };
+        let members = ["d1", "d2"].map(node).into();
+        let config = round_config(Owner::Relay, &members, plan(Coding::F32));
+        let round = Round::new(config, &first_adapter(4), &of(Round::PREFIX)).unwrap();
+        let config = member_config(&node("edge"), &node("cloud"), true);
+        let member = Member::new(config, &of(Member::PREFIX)).unwrap();
+        Relay::new(RelayConfig { parent: node("cloud"), margin_ms: 5_000 }, member, round)
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let state = BTreeMap::new();
+            let mut bench = Self { relay: relay(&state), state };
+            bench.step(Input::Start);
+            bench
+        }
+
+        fn step(&mut self, input: Input) -> Vec<Effect> {
+            let effects = self.relay.step(Now::default(), input);
+            for effect in &effects {
+                match effect {
+                    Effect::Put(key, value) => drop(self.state.insert(key.clone(), value.clone())),
+                    Effect::Delete(key) => drop(self.state.remove(key)),
+                    Effect::Contribute { .. } | Effect::PassOn(_) => panic!("stays inside"),
+                    _ => {}
+                }
+            }
+            effects
+        }
+
+        fn restart(&mut self) -> Vec<Effect> {
+            self.relay = relay(&self.state);
+            self.step(Input::Start)
+        }
+
+        fn hear(&mut self, from: &str, round: u64, body: Body) -> Vec<Effect> {
+            self.step(Input::Message(verified(&node(from), round, 1, body)))
+        }
+
+        fn contribute(&mut self, device: &str, inner: &(Digest, Offer)) -> Vec<Effect> {
+            let body = Body::Contribution(Contribution {
+                offer: inner.0,
+                version: inner.1.version,
+                num_examples: 50,
+                num_devices: 1,
+                steps: 4,
+                loss_first: 1.0,
+                loss_last: 0.5,
+                stacked: false,
+                delta: Some(Blob::of(&first_adapter(4), 4096)),
+                class_logits: None,
+            });
+            self.hear(device, inner.1.round, body)
+        }
+    }
+
+    fn outer(round: u64, version: Version, deadline_ms: u64) -> Offer {
+        Offer {
+            round,
+            model: node("m"),
+            base: Digest([1; 32]),
+            version,
+            adapter: Blob::of(&first_adapter(4), 4096),
+            class_targets: None,
+            plan: plan(Coding::F32),
+            deadline_ms,
+            outer: None,
+        }
+    }
+
+    fn digest(offer: &Offer) -> Digest {
+        Digest::of(&Body::Offer(offer.clone()).to_bytes().unwrap())
+    }
+
+    fn sent<T>(effects: &[Effect], pick: impl Fn(&Body) -> Option<T>) -> Option<T> {
+        effects.iter().find_map(|effect| match effect {
+            Effect::Send { body, .. } => pick(body),
+            _ => None,
+        })
+    }
+
+    fn inner_offer(effects: &[Effect]) -> Option<(Digest, Offer)> {
+        sent(effects, |body| match body {
+            Body::Offer(offer) => Some((digest(offer), offer.clone())),
+            _ => None,
+        })
+    }
+
+    fn decline(effects: &[Effect]) -> Option<String> {
+        sent(effects, |body| match body {
+            Body::Answer(Answer { accepted: false, reason, .. }) => Some(reason.clone()),
+            _ => None,
+        })
+    }
+
+    fn job(effects: &[Effect]) -> Option<CombineJob> {
+        effects.iter().find_map(|effect| match effect {
+            Effect::Job(Job::Combine(job)) => Some(job.clone()),
+            _ => None,
+        })
+    }
+
+    fn combined(job: &CombineJob) -> Input {
+        let blob = |_: &Digest| Some(first_adapter(4));
+        Input::Combined { offer: job.offer, outcome: Ok(update::combine(job, &blob).unwrap()) }
+    }
+
+    #[test]
+    fn an_outer_offer_opens_an_inner_round_with_a_shorter_deadline() {
+        for (deadline_ms, expected) in [(20_000, 15_000), (6_000, 3_000), (1, 1)] {
+            let mut bench = Bench::new();
+            let offer = outer(1, 0, deadline_ms);
+            let effects = bench.hear("cloud", 1, Body::Offer(offer.clone()));
+            let (_, inner) = inner_offer(&effects).unwrap();
+            assert_eq!((inner.outer, inner.deadline_ms), (Some(digest(&offer)), expected));
+            assert!(inner_offer(&bench.hear("cloud", 1, Body::Offer(offer))).is_none());
+        }
+    }
+
+    #[test]
+    fn what_the_devices_did_is_contributed_to_the_parent_whichever_phase_it_dies_in() {
+        for dies_in in ["nowhere", "open", "accepted", "closing"] {
+            let mut bench = Bench::new();
+            let offer = outer(1, 0, 20_000);
+            let opened = bench.hear("cloud", 1, Body::Offer(offer.clone()));
+            let mut inner = inner_offer(&opened).unwrap();
+            if dies_in == "open" {
+                let again = inner_offer(&bench.restart()).unwrap();
+                assert_eq!(again, inner);
+                inner = again;
+            }
+            bench.contribute("d1", &inner);
+            if dies_in == "accepted" {
+                bench.restart();
+            }
+            let closing = bench.contribute("d2", &inner);
+            let mut task = job(&closing).unwrap();
+            if dies_in == "closing" {
+                let again = job(&bench.restart()).unwrap();
+                assert_eq!(again, task);
+                task = again;
+            }
+            let effects = bench.step(combined(&task));
+            let up = sent(&effects, |body| match body {
+                Body::Contribution(contribution) => Some(contribution.clone()),
+                _ => None,
+            })
+            .unwrap();
+            assert_eq!((up.offer, up.stacked), (digest(&offer), true));
+            assert_eq!((up.num_devices, up.num_examples), (2, 100));
+            let effects = bench.restart();
+            assert!(inner_offer(&effects).is_none() && job(&effects).is_none(), "{dies_in}");
+        }
+    }
+
+    #[test]
+    fn a_missed_quorum_is_declined_above_and_what_came_counts_in_the_next_round() {
+        let mut bench = Bench::new();
+        let offer = outer(1, 0, 20_000);
+        let effects = bench.hear("cloud", 1, Body::Offer(offer.clone()));
+        let inner = inner_offer(&effects).unwrap();
+        bench.contribute("d1", &inner);
+        let effects = bench.step(Input::Timer(Timer::Deadline));
+        assert_eq!(decline(&effects).as_deref(), Some("no_quorum"));
+        let again = bench.hear("cloud", 1, Body::Offer(offer));
+        assert_eq!(decline(&again).as_deref(), Some("no_quorum"), "answers may be lost");
+        let effects = bench.hear("cloud", 2, Body::Offer(outer(2, 0, 20_000)));
+        let next = inner_offer(&effects).unwrap();
+        bench.contribute("d1", &next);
+        let inputs = job(&bench.contribute("d2", &next)).unwrap().inputs;
+        assert_eq!(inputs.len(), 3);
+    }
+
+    #[test]
+    fn a_result_passes_down_also_when_no_round_was_ever_served() {
+        let mut bench = Bench::new();
+        let result = Body::Result(RoundResult {
+            offer: Digest([9; 32]),
+            version: 4,
+            adapter: Blob::of(&first_adapter(4), 4096),
+            class_targets: None,
+            contributors: 3,
+            contributor_set: Digest([8; 32]),
+        });
+        let effects = bench.hear("cloud", 1, result.clone());
+        let passed =
+            |effects: &[Effect]| sent(effects, |body| (*body == result).then_some(())).is_some();
+        assert!(passed(&effects));
+        assert!(passed(&bench.restart()), "sealed anew in the next epoch");
+        assert_eq!(bench.relay.version(), 4);
+    }
+
+    #[test]
+    fn a_straggling_device_of_a_relay_is_late_there() {
+        let mut bench = Bench::new();
+        let effects = bench.hear("cloud", 1, Body::Offer(outer(1, 0, 20_000)));
+        let inner = inner_offer(&effects).unwrap();
+        bench.step(Input::Timer(Timer::Deadline));
+        let effects = bench.contribute("d1", &inner);
+        let verdict = sent(&effects, |body| match body {
+            Body::Receipt(receipt) => Some(receipt.verdict.clone()),
+            _ => None,
+        });
+        assert_eq!(verdict, Some(Verdict::Late));
     }
 }

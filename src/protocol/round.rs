@@ -4,10 +4,11 @@
 //!            open                 all in, or deadline + quorum          combined
 //!   Idle ------------> Open ---------------------------------> Closing ----------> Idle
 //!                       |  accept, refuse, receipt                |  set recorded first
-//!                       '--- quorum missed: stays open            '--- crash: combines again
+//!                       |  quorum missed: stays open               '--- crash: combines again
+//!                       '--- quorum out of reach: given up ------> Idle, what came counts as late
 //! ```
-//! What it promises: an accepted contribution is on disk before its receipt leaves (G1); each
-//! (offer, sender) counts at most once (G2); the contributor set is recorded before it is combined,
+//! What it promises: an accepted contribution is on disk before its receipt leaves, and counts in
+//! its round or in a later one (G1); each (offer, sender) counts at most once (G2); the contributor set is recorded before it is combined,
 //! and the outcome is a pure function of it (G3); each start takes a higher epoch (G4); nothing
 //! depends on the order of arrival or on anyone's clock (G5).
 //!
@@ -16,8 +17,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ring::digest::{Context, SHA256};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
+use self::state::{
+    Closing, EPOCH, GLOBAL, Global, NUMBER, Open, PAUSED, Phase, Recent, Told, accepted, late,
+};
 use super::effect::{CombineInput, CombineJob, Delivery, Effect, Input, Job, Timer, To, Work};
 use super::update;
 use crate::ids::{Digest, Epoch, Name, NodeId, RoundNo, Side, UpdateId, Version};
@@ -26,9 +30,15 @@ use crate::ledger::{Event, Word};
 use crate::time::Now;
 use crate::trust::Verified;
 use crate::wire::{
-    Answer, Blob, Body, ClassSummary, Contribution, Get, Offer, Plan, Receipt,
-    Result as RoundResult, Verdict, Wanted, decode, encode,
+    Answer, Blob, Body, ClassSummary, Get, Offer, Plan, Result as RoundResult, Wanted,
 };
+
+mod intake;
+mod state;
+#[cfg(test)]
+mod tests;
+
+pub(super) use state::put;
 
 /// Whose rounds these are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,53 +92,10 @@ pub struct Round {
     /// Offers of the last rounds: what comes late is measured against them.
     recent: Vec<Recent>,
     /// Contributions of closed rounds that wait for the next one.
-    late: BTreeMap<NodeId, CombineInput>,
+    late: BTreeMap<UpdateId, CombineInput>,
     /// Contributions whose blob is being fetched.
     waiting: BTreeMap<NodeId, Verified>,
     paused: bool,
-}
-
-/// What everyone should have.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Global {
-    version: Version,
-    adapter: Digest,
-    adapter_blob: Blob,
-    class_targets: Option<ClassSummary>,
-}
-
-/// What may be known about a round depends on where it is.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-enum Phase {
-    Idle,
-    Open(Open),
-    Closing(Closing),
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Open {
-    digest: Digest,
-    offer: Offer,
-    accepted: BTreeMap<NodeId, CombineInput>,
-    declined: BTreeSet<NodeId>,
-    deadline_passed: bool,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Closing {
-    digest: Digest,
-    offer: Offer,
-    set: Vec<CombineInput>,
-}
-
-/// A closed round: enough to answer repeats and to weigh what comes late.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Recent {
-    offer: Digest,
-    round: RoundNo,
-    version: Version,
-    adapter: Digest,
-    updates: BTreeMap<NodeId, UpdateId>,
 }
 
 /// What may be seen from outside: dashboard, status telegram, tests.
@@ -153,17 +120,10 @@ pub struct RoundView {
 impl Round {
     /// Key prefix of its durable state.
     pub const PREFIX: &'static str = "round/";
-    const EPOCH: &'static str = "round/epoch";
-    const GLOBAL: &'static str = "round/global";
-    const PHASE: &'static str = "round/phase";
-    const NUMBER: &'static str = "round/number";
-    const RECENT: &'static str = "round/recent";
-    const LATE: &'static str = "round/late/";
-    const ACCEPTED: &'static str = "round/accepted/";
     /// Closed rounds that are remembered.
     const MEMORY: usize = 12;
-    /// Most bytes of one state value when it is read back.
-    const STATE_CAP: usize = 64 << 20;
+    /// Failed combinations that a contribution may be in before it is given up.
+    const MOST_FAILED: u32 = 2;
 
     /// An owner that starts with `adapter` (a packed set) as version 0, or where `state` says.
     ///
@@ -182,6 +142,7 @@ impl Round {
                 adapter: Digest::of(adapter),
                 adapter_blob: Blob::of(adapter, config.chunk_bytes),
                 class_targets: None,
+                told: None,
             },
             config,
             epoch: 0,
@@ -212,7 +173,7 @@ impl Round {
             Input::Timer(timer) => self.timer(timer, &mut out),
             Input::Combined { offer, outcome } => self.combined(offer, outcome, &mut out),
             Input::StartRound => self.open(None, self.config.deadline_ms, &mut out),
-            Input::Pause(paused) => self.paused = paused,
+            Input::Pause(paused) => self.pause(paused, &mut out),
             Input::Worked { .. } => {}
         }
         let _ = now;
@@ -259,27 +220,25 @@ impl Round {
             declined: BTreeSet::new(),
             deadline_passed: false,
         });
-        put(Self::NUMBER, &self.round, out);
+        put(NUMBER, &self.round, out);
         self.put_phase(out);
         out.push(self.send(To::Children, body, Delivery::Latest));
         out.push(Effect::Timer { timer: Timer::Deadline, after_ms: deadline_ms });
         out.push(Effect::Timer { timer: Timer::Republish, after_ms: self.config.republish_ms });
     }
 
-    /// Takes a version from above (relay) and passes it on to the children.
-    pub fn adopt(
-        &mut self,
-        version: Version,
-        adapter: Blob,
-        class_targets: Option<ClassSummary>,
-        out: &mut Vec<Effect>,
-    ) {
-        let Some(served) = self.recent.last().map(|recent| recent.offer) else {
-            self.take(version, adapter, class_targets, out);
+    /// Takes a version from above (relay) and passes the result on to the children as it came.
+    pub fn adopt(&mut self, result: RoundResult, out: &mut Vec<Effect>) {
+        if result.version < self.global.version {
             return;
+        }
+        let told = Told {
+            offer: result.offer,
+            contributors: result.contributors,
+            contributor_set: result.contributor_set,
         };
-        self.take(version, adapter, class_targets, out);
-        self.publish_result(served, 0, Digest::of(b""), out);
+        self.set_global(result.version, result.adapter, result.class_targets, Some(told), out);
+        self.publish_result(out);
     }
 
     /// Sets what everyone should start from, without telling anybody (a relay gets it by an offer).
@@ -290,10 +249,12 @@ impl Round {
         class_targets: Option<ClassSummary>,
         out: &mut Vec<Effect>,
     ) {
-        let adapter_blob = adapter;
-        self.global =
-            Global { version, adapter: adapter_blob.sha256(), adapter_blob, class_targets };
-        put(Self::GLOBAL, &self.global, out);
+        if version < self.global.version {
+            return;
+        }
+        let same = self.global.version == version && self.global.adapter == adapter.sha256();
+        let told = self.global.told.take_if(|_| same);
+        self.set_global(version, adapter, class_targets, told, out);
     }
 
     /// Changes what members are asked to do, from the next round on (a relay passes its offer's on).
@@ -309,11 +270,10 @@ impl Round {
             reason: Word::new(reason),
             round: open.offer.round,
         }));
-        self.remember(&open.digest, &open.offer, open.accepted.values(), out);
+        self.remember(&open, out);
         for (sender, input) in open.accepted {
-            out.push(Effect::Delete(format!("{}{sender}", Self::ACCEPTED)));
-            put(&format!("{}{sender}", Self::LATE), &input, out);
-            self.late.insert(sender, input);
+            out.push(Effect::Delete(accepted(&sender)));
+            self.keep_late(input, out);
         }
         self.put_phase(out);
     }
@@ -347,17 +307,18 @@ impl Round {
     /// Blobs that must be kept.
     pub fn blobs(&self) -> BTreeSet<Digest> {
         let mut keep = BTreeSet::from([self.global.adapter]);
-        keep.extend(self.recent.iter().map(|recent| recent.adapter));
-        let current: Vec<&CombineInput> = match &self.phase {
-            Phase::Idle => Vec::new(),
-            Phase::Open(open) => open.accepted.values().collect(),
-            Phase::Closing(closing) => closing.set.iter().collect(),
+        keep.extend(self.recent.iter().map(|recent| recent.task.adapter));
+        let (offer, current): (_, Vec<&CombineInput>) = match &self.phase {
+            Phase::Idle => (None, Vec::new()),
+            Phase::Open(open) => (Some(&open.offer), open.accepted.values().collect()),
+            Phase::Closing(closing) => (Some(&closing.offer), closing.set.iter().collect()),
         };
         for message in self.waiting.values() {
             if let Body::Contribution(contribution) = message.body() {
                 keep.extend(contribution.delta.as_ref().map(Blob::sha256));
             }
         }
+        keep.extend(offer.map(|offer| offer.adapter.sha256()));
         for input in current.into_iter().chain(self.late.values()) {
             keep.insert(input.base);
             keep.extend(input.delta);
@@ -367,10 +328,16 @@ impl Round {
 
     fn start(&mut self, out: &mut Vec<Effect>) {
         self.epoch += 1;
-        put(Self::EPOCH, &self.epoch, out);
+        put(EPOCH, &self.epoch, out);
+        if self.config.owner == Owner::Root && self.global.version > 0 {
+            let (version, adapter) = (self.global.version, self.global.adapter);
+            out.push(Effect::Apply { version, adapter });
+        }
+        // Sealed anew: whoever has heard of this epoch refuses what was sealed in the one before.
+        self.publish_result(out);
         match &self.phase {
             Phase::Idle => {
-                put(Self::GLOBAL, &self.global, out);
+                put(GLOBAL, &self.global, out);
                 self.schedule_next(out);
             }
             Phase::Open(open) => {
@@ -387,17 +354,15 @@ impl Round {
     }
 
     fn message(&mut self, message: &Verified, out: &mut Vec<Effect>) {
+        if !self.config.members.contains(message.sender()) {
+            return out.push(Effect::Count("not_a_member"));
+        }
         match message.body() {
             Body::Contribution(contribution) => self.contribution(message, contribution, out),
             Body::Answer(answer) => self.answer(message.sender(), answer, out),
             Body::Get(Get { wanted: Wanted::Latest }) => out.push(Effect::Republish),
             Body::Get(Get { wanted: Wanted::Chunks { sha256, indices } }) => {
-                out.push(Effect::SendChunks {
-                    to: message.sender().clone(),
-                    side: Side::Down,
-                    sha256: *sha256,
-                    indices: indices.iter().copied().take(Wanted::MAX_CHUNKS).collect(),
-                });
+                self.serve(message.sender(), *sha256, indices, out);
             }
             Body::Offer(_)
             | Body::Receipt(_)
@@ -408,206 +373,62 @@ impl Round {
         }
     }
 
+    /// Gives chunks of what was offered, and of nothing else in the store.
+    fn serve(&self, to: &NodeId, sha256: Digest, indices: &[u32], out: &mut Vec<Effect>) {
+        let offered = match &self.phase {
+            Phase::Idle => None,
+            Phase::Open(Open { offer, .. }) | Phase::Closing(Closing { offer, .. }) => {
+                Some(&offer.adapter)
+            }
+        };
+        let blobs = [Some(&self.global.adapter_blob), offered];
+        let manifest = blobs.into_iter().flatten().find_map(|blob| match blob {
+            Blob::Manifest(manifest) if manifest.sha256 == sha256 => Some(manifest),
+            Blob::Manifest(_) | Blob::Inline(_) => None,
+        });
+        out.push(match manifest {
+            Some(manifest) => Effect::SendChunks {
+                to: to.clone(),
+                side: Side::Down,
+                sha256,
+                chunk_bytes: manifest.chunk_bytes,
+                indices: indices.iter().copied().take(Wanted::MAX_CHUNKS).collect(),
+            },
+            None => Effect::Count("blob_not_offered"),
+        });
+    }
+
     fn answer(&mut self, sender: &NodeId, answer: &Answer, out: &mut Vec<Effect>) {
         let Phase::Open(open) = &mut self.phase else { return };
-        if open.digest != answer.offer || !self.config.members.contains(sender) {
+        if open.digest != answer.offer || open.accepted.contains_key(sender) {
             return;
         }
-        if answer.accepted {
-            open.declined.remove(sender);
-        } else if open.declined.insert(sender.clone()) {
+        let changed = if answer.accepted {
+            open.declined.remove(sender)
+        } else {
+            open.declined.insert(sender.clone())
+        };
+        if !changed {
+            return;
+        }
+        if !answer.accepted {
             out.push(Effect::Record(Event::Decline {
                 reason: Word::try_from(answer.reason.clone()).unwrap_or(Word::new("unnamed")),
                 round: open.offer.round,
                 sender: sender.clone(),
             }));
-            self.close_if_due(out);
         }
+        self.put_phase(out);
+        self.close_if_due(out);
+        self.give_up_if_hopeless(out);
     }
 
-    fn contribution(
-        &mut self,
-        message: &Verified,
-        contribution: &Contribution,
-        out: &mut Vec<Effect>,
-    ) {
-        let sender = message.sender();
-        let update = message.update_id();
-        if let Some(known) = self.known(sender, &contribution.offer) {
-            if known == update {
-                let verdict = self.verdict_of(sender, &contribution.offer);
-                out.push(self.receipt(sender, update, verdict));
-            } else {
-                out.push(Effect::Record(Event::Equivocation {
-                    first: known,
-                    round: message.round(),
-                    second: update,
-                    sender: sender.clone(),
-                }));
-                self.refuse(message, "equivocation", out);
-            }
-            return;
+    fn pause(&mut self, paused: bool, out: &mut Vec<Effect>) {
+        self.paused = paused;
+        put(PAUSED, &self.paused, out);
+        if !paused && self.phase == Phase::Idle {
+            self.schedule_next(out);
         }
-        if let Err(reason) = self.check(contribution) {
-            self.refuse(message, reason, out);
-            return;
-        }
-        match &contribution.delta {
-            Some(Blob::Manifest(manifest)) => {
-                out.push(Effect::Fetch {
-                    from: sender.clone(),
-                    side: Side::Down,
-                    manifest: manifest.clone(),
-                });
-                self.waiting.insert(sender.clone(), message.clone());
-            }
-            Some(Blob::Inline(bytes)) => {
-                out.push(Effect::SaveBlob(bytes.clone()));
-                self.accept(message, contribution, Some(bytes), out);
-            }
-            None => self.accept(message, contribution, None, out),
-        }
-    }
-
-    fn fetched(&mut self, digest: Digest, bytes: &[u8], out: &mut Vec<Effect>) {
-        let complete = |message: &&Verified| match message.body() {
-            Body::Contribution(c) => c.delta.as_ref().is_some_and(|blob| blob.sha256() == digest),
-            _ => false,
-        };
-        let ready: Vec<Verified> = self.waiting.values().filter(complete).cloned().collect();
-        for message in ready {
-            self.waiting.remove(message.sender());
-            if let Body::Contribution(contribution) = message.body() {
-                // Its round may have closed meanwhile, so the whole way again, now with the bytes.
-                match self.known(message.sender(), &contribution.offer) {
-                    Some(_) => {}
-                    None => self.accept(&message, contribution, Some(bytes), out),
-                }
-            }
-        }
-    }
-
-    /// Counts it in the open round, or in a later one when its own is closed.
-    fn accept(
-        &mut self,
-        message: &Verified,
-        contribution: &Contribution,
-        delta: Option<&[u8]>,
-        out: &mut Vec<Effect>,
-    ) {
-        if let Some(bytes) = delta
-            && let Err(error) = update::check(bytes, &self.layout, contribution.stacked)
-        {
-            self.refuse(message, error.kind(), out);
-            return;
-        }
-        let sender = message.sender().clone();
-        let update = message.update_id();
-        let input = |base: Digest| CombineInput {
-            sender: sender.clone(),
-            update,
-            num_examples: contribution.num_examples,
-            num_devices: contribution.num_devices,
-            steps: contribution.steps,
-            staleness: 0,
-            loss_first: contribution.loss_first,
-            loss_last: contribution.loss_last,
-            delta: contribution.delta.as_ref().map(Blob::sha256),
-            stacked: contribution.stacked,
-            base,
-            class_logits: contribution.class_logits.clone(),
-        };
-        if let Phase::Open(open) = &mut self.phase
-            && open.digest == contribution.offer
-        {
-            let input = input(open.offer.adapter.sha256());
-            out.push(Effect::Record(Event::Accept {
-                body: message.body_digest(),
-                round: open.offer.round,
-                sender: sender.clone(),
-                update,
-            }));
-            put(&format!("{}{sender}", Self::ACCEPTED), &input, out);
-            open.declined.remove(&sender);
-            open.accepted.insert(sender.clone(), input);
-            out.push(self.receipt(&sender, update, Verdict::Accepted));
-            self.close_if_due(out);
-            return;
-        }
-        let version = self.global.version;
-        let limit = self.config.max_staleness;
-        let Some(recent) = self.recent.iter_mut().find(|r| r.offer == contribution.offer) else {
-            self.refuse(message, "unknown_offer", out);
-            return;
-        };
-        // A version that its round made is one step ahead of the one it started from.
-        let behind = version.saturating_sub(recent.version);
-        let (round, base) = (recent.round, recent.adapter);
-        if behind > limit {
-            self.refuse(message, "too_stale", out);
-            return;
-        }
-        recent.updates.insert(sender.clone(), update);
-        put(Self::RECENT, &self.recent, out);
-        let input = input(base);
-        put(&format!("{}{sender}", Self::LATE), &input, out);
-        out.push(Effect::Record(Event::Late { round, sender: sender.clone(), update }));
-        self.late.insert(sender.clone(), input);
-        out.push(self.receipt(&sender, update, Verdict::Late));
-    }
-
-    /// Checks what can be told without the blob.
-    fn check(&self, contribution: &Contribution) -> Result<(), &'static str> {
-        let (plan, known) = match &self.phase {
-            Phase::Open(Open { digest, offer, .. })
-            | Phase::Closing(Closing { digest, offer, .. })
-                if *digest == contribution.offer =>
-            {
-                (&offer.plan, offer.version)
-            }
-            _ => match self.recent.iter().find(|r| r.offer == contribution.offer) {
-                Some(recent) => (&self.config.plan, recent.version),
-                None => return Err("unknown_offer"),
-            },
-        };
-        if contribution.version != known {
-            return Err("wrong_version");
-        }
-        if contribution.num_examples == 0 || contribution.num_devices == 0 {
-            return Err("no_examples");
-        }
-        if plan.adapter_delta != contribution.delta.is_some() {
-            return Err("wrong_contribution_kind");
-        }
-        if !contribution.delta.as_ref().is_none_or(Blob::is_sound) {
-            return Err("unsound_blob");
-        }
-        Ok(())
-    }
-
-    /// The update that already counts for this sender and offer.
-    fn known(&self, sender: &NodeId, offer: &Digest) -> Option<UpdateId> {
-        let current = match &self.phase {
-            Phase::Open(open) if open.digest == *offer => {
-                open.accepted.get(sender).map(|i| i.update)
-            }
-            Phase::Closing(closing) if closing.digest == *offer => {
-                closing.set.iter().find(|i| i.sender == *sender).map(|i| i.update)
-            }
-            Phase::Idle | Phase::Open(_) | Phase::Closing(_) => None,
-        };
-        let recent =
-            || self.recent.iter().find(|r| r.offer == *offer)?.updates.get(sender).copied();
-        current.or_else(recent)
-    }
-
-    fn verdict_of(&self, sender: &NodeId, offer: &Digest) -> Verdict {
-        let waits = self.late.get(sender).is_some_and(|input| {
-            self.recent
-                .iter()
-                .any(|r| r.offer == *offer && r.updates.get(sender) == Some(&input.update))
-        });
-        if waits { Verdict::Late } else { Verdict::Accepted }
     }
 
     fn timer(&mut self, timer: Timer, out: &mut Vec<Effect>) {
@@ -636,14 +457,19 @@ impl Round {
         }
     }
 
-    /// A relay can't wait for its quorum: the outer round goes on without it.
+    /// After the deadline: a relay can't wait for its quorum, since the outer round goes on without
+    /// it; a root waits as long as the quorum can still come, and asks anew when it can't.
     fn give_up_if_hopeless(&mut self, out: &mut Vec<Effect>) {
-        if self.config.owner == Owner::Relay
-            && let Phase::Open(open) = &self.phase
-            && let Some(outer) = open.offer.outer
-        {
-            self.abandon("no_quorum", out);
-            out.push(Effect::Contribute { outer, work: Err("no_quorum") });
+        let Phase::Open(open) = &self.phase else { return };
+        let can_come = self.expected(open) >= self.quorum();
+        if !open.deadline_passed || self.config.owner == Owner::Root && can_come {
+            return;
+        }
+        let outer = open.offer.outer;
+        self.abandon("no_quorum", out);
+        match outer {
+            Some(outer) => out.push(Effect::Contribute { outer, work: Err("no_quorum") }),
+            None => self.schedule_next(out),
         }
     }
 
@@ -651,7 +477,7 @@ impl Round {
         let Phase::Open(open) = &self.phase else { return };
         let expected = self.expected(open);
         let have = open.accepted.len();
-        let enough = have >= self.quorum_of(self.config.members.len());
+        let enough = have >= self.quorum();
         let everyone = have > 0 && have >= expected;
         if !(everyone && enough || open.deadline_passed && enough) {
             return;
@@ -662,26 +488,19 @@ impl Round {
 
     /// Fixes the contributor set, on disk before anything is computed from it.
     fn close(&mut self, open: Open, out: &mut Vec<Effect>) {
-        let mut set: BTreeMap<NodeId, Vec<CombineInput>> = BTreeMap::new();
+        self.remember(&open, out);
+        let mut set: Vec<CombineInput> = Vec::new();
         for (sender, input) in open.accepted {
-            out.push(Effect::Delete(format!("{}{sender}", Self::ACCEPTED)));
-            set.entry(sender).or_default().push(input);
+            out.push(Effect::Delete(accepted(&sender)));
+            set.push(input);
         }
-        for (sender, mut input) in std::mem::take(&mut self.late) {
-            out.push(Effect::Delete(format!("{}{sender}", Self::LATE)));
-            let started = self.recent.iter().find(|r| r.adapter == input.base).map(|r| r.version);
-            let Some(started) = started else {
-                out.push(Effect::Count("late_base_forgotten"));
-                continue;
-            };
-            input.staleness = self.global.version.saturating_sub(started);
-            if input.staleness > self.config.max_staleness {
-                out.push(Effect::Count("too_stale"));
-                continue;
-            }
-            set.entry(sender).or_default().push(input);
+        // Whatever has a receipt counts: how far behind it may be was asked at the door.
+        for (update, mut input) in std::mem::take(&mut self.late) {
+            out.push(Effect::Delete(late(update)));
+            input.staleness = open.offer.version.saturating_sub(input.version);
+            set.push(input);
         }
-        let set: Vec<CombineInput> = set.into_values().flatten().collect();
+        set.sort_by(|a, b| (&a.sender, a.update).cmp(&(&b.sender, b.update)));
         out.push(Effect::Record(Event::RoundClose {
             contributions: set.len() as u64,
             epoch: self.epoch,
@@ -717,7 +536,6 @@ impl Round {
         }
         let closing = closing.clone();
         self.phase = Phase::Idle;
-        self.remember(&closing.digest, &closing.offer, closing.set.iter(), out);
         match (outcome, closing.offer.outer) {
             (Ok(work), None) => self.commit(&closing, work, out),
             (Ok(work), Some(outer)) => {
@@ -735,6 +553,7 @@ impl Round {
                     reason: Word::new(reason),
                     round: closing.offer.round,
                 }));
+                self.keep_failed(closing.set, out);
                 if let Some(outer) = outer {
                     out.push(Effect::Contribute { outer, work: Err(reason) });
                 }
@@ -756,55 +575,60 @@ impl Round {
         };
         let result = adapter.sha256();
         let class_targets = work.class_logits.or_else(|| closing.offer.class_targets.clone());
-        self.take(version, adapter, class_targets, out);
+        let told = Told {
+            offer: closing.digest,
+            contributors: u32::try_from(closing.set.len()).unwrap_or(u32::MAX),
+            contributor_set: contributor_set(&closing.set),
+        };
+        self.set_global(version, adapter, class_targets, Some(told), out);
         out.push(Effect::Record(Event::RoundCommit {
             epoch: self.epoch,
             result,
             round: closing.offer.round,
             version,
         }));
-        let contributors = u32::try_from(closing.set.len()).unwrap_or(u32::MAX);
-        self.publish_result(closing.digest, contributors, contributor_set(&closing.set), out);
+        self.publish_result(out);
         out.push(Effect::Apply { version, adapter: result });
     }
 
-    fn publish_result(
-        &self,
-        offer: Digest,
-        contributors: u32,
-        contributor_set: Digest,
+    /// What was accepted isn't lost when its combination fails: it counts in the next round, unless
+    /// it was in several that failed.
+    fn keep_failed(&mut self, set: Vec<CombineInput>, out: &mut Vec<Effect>) {
+        for mut input in set {
+            input.failed += 1;
+            if input.failed < Self::MOST_FAILED {
+                self.keep_late(input, out);
+            } else {
+                out.push(Effect::Count("never_combined"));
+            }
+        }
+    }
+
+    fn set_global(
+        &mut self,
+        version: Version,
+        adapter_blob: Blob,
+        class_targets: Option<ClassSummary>,
+        told: Option<Told>,
         out: &mut Vec<Effect>,
     ) {
+        let adapter = adapter_blob.sha256();
+        self.global = Global { version, adapter, adapter_blob, class_targets, told };
+        put(GLOBAL, &self.global, out);
+    }
+
+    /// Tells the children of the version, if that was ever done.
+    fn publish_result(&self, out: &mut Vec<Effect>) {
+        let Some(told) = &self.global.told else { return };
         let body = Body::Result(RoundResult {
-            offer,
+            offer: told.offer,
             version: self.global.version,
             adapter: self.global.adapter_blob.clone(),
             class_targets: self.global.class_targets.clone(),
-            contributors,
-            contributor_set,
+            contributors: told.contributors,
+            contributor_set: told.contributor_set,
         });
         out.push(self.send(To::Children, body, Delivery::Latest));
-    }
-
-    fn remember<'a>(
-        &mut self,
-        digest: &Digest,
-        offer: &Offer,
-        set: impl Iterator<Item = &'a CombineInput>,
-        out: &mut Vec<Effect>,
-    ) {
-        // A late one of an earlier round is remembered there already.
-        let own = set.filter(|input| input.staleness == 0);
-        self.recent.push(Recent {
-            offer: *digest,
-            round: offer.round,
-            version: offer.version,
-            adapter: offer.adapter.sha256(),
-            updates: own.map(|input| (input.sender.clone(), input.update)).collect(),
-        });
-        let surplus = self.recent.len().saturating_sub(Self::MEMORY);
-        self.recent.drain(..surplus);
-        put(Self::RECENT, &self.recent, out);
     }
 
     fn schedule_next(&self, out: &mut Vec<Effect>) {
@@ -827,66 +651,14 @@ impl Round {
         clippy::cast_sign_loss,
         reason = "a part of a number of members, at least one"
     )]
-    fn quorum_of(&self, members: usize) -> usize {
-        ((self.config.quorum * members as f64).ceil() as usize).max(1)
-    }
-
-    fn refuse(&self, message: &Verified, reason: &'static str, out: &mut Vec<Effect>) {
-        let (sender, body) = (message.sender(), message.body_digest());
-        out.push(Effect::Count(reason));
-        out.push(Effect::Record(Event::Refusal {
-            message: body,
-            reason: Word::new(reason),
-            sender: Some(sender.clone()),
-        }));
-        let verdict = Verdict::Refused(reason.to_owned());
-        out.push(self.receipt(sender, message.update_id(), verdict));
-    }
-
-    fn receipt(&self, to: &NodeId, update: UpdateId, verdict: Verdict) -> Effect {
-        let body = Body::Receipt(Receipt { update, verdict });
-        self.send(To::Child(to.clone()), body, Delivery::Volatile)
+    fn quorum(&self) -> usize {
+        const ROUNDING: f64 = 1e-9; // 0.55 of 20 is 11, not 12
+        let members = self.config.members.len() as f64;
+        ((self.config.quorum * members - ROUNDING).ceil() as usize).max(1)
     }
 
     fn send(&self, to: To, body: Body, delivery: Delivery) -> Effect {
         Effect::Send { to, body, round: self.round, epoch: self.epoch, delivery }
-    }
-
-    /// The accepted ones have keys of their own, so that accepting one writes one.
-    fn put_phase(&self, out: &mut Vec<Effect>) {
-        match &self.phase {
-            Phase::Open(open) => {
-                let bare = Open { accepted: BTreeMap::new(), ..open.clone() };
-                put(Self::PHASE, &Phase::Open(bare), out);
-            }
-            phase @ (Phase::Idle | Phase::Closing(_)) => put(Self::PHASE, phase, out),
-        }
-    }
-
-    fn restore(
-        &mut self,
-        key: &str,
-        value: &[u8],
-        accepted: &mut BTreeMap<NodeId, CombineInput>,
-    ) -> Result<(), crate::wire::CodecError> {
-        let cap = Self::STATE_CAP;
-        match key {
-            Self::EPOCH => self.epoch = decode(value, cap)?,
-            Self::GLOBAL => self.global = decode(value, cap)?,
-            Self::PHASE => self.phase = decode(value, cap)?,
-            Self::NUMBER => self.round = decode(value, cap)?,
-            Self::RECENT => self.recent = decode(value, cap)?,
-            _ if key.starts_with(Self::LATE) => {
-                let input: CombineInput = decode(value, cap)?;
-                self.late.insert(input.sender.clone(), input);
-            }
-            _ if key.starts_with(Self::ACCEPTED) => {
-                let input: CombineInput = decode(value, cap)?;
-                accepted.insert(input.sender.clone(), input);
-            }
-            _ => {}
-        }
-        Ok(())
     }
 }
 
@@ -899,12 +671,4 @@ fn contributor_set(set: &[CombineInput]) -> Digest {
     let mut out = [0; 32];
     out.copy_from_slice(hash.finish().as_ref());
     Digest(out)
-}
-
-/// Adds a `Put` of a value; ours always encode.
-pub(super) fn put<T: Serialize>(key: &str, value: &T, out: &mut Vec<Effect>) {
-    out.push(match encode(value) {
-        Ok(bytes) => Effect::Put(key.to_owned(), bytes),
-        Err(e) => Effect::Fatal(format!("state {key} can't be encoded: {e}")),
-    });
 }

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::effect::{CombineInput, CombineJob, Work};
-use crate::ids::{Digest, NodeId};
+use crate::ids::{Digest, NodeId, UpdateId};
 use crate::learn::{
     ClassLogits, ErrorFeedback, LOGIT_BOUND, Layout, LearnError, LoraAverage, Quantizer, Share,
     Tensor, TensorSet, Width, average_class_logits, weights,
@@ -17,6 +17,12 @@ use crate::wire::{
 
 /// A relay passes its members' factors on as they are up to this rank, then truncates to it.
 pub const MAX_STACKED_RANK: usize = 64;
+
+/// Examples that one contribution may claim: more than any plant records, and sums of them fit.
+pub const MAX_EXAMPLES: u64 = 1 << 40;
+
+/// Longest delta (Euclidean): beyond any that training makes, and products of two stay finite.
+const MAX_NORM: f64 = 1e6;
 
 /// Why an update can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -95,6 +101,14 @@ pub fn unpack(bytes: &[u8]) -> Result<TensorSet, UpdateError> {
 /// [`UpdateError`].
 pub fn check(bytes: &[u8], layout: &Layout, stacked: bool) -> Result<(), UpdateError> {
     let set = unpack(bytes)?;
+    let norm = set.norm();
+    if norm > MAX_NORM {
+        return Err(UpdateError::Learn(LearnError::OutOfRange {
+            what: "norm of a delta",
+            expected: format!("at most {MAX_NORM}"),
+            actual: norm.to_string(),
+        }));
+    }
     if !stacked {
         return Ok(set.check_layout(layout)?);
     }
@@ -179,12 +193,13 @@ pub fn combine(
         })
     };
     let class_logits = combine_class_logits(&job.inputs)?.or_else(|| job.class_targets.clone());
-    let examples: u64 = job.inputs.iter().map(|input| input.num_examples).sum();
+    let examples = job.inputs.iter().fold(0, |n: u64, input| n.saturating_add(input.num_examples));
+    let devices = job.inputs.iter().fold(0, |n: u32, input| n.saturating_add(input.num_devices));
     Ok(Work {
         update,
         class_logits: class_logits.filter(|_| job.plan.class_logits),
-        num_examples: examples,
-        num_devices: job.inputs.iter().map(|input| input.num_devices).sum(),
+        num_examples: examples.min(MAX_EXAMPLES),
+        num_devices: devices,
         steps: job.inputs.iter().map(|input| input.steps).min().unwrap_or(0),
         loss_first: mean_loss(&job.inputs, examples, |input| input.loss_first),
         loss_last: mean_loss(&job.inputs, examples, |input| input.loss_last),
@@ -219,7 +234,7 @@ impl From<&ClassSummary> for ClassLogits {
 /// # Errors
 /// [`LearnError`] when sizes disagree or a value isn't finite.
 pub fn check_summary(summary: &ClassSummary) -> Result<(), LearnError> {
-    const MOST_CLASSES: usize = 256;
+    const MOST_CLASSES: usize = 64; // an inline adapter and 64 x 64 logits fit one message
     let classes = summary.counts.len();
     if !(1..=MOST_CLASSES).contains(&classes) || !summary.mean_logits.len().is_multiple_of(4) {
         return Err(LearnError::OutOfRange {
@@ -231,27 +246,34 @@ pub fn check_summary(summary: &ClassSummary) -> Result<(), LearnError> {
     ClassLogits::from(summary).check(classes)
 }
 
+/// Mean over the members. Where they disagree about the number of classes, most of them are right
+/// (the lower number where that is even).
 fn combine_class_logits(inputs: &[CombineInput]) -> Result<Option<ClassSummary>, LearnError> {
-    let mut members: BTreeMap<NodeId, ClassLogits> = BTreeMap::new();
+    let mut members: BTreeMap<NodeId, (&CombineInput, ClassLogits)> = BTreeMap::new();
     for input in inputs {
         // A late summary of a member that spoke again is older news.
         if let Some(summary) = &input.class_logits
-            && (input.staleness == 0 || !members.contains_key(&input.sender))
+            && members.get(&input.sender).is_none_or(|(known, _)| known.staleness > input.staleness)
         {
-            members.insert(input.sender.clone(), ClassLogits::from(summary));
+            members.insert(input.sender.clone(), (input, ClassLogits::from(summary)));
         }
     }
-    let Some(classes) = members.values().next().map(|logits| logits.counts.len()) else {
+    let mut votes: BTreeMap<usize, usize> = BTreeMap::new();
+    for (_, logits) in members.values() {
+        *votes.entry(logits.counts.len()).or_default() += 1;
+    }
+    let Some((classes, _)) = votes.into_iter().rev().max_by_key(|(_, count)| *count) else {
         return Ok(None);
     };
-    let members = members.iter().map(|(sender, logits)| (sender.clone(), logits)).collect();
+    members.retain(|_, (_, logits)| logits.counts.len() == classes);
+    let members = members.iter().map(|(sender, (_, logits))| (sender.clone(), logits)).collect();
     let mean = average_class_logits(classes, LOGIT_BOUND, &members)?;
     Ok(Some(ClassSummary::from(&mean)))
 }
 
-/// A sender may have a late contribution beside its own of this round.
-fn key(input: &CombineInput) -> (NodeId, u64) {
-    (input.sender.clone(), input.staleness)
+/// A sender may have late contributions beside its own of this round.
+fn key(input: &CombineInput) -> (NodeId, UpdateId) {
+    (input.sender.clone(), input.update)
 }
 
 fn share(input: &CombineInput) -> Share {

@@ -8,6 +8,8 @@ mod blob;
 mod body;
 mod codec;
 mod envelope;
+#[cfg(test)]
+mod golden_tests;
 mod head;
 mod packed;
 

@@ -1,0 +1,114 @@
+//! What tests of the machines start from.
+
+use std::collections::BTreeSet;
+
+use super::{MemberConfig, Owner, RoundConfig};
+use crate::ids::{BootId, Digest, Epoch, Name, NodeId, RoundNo};
+use crate::learn::{Tensor, TensorSet};
+use crate::privacy::{Gate, Profile};
+use crate::rng::Stream;
+use crate::time::Wall;
+use crate::trust::Verified;
+use crate::wire::{Body, Coding, Head, Plan};
+
+use super::update;
+
+/// Small enough that little is needed to have two chunks.
+pub(crate) const CHUNK_BYTES: u32 = 4096;
+
+/// An adapter of one LoRA pair and a bias; `width` sets its size.
+pub(crate) fn first_adapter(width: usize) -> Vec<u8> {
+    let mut stream = Stream::new(0, "adapter");
+    let mut tensor = |name: &str, shape: [usize; 2]| Tensor {
+        name: name.into(),
+        shape: shape.to_vec(),
+        data: (0..shape[0] * shape[1]).map(|_| small(&mut stream)).collect(),
+    };
+    let tensors = vec![
+        tensor("q.lora_a", [2, width]),
+        tensor("q.lora_b", [3, 2]),
+        tensor("head.bias", [1, 3]),
+    ];
+    update::pack(&TensorSet::new(tensors).unwrap(), Coding::F32, 0).unwrap()
+}
+
+/// What members are asked to do.
+pub(crate) fn plan(coding: Coding) -> Plan {
+    Plan {
+        adapter_delta: true,
+        class_logits: false,
+        local_steps: 4,
+        batch_size: 8,
+        learning_rate: 0.1,
+        prox_mu: 0.0,
+        distill_lambda: 0.0,
+        rank: 2,
+        alpha: 4.0,
+        coding,
+        block: if coding == Coding::F32 { 0 } else { 64 },
+        min_cell: 5,
+        seed: 7,
+    }
+}
+
+/// The federation's name.
+pub(crate) fn federation() -> Name {
+    Name::new("test").unwrap()
+}
+
+/// A message of `sender` that passed every check.
+pub(crate) fn verified(sender: &NodeId, round: RoundNo, epoch: Epoch, body: Body) -> Verified {
+    let head = Head {
+        minor: 0,
+        federation: federation(),
+        sender: sender.clone(),
+        audience: None,
+        topic: "t".into(),
+        epoch,
+        round,
+        seq: 1,
+        boot: BootId([0; 16]),
+        issued_at: Wall(0),
+        expires_at: Wall(u64::MAX),
+    };
+    Verified::for_test(head, body)
+}
+
+/// An owner with a quorum of 60 % and 20 s.
+pub(crate) fn round_config(owner: Owner, members: &BTreeSet<NodeId>, plan: Plan) -> RoundConfig {
+    RoundConfig {
+        owner,
+        members: members.clone(),
+        quorum: 0.6,
+        deadline_ms: 20_000,
+        republish_ms: 3_000,
+        pause_ms: 500,
+        versions: 3,
+        max_staleness: 10,
+        chunk_bytes: CHUNK_BYTES,
+        model: Name::new("m").unwrap(),
+        base: Digest([1; 32]),
+        plan,
+    }
+}
+
+/// A member that lets everything leave.
+pub(crate) fn member_config(me: &NodeId, parent: &NodeId, relay: bool) -> MemberConfig {
+    MemberConfig {
+        federation: federation(),
+        me: me.clone(),
+        parent: parent.clone(),
+        model: Name::new("m").unwrap(),
+        base: Digest([1; 32]),
+        relay,
+        gate: Gate::from(Profile::Lab),
+        resync_ms: 5_000,
+        chunk_bytes: CHUNK_BYTES,
+    }
+}
+
+/// A value as adapters have them.
+#[expect(clippy::cast_possible_truncation, reason = "tensors are f32")]
+pub(crate) fn small(stream: &mut Stream) -> f32 {
+    stream.range(-0.1, 0.1) as f32
+}

@@ -1,0 +1,41 @@
+//! Guards that a test can take away, to show that they are what prevents the harm.
+//!
+//! Outside of tests each of them is a constant.
+
+/// A guard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Guard {
+    /// A known contribution changes nothing.
+    Repeats,
+    /// Who speaks with a lower epoch isn't listened to.
+    Epochs,
+}
+
+#[cfg(not(test))]
+pub(super) const fn stands(_: Guard) -> bool {
+    true
+}
+
+#[cfg(test)]
+pub(super) fn stands(guard: Guard) -> bool {
+    tests::TAKEN.get() != Some(guard)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::cell::Cell;
+
+    use super::Guard;
+
+    thread_local! {
+        pub(super) static TAKEN: Cell<Option<Guard>> = const { Cell::new(None) };
+    }
+
+    /// Runs `test` on this thread without the guard.
+    pub(crate) fn without<T>(guard: Guard, test: impl FnOnce() -> T) -> T {
+        TAKEN.set(Some(guard));
+        let outcome = test();
+        TAKEN.set(None);
+        outcome
+    }
+}

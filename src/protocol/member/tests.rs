@@ -1,0 +1,335 @@
+use super::*;
+use crate::protocol::fixture::{first_adapter, member_config, plan, verified};
+use crate::protocol::guard::tests::without;
+use crate::wire::Coding;
+
+fn node(name: &str) -> NodeId {
+    NodeId::new(name).unwrap()
+}
+
+fn member() -> Member {
+    Member::new(member_config(&node("d1"), &node("edge"), false), &[]).unwrap()
+}
+
+fn offer(round: RoundNo, version: Version) -> Offer {
+    Offer {
+        round,
+        model: Name::new("m").unwrap(),
+        base: Digest([1; 32]),
+        version,
+        adapter: Blob::of(&first_adapter(4), 4096),
+        class_targets: None,
+        plan: plan(Coding::F32),
+        deadline_ms: 1_000,
+        outer: None,
+    }
+}
+
+fn from_edge(round: RoundNo, epoch: Epoch, body: Body) -> Input {
+    Input::Message(verified(&node("edge"), round, epoch, body))
+}
+
+fn say(member: &mut Member, epoch: Epoch, offer: Offer) -> Vec<Effect> {
+    member.step(Now::default(), from_edge(offer.round, epoch, Body::Offer(offer)))
+}
+
+fn digest(offer: &Offer) -> Digest {
+    Digest::of(&Body::Offer(offer.clone()).to_bytes().unwrap())
+}
+
+fn work() -> Work {
+    Work {
+        update: Some(first_adapter(4)),
+        class_logits: None,
+        num_examples: 100,
+        num_devices: 1,
+        steps: 4,
+        loss_first: 1.0,
+        loss_last: 0.5,
+        residual: None,
+    }
+}
+
+fn done(member: &mut Member, offer: &Offer, work: Result<Work, &'static str>) -> Vec<Effect> {
+    member.step(Now::default(), Input::Worked { offer: digest(offer), work })
+}
+
+fn trains(effects: &[Effect]) -> bool {
+    effects.iter().any(|effect| matches!(effect, Effect::Job(Job::Train(_))))
+}
+
+/// The answer in the effects, if there is one: accepted, or the reason.
+fn answer(effects: &[Effect]) -> Option<Result<(), String>> {
+    effects.iter().find_map(|effect| match effect {
+        Effect::Send { body: Body::Answer(answer), .. } if answer.accepted => Some(Ok(())),
+        Effect::Send { body: Body::Answer(answer), .. } => Some(Err(answer.reason.clone())),
+        _ => None,
+    })
+}
+
+fn contribution(effects: &[Effect]) -> Option<(Contribution, String)> {
+    effects.iter().find_map(|effect| match effect {
+        Effect::Send {
+            body: Body::Contribution(contribution),
+            delivery: Delivery::UntilSettled(key),
+            ..
+        } => Some((contribution.clone(), key.clone())),
+        _ => None,
+    })
+}
+
+/// The member as its `Put`s left it.
+fn reborn(effects: &[Vec<Effect>]) -> Member {
+    let mut state: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+    for effect in effects.iter().flatten() {
+        if let Effect::Put(key, value) = effect {
+            state.insert(key.clone(), value.clone());
+        }
+    }
+    let state: Vec<_> = state.into_iter().collect();
+    Member::new(member_config(&node("d1"), &node("edge"), false), &state).unwrap()
+}
+
+#[test]
+fn an_offer_is_accepted_worked_on_and_contributed_once() {
+    let mut member = member();
+    let task = offer(1, 0);
+    let first = say(&mut member, 1, task.clone());
+    assert_eq!(answer(&first), Some(Ok(())));
+    assert!(trains(&first));
+    assert_eq!(say(&mut member, 1, task.clone()), []);
+    let sent = done(&mut member, &task, Ok(work()));
+    let (contribution, _) = contribution(&sent).unwrap();
+    assert_eq!((contribution.offer, contribution.version), (digest(&task), 0));
+    assert_eq!(done(&mut member, &task, Ok(work())), []);
+    assert_eq!(say(&mut member, 1, task), []);
+}
+
+#[test]
+fn a_receipt_settles_each_contribution_that_waits_also_an_older_one() {
+    let mut member = member();
+    let (one, two) = (offer(1, 0), offer(2, 0));
+    say(&mut member, 1, one.clone());
+    let (_, first) = contribution(&done(&mut member, &one, Ok(work()))).unwrap();
+    say(&mut member, 1, two.clone());
+    let (_, second) = contribution(&done(&mut member, &two, Ok(work()))).unwrap();
+    assert!(member.blobs().contains(&Digest::of(&first_adapter(4))));
+    for key in [second, first] {
+        let receipt = Receipt { update: key.parse().unwrap(), verdict: Verdict::Late };
+        let input = from_edge(1, 1, Body::Receipt(receipt));
+        let effects = member.step(Now::default(), input.clone());
+        assert!(effects.contains(&Effect::Settle(key)));
+        let again = member.step(Now::default(), input);
+        assert_eq!(again, [Effect::Count("receipt_of_nothing")]);
+    }
+    assert_eq!(member.sent, BTreeMap::new());
+}
+
+#[test]
+fn work_goes_on_after_a_restart_and_its_contribution_is_the_same() {
+    let mut member = member();
+    let task = offer(1, 0);
+    let effects = vec![say(&mut member, 1, task.clone())];
+    let mut second = reborn(&effects);
+    assert!(trains(&second.step(Now::default(), Input::Start)));
+    let keys = [&mut member, &mut second]
+        .map(|member| contribution(&done(member, &task, Ok(work()))).unwrap().1);
+    assert_eq!(keys[0], keys[1]);
+}
+
+#[test]
+fn lower_epochs_are_fenced_off_and_without_the_fence_they_are_not() {
+    let trial = || {
+        let mut member = member();
+        say(&mut member, 2, offer(1, 0));
+        say(&mut member, 1, offer(2, 0));
+        member.next.is_some()
+    };
+    assert!(!trial());
+    assert!(without(Guard::Epochs, trial));
+    let mut member = member();
+    say(&mut member, 2, offer(1, 0));
+    assert_eq!(say(&mut member, 1, offer(2, 0)), [Effect::Count("stale_epoch")]);
+}
+
+#[test]
+fn an_offer_resealed_in_a_higher_epoch_is_no_new_work() {
+    let mut member = member();
+    say(&mut member, 1, offer(1, 0));
+    let effects = say(&mut member, 2, offer(1, 0));
+    assert!(!trains(&effects) && answer(&effects).is_none());
+    assert!(matches!(effects.as_slice(), [Effect::Put(key, _)] if key == Member::EPOCH));
+}
+
+#[test]
+fn what_was_declined_is_answered_again_and_taken_when_nothing_stands_against_it() {
+    let mut member = member();
+    member.step(Now::default(), Input::Pause(true));
+    let records = |effects: &[Effect]| {
+        effects.iter().filter(|effect| matches!(effect, Effect::Record(_))).count()
+    };
+    let first = say(&mut member, 1, offer(1, 0));
+    let second = say(&mut member, 1, offer(1, 0));
+    assert_eq!((answer(&first), records(&first)), (Some(Err("paused".into())), 1));
+    assert_eq!((answer(&second), records(&second)), (Some(Err("paused".into())), 0));
+    member.step(Now::default(), Input::Pause(false));
+    assert!(trains(&say(&mut member, 1, offer(1, 0))));
+}
+
+#[test]
+fn work_that_failed_is_declined_each_time_and_not_begun_again() {
+    let mut member = member();
+    let task = offer(1, 0);
+    say(&mut member, 1, task.clone());
+    let failed = done(&mut member, &task, Err("no_data"));
+    assert_eq!(answer(&failed), Some(Err("no_data".into())));
+    let again = say(&mut member, 1, task);
+    assert_eq!(answer(&again), Some(Err("no_data".into())));
+    assert!(!trains(&again));
+}
+
+#[test]
+fn a_training_run_that_diverged_is_declined_and_not_fatal() {
+    let mut member = member();
+    let task = offer(1, 0);
+    say(&mut member, 1, task.clone());
+    let diverged = Work { loss_last: f32::NAN, ..work() };
+    let effects = done(&mut member, &task, Ok(diverged));
+    assert_eq!(answer(&effects), Some(Err("not_finite".into())));
+    assert!(!effects.iter().any(|effect| matches!(effect, Effect::Fatal(_))));
+}
+
+#[test]
+fn the_gate_keeps_work_of_too_few_examples() {
+    let mut member = member();
+    member.config.gate.min_examples = 1_000;
+    let task = offer(1, 0);
+    say(&mut member, 1, task.clone());
+    let effects = done(&mut member, &task, Ok(work()));
+    assert!(contribution(&effects).is_none());
+    assert!(effects.iter().any(|e| matches!(e, Effect::Record(Event::PrivacyRefusal { .. }))));
+}
+
+#[test]
+fn foreign_models_bases_unsound_blobs_and_older_versions_are_declined() {
+    let mut good = member();
+    say(&mut good, 1, offer(1, 3));
+    let task = offer(1, 3);
+    done(&mut good, &task, Ok(work()));
+    let cut = Blob::Manifest(crate::wire::Manifest { bytes: 1, ..big_manifest() });
+    let cases = [
+        (Offer { model: Name::new("x").unwrap(), ..offer(2, 3) }, "unknown_model"),
+        (Offer { base: Digest([9; 32]), ..offer(2, 3) }, "base_mismatch"),
+        (Offer { version: 2, ..offer(2, 3) }, "version_goes_back"),
+        (Offer { adapter: cut, ..offer(2, 3) }, "unsound_blob"),
+    ];
+    for (bad, reason) in cases {
+        assert_eq!(answer(&say(&mut good, 1, bad)), Some(Err(reason.into())));
+    }
+    assert_eq!(answer(&say(&mut good, 1, offer(2, 3))), Some(Ok(())));
+}
+
+fn big() -> Vec<u8> {
+    first_adapter(8_000)
+}
+
+fn big_manifest() -> crate::wire::Manifest {
+    crate::wire::Manifest::of(&big(), 4096)
+}
+
+#[test]
+fn an_adapter_in_chunks_is_fetched_and_one_on_disk_starts_at_once() {
+    let mut member = member();
+    let task = Offer { adapter: Blob::Manifest(big_manifest()), ..offer(1, 0) };
+    for _ in 0..2 {
+        let effects = say(&mut member, 1, task.clone());
+        assert!(matches!(effects.last(), Some(Effect::Fetch { .. })));
+        assert!(!trains(&effects));
+    }
+    let bytes = big();
+    let input = Input::Fetched { digest: Digest::of(&bytes), bytes };
+    assert!(trains(&member.step(Now::default(), input.clone())));
+    assert_eq!(member.step(Now::default(), input), []);
+}
+
+#[test]
+fn an_offer_that_waited_is_looked_at_again_before_it_begins() {
+    let mut member = member();
+    let (one, two) = (offer(1, 0), offer(2, 0));
+    say(&mut member, 1, one.clone());
+    say(&mut member, 1, two);
+    say(&mut member, 1, offer(3, 0));
+    say(&mut member, 1, offer(2, 0)); // an older one doesn't push out a newer one
+    assert_eq!(member.next.as_ref().unwrap().offer.round, 3);
+    let result = RoundResult {
+        offer: digest(&one),
+        version: 1,
+        adapter: Blob::of(&first_adapter(4), 4096),
+        class_targets: None,
+        contributors: 1,
+        contributor_set: Digest([0; 32]),
+    };
+    member.step(Now::default(), from_edge(1, 1, Body::Result(result)));
+    assert_eq!(member.version(), 1);
+    let effects = done(&mut member, &one, Ok(work()));
+    assert!(contribution(&effects).is_some(), "what was begun is contributed, if late");
+    assert_eq!(answer(&effects), Some(Err("version_goes_back".into())));
+    assert_eq!(member.version(), 1);
+}
+
+#[test]
+fn versions_rise_only_and_a_late_joiner_asks_for_the_latest() {
+    let mut member = member();
+    let start = member.step(Now::default(), Input::Start);
+    let latest = |effect: &Effect| {
+        matches!(effect, Effect::Send { body: Body::Get(Get { wanted: Wanted::Latest }), .. })
+    };
+    assert!(start.iter().any(latest));
+    let result = |version| {
+        let bytes = first_adapter(usize::try_from(version).unwrap() + 4);
+        Body::Result(RoundResult {
+            offer: Digest([0; 32]),
+            version,
+            adapter: Blob::of(&bytes, 4096),
+            class_targets: None,
+            contributors: 1,
+            contributor_set: Digest([0; 32]),
+        })
+    };
+    for (version, expected) in [(5, 5), (4, 5), (5, 5), (6, 6)] {
+        member.step(Now::default(), from_edge(1, 1, result(version)));
+        assert_eq!(member.version(), expected);
+    }
+    assert!(!member.step(Now::default(), Input::Timer(Timer::Resync)).iter().any(latest));
+    assert!(member.step(Now::default(), Input::Timer(Timer::Resync)).iter().any(latest));
+}
+
+#[test]
+fn only_what_waits_for_a_receipt_is_given_out_in_chunks() {
+    let mut member = member();
+    let task = offer(1, 0);
+    say(&mut member, 1, task.clone());
+    let get = |sha256| {
+        let wanted = Wanted::Chunks { sha256, indices: (0..20).collect() };
+        from_edge(0, 0, Body::Get(Get { wanted }))
+    };
+    let bytes = big();
+    let named = Digest::of(&bytes);
+    let refused = [Effect::Count("blob_not_offered")];
+    assert_eq!(member.step(Now::default(), get(named)), refused);
+    done(&mut member, &task, Ok(Work { update: Some(bytes), ..work() }));
+    let sent = member.step(Now::default(), get(named));
+    assert!(matches!(
+        sent.as_slice(),
+        [Effect::SendChunks { indices, chunk_bytes: 4096, .. }] if indices.len() == 8
+    ));
+    assert_eq!(member.step(Now::default(), get(task.adapter.sha256())), refused);
+}
+
+#[test]
+fn others_than_the_parent_are_not_listened_to() {
+    let mut member = member();
+    let message = verified(&node("x"), 1, 9, Body::Offer(offer(1, 0)));
+    let effects = member.step(Now::default(), Input::Message(message));
+    assert_eq!(effects, [Effect::Count("not_from_the_parent")]);
+}

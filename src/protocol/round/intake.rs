@@ -1,0 +1,224 @@
+//! How contributions come in: repeat? sound? its bytes here? Then it counts, now or later.
+
+use super::super::effect::{CombineInput, Effect};
+use super::super::guard::{self, Guard};
+use super::super::update;
+use super::Round;
+use super::state::{self, Closing, Counted, Open, Phase, RECENT, Task, put};
+use crate::ids::{Digest, NodeId};
+use crate::ledger::{Event, Word};
+use crate::trust::Verified;
+use crate::wire::{Blob, Body, Contribution, Receipt, Verdict};
+
+impl Round {
+    pub(super) fn contribution(
+        &mut self,
+        message: &Verified,
+        contribution: &Contribution,
+        out: &mut Vec<Effect>,
+    ) {
+        if self.is_repeat(message, contribution, out) {
+            return;
+        }
+        if let Err(reason) = self.check(message, contribution) {
+            self.refuse(message, reason, out);
+            return;
+        }
+        match &contribution.delta {
+            Some(Blob::Manifest(manifest)) => {
+                out.push(Effect::Fetch {
+                    from: message.sender().clone(),
+                    side: crate::ids::Side::Down,
+                    manifest: manifest.clone(),
+                });
+                // One a member, so bounded; what is pushed out here comes again.
+                self.waiting.insert(message.sender().clone(), message.clone());
+            }
+            Some(Blob::Inline(bytes)) => self.accept(message, contribution, Some(bytes), out),
+            None => self.accept(message, contribution, None, out),
+        }
+    }
+
+    pub(super) fn fetched(&mut self, digest: Digest, bytes: &[u8], out: &mut Vec<Effect>) {
+        let complete = |message: &&Verified| match message.body() {
+            Body::Contribution(c) => c.delta.as_ref().is_some_and(|blob| blob.sha256() == digest),
+            _ => false,
+        };
+        let ready: Vec<Verified> = self.waiting.values().filter(complete).cloned().collect();
+        for message in ready {
+            self.waiting.remove(message.sender());
+            let Body::Contribution(contribution) = message.body() else { continue };
+            // Its round may have closed meanwhile, so the whole way again, now with the bytes.
+            if self.is_repeat(&message, contribution, out) {
+                continue;
+            }
+            match self.check(&message, contribution) {
+                Ok(()) => self.accept(&message, contribution, Some(bytes), out),
+                Err(reason) => self.refuse(&message, reason, out),
+            }
+        }
+    }
+
+    /// Answers a contribution of a sender and offer that have one already: the same again gets the
+    /// same receipt and changes nothing, another one is equivocation.
+    fn is_repeat(
+        &self,
+        message: &Verified,
+        contribution: &Contribution,
+        out: &mut Vec<Effect>,
+    ) -> bool {
+        let (sender, update) = (message.sender(), message.update_id());
+        let Some(known) = self.counted(sender, &contribution.offer) else { return false };
+        if !guard::stands(Guard::Repeats) {
+            return false;
+        }
+        if known.update == update {
+            let verdict = if known.late { Verdict::Late } else { Verdict::Accepted };
+            out.push(self.receipt(sender, update, verdict));
+        } else {
+            out.push(Effect::Record(Event::Equivocation {
+                first: known.update,
+                round: message.round(),
+                second: update,
+                sender: sender.clone(),
+            }));
+            self.refuse(message, "equivocation", out);
+        }
+        true
+    }
+
+    /// Counts it in the open round, or in a later one when its own is closed.
+    fn accept(
+        &mut self,
+        message: &Verified,
+        contribution: &Contribution,
+        delta: Option<&[u8]>,
+        out: &mut Vec<Effect>,
+    ) {
+        if let Some(bytes) = delta
+            && let Err(error) = update::check(bytes, &self.layout, contribution.stacked)
+        {
+            self.refuse(message, error.kind(), out);
+            return;
+        }
+        let Some(task) = self.task(&contribution.offer) else {
+            self.refuse(message, "unknown_offer", out);
+            return;
+        };
+        if let Some(Blob::Inline(bytes)) = &contribution.delta {
+            out.push(Effect::SaveBlob(bytes.clone()));
+        }
+        let (sender, update) = (message.sender().clone(), message.update_id());
+        let input = CombineInput {
+            sender: sender.clone(),
+            update,
+            num_examples: contribution.num_examples,
+            num_devices: contribution.num_devices,
+            steps: contribution.steps,
+            version: task.version,
+            staleness: 0,
+            failed: 0,
+            loss_first: contribution.loss_first,
+            loss_last: contribution.loss_last,
+            delta: contribution.delta.as_ref().map(Blob::sha256),
+            stacked: contribution.stacked,
+            base: task.adapter,
+            class_logits: contribution.class_logits.clone(),
+        };
+        if let Phase::Open(open) = &mut self.phase
+            && open.digest == contribution.offer
+        {
+            out.push(Effect::Record(Event::Accept {
+                body: message.body_digest(),
+                round: task.round,
+                sender: sender.clone(),
+                update,
+            }));
+            put(&state::accepted(&sender), &input, out);
+            open.declined.remove(&sender);
+            open.accepted.insert(sender.clone(), input);
+            out.push(self.receipt(&sender, update, Verdict::Accepted));
+            self.close_if_due(out);
+            return;
+        }
+        if self.global.version.saturating_sub(task.version) > self.config.max_staleness {
+            self.refuse(message, "too_stale", out);
+            return;
+        }
+        if let Some(recent) = self.recent.iter_mut().find(|r| r.offer == contribution.offer) {
+            recent.counted.insert(sender.clone(), Counted { update, late: true });
+        }
+        put(RECENT, &self.recent, out);
+        self.keep_late(input, out);
+        let round = task.round;
+        out.push(Effect::Record(Event::Late { round, sender: sender.clone(), update }));
+        out.push(self.receipt(&sender, update, Verdict::Late));
+    }
+
+    /// Checks what can be told without the blob.
+    fn check(&self, message: &Verified, contribution: &Contribution) -> Result<(), &'static str> {
+        let task = self.task(&contribution.offer).ok_or("unknown_offer")?;
+        if message.round() != task.round {
+            return Err("wrong_round");
+        }
+        if contribution.version != task.version {
+            return Err("wrong_version");
+        }
+        if contribution.num_examples == 0 || contribution.num_devices == 0 {
+            return Err("no_examples");
+        }
+        if contribution.num_examples > update::MAX_EXAMPLES {
+            return Err("too_many_examples");
+        }
+        if task.adapter_delta != contribution.delta.is_some()
+            || !task.class_logits && contribution.class_logits.is_some()
+        {
+            return Err("wrong_contribution_kind");
+        }
+        if !contribution.delta.as_ref().is_none_or(Blob::is_sound) {
+            return Err("unsound_blob");
+        }
+        match &contribution.class_logits {
+            Some(summary) => update::check_summary(summary).map_err(|error| error.kind()),
+            None => Ok(()),
+        }
+    }
+
+    /// What an offer asked for, while it is open or remembered.
+    fn task(&self, asked: &Digest) -> Option<Task> {
+        match &self.phase {
+            Phase::Open(Open { digest, offer, .. }) if digest == asked => Some(Task::from(offer)),
+            Phase::Idle | Phase::Open(_) | Phase::Closing(Closing { .. }) => {
+                self.recent.iter().find(|r| r.offer == *asked).map(|r| r.task.clone())
+            }
+        }
+    }
+
+    /// What already counts for this sender and offer.
+    fn counted(&self, sender: &NodeId, offer: &Digest) -> Option<Counted> {
+        if let Phase::Open(open) = &self.phase
+            && open.digest == *offer
+        {
+            let update = open.accepted.get(sender)?.update;
+            return Some(Counted { update, late: false });
+        }
+        self.recent.iter().find(|r| r.offer == *offer)?.counted.get(sender).copied()
+    }
+
+    fn refuse(&self, message: &Verified, reason: &'static str, out: &mut Vec<Effect>) {
+        let (sender, body) = (message.sender(), message.body_digest());
+        out.push(Effect::Count(reason));
+        out.push(Effect::Record(Event::Refusal {
+            message: body,
+            reason: Word::new(reason),
+            sender: Some(sender.clone()),
+        }));
+        let verdict = Verdict::Refused(reason.to_owned());
+        out.push(self.receipt(sender, message.update_id(), verdict));
+    }
+
+    fn receipt(&self, to: &NodeId, update: crate::ids::UpdateId, verdict: Verdict) -> Effect {
+        let body = Body::Receipt(Receipt { update, verdict });
+        self.send(super::To::Child(to.clone()), body, super::Delivery::Volatile)
+    }
+}

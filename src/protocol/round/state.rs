@@ -1,0 +1,180 @@
+//! What an owner of rounds remembers, and the keys that it has in the store.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::super::effect::{CombineInput, Effect};
+use super::Round;
+use crate::ids::{Digest, NodeId, RoundNo, UpdateId, Version};
+use crate::wire::{Blob, ClassSummary, CodecError, Offer, decode, encode};
+
+pub(super) const EPOCH: &str = "round/epoch";
+pub(super) const GLOBAL: &str = "round/global";
+pub(super) const PHASE: &str = "round/phase";
+pub(super) const NUMBER: &str = "round/number";
+pub(super) const RECENT: &str = "round/recent";
+pub(super) const PAUSED: &str = "round/paused";
+/// Most bytes of one state value when it is read back.
+const STATE_CAP: usize = 64 << 20;
+const LATE: &str = "round/late/";
+const ACCEPTED: &str = "round/accepted/";
+
+/// What everyone should have.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Global {
+    pub(super) version: Version,
+    pub(super) adapter: Digest,
+    pub(super) adapter_blob: Blob,
+    pub(super) class_targets: Option<ClassSummary>,
+    /// The result that told the children of it, `None` when only an offer did.
+    pub(super) told: Option<Told>,
+}
+
+/// What a result says beside the version itself.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Told {
+    pub(super) offer: Digest,
+    pub(super) contributors: u32,
+    pub(super) contributor_set: Digest,
+}
+
+/// What may be known about a round depends on where it is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) enum Phase {
+    Idle,
+    Open(Open),
+    Closing(Closing),
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Open {
+    pub(super) digest: Digest,
+    pub(super) offer: Offer,
+    pub(super) accepted: BTreeMap<NodeId, CombineInput>,
+    pub(super) declined: BTreeSet<NodeId>,
+    pub(super) deadline_passed: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Closing {
+    pub(super) digest: Digest,
+    pub(super) offer: Offer,
+    pub(super) set: Vec<CombineInput>,
+}
+
+/// A closed round: enough to answer repeats and to weigh what comes late.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Recent {
+    pub(super) offer: Digest,
+    pub(super) task: Task,
+    pub(super) counted: BTreeMap<NodeId, Counted>,
+}
+
+/// What a contribution has to agree with.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Task {
+    pub(super) round: RoundNo,
+    pub(super) version: Version,
+    pub(super) adapter: Digest,
+    pub(super) adapter_delta: bool,
+    pub(super) class_logits: bool,
+}
+
+/// A contribution that has its receipt. A repeat gets the same one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Counted {
+    pub(super) update: UpdateId,
+    pub(super) late: bool,
+}
+
+impl From<&Offer> for Task {
+    fn from(offer: &Offer) -> Self {
+        Self {
+            round: offer.round,
+            version: offer.version,
+            adapter: offer.adapter.sha256(),
+            adapter_delta: offer.plan.adapter_delta,
+            class_logits: offer.plan.class_logits,
+        }
+    }
+}
+
+impl Round {
+    /// Takes one value of the store back.
+    pub(super) fn restore(
+        &mut self,
+        key: &str,
+        value: &[u8],
+        accepted: &mut BTreeMap<NodeId, CombineInput>,
+    ) -> Result<(), CodecError> {
+        match key {
+            EPOCH => self.epoch = decode(value, STATE_CAP)?,
+            GLOBAL => self.global = decode(value, STATE_CAP)?,
+            PHASE => self.phase = decode(value, STATE_CAP)?,
+            NUMBER => self.round = decode(value, STATE_CAP)?,
+            RECENT => self.recent = decode(value, STATE_CAP)?,
+            PAUSED => self.paused = decode(value, STATE_CAP)?,
+            _ if key.starts_with(LATE) => {
+                let input: CombineInput = decode(value, STATE_CAP)?;
+                self.late.insert(input.update, input);
+            }
+            _ if key.starts_with(ACCEPTED) => {
+                let input: CombineInput = decode(value, STATE_CAP)?;
+                accepted.insert(input.sender.clone(), input);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The accepted ones have keys of their own, so that accepting one writes one.
+    pub(super) fn put_phase(&self, out: &mut Vec<Effect>) {
+        match &self.phase {
+            Phase::Open(open) => {
+                let bare = Open { accepted: BTreeMap::new(), ..open.clone() };
+                put(PHASE, &Phase::Open(bare), out);
+            }
+            phase @ (Phase::Idle | Phase::Closing(_)) => put(PHASE, phase, out),
+        }
+    }
+
+    /// Keeps a contribution for the next round that closes.
+    pub(super) fn keep_late(&mut self, input: CombineInput, out: &mut Vec<Effect>) {
+        put(&late(input.update), &input, out);
+        self.late.insert(input.update, input);
+    }
+
+    /// Adds a closed round to those that are remembered.
+    pub(super) fn remember(&mut self, open: &Open, out: &mut Vec<Effect>) {
+        let counted = |(sender, input): (&NodeId, &CombineInput)| {
+            (sender.clone(), Counted { update: input.update, late: false })
+        };
+        self.recent.push(Recent {
+            offer: open.digest,
+            task: Task::from(&open.offer),
+            counted: open.accepted.iter().map(counted).collect(),
+        });
+        let surplus = self.recent.len().saturating_sub(Self::MEMORY);
+        self.recent.drain(..surplus);
+        put(RECENT, &self.recent, out);
+    }
+}
+
+/// Key of a late contribution: by its own id, since a sender may have several.
+pub(super) fn late(update: UpdateId) -> String {
+    format!("{LATE}{update}")
+}
+
+/// Key of a contribution in the open round: one a sender.
+pub(super) fn accepted(sender: &NodeId) -> String {
+    format!("{ACCEPTED}{sender}")
+}
+
+/// Adds a `Put` of a value; ours always encode.
+pub(in crate::protocol) fn put<T: Serialize>(key: &str, value: &T, out: &mut Vec<Effect>) {
+    out.push(match encode(value) {
+        Ok(bytes) => Effect::Put(key.to_owned(), bytes),
+        Err(e) => Effect::Fatal(format!("state {key} can't be encoded: {e}")),
+    });
+}

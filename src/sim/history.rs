@@ -1,0 +1,99 @@
+//! What a run has shown so far, as the invariants need it. Fed by committed steps only.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::ids::{Digest, NodeId, RoundNo, UpdateId, Version};
+use crate::ledger::Event;
+use crate::protocol::{CombineJob, Effect, Job};
+use crate::wire::{Body, Receipt, Verdict};
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct History {
+    /// What each contribution is: its sender and its offer.
+    pub(crate) contributions: BTreeMap<UpdateId, (NodeId, Digest)>,
+    /// Updates that an owner's ledger says are on disk.
+    pub(crate) recorded: BTreeMap<NodeId, BTreeSet<UpdateId>>,
+    /// Receipts that left an owner, the first of each update.
+    pub(crate) promised: BTreeMap<NodeId, BTreeMap<UpdateId, Verdict>>,
+    /// Sets that an owner closed, by offer.
+    pub(crate) closed: BTreeMap<NodeId, BTreeMap<Digest, Vec<UpdateId>>>,
+    /// Offers and sets by owner and round.
+    rounds: BTreeMap<(NodeId, RoundNo), (Digest, Digest)>,
+    /// Outcomes by offer and set.
+    pub(crate) outcomes: BTreeMap<(Digest, Digest), Digest>,
+    /// Versions in the order in which a node applied them.
+    pub(crate) applied: BTreeMap<NodeId, Vec<(Version, Digest)>>,
+    /// What was seen to be wrong on the way.
+    pub(crate) wrong: Vec<String>,
+}
+
+impl History {
+    /// A step of `node` was committed.
+    pub(crate) fn committed(&mut self, node: &NodeId, effects: &[Effect]) {
+        let job = effects.iter().find_map(|effect| match effect {
+            Effect::Job(Job::Combine(job)) => Some(job),
+            _ => None,
+        });
+        for effect in effects {
+            match effect {
+                Effect::Record(event) => self.event(node, event, job),
+                Effect::Send { body: Body::Contribution(contribution), delivery, .. } => {
+                    if let crate::protocol::Delivery::UntilSettled(key) = delivery {
+                        let known = (node.clone(), contribution.offer);
+                        self.contributions.insert(key.parse().unwrap(), known);
+                    }
+                }
+                Effect::Apply { version, adapter } => {
+                    self.applied.entry(node.clone()).or_default().push((*version, *adapter));
+                }
+                Effect::Fatal(what) => self.wrong.push(format!("{node}: {what}")),
+                _ => {}
+            }
+        }
+        if let Some(job) = job {
+            let set: Vec<UpdateId> = job.inputs.iter().map(|input| input.update).collect();
+            let closed = self.closed.entry(node.clone()).or_default();
+            if *closed.entry(job.offer).or_insert_with(|| set.clone()) != set {
+                self.wrong.push(format!("{node}: the set of {} has changed", job.offer));
+            }
+        }
+    }
+
+    /// A receipt left `node`.
+    pub(crate) fn receipt(&mut self, node: &NodeId, receipt: &Receipt) {
+        if matches!(receipt.verdict, Verdict::Refused(_)) {
+            let promised = self.promised.get(node).and_then(|p| p.get(&receipt.update));
+            if promised.is_some() {
+                self.wrong.push(format!("{node}: refuses {} after its receipt", receipt.update));
+            }
+            return;
+        }
+        let promised = self.promised.entry(node.clone()).or_default();
+        let first = promised.entry(receipt.update).or_insert_with(|| receipt.verdict.clone());
+        if *first != receipt.verdict {
+            self.wrong.push(format!("{node}: another receipt for {}", receipt.update));
+        }
+    }
+
+    fn event(&mut self, node: &NodeId, event: &Event, job: Option<&CombineJob>) {
+        match event {
+            Event::Accept { update, .. } | Event::Late { update, .. } => {
+                if !self.recorded.entry(node.clone()).or_default().insert(*update) {
+                    self.wrong.push(format!("{node}: records {update} twice"));
+                }
+            }
+            Event::RoundClose { round, set, .. } => {
+                let offer = job.expect("a round closes with its combination").offer;
+                self.rounds.insert((node.clone(), *round), (offer, *set));
+            }
+            Event::RoundCommit { round, result, .. } => {
+                let key = self.rounds[&(node.clone(), *round)];
+                if *self.outcomes.entry(key).or_insert(*result) != *result {
+                    self.wrong.push(format!("{node}: round {round} has two outcomes"));
+                }
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! A node: its machine, its durable store, and what dies with it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::ids::{Digest, NodeId, Version};
+use crate::protocol::{
+    Effect, Fetches, Input, Member, Owner, Relay, RelayConfig, Round, Timer, fixture,
+};
+use crate::store::{MemoryStore, Store};
+use crate::time::Now;
+use crate::wire::Plan;
+
+/// Which machine a node runs.
+#[derive(Debug)]
+pub(crate) enum Machine {
+    Root(Box<Round>),
+    Relay(Box<Relay>),
+    Device(Box<Member>),
+}
+
+/// A node of the network.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) id: NodeId,
+    pub(crate) parent: Option<NodeId>,
+    pub(crate) children: BTreeSet<NodeId>,
+    pub(crate) store: MemoryStore,
+    /// `None` while it is dead.
+    pub(crate) machine: Option<Machine>,
+    /// Starts so far: what was begun in an earlier life ends nowhere.
+    pub(crate) life: u64,
+    pub(crate) timers: BTreeMap<Timer, u64>,
+    pub(crate) fetches: Fetches,
+    /// Steps that changed the store.
+    pub(crate) steps: usize,
+}
+
+/// What all nodes of a network agree on.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    pub(crate) adapter: Vec<u8>,
+    pub(crate) plan: Plan,
+    pub(crate) versions: Version,
+}
+
+impl Node {
+    pub(crate) fn new(id: NodeId, parent: Option<NodeId>, children: BTreeSet<NodeId>) -> Self {
+        Self {
+            id,
+            parent,
+            children,
+            store: MemoryStore::new(),
+            machine: None,
+            life: 0,
+            timers: BTreeMap::new(),
+            fetches: Fetches::default(),
+            steps: 0,
+        }
+    }
+
+    /// Builds the machine from what the store holds. Start is recovery.
+    pub(crate) fn revive(&mut self, settings: &Settings) {
+        self.life += 1;
+        self.store.put_blob(&settings.adapter).unwrap();
+        let of = |prefix: &str| self.store.state(prefix).unwrap();
+        let round = |owner| {
+            let plan = settings.plan.clone();
+            let mut config = fixture::round_config(owner, &self.children, plan);
+            config.versions = settings.versions;
+            Round::new(config, &settings.adapter, &of(Round::PREFIX)).unwrap()
+        };
+        let member = |parent: &NodeId, relay| {
+            let config = fixture::member_config(&self.id, parent, relay);
+            Member::new(config, &of(Member::PREFIX)).unwrap()
+        };
+        self.machine = Some(match &self.parent {
+            None => Machine::Root(Box::new(round(Owner::Root))),
+            Some(parent) if self.children.is_empty() => {
+                Machine::Device(Box::new(member(parent, false)))
+            }
+            Some(parent) => {
+                let config = RelayConfig { parent: parent.clone(), margin_ms: 5_000 };
+                let relay = Relay::new(config, member(parent, true), round(Owner::Relay));
+                Machine::Relay(Box::new(relay))
+            }
+        });
+    }
+
+    /// Everything that isn't in the store is gone.
+    pub(crate) fn die(&mut self) {
+        self.machine = None;
+        self.timers.clear();
+        self.fetches = Fetches::default();
+    }
+
+    pub(crate) fn step(&mut self, now: Now, input: Input) -> Vec<Effect> {
+        match &mut self.machine {
+            None => Vec::new(),
+            Some(Machine::Root(round)) => round.step(now, input),
+            Some(Machine::Relay(relay)) => relay.step(now, input),
+            Some(Machine::Device(member)) => member.step(now, input),
+        }
+    }
+
+    /// The version that it has, `None` while it is dead.
+    pub(crate) fn version(&self) -> Option<Version> {
+        match self.machine.as_ref()? {
+            Machine::Root(round) => Some(round.view().version),
+            Machine::Relay(relay) => Some(relay.version()),
+            Machine::Device(member) => Some(member.version()),
+        }
+    }
+
+    /// Blobs that its machine wants kept.
+    pub(crate) fn blobs(&self) -> BTreeSet<Digest> {
+        match &self.machine {
+            None => BTreeSet::new(),
+            Some(Machine::Root(round)) => round.blobs(),
+            Some(Machine::Relay(relay)) => relay.blobs(),
+            Some(Machine::Device(member)) => member.blobs(),
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! Runs of the whole network.
+
+use std::collections::BTreeMap;
+
+use super::faults::{Crash, Faults, Moment};
+use super::world::{World, id, is_cut};
+use crate::ids::Digest;
+use crate::protocol::Input;
+use crate::protocol::guard::{Guard, tests::without};
+use crate::store::Store;
+use crate::wire::Coding;
+
+fn storm(seed: u64) -> Result<World, String> {
+    let mut world = World::new(Faults::STORM, seed);
+    world.run().map_err(|what| format!("seed {seed}: {what}"))?;
+    Ok(world)
+}
+
+/// Runs seeds; also compares outcomes over all of them.
+fn storms(seeds: std::ops::Range<u64>) {
+    let mut outcomes: BTreeMap<(Digest, Digest), Digest> = BTreeMap::new();
+    for seed in seeds {
+        let world = storm(seed).unwrap();
+        for (key, outcome) in world.history.outcomes {
+            let first = outcomes.entry(key).or_insert(outcome);
+            assert_eq!(*first, outcome, "seed {seed}: the same set, another outcome");
+        }
+    }
+}
+
+#[test]
+fn without_faults_all_take_part_and_agree() {
+    let mut world = World::new(Faults::NONE, 1);
+    world.run().unwrap();
+    let cloud = &world.history.closed[&id("cloud")];
+    assert_eq!(cloud.len(), 3);
+    assert!(cloud.values().all(|set| set.len() == 3));
+    assert!(world.history.closed[&id("edge-a")].values().all(|set| set.len() == 4));
+}
+
+#[test]
+fn adapters_in_chunks_make_it_both_ways() {
+    for seed in 0..2 {
+        let mut world = World::of_size(Faults::STORM, seed, 5_000, Coding::F32);
+        assert!(is_cut(&world.settings.adapter));
+        world.run().unwrap_or_else(|what| panic!("seed {seed}: {what}"));
+    }
+}
+
+#[test]
+fn storms_pass_and_nothing_is_lost_or_counted_twice_a() {
+    storms(0..70);
+}
+
+#[test]
+fn storms_pass_and_nothing_is_lost_or_counted_twice_b() {
+    storms(70..140);
+}
+
+#[test]
+fn storms_pass_and_nothing_is_lost_or_counted_twice_c() {
+    storms(140..210);
+}
+
+#[test]
+#[ignore = "minutes: thousands of seeds"]
+fn many_storms_pass() {
+    storms(1_000..3_000);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_trace() {
+    let trace = |seed| storm(seed).unwrap().trace();
+    assert_eq!(trace(5), trace(5));
+    assert_ne!(trace(5), trace(6));
+}
+
+/// Dies in each step that changes the store, before the transaction and after 0 to 3 effects.
+fn crash_matrix(node: &str) {
+    let mut calm = World::new(Faults::NONE, 3);
+    calm.settings.versions = 2;
+    calm.run().unwrap();
+    let steps = calm.nodes[&id(node)].steps;
+    assert!(steps > 4);
+    let moments = (0..4).map(Moment::AfterEffects).chain([Moment::BeforeCommit]);
+    for at in moments {
+        for step in 0..steps {
+            let mut world = World::new(Faults::NONE, 3);
+            world.settings.versions = 2;
+            world.crashes = vec![Crash { node: node.into(), step, at }];
+            world.run().unwrap_or_else(|what| panic!("{node} dies in {step}, {at:?}: {what}"));
+        }
+    }
+}
+
+#[test]
+fn a_cloud_may_die_anywhere() {
+    crash_matrix("cloud");
+}
+
+#[test]
+fn a_relay_may_die_anywhere() {
+    crash_matrix("edge-b");
+}
+
+#[test]
+fn a_device_may_die_anywhere() {
+    crash_matrix("b2");
+}
+
+#[test]
+fn a_receipt_before_its_commit_would_promise_what_a_crash_takes_away() {
+    let broken = (0..20).filter(|seed| {
+        let mut world = World::new(Faults::STORM, *seed);
+        world.commit_first = false;
+        world.run().is_err_and(|what| what.contains("accepted_is_recorded"))
+    });
+    assert!(broken.count() > 0);
+}
+
+#[test]
+fn without_the_memory_of_repeats_one_contribution_would_count_twice() {
+    let broken = without(Guard::Repeats, || {
+        let fails = |seed: &u64| storm(*seed).is_err();
+        (0..20).filter(fails).count()
+    });
+    assert!(broken > 0);
+}
+
+#[test]
+fn a_round_that_nobody_takes_part_in_is_asked_for_anew() {
+    let mut world = World::new(Faults::NONE, 9);
+    for edge in ["edge-a", "edge-b", "edge-c"] {
+        world.run_until(100).unwrap();
+        world.tell(edge, Input::Pause(true)).unwrap();
+    }
+    world.run_until(60_000).unwrap();
+    let rounds = world.nodes[&id("cloud")].store.entries(0, 1_000).unwrap();
+    let given_up = |entry: &Vec<u8>| String::from_utf8_lossy(entry).contains("round_abandon");
+    assert!(rounds.iter().any(given_up));
+    for edge in ["edge-a", "edge-b", "edge-c"] {
+        world.tell(edge, Input::Pause(false)).unwrap();
+    }
+    world.run().unwrap();
+}

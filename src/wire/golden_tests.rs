@@ -1,0 +1,211 @@
+//! The bytes of released messages. `tests/golden/wire/<name>.bin` (and as text in `<name>.hex`)
+//! never changes: a message that encodes to other bytes is another message.
+
+use std::path::PathBuf;
+
+use super::{
+    Answer, Blob, Body, Checkpoint, Chunk, ClassSummary, Coding, Command, Contribution, Get, Kind,
+    Manifest, Offer, PackedSet, PackedTensor, Plan, Receipt, Result as RoundResult, Verdict,
+    Wanted, decode, encode,
+};
+use crate::ids::{BootId, Digest, Name, UpdateId};
+use crate::time::Wall;
+use crate::topic::{Branch, Prefix};
+use crate::trust::keys::SigningKey;
+use crate::trust::{Sealer, To};
+
+fn plan() -> Plan {
+    Plan {
+        adapter_delta: true,
+        class_logits: true,
+        local_steps: 200,
+        batch_size: 32,
+        learning_rate: 0.01,
+        prox_mu: 0.5,
+        distill_lambda: 1.0,
+        rank: 8,
+        alpha: 16.0,
+        coding: Coding::Int8,
+        block: 128,
+        min_cell: 20,
+        seed: u64::MAX,
+    }
+}
+
+fn summary() -> ClassSummary {
+    let logits = [1.5_f32, -1.5, 0.0, 0.0];
+    let mean_logits = logits.iter().flat_map(|x| x.to_le_bytes()).collect();
+    ClassSummary { mean_logits, counts: vec![300, 0] }
+}
+
+fn offer() -> Offer {
+    Offer {
+        round: 7,
+        model: Name::new("bearing").unwrap(),
+        base: Digest([0xba; 32]),
+        version: 6,
+        adapter: Blob::Inline(vec![1, 2, 3]),
+        class_targets: None,
+        plan: plan(),
+        deadline_ms: 60_000,
+        outer: Some(Digest([0x07; 32])),
+    }
+}
+
+fn contribution() -> Contribution {
+    Contribution {
+        offer: Digest([0x0f; 32]),
+        version: 6,
+        num_examples: 1_000,
+        num_devices: 4,
+        steps: 200,
+        loss_first: 2.25,
+        loss_last: 0.5,
+        stacked: true,
+        delta: Some(Blob::Manifest(Manifest {
+            sha256: Digest([0xde; 32]),
+            bytes: 70_000,
+            chunk_bytes: 65_536,
+            chunks: vec![Digest([1; 32]), Digest([2; 32])],
+        })),
+        class_logits: Some(summary()),
+    }
+}
+
+fn result() -> RoundResult {
+    RoundResult {
+        offer: Digest([0x0f; 32]),
+        version: 7,
+        adapter: Blob::Inline(vec![4, 5, 6]),
+        class_targets: Some(summary()),
+        contributors: 3,
+        contributor_set: Digest([0xc5; 32]),
+    }
+}
+
+/// One of each kind, and the other variants of those that have some.
+fn bodies() -> Vec<(&'static str, Body)> {
+    let receipt = |verdict| Body::Receipt(Receipt { update: UpdateId([0xab; 16]), verdict });
+    let chunks = Wanted::Chunks { sha256: Digest([0xde; 32]), indices: vec![0, 1, 300] };
+    let offer_id = Digest([0x0f; 32]);
+    vec![
+        ("offer", Body::Offer(offer())),
+        ("answer", Body::Answer(Answer { offer: offer_id, accepted: true, reason: String::new() })),
+        (
+            "answer_declined",
+            Body::Answer(Answer { offer: offer_id, accepted: false, reason: "paused".into() }),
+        ),
+        ("contribution", Body::Contribution(contribution())),
+        (
+            "contribution_logits_only",
+            Body::Contribution(Contribution { delta: None, stacked: false, ..contribution() }),
+        ),
+        ("receipt", receipt(Verdict::Accepted)),
+        ("receipt_late", receipt(Verdict::Late)),
+        ("receipt_refused", receipt(Verdict::Refused("too_stale".into()))),
+        ("result", Body::Result(result())),
+        ("get", Body::Get(Get { wanted: Wanted::Latest })),
+        ("get_chunks", Body::Get(Get { wanted: chunks })),
+        ("keyring", Body::Keyring(Checkpoint { document: b"a keyring".to_vec() })),
+        ("checkpoint", Body::Checkpoint(Checkpoint { document: b"a checkpoint".to_vec() })),
+        (
+            "command",
+            Body::Command(Command { name: "round.start".into(), json: b"{\"id\":1}".to_vec() }),
+        ),
+    ]
+}
+
+fn chunk() -> Chunk {
+    Chunk { sha256: Digest([0xde; 32]), index: 300, data: vec![9; 5] }
+}
+
+fn packed_set() -> PackedSet {
+    let tensor =
+        |name: &str, shape: &[u32]| PackedTensor { name: name.into(), shape: shape.into() };
+    PackedSet {
+        tensors: vec![tensor("q.lora_a", &[1, 2]), tensor("q.lora_b", &[1, 1])],
+        coding: Coding::F32,
+        block: 0,
+        data: [0.5_f32, -0.25, 1.0].iter().flat_map(|x| x.to_le_bytes()).collect(),
+    }
+}
+
+/// The body as it is sealed with a fixed key: Ed25519 signs the same bytes with the same bytes.
+fn sealed(body: &Body) -> Vec<u8> {
+    let branch = Branch {
+        prefix: Prefix::new("gaisnet").unwrap(),
+        site: Name::new("north").unwrap(),
+        line: Name::new("_").unwrap(),
+        node: Name::new("edge-n").unwrap(),
+    };
+    let key = SigningKey::generate(&[0x5e; 32]);
+    let federation = Name::new("pilot").unwrap();
+    let mut sealer = Sealer::new(key, federation, branch, BootId([0xb0; 16]));
+    sealer.seal(&To::Anyone, body, 7, 2, Wall(1_700_000_000_000)).unwrap().1
+}
+
+fn path(name: &str, extension: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/wire/{name}.{extension}"))
+}
+
+/// Every golden file and the bytes that today's code makes.
+fn all() -> Vec<(String, Vec<u8>)> {
+    let mut all = Vec::new();
+    for (name, body) in bodies() {
+        all.push((name.to_owned(), body.to_bytes().unwrap()));
+        all.push((format!("{name}.sealed"), sealed(&body)));
+    }
+    all.push(("chunk".into(), encode(&chunk()).unwrap()));
+    all.push(("packed_set.plain".into(), encode(&packed_set()).unwrap()));
+    all
+}
+
+fn golden(name: &str) -> Vec<u8> {
+    std::fs::read(path(name, "bin")).unwrap_or_else(|e| panic!("{name}: {e}"))
+}
+
+#[test]
+fn today_encodes_to_the_released_bytes() {
+    for (name, bytes) in all() {
+        assert_eq!(hex::encode(bytes), hex::encode(golden(&name)), "{name}");
+    }
+}
+
+#[test]
+fn the_released_bytes_decode_to_what_was_said() {
+    for (name, body) in bodies() {
+        assert_eq!(Body::from_bytes(body.kind(), &golden(name)).unwrap(), body, "{name}");
+    }
+    assert_eq!(decode::<Chunk>(&golden("chunk"), 1 << 20).unwrap(), chunk());
+    assert_eq!(decode::<PackedSet>(&golden("packed_set.plain"), 1 << 20).unwrap(), packed_set());
+    // Another zstd may compress to other bytes, so these are only read.
+    assert_eq!(PackedSet::from_bytes(&golden("packed_set"), 1 << 20).unwrap(), packed_set());
+}
+
+#[test]
+fn each_kind_has_a_golden_file_and_its_text_says_the_same() {
+    let bodies = bodies();
+    for kind in Kind::ALL {
+        assert!(bodies.iter().any(|(name, _)| *name == kind.as_str()), "{}", kind.as_str());
+    }
+    for (name, _) in all() {
+        let text = std::fs::read_to_string(path(&name, "hex")).unwrap();
+        let joined: String = text.split_whitespace().collect();
+        assert_eq!(joined, hex::encode(golden(&name)), "{name}");
+    }
+}
+
+#[test]
+#[ignore = "writes the files of messages that are new, never over one that is there"]
+fn write_the_golden_files_of_new_messages() {
+    let mut files = all();
+    files.push(("packed_set".into(), packed_set().to_bytes().unwrap()));
+    for (name, bytes) in files {
+        if path(&name, "bin").exists() {
+            continue;
+        }
+        let lines: Vec<String> = bytes.chunks(32).map(hex::encode).collect();
+        std::fs::write(path(&name, "bin"), &bytes).unwrap();
+        std::fs::write(path(&name, "hex"), lines.join("\n") + "\n").unwrap();
+    }
+}
