@@ -4,7 +4,7 @@
 # Run:   examples/mqtt/ask.sh                      (device p1 of the demo's site north)
 #        BRANCH=gaisnet/v1/south/bearings/p3 PORT=1884 examples/mqtt/ask.sh
 # Expect: one line within a second, with the id that was asked for:
-#        {"status":"ok","value":2.0,"label":"outer_race","confidence":0.8,...,"id":"ask-1234"}
+#        {"status":"ok","value":2.0,"label":"outer","confidence":0.8,...,"id":"ask-1234"}
 #        or {"id":"ask-1234","status":"error",...} that says why. Exit 1 when nobody answers in
 #        10 seconds. Needs mosquitto-clients.
 set -euo pipefail

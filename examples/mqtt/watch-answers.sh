@@ -4,7 +4,7 @@
 #        examples/mqtt/watch-answers.sh
 #        BROKER=broker.site PORT=1883 COUNT=10 examples/mqtt/watch-answers.sh
 # Expect: first the last answer of each device (retained), then a line with each new one:
-#        gaisnet/v1/north/bearings/p1/inference/bearing {"value":2.0,"label":"outer_race",...}
+#        gaisnet/v1/north/bearings/p1/inference/bearing {"value":2.0,"label":"outer",...}
 #        Ends after COUNT answers, without COUNT with Ctrl-C. Needs mosquitto-clients.
 set -euo pipefail
 

@@ -7,7 +7,7 @@ Run:    pip install 'paho-mqtt>=2,<3'
 
 Expect: a line when a node comes or goes, and one for each answer:
         north/p1 online, roles trainer inferencer, round 3
-        north/p1 bearing v4: outer_race 97 % [good] 3.5 ms
+        north/p1 bearing v4: outer 97 % [good] 3.5 ms
         An answer that may not be believed is marked [uncertain], [bad] or [stale].
 """
 
