@@ -6,10 +6,14 @@
 
 mod acl;
 mod audit;
+#[cfg(feature = "broker")]
+mod broker;
 mod cmd;
 mod config;
+mod data;
 mod doctor;
 mod exit;
+mod feed;
 mod init;
 mod keyring;
 mod keys;
@@ -57,6 +61,15 @@ enum Command {
     Acl(acl::AclArgs),
     /// Sign a command, or tell its topic
     Cmd(cmd::CmdArgs),
+    /// Fetch, list and show real data sets
+    Data(data::DataArgs),
+    /// Run a small MQTT broker for demos, tests and a single small site
+    #[cfg(feature = "broker")]
+    #[command(after_help = broker::HELP)]
+    Broker(broker::BrokerArgs),
+    /// Play recordings onto plant topics
+    #[command(after_help = feed::HELP)]
+    Feed(feed::FeedArgs),
 }
 
 /// Runs the program with these arguments (the first is its name).
@@ -83,6 +96,10 @@ fn run(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Exit> {
         Command::Audit(args) => audit::run(&args, &settings, out),
         Command::Acl(args) => acl::run(&args, &settings, out),
         Command::Cmd(args) => cmd::run(&args, &settings, out, &mut std::io::stderr().lock()),
+        Command::Data(args) => data::run(&args, out),
+        #[cfg(feature = "broker")]
+        Command::Broker(args) => broker::run(&args, out),
+        Command::Feed(args) => feed::run(&args, out),
     }
 }
 
