@@ -141,7 +141,8 @@ impl Gateway {
                 ctx.wait(async move { role.send(stimulus).await.unwrap_or(()) }.into_actor(self));
             }
             // On one broker everyone sees everyone's messages; those for others are no offence.
-            Err(Refusal::WrongAudience | Refusal::NotAllowed { .. }) => {
+            Err(refusal @ (Refusal::WrongAudience | Refusal::NotAllowed { .. })) => {
+                self.parts.figures.count(refusal.kind());
                 ack.release();
             }
             Err(refusal) => self.refuse(&refusal, payload, ack, ctx),

@@ -4,14 +4,22 @@
 //! the program. Results go to standard output, logs and errors to standard error, so that `--json`
 //! can be piped. Exit codes are told by `gaisnet --help`.
 
+mod acl;
+mod audit;
+#[cfg(feature = "broker")]
+mod broker;
+mod cmd;
 mod config;
+mod data;
 #[cfg(feature = "broker")]
 mod demo;
 mod doctor;
 mod exit;
+mod feed;
 mod init;
 mod keyring;
 mod keys;
+mod run;
 mod settings_args;
 mod trust_files;
 
@@ -53,6 +61,25 @@ enum Command {
     Keys(keys::KeysArgs),
     /// Start, show and accept the federation's signed keyring
     Keyring(keyring::KeyringArgs),
+    /// Read, verify, prove and export a node's audit ledger
+    Audit(audit::AuditArgs),
+    /// Print the broker's access list, derived from the keyring
+    #[command(after_help = acl::HELP)]
+    Acl(acl::AclArgs),
+    /// Sign a command, or tell its topic
+    Cmd(cmd::CmdArgs),
+    /// Fetch, list and show real data sets
+    Data(data::DataArgs),
+    /// Run this node until it is told to stop
+    #[command(after_help = run::HELP)]
+    Run,
+    /// Run a small MQTT broker for demos, tests and a single small site
+    #[cfg(feature = "broker")]
+    #[command(after_help = broker::HELP)]
+    Broker(broker::BrokerArgs),
+    /// Play recordings onto plant topics
+    #[command(after_help = feed::HELP)]
+    Feed(feed::FeedArgs),
 }
 
 /// Runs the program with these arguments (the first is its name).
@@ -78,6 +105,14 @@ fn run(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Exit> {
         Command::Doctor(args) => doctor::run(&args, &settings, out),
         Command::Keys(args) => keys::run(&args, &settings, out),
         Command::Keyring(args) => keyring::run(&args, &settings, out),
+        Command::Audit(args) => audit::run(&args, &settings, out),
+        Command::Acl(args) => acl::run(&args, &settings, out),
+        Command::Cmd(args) => cmd::run(&args, &settings, out, &mut std::io::stderr().lock()),
+        Command::Data(args) => data::run(&args, out),
+        #[cfg(feature = "broker")]
+        Command::Broker(args) => broker::run(&args, out),
+        Command::Feed(args) => feed::run(&args, out),
+        Command::Run => run::run(&settings, out),
     }
 }
 
@@ -104,10 +139,16 @@ mod tests {
 
     /// Runs a command line as a user would; gives the exit and what was printed.
     pub(super) fn gaisnet(line: &[&str]) -> (anyhow::Result<Exit>, String) {
+        let (exit, out) = gaisnet_bytes(line);
+        (exit, String::from_utf8(out).unwrap())
+    }
+
+    /// The same for a command that writes bytes.
+    pub(super) fn gaisnet_bytes(line: &[&str]) -> (anyhow::Result<Exit>, Vec<u8>) {
         let cli = Cli::try_parse_from([&["gaisnet"], line].concat()).unwrap();
         let mut out = Vec::new();
         let exit = run(cli, &mut out);
-        (exit, String::from_utf8(out).unwrap())
+        (exit, out)
     }
 
     /// A folder with a root key, a keyring and whoever was enrolled, made by the commands.

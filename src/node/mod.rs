@@ -145,6 +145,8 @@ pub struct Node {
     buses: Vec<Arc<dyn Bus>>,
     boot: BootId,
     status_topic: String,
+    /// The last status telegram.
+    offline: Vec<u8>,
     plant: Arc<dyn Bus>,
 }
 
@@ -224,6 +226,7 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
         fatal: parts.fatal,
     })?
     .start();
+    let started_at = clock.now().wall;
     let started = Effect::Record(Event::NodeStart {
         boot: identity.boot,
         config: identity.config,
@@ -301,6 +304,7 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
         chunk_bytes: learning.chunk_bytes,
     })
     .start();
+    let offline = Operator::status(&roles_of(tier), false, 0, started_at, started_at);
     let server = inferencer.map(Addr::recipient);
     let _ = runner.try_send(Introduce { role: role.clone(), server });
     let sides: Vec<Side> = buses.keys().copied().collect();
@@ -318,6 +322,7 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
         buses: buses.into_values().collect(),
         boot: identity.boot,
         status_topic: branch.status(),
+        offline: serde_json::to_vec(&offline).unwrap_or_default(),
         plant: plant_bus,
     })
 }
@@ -340,7 +345,7 @@ impl Node {
         let _ = self.runner.send(run).await;
         let offline = Publish {
             topic: self.status_topic,
-            payload: br#"{"online":false}"#.to_vec(),
+            payload: self.offline,
             at_least_once: true,
             retain: true,
             priority: Priority::Control,

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 
 use super::{Answering, Identity, Learning, NodeError, NodeParts, SystemClock};
 use crate::actors::lanes::{serve_lane, train_lane};
-use crate::actors::{Figures, LaneBench};
+use crate::actors::{Figures, LaneBench, Operator};
 use crate::bus::mqtt::{MqttBus, MqttError, MqttSettings, TlsSettings};
 use crate::bus::{Bus, BusEvent};
 use crate::data::bearings::{self, Bearings};
@@ -26,6 +26,7 @@ use crate::settings::{
     Settings, StrategyName, TagBinds, TagFormat,
 };
 use crate::store::{BlobCaps, SqliteStore, StoreError};
+use crate::time::Wall;
 use crate::wire::{Coding, Plan};
 
 /// Why settings don't make a node.
@@ -177,13 +178,14 @@ pub fn plan_of(settings: &Settings) -> Plan {
     }
 }
 
-/// Connects one link.
+/// Connects one link; on the `plant`'s side with the node's last will.
 ///
 /// # Errors
 /// [`SettingsProblem`] when a file can't be read; an unreachable broker is no error but an event.
 pub fn bus_of(
     link: &LinkSettings,
     settings: &Settings,
+    plant: bool,
     seed: u64,
 ) -> Result<(MqttBus, mpsc::Receiver<BusEvent>), SettingsProblem> {
     let mut mqtt = MqttSettings::new(&link.host, link.port, &link.client_id_of(&settings.node));
@@ -204,15 +206,16 @@ pub fn bus_of(
     mqtt.max_packet_bytes = usize::try_from(link.max_packet_bytes).unwrap_or(usize::MAX);
     mqtt.outbox_bytes = link.send_queue_bytes;
     mqtt.inbox_bytes = link.receive_queue_bytes;
-    let will =
-        crate::actors::Operator::status(&[], false, 0, Default::default(), Default::default());
-    mqtt.will = serde_json::to_vec(&will).ok().map(|payload| crate::bus::Publish {
-        topic: format!("{}/status", settings.node.branch()),
-        payload,
-        at_least_once: true,
-        retain: true,
-        priority: crate::bus::Priority::Control,
-    });
+    // Presence is told on the plant's side only.
+    let will = Operator::status(&[], false, 0, Wall::default(), Wall::default());
+    mqtt.will =
+        serde_json::to_vec(&will).ok().filter(|_| plant).map(|payload| crate::bus::Publish {
+            topic: format!("{}/status", settings.node.branch()),
+            payload,
+            at_least_once: true,
+            retain: true,
+            priority: crate::bus::Priority::Control,
+        });
     Ok(MqttBus::connect(mqtt, seed)?)
 }
 
@@ -230,7 +233,7 @@ pub fn parts_of(
     let seed = u64::from_le_bytes(super::first_eight(&identity.boot));
     let store = SqliteStore::open(&settings.paths.store, BlobCaps::default())?;
     let mut links: BTreeMap<Side, (Arc<dyn Bus>, mpsc::Receiver<BusEvent>)> = BTreeMap::new();
-    let (bus, events) = bus_of(&settings.bus.site, settings, seed)?;
+    let (bus, events) = bus_of(&settings.bus.site, settings, true, seed)?;
     let device = settings.node.has(NodeRole::Trainer);
     links.insert(if device { Side::Up } else { Side::Down }, (Arc::new(bus), events));
     if settings.node.has(NodeRole::Relay) {
@@ -241,7 +244,7 @@ pub fn parts_of(
             let id = format!("{}-up", parent.client_id_of(&settings.node));
             parent.client_id = Name::new(id).ok();
         }
-        let (bus, events) = bus_of(&parent, settings, seed)?;
+        let (bus, events) = bus_of(&parent, settings, false, seed)?;
         links.insert(Side::Up, (Arc::new(bus), events));
     }
     let lane = match data {

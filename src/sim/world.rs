@@ -231,7 +231,8 @@ impl World {
 
     /// One step: transaction, then what leaves. The node may die anywhere in it.
     fn step(&mut self, name: &NodeId, input: Input) -> Result<(), String> {
-        let now = Now { mono: Mono(self.now_ms), micros: self.now_ms * 1_000, wall: Wall(self.now_ms) };
+        let now =
+            Now { mono: Mono(self.now_ms), micros: self.now_ms * 1_000, wall: Wall(self.now_ms) };
         let node = self.node(name);
         if node.machine.is_none() {
             return Ok(());

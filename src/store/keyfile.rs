@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use zeroize::Zeroizing;
 
+use crate::ids::BootId;
 use crate::trust::keys::{KeyError, SigningKey, VerifyingKey};
 
 /// A new key from the system's random numbers.
@@ -21,6 +22,16 @@ pub fn new_signing_key() -> Result<SigningKey, KeyFileError> {
     let mut seed = Zeroizing::new([0; 32]);
     SystemRandom::new().fill(seed.as_mut()).map_err(|_| KeyFileError::NoRandom)?;
     Ok(SigningKey::generate(&seed))
+}
+
+/// Random name of a start, so that its sequence numbers are told from those of others.
+///
+/// # Errors
+/// [`KeyFileError::NoRandom`].
+pub fn new_boot_id() -> Result<BootId, KeyFileError> {
+    let mut id = [0; 16];
+    SystemRandom::new().fill(&mut id).map_err(|_| KeyFileError::NoRandom)?;
+    Ok(BootId(id))
 }
 
 /// Reads a private key; `expected` guards against the wrong file.

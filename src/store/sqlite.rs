@@ -43,6 +43,9 @@ pub struct SqliteStore {
 }
 
 impl SqliteStore {
+    /// Name of the database in a store's folder.
+    pub const FILE_NAME: &str = DATABASE;
+
     /// Opens the store in `dir`, or makes one (mode 0700, its files 0600). Checks the whole file,
     /// and brings the tables of an older gaisnet up to date.
     ///
