@@ -1,5 +1,14 @@
 //! What gaisnet signs is checked by the `openssl` command and a shell alone: the very steps that
 //! stand in docs/audit.md are run here.
+#![cfg(feature = "cli")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    reason = "a test"
+)]
 
 use std::path::Path;
 use std::process::{Command, Output};

@@ -1,4 +1,13 @@
 //! The real program, as a shell sees it: exit codes, streams, and processes that end when told.
+#![cfg(feature = "cli")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    reason = "a test"
+)]
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;

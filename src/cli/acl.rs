@@ -179,9 +179,10 @@ fn node_rights(keyring: &Keyring, prefix: &Prefix, scope: &Scope, entry: &NodeEn
     let own = branch(prefix, entry);
     let leaves: &[&str] = if matches!(scope, Scope::Top) {
         // A site's answers, streams and replies stay inside its zone.
-        match entry.roles.contains(&Role::Cloud) {
-            true => OWN_LEAVES,
-            false => &["status", "meta", "kpi", "event/#", "m/#", "to/#"],
+        if entry.roles.contains(&Role::Cloud) {
+            OWN_LEAVES
+        } else {
+            &["status", "meta", "kpi", "event/#", "m/#", "to/#"]
         }
     } else {
         OWN_LEAVES

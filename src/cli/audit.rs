@@ -42,7 +42,7 @@ enum AuditCommand {
     Show {
         #[command(flatten)]
         store: StoreArgs,
-        /// Only this kind of event (accept, refusal, round_commit, ...); may be repeated
+        /// Only this kind of event (accept, refusal, decline, ...); may be repeated
         #[arg(long)]
         event: Vec<String>,
         /// Only the last N of them

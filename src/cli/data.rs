@@ -197,7 +197,7 @@ mod tests {
             split: Split::Train,
         };
         let mut out = Vec::new();
-        show(&[recording.clone()], true, &mut out).unwrap();
+        show(std::slice::from_ref(&recording), true, &mut out).unwrap();
         let json: serde_json::Value = serde_json::from_slice(&out).unwrap();
         assert_eq!((&json[0]["class"], &json[0]["windows"]), (&"outer".into(), &2.into()));
         let mut out = Vec::new();

@@ -97,9 +97,9 @@ pub(super) fn run(
         KeyringCommand::Show { file, json } => {
             let keyring = read_keyring(&place(file.as_ref(), "the keyring's file")?)?;
             if *json {
-                show_json(&keyring, out)?
+                show_json(&keyring, out)?;
             } else {
-                show(&keyring, out)?
+                show(&keyring, out)?;
             }
             Ok(Exit::Ok)
         }

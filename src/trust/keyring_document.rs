@@ -65,13 +65,11 @@ pub fn open_document(bytes: &[u8], trusted: Option<&Keyring>) -> Result<Keyring,
     }
     let keyring: Keyring = decode(&envelope.payload, MAX_DOCUMENT_BYTES)?;
     signers.extend(signers_of(&envelope, keyring.root())?);
-    match trusted {
-        Some(trusted) => Ok(trusted.accept(keyring, &signers)?),
-        None => {
-            keyring.check_signers(&signers)?;
-            Ok(keyring)
-        }
+    if let Some(trusted) = trusted {
+        return Ok(trusted.accept(keyring, &signers)?);
     }
+    keyring.check_signers(&signers)?;
+    Ok(keyring)
 }
 
 /// What people compare before they trust a federation's first keyring: SHA-256 over the root's
