@@ -11,6 +11,8 @@
 )]
 
 use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::io::Write;
 
 use gaisnet::data::Cache;
 use gaisnet::data::bearings::{Bearings, CLASSES, PLANTS, Recording, WINDOW_LEN, fetch_bearings};

@@ -1,6 +1,15 @@
 //! Whole networks on the in-memory bus under tokio's paused clock: real actors, machines, envelopes
 //! and ledgers; faults by seed; an hour takes a moment. Learning is a toy, so that all is exact.
 
+#![cfg(feature = "runtime")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::cast_precision_loss,
+    reason = "a test"
+)]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -133,7 +142,9 @@ impl Plant {
 
     fn start_all(&mut self) {
         let nodes: Vec<NodeId> = self.places.iter().map(|place| place.node.clone()).collect();
-        nodes.iter().for_each(|node| self.start(node));
+        for node in &nodes {
+            self.start(node);
+        }
     }
 
     fn start(&mut self, node: &NodeId) {
@@ -233,7 +244,7 @@ fn key_of(node: &NodeId) -> SigningKey {
 
 fn keyring(places: &[Place]) -> Keyring {
     let root = SigningKey::generate(&[9; 32]);
-    let root = RootRole { threshold: NonZeroU32::MIN, keys: vec![root.public().clone()] };
+    let root = RootRole { threshold: NonZeroU32::MIN, keys: vec![*root.public()] };
     let until = START.plus_ms(365 * DAY_MS);
     let mut keyring = Keyring::first(name("fed"), root, START, until).unwrap();
     for place in places {
@@ -246,7 +257,7 @@ fn keyring(places: &[Place]) -> Keyring {
             line: place.line.clone(),
             roles,
             parent: place.parent.clone(),
-            key: key.public().clone(),
+            key: *key.public(),
         };
         keyring = keyring.enrol(&Enrolment { entry, proof }, START, until).unwrap();
     }

@@ -96,7 +96,7 @@ impl Gateway {
             Leaf::Cmd(name) if mine => {
                 let order = if is_signed(&payload) {
                     match self.open(side, &topic, &payload) {
-                        Ok(message) => Order::Signed { message, retained },
+                        Ok(message) => Order::Signed { message: Box::new(message), retained },
                         Err(refusal) => return self.refuse(&refusal, &payload, ack, ctx),
                     }
                 } else {

@@ -83,7 +83,7 @@ pub enum Order {
     /// Signed by an operator's key.
     Signed {
         /// The command.
-        message: Verified,
+        message: Box<Verified>,
         /// It was stored at the broker: not executed.
         retained: bool,
     },
@@ -187,9 +187,9 @@ impl Operator {
     }
 
     fn execute(&mut self, name: &str, command: Command, ctx: &mut Context<Self>) {
-        let id = command.id.clone();
+        let Command { id, action } = command;
         let name = name.to_owned();
-        let input = match command.action {
+        let input = match action {
             Action::Status => {
                 return self.look(ctx, move |this| {
                     let data = json!({

@@ -67,7 +67,7 @@ impl Place {
         layers.tier(self.tier).text("pilot", PILOT);
         let folder = options.folder.join(self.name);
         let mut own = String::new();
-        let mut set = |key: &str, value: String| own.push_str(&format!("{key} = {value}\n"));
+        let mut set = |key: &str, value: String| own.extend([key, " = ", &value, "\n"]);
         set("node.name", quoted(self.name));
         set("node.site", quoted(self.site));
         set("node.line", quoted(self.line));
@@ -113,10 +113,11 @@ impl Place {
         set("strategy.contribute", format!("[{}]", kinds.collect::<Vec<_>>().join(", ")));
         if self.data.is_some() {
             let topic = quoted(&self.sensor_topic());
-            own.push_str(&format!(
+            let tag = format!(
                 "[[tags]]\ntopic = {topic}\nformat = \"json\"\npointer = \"/values\"\nbinds = \
                  \"feature\"\nmodel = \"bearing\"\n"
-            ));
+            );
+            own.push_str(&tag);
         }
         layers.text("demo", &own);
         Ok(layers.load().into_settings()?)
@@ -131,7 +132,7 @@ pub(super) fn enrol(
     let federation = name("pilot");
     let root = key(&folder.join("root"))?;
     let until = now.plus_ms(YEAR_MS);
-    let root = RootRole { threshold: NonZeroU32::MIN, keys: vec![root.public().clone()] };
+    let root = RootRole { threshold: NonZeroU32::MIN, keys: vec![*root.public()] };
     let mut keyring = Keyring::first(federation.clone(), root, now, until)?;
     let mut keys = BTreeMap::new();
     for place in &PLACES {
@@ -149,7 +150,7 @@ pub(super) fn enrol(
             line: name(place.line),
             roles,
             parent: place.parent.map(name),
-            key: key.public().clone(),
+            key: *key.public(),
         };
         keyring = keyring.enrol(&Enrolment { entry, proof }, now, until)?;
         keys.insert(place.name, key);

@@ -101,7 +101,9 @@ impl Federation<'_> {
         }
         let gateways = feeder::start(self.data, &self.addresses, self.options.speed, now)?;
         let watched = self.watch(&nodes).await;
-        gateways.iter().for_each(|gateway| gateway.abort());
+        for gateway in &gateways {
+            gateway.abort();
+        }
         let outcome = watched.map(|(adapters, losses)| collect(&nodes, adapters, losses));
         for (_, node) in nodes {
             node.stop("demo_over", 500).await;
@@ -162,7 +164,7 @@ impl Federation<'_> {
             if adapters.last().is_none_or(|(last, _)| *last != version) {
                 let all = nodes.iter().filter_map(|(_, node)| node.figures.view().loss);
                 let all: Vec<f64> = all.collect();
-                let loss = all.iter().sum::<f64>() / all.len().max(1) as f64;
+                let loss = mean(&all);
                 if version > 0 && !all.is_empty() {
                     losses.insert(version, loss);
                 }
@@ -448,7 +450,7 @@ fn audit(options: &DemoOptions, keyring: &Keyring) -> Result<AuditSummary, DemoE
         let notes = store.checkpoints()?;
         let node = plant::name(place.name);
         let origin = Origin { federation: keyring.federation().clone(), node: node.clone() };
-        let keys: Vec<_> = keyring.node(&node).map(|entry| entry.key.clone()).into_iter().collect();
+        let keys: Vec<_> = keyring.node(&node).map(|entry| entry.key).into_iter().collect();
         summary.entries += total;
         if let Err(error) = verify(&origin, &keys, &entries, &notes) {
             tracing::error!(node = place.name, %error, "the ledger can't be verified");
@@ -474,6 +476,11 @@ fn bar(quiet: bool, length: u64, title: &'static str) -> ProgressBar {
 #[expect(clippy::cast_precision_loss, reason = "a figure to show")]
 fn seconds_since(clock: &SystemClock, micros: u64) -> f64 {
     (clock.now().micros - micros) as f64 / 1e6
+}
+
+#[expect(clippy::cast_precision_loss, reason = "as many as there are nodes")]
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len().max(1) as f64
 }
 
 const TICK: Duration = Duration::from_millis(200);

@@ -177,31 +177,6 @@ pub trait Predictor: Send {
     fn predict(&mut self, x: &[f32], len: usize) -> Result<Vec<Prediction>, LearnError>;
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn class_logits_are_means_over_each_class() {
-        let summary = ClassLogits::of(&[1.0, 2.0, 3.0, 4.0, 5.0, 8.0], &[0, 1, 1], 2);
-        assert_eq!(summary.mean_logits, [1.0, 2.0, 4.0, 6.0]);
-        assert_eq!(summary.counts, [1, 2]);
-        let one_sided = ClassLogits::of(&[1.0, 2.0], &[1], 2);
-        assert_eq!(one_sided.mean_logits, [0.0, 0.0, 1.0, 2.0]);
-        assert_eq!(one_sided.counts, [0, 1]);
-    }
-
-    #[test]
-    fn a_prediction_is_the_softmax_and_does_not_overflow() {
-        let even = Prediction::of_logits(&[500.0, 500.0]);
-        assert_eq!(even.probabilities, [0.5, 0.5]);
-        assert_eq!(even.class, 0);
-        let sure = Prediction::of_logits(&[0.0, 2.0_f32.ln(), 0.0]);
-        assert!((sure.probabilities[1] - 0.5).abs() < 1e-6);
-        assert_eq!(sure.class, 1);
-    }
-}
-
 impl<L: Learner + ?Sized> Learner for Box<L> {
     fn initial_adapter(&self) -> TensorSet {
         (**self).initial_adapter()
@@ -224,5 +199,30 @@ impl<P: Predictor + ?Sized> Predictor for Box<P> {
 
     fn predict(&mut self, x: &[f32], len: usize) -> Result<Vec<Prediction>, LearnError> {
         (**self).predict(x, len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn class_logits_are_means_over_each_class() {
+        let summary = ClassLogits::of(&[1.0, 2.0, 3.0, 4.0, 5.0, 8.0], &[0, 1, 1], 2);
+        assert_eq!(summary.mean_logits, [1.0, 2.0, 4.0, 6.0]);
+        assert_eq!(summary.counts, [1, 2]);
+        let one_sided = ClassLogits::of(&[1.0, 2.0], &[1], 2);
+        assert_eq!(one_sided.mean_logits, [0.0, 0.0, 1.0, 2.0]);
+        assert_eq!(one_sided.counts, [0, 1]);
+    }
+
+    #[test]
+    fn a_prediction_is_the_softmax_and_does_not_overflow() {
+        let even = Prediction::of_logits(&[500.0, 500.0]);
+        assert_eq!(even.probabilities, [0.5, 0.5]);
+        assert_eq!(even.class, 0);
+        let sure = Prediction::of_logits(&[0.0, 2.0_f32.ln(), 0.0]);
+        assert!((sure.probabilities[1] - 0.5).abs() < 1e-6);
+        assert_eq!(sure.class, 1);
     }
 }

@@ -75,6 +75,9 @@ pub struct Brain {
     pub predictor: Box<dyn Predictor>,
 }
 
+/// Digest of the base, what trains, what serves.
+type Engine = (Digest, Box<dyn Learner>, Box<dyn Predictor>);
+
 /// Makes the model that the settings name.
 ///
 /// # Errors
@@ -88,28 +91,25 @@ pub fn brain(settings: &Settings) -> Result<Brain, SettingsProblem> {
         rate_hz: f64::from(bearings::RATE_HZ),
         labels: bearings::CLASSES.iter().map(|class| (*class).to_owned()).collect(),
     };
-    let (base, learner, predictor): (Digest, Box<dyn Learner>, Box<dyn Predictor>) =
-        match settings.model.learner {
-            LearnerName::Softmax => {
-                let speeds = MachineSpeeds::default();
-                (
-                    // Nothing is pre-trained: the features are the base.
-                    Digest::of(b"gaisnet softmax over spectral features, version 1"),
-                    Box::new(SoftmaxLearner::new(speeds, len, classes)?),
-                    Box::new(SoftmaxPredictor::new(speeds, len, classes)?),
-                )
-            }
-            LearnerName::SignalTransformer => signal_transformer(settings)?,
-        };
+    let (base, learner, predictor): Engine = match settings.model.learner {
+        LearnerName::Softmax => {
+            let speeds = MachineSpeeds::default();
+            (
+                // Nothing is pre-trained: the features are the base.
+                Digest::of(b"gaisnet softmax over spectral features, version 1"),
+                Box::new(SoftmaxLearner::new(speeds, len, classes)?),
+                Box::new(SoftmaxPredictor::new(speeds, len, classes)?),
+            )
+        }
+        LearnerName::SignalTransformer => signal_transformer(settings)?,
+    };
     let adapter = pack(&learner.initial_adapter())?;
     Ok(Brain { model, base, adapter, learner, predictor })
 }
 
 /// The pre-trained base with LoRA on it.
 #[cfg(feature = "torch")]
-fn signal_transformer(
-    settings: &Settings,
-) -> Result<(Digest, Box<dyn Learner>, Box<dyn Predictor>), SettingsProblem> {
+fn signal_transformer(settings: &Settings) -> Result<Engine, SettingsProblem> {
     use crate::torch::{LoraConfig, SignalLearner, SignalPredictor, TrainerConfig, load_base};
 
     let default = || std::path::PathBuf::from("models/signal-bearing.toml");
@@ -139,9 +139,7 @@ fn signal_transformer(
 const ADAPTER_SEED: u64 = 1;
 
 #[cfg(not(feature = "torch"))]
-fn signal_transformer(
-    _: &Settings,
-) -> Result<(Digest, Box<dyn Learner>, Box<dyn Predictor>), SettingsProblem> {
+fn signal_transformer(_: &Settings) -> Result<Engine, SettingsProblem> {
     Err(SettingsProblem::Key {
         key: "model.learner",
         problem: "this gaisnet was built without libtorch: use softmax, or build it with the \

@@ -107,7 +107,7 @@ mod tests {
 
     #[test]
     fn small_bytes_are_inline_and_large_ones_are_cut() {
-        assert!(matches!(Blob::of(&[1; MAX_INLINE_BYTES], 4096), Blob::Inline(_)));
+        assert!(matches!(Blob::of(&vec![1; MAX_INLINE_BYTES], 4096), Blob::Inline(_)));
         let Blob::Manifest(manifest) = Blob::of(&vec![1; 65_537], 65_536) else { panic!("inline") };
         assert_eq!(manifest.chunks.len(), 2);
         assert_eq!((manifest.chunk_len(0), manifest.chunk_len(1)), (Some(65_536), Some(1)));
