@@ -4,7 +4,7 @@
 # checkout and changes nothing when it is there.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test verify fix bench doc clean
+.PHONY: help setup build demo test verify fix doc clean
 
 CARGO ?= cargo
 # Everything but libtorch: a relay or broker on an old gateway is built so.
@@ -52,9 +52,6 @@ fix: setup ## formats, and applies what clippy can repair; the one target that e
 	$(CARGO) fmt --all
 	$(CARGO) clippy --fix --allow-dirty --allow-staged --all-targets
 	$(CARGO) fmt --all
-
-bench: setup ## benchmarks as a table; JSON=out.json writes them to a file too
-	$(CARGO) bench $(if $(JSON),-- --json $(JSON))
 
 doc: setup ## the documentation of the code: target/doc/gaisnet/index.html
 	$(CARGO) doc --no-deps
