@@ -10,7 +10,7 @@
 //! queue. The session is persistent (stable client id, `clean_session = false`).
 //!
 //! Invariants: a message that was taken is sent until the broker acknowledged it or the link is
-//! closed; an arrival is acknowledged only after [`Ack::release`], in the order of arrival; a full
+//! closed; an arrival is acknowledged only after [`crate::bus::Ack::release`], in the order of arrival; a full
 //! inbox slows the broker down instead of dropping; what is too big is refused before it is queued.
 
 mod acks;

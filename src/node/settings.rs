@@ -123,11 +123,8 @@ fn signal_transformer(settings: &Settings) -> Result<Engine, SettingsProblem> {
         alpha: narrow(settings.strategy.alpha),
         ..LoraConfig::default()
     };
-    let config = TrainerConfig {
-        model: card.architecture.clone(),
-        lora: lora.clone(),
-        ..TrainerConfig::default()
-    };
+    let config =
+        TrainerConfig { model: card.architecture, lora: lora.clone(), ..TrainerConfig::default() };
     let threads = config.threads;
     let learner = SignalLearner::new(&base, config, ADAPTER_SEED)?;
     let predictor = SignalPredictor::new(&base, card.architecture, &lora, threads)?;
