@@ -37,6 +37,9 @@ const fn place(
     Place { name, site, line, parent, tier, data }
 }
 
+/// Where the demo puts the base that ships with the program, below its folder.
+pub(super) const BASE_CARD: &str = "base/signal-bearing.toml";
+
 /// The pilot: a cloud, two sites, two test rigs each.
 pub(super) const PLACES: [Place; 7] = [
     place("cloud", "_", None, Tier::Cloud, None),
@@ -93,6 +96,10 @@ impl Place {
                 LearnerName::SignalTransformer => "signal-transformer",
             }),
         );
+        if options.learner == LearnerName::SignalTransformer {
+            let card = options.folder.join(BASE_CARD);
+            set("model.base", quoted(&card.display().to_string()));
+        }
         set("round.rounds", options.rounds.to_string());
         set("round.pause_s", "0".into());
         set("strategy.local_steps", options.local_steps.to_string());

@@ -296,6 +296,15 @@ fn prepare(options: &DemoOptions) -> Result<(), DemoError> {
         let path = folder.join(place.name);
         std::fs::create_dir_all(&path).map_err(failed(&path))?;
     }
+    // The shipped base, so that the program needs no checkout to run from.
+    let card = folder.join(plant::BASE_CARD);
+    let weights = card.with_extension("safetensors");
+    let base = card.parent().unwrap_or(folder);
+    std::fs::create_dir_all(base).map_err(failed(base))?;
+    let shipped = include_bytes!("../../models/signal-bearing.toml");
+    std::fs::write(&card, shipped).map_err(failed(&card))?;
+    let shipped = include_bytes!("../../models/signal-bearing.safetensors");
+    std::fs::write(&weights, shipped).map_err(failed(&weights))?;
     std::fs::write(&note, wanted).map_err(failed(&note))
 }
 
