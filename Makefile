@@ -19,6 +19,9 @@ help: ## this list
 setup: ## libtorch into a shared cache, once a machine
 	@.ci/libtorch
 
+# The demo's report names the commit that it was built from.
+build demo: export GAISNET_COMMIT ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
+
 build: setup ## the program, optimised: target/release/gaisnet
 	$(CARGO) build --release
 

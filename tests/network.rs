@@ -16,8 +16,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gaisnet::actors::{Figures, InlineBench};
-use gaisnet::bus::Bus;
 use gaisnet::bus::memory::{Faults, Memory, MemoryBroker};
+use gaisnet::bus::{Bus, Priority, Publish};
 use gaisnet::ids::{BootId, Digest, Name, NodeId, Side};
 use gaisnet::learn::{
     ClassLogits, Control, LearnError, Learner, Progress, Tensor, TensorSet, TrainJob, Trained,
@@ -31,10 +31,11 @@ use gaisnet::scada::command::CommandPolicy;
 use gaisnet::scada::telegram::ModelMeta;
 use gaisnet::store::{MemoryStore, Store};
 use gaisnet::time::Wall;
-use gaisnet::topic::Prefix;
+use gaisnet::topic::{Branch, CommandName, Prefix};
 use gaisnet::trust::keyring::{Enrolment, Keyring, NodeEntry, Role, RootRole};
 use gaisnet::trust::keys::SigningKey;
-use gaisnet::wire::{Coding, Plan};
+use gaisnet::trust::{Sealer, To};
+use gaisnet::wire::{Body, Coding, Command, Plan};
 
 const START: Wall = Wall(1_800_000_000_000);
 const DAY_MS: u64 = 86_400_000;
@@ -247,7 +248,14 @@ fn keyring(places: &[Place]) -> Keyring {
     let root = RootRole { threshold: NonZeroU32::MIN, keys: vec![*root.public()] };
     let until = START.plus_ms(365 * DAY_MS);
     let mut keyring = Keyring::first(name("fed"), root, START, until).unwrap();
-    for place in places {
+    let operator = Place {
+        node: name("ops"),
+        site: name("_"),
+        line: name("_"),
+        parent: None,
+        role: Role::Operator,
+    };
+    for place in places.iter().chain([&operator]) {
         let key = key_of(&place.node);
         let roles = BTreeSet::from([place.role]);
         let proof = key.prove_possession(&name("fed"), &place.node, &roles);
@@ -262,6 +270,21 @@ fn keyring(places: &[Place]) -> Keyring {
         keyring = keyring.enrol(&Enrolment { entry, proof }, START, until).unwrap();
     }
     keyring
+}
+
+/// Signs a command of `by` for the cloud, as `gaisnet cmd sign` would: topic and bytes.
+fn signed(by: &str, command: &str) -> (String, Vec<u8>) {
+    let prefix = || Prefix::new("gaisnet").unwrap();
+    let branch = |node: &str| Branch {
+        prefix: prefix(),
+        site: name("_"),
+        line: name("_"),
+        node: name(node),
+    };
+    let mut sealer = Sealer::new(key_of(&name(by)), name("fed"), branch(by), BootId([77; 16]));
+    let to = To::Command(branch("cloud"), CommandName::new("round.start").unwrap());
+    let body = Body::Command(Command { name: command.into(), json: b"{}".to_vec() });
+    sealer.seal(&to, &body, 0, 0, START).unwrap()
 }
 
 fn learning(versions: u64) -> Learning {
@@ -392,5 +415,70 @@ fn a_partitioned_site_is_left_behind_and_catches_up() {
         assert_eq!(versions[&name("dev2-0")], 0);
         plant.federation_bus.heal("edge2");
         plant.converge(60).await;
+    });
+}
+
+fn publish(bus: &dyn Bus, (topic, payload): (String, Vec<u8>), retain: bool) {
+    let (at_least_once, priority) = (true, Priority::Control);
+    bus.publish(Publish { topic, payload, at_least_once, retain, priority }).unwrap();
+}
+
+async fn a_moment() {
+    tokio::time::sleep(Duration::from_secs(2)).await;
+}
+
+#[test]
+fn a_signed_command_works_once_and_by_an_operator_only() {
+    paused(async {
+        let mut plant = Plant::new(1, 1, 0, &Faults::none(1));
+        let (bus, _events) = plant.federation_bus.connect("ops", None);
+        plant.start(&name("cloud"));
+        a_moment().await;
+        let counted = |plant: &Plant, reason: &str| {
+            let view = plant.running[&name("cloud")].figures.view();
+            view.counted.get(reason).copied().unwrap_or(0)
+        };
+        let good = signed("ops", "round.start");
+        // Another name in the body than in the topic; a device's key; then the twin that is right.
+        publish(&bus, signed("ops", "pause"), false);
+        publish(&bus, signed("dev0-0", "round.start"), false);
+        a_moment().await;
+        assert_eq!((counted(&plant, "wrong_topic"), counted(&plant, "not_allowed")), (1, 1));
+        let round = plant.running[&name("cloud")].view().await.unwrap().round;
+        assert_eq!(round, 0);
+        publish(&bus, good.clone(), false);
+        a_moment().await;
+        assert_eq!(plant.running[&name("cloud")].view().await.unwrap().round, 1);
+        publish(&bus, good, false);
+        a_moment().await;
+        assert_eq!(counted(&plant, "replayed_command"), 1);
+        let mut outcomes = Vec::new();
+        for event in plant.entries("cloud") {
+            match event {
+                Event::Command { outcome, operator, .. } => {
+                    assert_eq!(operator, Some(name("ops")));
+                    outcomes.push(outcome.as_str().to_owned());
+                }
+                // The device's signature was never looked at: nobody is named.
+                Event::Refusal { sender, .. } => assert_eq!(sender, None),
+                _ => {}
+            }
+        }
+        assert_eq!(outcomes, ["ok", "replayed_command"]);
+    });
+}
+
+#[test]
+fn a_command_that_was_kept_by_the_broker_is_refused() {
+    paused(async {
+        let mut plant = Plant::new(1, 1, 0, &Faults::none(1));
+        let (bus, _events) = plant.federation_bus.connect("ops", None);
+        publish(&bus, signed("ops", "round.start"), true);
+        a_moment().await;
+        plant.start(&name("cloud"));
+        a_moment().await;
+        let cloud = &plant.running[&name("cloud")];
+        assert_eq!(cloud.figures.view().counted.get("retained_command"), Some(&1));
+        assert_eq!(cloud.view().await.unwrap().round, 0);
     });
 }

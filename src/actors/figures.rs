@@ -68,6 +68,16 @@ impl Figures {
         self.lock().clone()
     }
 
+    /// Mean loss at the end of the last training run, in nats.
+    pub fn loss(&self) -> Option<f64> {
+        self.lock().loss
+    }
+
+    /// Whether every link of the node is up.
+    pub fn is_connected(&self) -> bool {
+        self.lock().connected.values().all(|up| *up)
+    }
+
     fn lock(&self) -> MutexGuard<'_, FiguresView> {
         // Counters stay usable whatever a panicking thread left.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)

@@ -55,8 +55,6 @@ pub struct GatewayParts {
 /// See the module.
 pub struct Gateway {
     parts: GatewayParts,
-    /// Refusals recorded in the ledger since the last full minute; beyond the bound only counted.
-    recorded: (u64, u32),
 }
 
 /// An event of a link.
@@ -70,12 +68,9 @@ pub struct Incoming {
 }
 
 impl Gateway {
-    /// Ledger entries for refusals a minute: a flood must not fill the disk.
-    const REFUSALS_A_MINUTE: u32 = 60;
-
     /// A gateway.
     pub fn new(parts: GatewayParts) -> Self {
-        Self { parts, recorded: (0, 0) }
+        Self { parts }
     }
 
     fn delivery(&mut self, side: Side, delivery: Delivery, ctx: &mut Context<Self>) {
@@ -94,9 +89,11 @@ impl Gateway {
                 self.signed(side, &topic, &payload, ack, ctx);
             }
             Leaf::Cmd(name) if mine => {
-                let order = if is_signed(&payload) {
+                let order = if is_signed(&payload) && retained {
+                    return self.refuse(&Refusal::RetainedCommand, &payload, ack, ctx);
+                } else if is_signed(&payload) {
                     match self.open(side, &topic, &payload) {
-                        Ok(message) => Order::Signed { message: Box::new(message), retained },
+                        Ok(message) => Order::Signed(Box::new(message)),
                         Err(refusal) => return self.refuse(&refusal, &payload, ack, ctx),
                     }
                 } else {
@@ -149,26 +146,17 @@ impl Gateway {
         }
     }
 
-    fn refuse(&mut self, refusal: &Refusal, payload: &[u8], ack: Ack, ctx: &mut Context<Self>) {
-        let now = self.parts.clock.now();
+    fn refuse(&self, refusal: &Refusal, payload: &[u8], ack: Ack, ctx: &mut Context<Self>) {
         tracing::warn!(reason = refusal.kind(), %refusal, "a message was refused");
-        let mut effects = vec![Effect::Count(refusal.kind())];
-        let minute = now.mono.0 / 60_000;
-        if self.recorded.0 != minute {
-            self.recorded = (minute, 0);
-        }
-        if self.recorded.1 < Self::REFUSALS_A_MINUTE {
-            self.recorded.1 += 1;
-            let sender = match refusal {
-                Refusal::NotAllowed { sender, .. } => Some(sender.clone()),
-                _ => None,
-            };
-            effects.push(Effect::Record(Event::Refusal {
+        // Whom the message names is hearsay: its signature may not even have been looked at.
+        let effects = vec![
+            Effect::Count(refusal.kind()),
+            Effect::Record(Event::Refusal {
                 message: Digest::of(payload),
                 reason: Word::new(refusal.kind()),
-                sender,
-            }));
-        }
+                sender: None,
+            }),
+        ];
         let runner = self.parts.runner.clone();
         let run = Run { effects, ack };
         ctx.wait(async move { runner.send(run).await.unwrap_or(()) }.into_actor(self));

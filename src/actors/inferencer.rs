@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use actix::prelude::*;
@@ -65,9 +66,10 @@ pub struct InferencerParts {
 pub struct Inferencer {
     parts: InferencerParts,
     version: Version,
-    /// One window stream for each bound tag.
-    streams: BTreeMap<usize, WindowStream>,
-    waiting: usize,
+    /// One window stream for each tag and topic: a wildcard covers several machines.
+    streams: BTreeMap<(usize, String), WindowStream>,
+    /// Windows in the lane's queue, also those whose answer found the mailbox full.
+    waiting: Arc<AtomicUsize>,
     last: Option<Inference>,
 }
 
@@ -129,39 +131,45 @@ enum Source {
 impl Inferencer {
     /// Windows that wait for the lane; more get a busy reply.
     const MAX_WAITING: usize = 64;
+    /// Topics whose samples are collected; a wildcard must not fill the memory.
+    const MAX_STREAMS: usize = 256;
     const WATCHDOG: Duration = Duration::from_secs(1);
 
     /// An inferencer that answers with the untrained adapter until it is told another.
     pub fn new(parts: InferencerParts) -> Self {
-        Self { parts, version: 0, streams: BTreeMap::new(), waiting: 0, last: None }
+        Self { parts, version: 0, streams: BTreeMap::new(), waiting: Arc::default(), last: None }
     }
 
     fn ask(&mut self, window: Vec<f32>, from: Source, ctx: &mut Context<Self>) {
         let asked = self.parts.clock.now();
-        if self.waiting >= Self::MAX_WAITING {
+        if self.waiting.load(Ordering::Relaxed) >= Self::MAX_WAITING {
             return self.busy(&from);
         }
         let me = ctx.address();
         let reply_to = from.clone();
+        let waiting = Arc::clone(&self.waiting);
         let request = ServeRequest::Predict {
             x: window,
             len: self.parts.window.get(),
             done: Box::new(move |result| {
+                waiting.fetch_sub(1, Ordering::Relaxed);
                 let none = || LearnError::Engine { engine: "lane", message: "no answer".into() };
                 let result = result.and_then(|all| all.into_iter().next().ok_or_else(none));
                 let _ = me.try_send(Answered { from, result, asked });
             }),
         };
-        match self.parts.lane.submit(request) {
-            Ok(()) => self.waiting += 1,
-            Err(_) => self.busy(&reply_to),
+        // Before it is submitted, for the lane may be done with it at once.
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        if self.parts.lane.submit(request).is_err() {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            self.busy(&reply_to);
         }
     }
 
     fn busy(&self, from: &Source) {
         self.parts.figures.count("busy");
         if let Source::Request(id) = from {
-            self.reply(&InferError::busy(id.clone(), self.waiting).reply());
+            self.reply(&InferError::busy(id.clone(), self.waiting.load(Ordering::Relaxed)).reply());
         }
     }
 
@@ -295,8 +303,14 @@ impl Handler<TagSample> for Inferencer {
                         hop: self.parts.window,
                         max_gap_ms: self.parts.max_gap_ms,
                     };
+                    let key = (index, topic.clone());
+                    let known = self.streams.contains_key(&key);
+                    if !known && self.streams.len() >= Self::MAX_STREAMS {
+                        self.parts.figures.count("too_many_streams");
+                        continue;
+                    }
                     let stream =
-                        self.streams.entry(index).or_insert_with(|| WindowStream::new(config));
+                        self.streams.entry(key).or_insert_with(|| WindowStream::new(config));
                     stream.push(&samples, now);
                     windows.extend(std::iter::from_fn(|| stream.next_window()));
                 }
@@ -326,7 +340,6 @@ impl Handler<Answered> for Inferencer {
     #[expect(clippy::cast_precision_loss, reason = "a class index and milliseconds are small")]
     fn handle(&mut self, answered: Answered, _: &mut Self::Context) {
         let Answered { from, result, asked } = answered;
-        self.waiting = self.waiting.saturating_sub(1);
         let now = self.parts.clock.now();
         let inference = match result {
             Ok(Prediction { probabilities, class }) => {

@@ -171,7 +171,7 @@ pub fn serve_lane(
 }
 
 /// Ends the process when its thread unwinds.
-struct EndOnPanic;
+pub(super) struct EndOnPanic;
 
 impl Drop for EndOnPanic {
     fn drop(&mut self) {

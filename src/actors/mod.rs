@@ -17,6 +17,7 @@ mod gateway;
 mod inferencer;
 pub mod lanes;
 mod operator;
+mod quota;
 mod role;
 mod runner;
 mod workbench;

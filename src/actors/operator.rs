@@ -80,13 +80,8 @@ pub enum Order {
         /// It was stored at the broker: not executed.
         retained: bool,
     },
-    /// Signed by an operator's key.
-    Signed {
-        /// The command.
-        message: Box<Verified>,
-        /// It was stored at the broker: not executed.
-        retained: bool,
-    },
+    /// Signed by an operator's key, and not stored at the broker.
+    Signed(Box<Verified>),
 }
 
 impl Operator {
@@ -302,10 +297,12 @@ impl Handler<Order> for Operator {
                 let parsed = command::parse(&name, &payload, retained, now, &self.parts.policy);
                 (name, Digest::of(&payload), None, parsed)
             }
-            Order::Signed { message, retained } => {
+            Order::Signed(message) => {
                 let Body::Command(body) = message.body() else { return };
-                if retained || !self.is_new(&message) {
-                    return self.parts.figures.count("replayed_command");
+                if !self.is_new(&message) {
+                    self.parts.figures.count("replayed_command");
+                    let (digest, sender) = (message.body_digest(), message.sender().clone());
+                    return self.record(&body.name, digest, Some(sender), "replayed_command", ctx);
                 }
                 let parsed = command::parse_signed(&body.name, &body.json, now);
                 let sender = Some(message.sender().clone());

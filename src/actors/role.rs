@@ -9,7 +9,7 @@ use super::MAILBOX;
 use super::runner::{Keep, Run, Runner};
 use crate::bus::Ack;
 use crate::ids::{Digest, RoundNo, Version};
-use crate::protocol::{Effect, Input, Member, Relay, Round};
+use crate::protocol::{Effect, Input, Member, Relay, Round, RoundView};
 use crate::time::{Clock, Now};
 
 /// A pure machine, as an actor sees it.
@@ -35,6 +35,13 @@ pub struct MachineView {
     pub accepted: usize,
     /// Members that could be in it, of an owner.
     pub expected: usize,
+}
+
+impl From<RoundView> for MachineView {
+    fn from(view: RoundView) -> Self {
+        let RoundView { round, version, phase, accepted, expected, .. } = view;
+        Self { round, version, phase, accepted, expected }
+    }
 }
 
 /// A machine with its runner.
@@ -134,14 +141,7 @@ impl Machine for Round {
     }
 
     fn view(&self) -> MachineView {
-        let view = Self::view(self);
-        MachineView {
-            round: view.round,
-            version: view.version,
-            phase: view.phase,
-            accepted: view.accepted,
-            expected: view.expected,
-        }
+        Self::view(self).into()
     }
 }
 
@@ -155,13 +155,6 @@ impl Machine for Relay {
     }
 
     fn view(&self) -> MachineView {
-        let view = Self::view(self);
-        MachineView {
-            round: view.round,
-            version: self.version(),
-            phase: view.phase,
-            accepted: view.accepted,
-            expected: view.expected,
-        }
+        MachineView { version: self.version(), ..Self::view(self).into() }
     }
 }

@@ -7,7 +7,7 @@
 //!
 //! A store that fails ends the process: in doubt it is better to start again from what is on disk.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use super::MAILBOX;
 use super::figures::Figures;
 use super::inferencer::Serve;
+use super::quota::Quota;
 use super::role::Stimulus;
 use super::workbench::{Task, Workbench};
 use crate::bus::{Ack, Bus, BusError, Priority, Publish};
@@ -72,6 +73,8 @@ pub struct Runner {
     jitter: Stream,
     republished_at: Option<Mono>,
     checkpoint_published: u64,
+    up: BTreeSet<Side>,
+    quota: Quota,
     stopped: bool,
 }
 
@@ -105,7 +108,7 @@ pub struct Introduce {
 /// Blobs that the machine still needs; others may go.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
-pub struct Keep(pub std::collections::BTreeSet<Digest>);
+pub struct Keep(pub BTreeSet<Digest>);
 
 /// A link came up or went down.
 #[derive(Debug, Message)]
@@ -168,6 +171,8 @@ impl Runner {
             jitter,
             republished_at: None,
             checkpoint_published: 0,
+            up: BTreeSet::new(),
+            quota: Quota::default(),
             stopped: false,
         })
     }
@@ -224,6 +229,9 @@ impl Runner {
         match effect {
             Effect::Put(key, value) => batch.state.push((key, Some(value))),
             Effect::Delete(key) => batch.state.push((key, None)),
+            Effect::Record(event) if !self.quota.admits(&event, now.mono) => {
+                self.parts.figures.count("ledger_quota");
+            }
             Effect::Record(event) => {
                 if let Event::Contribute { bytes, .. } = &event {
                     let bytes = *bytes;
@@ -361,7 +369,7 @@ impl Runner {
     fn resend(&mut self, now: Now, only: Option<Side>) {
         let mut due = Vec::new();
         for (key, waiting) in &self.outbox {
-            let up = self.is_up(waiting.item.side);
+            let up = self.up.contains(&waiting.item.side);
             let wanted = match only {
                 Some(side) => waiting.item.side == side,
                 None => waiting.due <= now.mono,
@@ -387,10 +395,6 @@ impl Runner {
         let (least, most) = (*Self::BACKOFF_MS.start(), *Self::BACKOFF_MS.end());
         let bound = least.saturating_mul(1 << attempts.min(10)).clamp(least, most);
         least + self.jitter.range(0.0, bound as f64) as u64
-    }
-
-    fn is_up(&self, side: Side) -> bool {
-        self.parts.figures.view().connected.get(&side).copied().unwrap_or(false)
     }
 
     fn send_chunks(
@@ -622,8 +626,11 @@ impl Handler<Link> for Runner {
             view.connected.insert(side, up);
         });
         if up {
+            self.up.insert(side);
             self.publish_latest(side);
             self.resend(self.parts.clock.now(), Some(side));
+        } else {
+            self.up.remove(&side);
         }
     }
 }

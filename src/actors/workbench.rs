@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::figures::Figures;
-use super::lanes::{Lane, TrainRequest};
+use super::lanes::{EndOnPanic, Lane, TrainRequest};
 use crate::ids::{Digest, NodeId};
 use crate::learn::{ClassLogits, Control, Learner, TrainJob, Trained, Windows};
 use crate::protocol::{CombineJob, Input, TrainTask, Work, update};
@@ -77,7 +77,10 @@ impl Workbench for LaneBench {
     fn start(&mut self, task: Task, done: Done) {
         match task {
             Task::Combine { job, blobs } => {
-                std::thread::spawn(move || done(combined(&job, &blobs)));
+                std::thread::spawn(move || {
+                    let _guard = EndOnPanic;
+                    done(combined(&job, &blobs));
+                });
             }
             Task::Train { task, adapter, residual } => {
                 let offer = task.offer;

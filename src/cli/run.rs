@@ -4,16 +4,13 @@ use std::io::Write;
 use std::sync::Arc;
 
 use anyhow::Context;
-use ring::rand::{SecureRandom, SystemRandom};
 
 use super::trust_files::read_keyring;
 use super::{Exit, SettingsArgs};
-use crate::ids::{BootId, Digest};
-use crate::node::{self, Identity, brain, data_of, parts_of};
+use crate::node::{self, brain, data_of, identity_of, parts_of};
 use crate::settings::{LogFormat, NodeRole};
 use crate::store::keyfile::read_signing_key;
 use crate::telemetry::logging;
-use crate::topic::Prefix;
 
 /// Examples under the options.
 pub(super) const HELP: &str = "\
@@ -35,18 +32,7 @@ pub(super) fn run(settings: &SettingsArgs, out: &mut dyn Write) -> anyhow::Resul
     let keyring = read_keyring(&settings.paths.keyring)?;
     let key_file = settings.paths.keys.join("node.pem");
     let key = read_signing_key(&key_file, None)?;
-    let mut boot = [0; 16];
-    if SystemRandom::new().fill(&mut boot).is_err() {
-        anyhow::bail!("the system gives no random bytes");
-    }
-    let identity = Identity {
-        prefix: Prefix::new(settings.node.prefix.clone())?,
-        me: settings.node.name.clone(),
-        key,
-        keyring: Arc::new(keyring),
-        boot: BootId(boot),
-        config: Digest::of(&serde_json::to_vec(&settings)?),
-    };
+    let identity = identity_of(&settings, key, Arc::new(keyring))?;
     let data = if settings.node.has(NodeRole::Trainer) { data_of(&settings)? } else { None };
     let parts = parts_of(&settings, identity, brain(&settings)?, data)?;
     let name = settings.node.branch();

@@ -3,7 +3,7 @@
 
 use super::DemoError;
 use crate::learn::{
-    Confusion, Control, LearnError, Learner, Predictor, TensorSet, TrainJob, Windows,
+    Confusion, Control, LearnError, Learner, Predictor, TensorSet, TrainJob, Windows, half_cosine,
 };
 use crate::node::{Brain, plan_of};
 use crate::report::Score;
@@ -62,14 +62,10 @@ pub(super) fn score(confusion: &Confusion) -> Score {
 }
 
 /// The schedule that the federation's offers follow.
-#[expect(clippy::cast_precision_loss, reason = "rounds are few")]
 fn decay(round: u64, settings: &Settings) -> f32 {
     match settings.strategy.schedule {
         Schedule::Constant => 1.0,
-        Schedule::Cosine => {
-            let part = round as f32 / settings.round.rounds.max(1) as f32;
-            0.5 * (1.0 + (std::f32::consts::PI * part).cos())
-        }
+        Schedule::Cosine => half_cosine(round, settings.round.rounds),
     }
 }
 

@@ -7,6 +7,9 @@ use super::DemoError;
 use super::plant::Brokers;
 use crate::bus::embedded::{BrokerSettings, BrokerStats, EmbeddedBroker};
 
+/// What each broker has counted, by site.
+pub(super) type AllStats = BTreeMap<&'static str, BrokerStats>;
+
 /// Running brokers, on threads of their own.
 pub(super) struct Three {
     runtime: tokio::runtime::Runtime,
@@ -37,7 +40,7 @@ impl Three {
     }
 
     /// What each has counted.
-    pub(super) fn stats(&self) -> BTreeMap<&'static str, BrokerStats> {
+    pub(super) fn stats(&self) -> AllStats {
         self.running.iter().map(|(site, broker)| (*site, broker.stats())).collect()
     }
 

@@ -9,6 +9,7 @@ mod brokers;
 mod feeder;
 mod plant;
 mod run;
+mod tap;
 
 use std::path::PathBuf;
 
@@ -71,6 +72,9 @@ pub enum DemoError {
     /// The keyring.
     #[error(transparent)]
     Keyring(#[from] crate::trust::keyring::KeyringError),
+    /// The keyring's document.
+    #[error(transparent)]
+    Document(#[from] crate::trust::keyring_document::DocumentError),
     /// A store.
     #[error(transparent)]
     Store(#[from] crate::store::StoreError),

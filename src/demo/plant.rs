@@ -12,6 +12,7 @@ use crate::settings::{Compression, Contribute, Layers, LearnerName, PILOT, Setti
 use crate::store::keyfile;
 use crate::time::Wall;
 use crate::trust::keyring::{Enrolment, Keyring, NodeEntry, Role, RootRole};
+use crate::trust::keyring_document::seal_document;
 use crate::trust::keys::SigningKey;
 
 /// One node of the pilot.
@@ -137,9 +138,9 @@ pub(super) fn enrol(
     now: Wall,
 ) -> Result<(Arc<Keyring>, BTreeMap<&'static str, SigningKey>), DemoError> {
     let federation = name("pilot");
-    let root = key(&folder.join("root"))?;
+    let root_key = key(&folder.join("root"))?;
     let until = now.plus_ms(YEAR_MS);
-    let root = RootRole { threshold: NonZeroU32::MIN, keys: vec![*root.public()] };
+    let root = RootRole { threshold: NonZeroU32::MIN, keys: vec![*root_key.public()] };
     let mut keyring = Keyring::first(federation.clone(), root, now, until)?;
     let mut keys = BTreeMap::new();
     for place in &PLACES {
@@ -162,6 +163,11 @@ pub(super) fn enrol(
         keyring = keyring.enrol(&Enrolment { entry, proof }, now, until)?;
         keys.insert(place.name, key);
     }
+    // For auditors: `gaisnet audit verify --all demo --keyring demo/keyring`.
+    let document = seal_document(&keyring, &[&root_key])?;
+    let path = folder.join("keyring");
+    std::fs::write(&path, document)
+        .map_err(|error| DemoError::File { path: path.display().to_string(), error })?;
     Ok((Arc::new(keyring), keys))
 }
 

@@ -1,27 +1,27 @@
 //! The demo from beginning to end.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use actix::prelude::*;
 use indicatif::{ProgressBar, ProgressStyle};
-use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::oneshot;
 
 use super::arms;
-use super::brokers::Three;
+use super::brokers::{AllStats, Three};
 use super::feeder;
 use super::plant::{self, Brokers, PLACES, Place};
+use super::tap::Tap;
 use super::{DemoError, DemoOptions};
-use crate::actors::Served;
 use crate::data::bearings::{Bearings, CLASSES, Dataset, fetch_bearings};
 use crate::data::{Cache, Step};
-use crate::ids::{BootId, Digest, Name};
+use crate::ids::Name;
 use crate::learn::{TensorSet, percentile};
 use crate::ledger::{Origin, verify};
-use crate::node::{self, Identity, Node, SystemClock, brain, data_of, parts_of, plan_of};
+use crate::node::{self, Node, SystemClock, brain, data_of, identity_of, parts_of, plan_of};
 use crate::protocol::update;
 use crate::report::{
     Arm, AuditSummary, ConfusionTable, Contribution, Crossing, DemoReport, Latency, RoundPoint,
@@ -33,7 +33,6 @@ use crate::time::{Clock, Wall};
 use crate::topic::Prefix;
 use crate::trust::keyring::Keyring;
 use crate::trust::keys::SigningKey;
-use crate::wire::Coding;
 
 /// Runs the demo; gives what it has shown. Blocks until the last round, or until Ctrl-C.
 ///
@@ -51,16 +50,17 @@ pub fn run(options: &DemoOptions) -> Result<DemoReport, DemoError> {
     for place in &PLACES {
         settings.insert(place.name, place.settings(options, &addresses)?);
     }
-    let federation = Federation { options, addresses, settings, keyring, data: &data };
+    let federation =
+        Federation { options, brokers: &brokers, addresses, settings, keyring, data: &data };
     let outcome = System::new().block_on(federation.learn(keys, began.wall));
-    let stats = brokers.stats();
+    let Federation { settings, keyring, .. } = federation;
+    let traffic = traffic(&brokers.stats());
     brokers.stop();
     let outcome = outcome?;
 
-    let any = federation.settings.get("p1").ok_or_else(|| DemoError::Start("no device".into()))?;
-    let traffic = traffic(&stats);
+    let any = settings.get("p1").ok_or_else(|| DemoError::Start("no device".into()))?;
     let mut report = compare(options, any, &data, &outcome)?;
-    report.audit = audit(options, &federation.keyring)?;
+    report.audit = audit(options, &keyring)?;
     report.traffic = traffic;
     let usage = crate::telemetry::usage().ok();
     report.cpu_seconds = usage.map_or(0.0, |usage| usage.cpu_seconds);
@@ -71,17 +71,27 @@ pub fn run(options: &DemoOptions) -> Result<DemoReport, DemoError> {
 
 /// What the federation's run leaves behind.
 struct Outcome {
-    adapters: Vec<Served>,
-    losses: BTreeMap<u64, f64>,
+    versions: Vec<Seen>,
     deltas: (u64, u64),
     latencies_ms: Vec<f64>,
     answers: u64,
     refused: BTreeMap<String, u64>,
-    crossing: (u64, u64),
+    crossings: Vec<Crossing>,
+}
+
+/// A version as it came out.
+struct Seen {
+    version: u64,
+    adapter: Arc<Vec<u8>>,
+    /// Mean training loss of the devices by then, in nats.
+    loss: Option<f64>,
+    /// Bytes between the sites and the federation by then, up and down.
+    bytes: (u64, u64),
 }
 
 struct Federation<'a> {
     options: &'a DemoOptions,
+    brokers: &'a Three,
     addresses: Brokers,
     settings: BTreeMap<&'static str, Settings>,
     keyring: Arc<Keyring>,
@@ -94,6 +104,16 @@ impl Federation<'_> {
         keys: BTreeMap<&'static str, SigningKey>,
         now: Wall,
     ) -> Result<Outcome, DemoError> {
+        let federation = self.addresses.get("_").copied();
+        let prefix = self.settings.values().next().map(|own| Prefix::new(own.node.prefix.clone()));
+        let (Some(federation), Some(Ok(prefix))) = (federation, prefix) else {
+            return Err(DemoError::Start("no broker of the federation".into()));
+        };
+        let tap = Tap::start(federation, prefix)?;
+        for (site, address) in &self.addresses {
+            let whose = if *site == "_" { "the federation" } else { site };
+            say(self.options, &format!("broker of {whose}: {address}"));
+        }
         let mut nodes = Vec::new();
         for (name, key) in keys {
             let Some(place) = PLACES.iter().find(|place| place.name == name) else { continue };
@@ -104,7 +124,7 @@ impl Federation<'_> {
         for gateway in &gateways {
             gateway.abort();
         }
-        let outcome = watched.map(|(adapters, losses)| collect(&nodes, adapters, losses));
+        let outcome = watched.map(|versions| collect(&nodes, versions, tap.crossings()));
         for (_, node) in nodes {
             node.stop("demo_over", 500).await;
         }
@@ -116,18 +136,7 @@ impl Federation<'_> {
     async fn start(&self, place: &Place, key: SigningKey) -> Result<Node, DemoError> {
         let missing = || DemoError::Start(format!("no settings for {}", place.name));
         let settings = self.settings.get(place.name).ok_or_else(missing)?;
-        let mut boot = [0; 16];
-        let random = SystemRandom::new().fill(&mut boot);
-        random.map_err(|_| DemoError::Start("the system gives no random bytes".into()))?;
-        let identity = Identity {
-            prefix: Prefix::new(settings.node.prefix.clone())
-                .map_err(|error| DemoError::Start(error.to_string()))?,
-            me: settings.node.name.clone(),
-            key,
-            keyring: Arc::clone(&self.keyring),
-            boot: BootId(boot),
-            config: Digest::of(&serde_json::to_vec(settings).unwrap_or_default()),
-        };
+        let identity = identity_of(settings, key, Arc::clone(&self.keyring))?;
         let data = match place.data {
             Some(_) => {
                 let mut own = settings.clone();
@@ -147,48 +156,37 @@ impl Federation<'_> {
         Ok(starting.await.map_err(ended)??)
     }
 
-    /// Shows progress until the last version is out, and keeps each version's adapter.
-    async fn watch(
-        &self,
-        nodes: &[(&Place, Node)],
-    ) -> Result<(Vec<Served>, BTreeMap<u64, f64>), DemoError> {
+    /// Shows progress until the last version is out, and keeps what each version was.
+    async fn watch(&self, nodes: &[(&Place, Node)]) -> Result<Vec<Seen>, DemoError> {
         let bar = bar(self.options.quiet, self.options.rounds, "federation");
         let no_cloud = || DemoError::Start("no cloud".into());
         let (_, cloud) = nodes.iter().find(|(p, _)| p.tier == Tier::Cloud).ok_or_else(no_cloud)?;
         let mut serving = cloud.serving.clone();
-        let mut adapters: Vec<Served> = Vec::new();
-        let mut losses = BTreeMap::new();
+        let mut versions: Vec<Seen> = Vec::new();
         let mut quiet_ticks = 0;
         loop {
             let (version, adapter) = serving.borrow_and_update().clone();
-            if adapters.last().is_none_or(|(last, _)| *last != version) {
-                let all = nodes.iter().filter_map(|(_, node)| node.figures.view().loss);
-                let all: Vec<f64> = all.collect();
-                let loss = mean(&all);
-                if version > 0 && !all.is_empty() {
-                    losses.insert(version, loss);
-                }
-                adapters.push((version, adapter));
-                quiet_ticks = 0;
+            if versions.last().is_none_or(|last| last.version != version) {
+                let seen = self.see(nodes, version, adapter);
                 bar.set_position(version);
+                let up = nodes.iter().filter(|(_, n)| n.figures.is_connected()).count();
+                let loss = seen.loss.map_or(String::new(), |loss| format!("loss {loss:.3}, "));
+                let kilobytes = seen.bytes.0 / 1_000;
+                let all = nodes.len();
+                let text = format!("{loss}{up} of {all} nodes up, {kilobytes} kB from the sites");
+                if bar.is_hidden() {
+                    say(
+                        self.options,
+                        &format!("version {version} of {}: {text}", self.options.rounds),
+                    );
+                }
+                bar.set_message(text);
+                versions.push(seen);
+                quiet_ticks = 0;
             }
-            let bytes: u64 = nodes.iter().map(|(_, n)| n.figures.view().deltas.0).sum();
-            let up = nodes.iter().filter(|(_, n)| n.figures.view().connected.values().all(|c| *c));
-            let loss =
-                losses.values().last().map_or(String::new(), |loss| format!("loss {loss:.3}, "));
-            bar.set_message(format!(
-                "{loss}{} of {} nodes up, {} kB of deltas",
-                up.count(),
-                nodes.len(),
-                bytes / 1_000
-            ));
             if version >= self.options.rounds && self.all_have(nodes, version).await {
                 bar.finish();
-                return Ok((adapters, losses));
-            }
-            quiet_ticks += 1;
-            if quiet_ticks > STUCK_AFTER_TICKS {
-                return Err(DemoError::Stuck { seconds: STUCK_AFTER_TICKS / 5, version });
+                return Ok(versions);
             }
             tokio::select! {
                 biased;
@@ -201,9 +199,19 @@ impl Federation<'_> {
                         return Err(DemoError::Start("the cloud stopped; see the log".into()));
                     }
                 }
-                () = tokio::time::sleep(TICK) => {}
+                () = tokio::time::sleep(TICK) => quiet_ticks += 1,
+            }
+            if quiet_ticks > STUCK_AFTER_TICKS {
+                return Err(DemoError::Stuck { seconds: STUCK_AFTER_TICKS / 5, version });
             }
         }
+    }
+
+    fn see(&self, nodes: &[(&Place, Node)], version: u64, adapter: Arc<Vec<u8>>) -> Seen {
+        let losses: Vec<f64> = nodes.iter().filter_map(|(_, node)| node.figures.loss()).collect();
+        let loss = (version > 0 && !losses.is_empty()).then(|| mean(&losses));
+        let bytes = bytes_of(&self.brokers.stats(), "_", Tier::Edge);
+        Seen { version, adapter, loss, bytes }
     }
 
     async fn all_have(&self, nodes: &[(&Place, Node)], version: u64) -> bool {
@@ -216,15 +224,14 @@ impl Federation<'_> {
     }
 }
 
-fn collect(nodes: &[(&Place, Node)], adapters: Vec<Served>, losses: BTreeMap<u64, f64>) -> Outcome {
+fn collect(nodes: &[(&Place, Node)], versions: Vec<Seen>, crossings: Vec<Crossing>) -> Outcome {
     let mut outcome = Outcome {
-        adapters,
-        losses,
+        versions,
         deltas: (0, 0),
         latencies_ms: Vec::new(),
         answers: 0,
         refused: BTreeMap::new(),
-        crossing: (0, 0),
+        crossings,
     };
     for (place, node) in nodes {
         let view = node.figures.view();
@@ -232,10 +239,6 @@ fn collect(nodes: &[(&Place, Node)], adapters: Vec<Served>, losses: BTreeMap<u64
             outcome.deltas = (outcome.deltas.0 + view.deltas.0, outcome.deltas.1 + view.deltas.1);
             outcome.latencies_ms.extend(view.latencies_ms.iter());
             outcome.answers += view.answers;
-        }
-        if place.tier == Tier::Edge {
-            let (bytes, messages) = view.deltas;
-            outcome.crossing = (outcome.crossing.0 + bytes, outcome.crossing.1 + messages);
         }
         for (reason, count) in view.counted {
             *outcome.refused.entry(reason.to_owned()).or_default() += count;
@@ -256,9 +259,7 @@ fn load(options: &DemoOptions) -> Result<Bearings, DemoError> {
         spinner.tick();
     })?;
     spinner.finish_and_clear();
-    if fetched.fresh && !options.quiet {
-        tracing::info!("{}", fetched.notice);
-    }
+    say(options, fetched.notice);
     Bearings::cached(&cache).ok_or_else(|| DemoError::Start("the data set vanished".into()))
 }
 
@@ -328,7 +329,7 @@ fn compare(
     let pooled_adapter = arms::train(&mut mine, settings, &pooled, &mut || bar.inc(1))?;
     bar.finish_and_clear();
 
-    let last = outcome.adapters.last().map(|(_, bytes)| update::unpack(bytes)).transpose()?;
+    let last = outcome.versions.last().map(|seen| update::unpack(&seen.adapter)).transpose()?;
     let federated: TensorSet = last.unwrap_or(start.clone());
     // The test part is read here and nowhere else: every choice was made before.
     let predictor = mine.predictor.as_mut();
@@ -341,18 +342,19 @@ fn compare(
     let confusion = arms::confusion(predictor, &federated, &test)?;
     let federated_score = arms::score(&confusion);
     let mut curve = Vec::new();
-    for (version, bytes) in outcome.adapters.iter().filter(|(version, _)| *version > 0) {
+    for (before, seen) in outcome.versions.iter().zip(outcome.versions.iter().skip(1)) {
+        let Some(loss) = seen.loss else { continue };
         // How it learns is shown on the training recordings.
-        let seen = arms::confusion(predictor, &update::unpack(bytes)?, &pooled)?;
+        let known = arms::confusion(predictor, &update::unpack(&seen.adapter)?, &pooled)?;
         curve.push(RoundPoint {
-            round: *version,
-            loss: outcome.losses.get(version).copied().unwrap_or(0.0),
-            macro_f1: arms::score(&seen).macro_f1,
-            bytes_up: outcome.deltas.0 / options.rounds.max(1),
-            bytes_down: bytes.len() as u64 * plants.len() as u64,
+            round: seen.version,
+            loss,
+            macro_f1: arms::score(&known).macro_f1,
+            bytes_up: seen.bytes.0 - before.bytes.0,
+            bytes_down: seen.bytes.1 - before.bytes.1,
         });
     }
-    let raw = update::pack(&start, Coding::F32, 0)?.len().max(start.num_values() * 4);
+    let raw = start.num_values() * 4;
     let per_round = outcome.deltas.0 / outcome.deltas.1.max(1);
     Ok(DemoReport {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -368,12 +370,7 @@ fn compare(
         traffic: Vec::new(),
         up_per_device_round: per_round,
         raw_f32_per_device_round: raw as u64,
-        crossings: vec![Crossing {
-            what: "adapter stack of a site, to the federation".to_owned(),
-            messages: outcome.crossing.1,
-            bytes: outcome.crossing.0,
-            per_sample: false,
-        }],
+        crossings: outcome.crossings.clone(),
         contributions: vec![Contribution {
             kind: format!("{:?}, {}", options.contribute, coding(options.compression)),
             bytes_per_device_round: per_round,
@@ -421,31 +418,28 @@ fn coding(compression: Compression) -> &'static str {
     }
 }
 
-/// Bytes at the brokers: what the clients of a tier sent towards the cloud and got from above.
-fn traffic(stats: &BTreeMap<&'static str, crate::bus::embedded::BrokerStats>) -> Vec<TierTraffic> {
-    let sum = |site: &str, tier: Tier| {
-        let names: Vec<String> = PLACES
-            .iter()
-            .filter(|place| place.tier == tier)
-            .map(|place| format!("gaisnet-pilot-{}", place.name))
-            .collect();
-        let clients = stats.get(site).map(|stats| &stats.clients);
-        let mine = clients.into_iter().flatten().filter(|(id, _)| names.contains(id));
-        mine.fold((0, 0), |(i, o), (_, t)| (i + t.bytes_in, o + t.bytes_out))
-    };
-    let (north, south) = (sum("north", Tier::Device), sum("south", Tier::Device));
-    let edges = sum("_", Tier::Edge);
+/// What the clients of a tier sent to a site's broker, and got from it.
+fn bytes_of(stats: &AllStats, site: &str, tier: Tier) -> (u64, u64) {
+    let of = |place: &&Place| place.tier == tier;
+    let names: Vec<String> =
+        PLACES.iter().filter(of).map(|place| format!("gaisnet-pilot-{}", place.name)).collect();
+    let clients = stats.get(site).map(|stats| &stats.clients);
+    let mine = clients.into_iter().flatten().filter(|(id, _)| names.contains(id));
+    mine.fold((0, 0), |(i, o), (_, t)| (i + t.bytes_in, o + t.bytes_out))
+}
+
+/// Bytes at the brokers: towards the cloud, and from above.
+fn traffic(stats: &AllStats) -> Vec<TierTraffic> {
+    let (north, south) =
+        (bytes_of(stats, "north", Tier::Device), bytes_of(stats, "south", Tier::Device));
+    let (up, down) = bytes_of(stats, "_", Tier::Edge);
     vec![
         TierTraffic {
-            tier: "devices and their site's broker (sensor samples and answers too)".into(),
+            tier: "in the sites (samples, answers too)".into(),
             up: north.0 + south.0,
             down: north.1 + south.1,
         },
-        TierTraffic {
-            tier: "sites and the federation's broker".into(),
-            up: edges.0,
-            down: edges.1,
-        },
+        TierTraffic { tier: "between sites and federation".into(), up, down },
     ]
 }
 
@@ -485,6 +479,14 @@ fn bar(quiet: bool, length: u64, title: &'static str) -> ProgressBar {
 #[expect(clippy::cast_precision_loss, reason = "a figure to show")]
 fn seconds_since(clock: &SystemClock, micros: u64) -> f64 {
     (clock.now().micros - micros) as f64 / 1e6
+}
+
+/// Tells the user something, beside the results on standard output.
+fn say(options: &DemoOptions, text: &str) {
+    if !options.quiet {
+        // Nobody to tell is no reason to stop.
+        let _ = writeln!(std::io::stderr(), "{text}");
+    }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "as many as there are nodes")]

@@ -15,6 +15,7 @@ mod lora_product;
 mod metrics;
 pub mod physics;
 mod quant;
+mod schedule;
 mod soft_labels;
 mod softmax;
 mod softmax_head;
@@ -35,6 +36,7 @@ pub use learner::{
 pub use lora_product::{Combined, Contribution, LoraAverage, combine, stack};
 pub use metrics::{Confusion, percentile};
 pub use quant::{Quantizer, Width};
+pub use schedule::half_cosine;
 pub use soft_labels::mean_class_logits;
 pub use softmax::{SoftmaxLearner, SoftmaxPredictor};
 pub use spectrum::{MachineSpeeds, Spectrum};

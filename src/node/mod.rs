@@ -41,7 +41,9 @@ use crate::wire::Plan;
 
 pub use clock::SystemClock;
 #[cfg(feature = "cli")]
-pub use settings::{Brain, SettingsProblem, brain, bus_of, data_of, parts_of, plan_of};
+pub use settings::{
+    Brain, SettingsProblem, brain, bus_of, data_of, identity_of, parts_of, plan_of,
+};
 
 /// Who a node is.
 pub struct Identity {

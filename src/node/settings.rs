@@ -25,8 +25,12 @@ use crate::settings::{
     Compression, Contribute, LearnerName, LinkSettings, NodeRole, PrivacyProfile, Schedule,
     Settings, StrategyName, TagBinds, TagFormat,
 };
+use crate::store::keyfile::{KeyFileError, new_boot_id};
 use crate::store::{BlobCaps, SqliteStore, StoreError};
 use crate::time::Wall;
+use crate::topic::Prefix;
+use crate::trust::keyring::Keyring;
+use crate::trust::keys::SigningKey;
 use crate::wire::{Coding, Plan};
 
 /// Why settings don't make a node.
@@ -53,6 +57,9 @@ pub enum SettingsProblem {
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A key, or a random number.
+    #[error(transparent)]
+    KeyFile(#[from] KeyFileError),
     /// A thread couldn't be started.
     #[error("no thread: {0}")]
     Thread(#[from] std::io::Error),
@@ -77,6 +84,28 @@ pub struct Brain {
 
 /// Digest of the base, what trains, what serves.
 type Engine = (Digest, Box<dyn Learner>, Box<dyn Predictor>);
+
+/// The identity that the settings speak of, at a new start.
+///
+/// # Errors
+/// [`SettingsProblem`] when the prefix can't be one or the system gives no random bytes.
+pub fn identity_of(
+    settings: &Settings,
+    key: SigningKey,
+    keyring: Arc<Keyring>,
+) -> Result<Identity, SettingsProblem> {
+    let bad = |key, problem: String| SettingsProblem::Key { key, problem };
+    let prefix = Prefix::new(settings.node.prefix.clone());
+    let text = serde_json::to_vec(settings).map_err(|e| bad("settings", e.to_string()))?;
+    Ok(Identity {
+        prefix: prefix.map_err(|error| bad("node.prefix", error.to_string()))?,
+        me: settings.node.name.clone(),
+        key,
+        keyring,
+        boot: new_boot_id()?,
+        config: Digest::of(&text),
+    })
+}
 
 /// Makes the model that the settings name.
 ///

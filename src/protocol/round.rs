@@ -25,7 +25,7 @@ use self::state::{
 use super::effect::{CombineInput, CombineJob, Delivery, Effect, Input, Job, Timer, To, Work};
 use super::update;
 use crate::ids::{Digest, Epoch, Name, NodeId, RoundNo, Side, UpdateId, Version};
-use crate::learn::Layout;
+use crate::learn::{Layout, half_cosine};
 use crate::ledger::{Event, Word};
 use crate::time::Now;
 use crate::trust::Verified;
@@ -200,7 +200,7 @@ impl Round {
         let mut plan = self.config.plan.clone();
         plan.seed = plan.seed.wrapping_add(self.number);
         if self.config.owner == Owner::Root && self.config.cosine {
-            plan.learning_rate *= cosine(self.global.version, self.config.versions);
+            plan.learning_rate *= half_cosine(self.global.version, self.config.versions);
         }
         let offer = Offer {
             round: self.number,
@@ -670,16 +670,6 @@ impl Round {
     fn send(&self, to: To, body: Body, delivery: Delivery) -> Effect {
         Effect::Send { to, body, round: self.number, epoch: self.epoch, delivery }
     }
-}
-
-/// Half a cosine from 1 at version 0 towards 0 at the last one; 1 where no last one is known.
-#[expect(clippy::cast_precision_loss, reason = "versions are small")]
-fn cosine(version: Version, versions: Version) -> f32 {
-    if versions == 0 {
-        return 1.0;
-    }
-    let part = (version as f32 / versions as f32).min(1.0);
-    0.5 * (1.0 + (std::f32::consts::PI * part).cos())
 }
 
 /// SHA-256 over the update ids in the order of the set.

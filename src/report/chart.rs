@@ -49,38 +49,16 @@ pub(super) struct Line {
     pub(super) points: Vec<(f64, f64)>,
 }
 
-/// A level to compare with, drawn dashed over the whole width.
-#[derive(Debug, Clone)]
-pub(super) struct Level {
-    pub(super) name: String,
-    pub(super) value: f64,
-}
-
 /// Lines over rounds, y from 0 to a round number above `highest`.
-pub(super) fn lines(label: &str, lines: &[Line], levels: &[Level], highest: f64) -> String {
+pub(super) fn lines(label: &str, lines: &[Line], highest: f64) -> String {
     let mut svg = open(label, HEIGHT);
     let top = round_top(highest);
-    // levels are named to the right of the plot
-    let width = if levels.is_empty() { WIDTH } else { WIDTH - 90.0 };
     let xs = || lines.iter().flat_map(|line| &line.points).map(|(x, _)| *x);
     let first = xs().fold(f64::INFINITY, f64::min);
     let last = xs().fold(f64::NEG_INFINITY, f64::max);
-    grid(&mut svg, top, width, |value| format!("{value:.2}"));
-    round_axis(&mut svg, width, first, last);
-    let place = |x: f64, y: f64| (LEFT + share(x, first, last) * width, height_of(y, top));
-    for level in levels.iter().filter(|level| level.value.is_finite()) {
-        let y = height_of(level.value, top);
-        let _ = write!(
-            svg,
-            r#"<line class="level" x1="{LEFT}" x2="{right}" y1="{y:.1}" y2="{y:.1}"/>
-<text class="tick" x="{text_x}" y="{text_y:.1}">{name}</text>
-"#,
-            right = LEFT + width,
-            text_x = LEFT + width + 10.0,
-            text_y = y + 4.0,
-            name = Escaped(&level.name),
-        );
-    }
+    grid(&mut svg, top, WIDTH, |value| format!("{value:.2}"));
+    round_axis(&mut svg, WIDTH, first, last);
+    let place = |x: f64, y: f64| (LEFT + share(x, first, last) * WIDTH, height_of(y, top));
     for line in lines {
         let finite = line.points.iter().filter(|(x, y)| x.is_finite() && y.is_finite());
         let points: Vec<(f64, f64)> = finite.map(|(x, y)| place(*x, *y)).collect();
@@ -236,11 +214,10 @@ mod tests {
     fn odd_numbers_never_reach_the_coordinates() {
         let points = vec![(1.0, f64::NAN), (2.0, f64::INFINITY), (3.0, 0.5)];
         let line = Line { name: "<b>".into(), class: "together", points };
-        let level = Level { name: "x".into(), value: f64::NAN };
         let bar = Bar { name: "b".into(), value: f64::NAN, shown: "?".into(), class: "alone" };
-        let none = lines("no rounds", &[], &[], 1.0);
+        let none = lines("no rounds", &[], 1.0);
         for svg in [
-            lines("a \"label\"", &[line], &[level], 1.0),
+            lines("a \"label\"", &[line], 1.0),
             bars("bars", &[bar], 0.0),
             columns("columns", &[(1, u64::MAX, u64::MAX)], |_| String::new()),
             columns("columns", &[], |_| String::new()),

@@ -26,7 +26,7 @@ pub fn to_json(report: &DemoReport) -> Value {
         "plants": report.alone.iter().map(|arm| &arm.name).collect::<Vec<_>>(),
         "macro_f1": arms(|score| score.macro_f1),
         "accuracy": arms(|score| score.accuracy),
-        "rounds": report.curve.len(),
+        "rounds": report.rounds(),
         "seconds": report.seconds,
         "bytes": {
             "up": report.bytes_up(),

@@ -65,6 +65,11 @@ pub struct DemoReport {
 }
 
 impl DemoReport {
+    /// Rounds of the federated arm, also where only the last ones were watched.
+    pub fn rounds(&self) -> u64 {
+        self.curve.last().map_or(0, |point| point.round)
+    }
+
     /// Bytes towards the cloud, all tiers.
     pub fn bytes_up(&self) -> u64 {
         self.traffic.iter().map(|tier| tier.up).sum()
@@ -117,11 +122,11 @@ pub struct RoundPoint {
     pub round: u64,
     /// Mean training loss of the members, in nats.
     pub loss: f64,
-    /// Macro-F1 of the round's model.
+    /// Macro-F1 of the round's model on the training recordings.
     pub macro_f1: f64,
-    /// Bytes towards the cloud in this round, all tiers.
+    /// Bytes from the sites to the federation in this round.
     pub bytes_up: u64,
-    /// Bytes towards the devices in this round, all tiers.
+    /// Bytes from the federation to the sites in this round.
     pub bytes_down: u64,
 }
 

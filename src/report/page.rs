@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::chart::{self, Bar, Level, Line};
+use super::chart::{self, Bar, Line};
 use super::html::Escaped;
 use super::table::price;
 use super::{DemoReport, Latency, RoundPoint, human_bytes, to_f64};
@@ -43,7 +43,7 @@ fn headline(report: &DemoReport, page: &mut String) {
         data = Escaped(&report.data),
         classes = report.confusion.classes.len(),
         guess = 1.0 / to_f64(report.confusion.classes.len().max(1) as u64),
-        rounds = report.curve.len(),
+        rounds = report.rounds(),
         name = best.map_or(Escaped("none"), |arm| Escaped(&arm.name)),
         pooled = report.pooled.macro_f1,
         samples = human_bytes(per_sample_bytes(report)),
@@ -65,24 +65,20 @@ fn plots(report: &DemoReport, page: &mut String) {
     });
 
     let quality = line(report, "learned together", |point| point.macro_f1);
-    let mut levels = vec![Level { name: "one place".into(), value: report.pooled.macro_f1 }];
-    if let Some(best) = report.best_alone() {
-        levels.push(Level { name: "best alone".into(), value: best.score.macro_f1 });
-    }
-    figure(page, "Macro-F1 after each round", "", |label| {
-        chart::lines(label, &[quality], &levels, 1.0)
+    figure(page, "Macro-F1 on the training recordings after each round", "", |label| {
+        chart::lines(label, &[quality], 1.0)
     });
 
     let loss = line(report, "training loss", |point| point.loss);
     let top = loss.points.iter().map(|(_, y)| *y).filter(|y| y.is_finite()).fold(0.1, f64::max);
     figure(page, "Training loss after each round (nats)", "", |label| {
-        chart::lines(label, &[loss], &[], top)
+        chart::lines(label, &[loss], top)
     });
 
     let rounds: Vec<(u64, u64, u64)> =
         report.curve.iter().map(|p| (p.round, p.bytes_up, p.bytes_down)).collect();
-    let key = r#"<i class="key together"></i> up, to the cloud <i class="key down"></i> down, to the devices"#;
-    figure(page, "Bytes of each round, all tiers", key, |label| {
+    let key = r#"<i class="key together"></i> up, to the cloud <i class="key down"></i> down, to the sites"#;
+    figure(page, "Bytes of each round between the sites and the federation", key, |label| {
         chart::columns(label, &rounds, human_bytes)
     });
 
@@ -167,7 +163,7 @@ fn costs(report: &DemoReport, page: &mut String) {
             Escaped(&value)
         );
     };
-    row("Rounds", report.curve.len().to_string());
+    row("Rounds", report.rounds().to_string());
     row("Time", format!("{:.1} s", report.seconds));
     row("CPU time, all processes", format!("{:.1} s", report.cpu_seconds));
     row("Peak memory, all processes", format!("{:.0} MiB", report.peak_rss_mib));

@@ -27,7 +27,7 @@ fn scores(report: &DemoReport, rows: &mut Vec<String>) {
     for arm in &report.alone {
         row(&format!("{} alone", arm.name), &arm.score);
     }
-    row(&format!("federated, {} rounds", report.curve.len()), &report.federated);
+    row(&format!("federated, {} rounds", report.rounds()), &report.federated);
     row("all data in one place", &report.pooled);
 }
 

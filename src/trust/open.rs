@@ -58,6 +58,9 @@ pub enum Refusal {
     /// A schema that this version doesn't know.
     #[error("schema minor {0} is unknown")]
     UnknownVersion(u8),
+    /// Nodes sign alone.
+    #[error("{0} signatures, a node's message has one")]
+    SignatureCount(usize),
     /// No living key of the keyring.
     #[error("signed by an unknown key")]
     UnknownKey,
@@ -142,6 +145,7 @@ impl Refusal {
             Self::Malformed { part: Part::Body, .. } => "malformed_body",
             Self::WrongType => "wrong_type",
             Self::UnknownVersion(_) => "unknown_version",
+            Self::SignatureCount(_) => "signature_count",
             Self::UnknownKey => "unknown_key",
             Self::RevokedKey => "revoked_key",
             Self::BadSignature => "bad_signature",
@@ -194,6 +198,11 @@ pub fn open(
         return Err(Refusal::KeyringExpired);
     }
     let body = Body::from_bytes(kind, body_bytes).map_err(malformed(Part::Body))?;
+    if let (Body::Command(command), Leaf::Cmd(name)) = (&body, &parsed.leaf)
+        && command.name != name.as_str()
+    {
+        return Err(Refusal::WrongTopic);
+    }
     Ok(Verified::new(head, body, body_bytes))
 }
 
@@ -210,7 +219,10 @@ fn kind_of(leaf: &Leaf) -> Result<Kind, Refusal> {
 
 /// The node of the key that the envelope names. Nodes sign alone.
 fn signer<'a>(keyring: &'a Keyring, envelope: &Envelope) -> Result<&'a NodeEntry, Refusal> {
-    let [signature] = envelope.signatures.as_slice() else { return Err(Refusal::UnknownKey) };
+    let count = envelope.signatures.len();
+    let [signature] = envelope.signatures.as_slice() else {
+        return Err(Refusal::SignatureCount(count));
+    };
     match keyring.by_key(signature.key) {
         Some(entry) => Ok(entry),
         None if keyring.revoked().contains(&signature.key) => Err(Refusal::RevokedKey),
