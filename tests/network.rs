@@ -15,7 +15,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use gaisnet::actors::{Figures, InlineBench};
+use gaisnet::actors::{Bounds, Figures, InlineBench};
 use gaisnet::bus::memory::{Faults, Memory, MemoryBroker};
 use gaisnet::bus::{Bus, Priority, Publish};
 use gaisnet::ids::{BootId, Digest, Name, NodeId, Side};
@@ -189,6 +189,7 @@ impl Plant {
             policy: CommandPolicy::new(["status", "pause", "resume", "round.start"]).unwrap(),
             figures: Arc::new(Figures::default()),
             resources: Arc::new(|| (0.0, 0.0)),
+            bounds: Bounds::default(),
             fatal: Arc::new(|what| panic!("a node gave up: {what}")),
         };
         self.running.insert(me, gaisnet::node::start(parts).unwrap());

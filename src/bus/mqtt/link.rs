@@ -35,6 +35,9 @@ pub(super) struct State {
     pub(super) filters: BTreeSet<String>,
     /// Those of them that have to be sent to the broker.
     pub(super) unsubscribed: BTreeSet<String>,
+    /// Those that the broker refused: asked again at each connection, since its access list may have
+    /// been mended.
+    pub(super) refused: BTreeSet<String>,
     pub(super) connected: bool,
     pub(super) order: Order,
 }
@@ -68,6 +71,7 @@ impl Link {
             acks: AckQueue::default(),
             filters: BTreeSet::new(),
             unsubscribed: BTreeSet::new(),
+            refused: BTreeSet::new(),
             connected: false,
             order: Order::Run,
         };
@@ -109,6 +113,8 @@ impl Link {
     fn connected(&self, fresh: bool) {
         let mut state = self.state();
         state.connected = true;
+        let refused = std::mem::take(&mut state.refused);
+        state.unsubscribed.extend(refused);
         if fresh {
             state.resubscribe();
         }
