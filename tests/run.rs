@@ -54,7 +54,7 @@ async fn a_node_is_ready_answers_mosquitto_pub_and_says_goodbye_on_sigterm() {
     let (status, retained) = hears(&mut scada, "/status", "").await;
     assert_eq!((&status["online"], retained), (&false.into(), true));
     let store = federation.path("cloud/store");
-    let show = gaisnet(&["audit", "show", "--store", &store, "--last", "1"]);
+    let show = gaisnet(&["audit", "show", "--store", &store, "--tail", "1"]);
     assert!(text(&show).contains("node_stop"), "{}", text(&show));
     let verify = gaisnet(&["audit", "verify", "--store", &store]);
     assert!(verify.status.success(), "{}", text(&verify));
