@@ -170,6 +170,11 @@ impl Gateway {
 
     fn refuse(&self, refusal: &Refusal, payload: &[u8], ack: Ack, ctx: &mut Context<Self>) {
         tracing::warn!(reason = refusal.kind(), %refusal, "a message was refused");
+        if let Refusal::Expired { .. } = refusal {
+            tracing::warn!(
+                "is this node's clock right, and the sender's? gaisnet doctor looks at ours"
+            );
+        }
         if self.parts.figures.is_stalled() {
             self.parts.figures.count(refusal.kind());
             return ack.release();
@@ -280,8 +285,7 @@ impl Handler<Incoming> for Gateway {
                 });
             }
             BusEvent::Delivery(delivery) => {
-                let _span =
-                    tracing::info_span!("message", ?side, topic = delivery.topic).entered();
+                let _span = tracing::info_span!("message", ?side, topic = delivery.topic).entered();
                 self.delivery(side, delivery, ctx);
             }
         }

@@ -21,9 +21,7 @@ use crate::bus::{Ack, Bus, Priority, Publish};
 use crate::ids::{Digest, KeyId, NodeId, Side};
 use crate::ledger::{Event, Word};
 use crate::protocol::{Effect, Input};
-use crate::scada::command::{
-    self, Action, Command, CommandError, CommandFault, CommandPolicy,
-};
+use crate::scada::command::{self, Action, Command, CommandError, CommandFault, CommandPolicy};
 use crate::scada::replay::ReplayWindow;
 use crate::scada::telegram::{Kpi, Meta, ModelMeta, Reply, Status};
 use crate::time::{Clock, Wall};
@@ -128,6 +126,8 @@ struct Note {
 
 impl Operator {
     const KPI_EVERY: Duration = Duration::from_secs(5);
+    /// Longer ones aren't ours.
+    const MAX_STATUS_BYTES: usize = 4 * 1024;
     /// Two processes of one name would answer each other for ever; this is how fast at most.
     const PRESENCE_PAUSE: Duration = Duration::from_secs(1);
 
@@ -363,7 +363,8 @@ impl Handler<Presence> for Operator {
     type Result = ();
 
     fn handle(&mut self, Presence { side, payload }: Presence, ctx: &mut Self::Context) {
-        let online = serde_json::from_slice::<Status>(&payload).is_ok_and(|status| status.online);
+        let online = payload.len() <= Self::MAX_STATUS_BYTES
+            && serde_json::from_slice::<Status>(&payload).is_ok_and(|status| status.online);
         if online || self.leaving || !self.doubted.insert(side) {
             return;
         }

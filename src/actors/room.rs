@@ -67,10 +67,7 @@ impl Waits {
 
 impl Bounds {
     /// Keys of what has to go, and the bytes that still wait then.
-    pub(super) fn drop_summaries(
-        &self,
-        waits: impl Iterator<Item = Waits>,
-    ) -> (Vec<String>, u64) {
+    pub(super) fn drop_summaries(&self, waits: impl Iterator<Item = Waits>) -> (Vec<String>, u64) {
         let mut all: Vec<Waits> = waits.collect();
         all.sort_by_key(|item| std::cmp::Reverse(item.age_ms));
         let mut bytes: u64 = all.iter().map(|item| item.bytes).sum();
@@ -126,11 +123,8 @@ mod tests {
 
     #[test]
     fn too_much_drops_the_oldest_summaries_and_never_an_update() {
-        let all = [
-            waits("update-old", 60, 9),
-            waits("summary/new", 30, 1),
-            waits("summary/old", 30, 5),
-        ];
+        let all =
+            [waits("update-old", 60, 9), waits("summary/new", 30, 1), waits("summary/old", 30, 5)];
         let (dropped, left) = bounds(0).drop_summaries(all.clone().into_iter());
         assert_eq!((dropped, left), (vec!["summary/old".to_owned()], 90));
         let updates = [waits("a", 90, 1), waits("b", 90, 2)];

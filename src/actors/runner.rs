@@ -638,9 +638,10 @@ impl Runner {
     fn set_full(&mut self, reason: Option<String>, ctx: &mut Context<Self>) {
         let full = reason.is_some();
         if full != self.full.is_some() {
-            match &reason {
-                Some(reason) => tracing::warn!(reason, "no new work is taken; answers go on"),
-                None => tracing::info!("there is room again; new work is taken"),
+            if let Some(reason) = &reason {
+                tracing::warn!(reason, "no new work is taken; answers go on");
+            } else {
+                tracing::info!("there is room again; new work is taken");
             }
             self.feed(Input::Full(full), ctx);
         }

@@ -30,7 +30,8 @@ pub(super) fn run(settings: &SettingsArgs, out: &mut dyn Write) -> anyhow::Resul
     let telemetry = &settings.telemetry;
     let directives = std::env::var("RUST_LOG").ok();
     logging::init(telemetry.log == LogFormat::Json, &telemetry.level, directives.as_deref())?;
-    let keyring = read_keyring(&settings.paths.keyring)?;
+    let keyring = read_keyring(&settings.paths.keyring)
+        .context("no keyring that could be used: get it by gaisnet keyring accept")?;
     let key_file = settings.paths.keys.join("node.pem");
     let key = read_signing_key(&key_file, None)?;
     let identity = identity_of(&settings, key, Arc::new(keyring))?;

@@ -119,7 +119,9 @@ mod tests {
         health.started();
         assert_eq!(reasons(&health), ["disk", "keyring", "link_up", "subscription_down"]);
         let said = health.readiness.reasons();
-        assert!(said["link_up"].contains("unreachable") && said["subscription_down"].contains("a/b"));
+        assert!(
+            said["link_up"].contains("unreachable") && said["subscription_down"].contains("a/b")
+        );
         figures.down.clear();
         figures.full = None;
         figures.refused_filters.clear();

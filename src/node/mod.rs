@@ -20,9 +20,9 @@ use tokio::sync::{mpsc, watch};
 
 use crate::actors::lanes::{Lane, ServeRequest};
 use crate::actors::{
-    Bounds, Figures, Finish, Gateway, GatewayParts, Inferencer, InferencerParts, Introduce, Leave, Machine,
-    MachineView, Observe, Operator, OperatorParts, Role, Run, Runner, RunnerParts, Served, Stimulus, Workbench,
-    pump, subscribe, subscriptions,
+    Bounds, Figures, Finish, Gateway, GatewayParts, Inferencer, InferencerParts, Introduce, Leave,
+    Machine, MachineView, Observe, Operator, OperatorParts, Role, Run, Runner, RunnerParts, Served,
+    Stimulus, Workbench, pump, subscribe, subscriptions,
 };
 use crate::bus::{Ack, Bus, BusEvent};
 use crate::ids::{BootId, Digest, Name, NodeId, Side};
@@ -38,9 +38,9 @@ use crate::scada::telegram::{ModelMeta, Tier};
 use crate::store::{Store, StoreError};
 use crate::time::Clock;
 use crate::topic::{Branch, Prefix};
-use crate::trust::{Sealer, Sequences};
 use crate::trust::keyring::{Keyring, NodeEntry, Role as KeyRole, Standing};
 use crate::trust::keys::SigningKey;
+use crate::trust::{Sealer, Sequences};
 use crate::wire::Plan;
 
 pub use clock::SystemClock;

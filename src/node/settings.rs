@@ -231,6 +231,8 @@ pub fn bus_of(
     mqtt.stall_s = u64::from(link.watchdog_s);
     mqtt.connection_timeout_s = u64::from(link.connect_timeout_s);
     mqtt.max_packet_bytes = usize::try_from(link.max_packet_bytes).unwrap_or(usize::MAX);
+    // A huge message is to be refused by whoever it is for, not to cost the connection.
+    mqtt.max_incoming_bytes = Some(link.receive_queue_bytes.min(MAX_INCOMING_BYTES));
     mqtt.outbox_bytes = link.send_queue_bytes;
     mqtt.inbox_bytes = link.receive_queue_bytes;
     let words = Operator::status(&[], false, 0, Wall::default(), Wall::default());
@@ -404,5 +406,7 @@ fn narrow(value: f64) -> f32 {
     value as f32
 }
 
+/// Largest packet that is read at all.
+const MAX_INCOMING_BYTES: usize = 16 << 20;
 /// Requests that a lane's queue holds.
 const QUEUE: usize = 128;

@@ -313,7 +313,8 @@ impl CommandError {
             }
             CommandFault::Repeated { .. } => "use a new id for a new command".to_owned(),
             CommandFault::DiskFull => {
-                "free space on the node's disk, it recovers by itself; then send it again".to_owned()
+                "free space on the node's disk, it recovers by itself; then send it again"
+                    .to_owned()
             }
         }
     }

@@ -84,7 +84,8 @@ impl Sequences {
     }
 
     fn forget_one(&mut self, changes: &mut StateChanges) {
-        let oldest = self.seen.values().min_by_key(|seen| (seen.expires_at, &seen.signer, seen.boot));
+        let oldest =
+            self.seen.values().min_by_key(|seen| (seen.expires_at, &seen.signer, seen.boot));
         let Some(oldest) = oldest.cloned() else { return };
         let key = (oldest.signer, oldest.boot);
         self.seen.remove(&key);
