@@ -13,12 +13,15 @@
 #[path = "support/federation.rs"]
 mod federation;
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use federation::{Plant, name, paused, signed};
 use gaisnet::bus::memory::{Faults, Memory};
 use gaisnet::bus::{Bus, Priority, Publish};
 use gaisnet::ledger::Event;
+use gaisnet::protocol::Input;
+use gaisnet::store::{Failure, MemoryStore};
 
 #[test]
 fn three_sites_and_twelve_devices_reach_the_last_version_together() {
@@ -160,5 +163,100 @@ fn a_command_that_was_kept_by_the_broker_is_refused() {
         let cloud = &plant.running[&name("cloud")];
         assert_eq!(cloud.figures.view().counted.get("retained_command"), Some(&1));
         assert_eq!(cloud.view().await.unwrap().round, 0);
+    });
+}
+
+#[test]
+fn a_captured_command_works_neither_again_nor_after_a_restart_but_it_would_without_the_store() {
+    paused(async {
+        let mut plant = Plant::new(1, 1, 0, &Faults::none(1));
+        let (bus, _events) = plant.federation_bus.connect("ops", None);
+        plant.start(&name("cloud"));
+        a_moment().await;
+        let captured = signed("ops", "round.start");
+        publish(&bus, captured.clone(), false);
+        a_moment().await;
+        let round = async |plant: &Plant| plant.running[&name("cloud")].view().await.unwrap().round;
+        assert_eq!(round(&plant).await, 1);
+        plant.restart("cloud").await;
+        publish(&bus, captured.clone(), false);
+        a_moment().await;
+        let view = plant.running[&name("cloud")].figures.view();
+        assert_eq!(view.counted.get("replayed_command"), Some(&1));
+
+        plant.stores.insert(name("cloud"), MemoryStore::new());
+        plant.restart("cloud").await;
+        assert_eq!(round(&plant).await, 0);
+        publish(&bus, captured, false);
+        a_moment().await;
+        assert_eq!(round(&plant).await, 1, "nothing else stands in its way");
+    });
+}
+
+#[test]
+fn a_full_disk_ends_no_node_and_all_goes_on_when_there_is_room() {
+    paused(async {
+        let mut plant = Plant::new(1, 3, 4, &Faults::none(1));
+        plant.start_all();
+        for node in ["dev0-0", "edge0", "cloud"] {
+            a_moment().await;
+            let (store, running) = (&plant.stores[&name(node)], &plant.running[&name(node)]);
+            store.set_full(true);
+            tokio::time::sleep(Duration::from_secs(200)).await;
+            assert!(running.figures.full().is_some(), "{node}");
+            store.set_full(false);
+        }
+        plant.converge(120).await;
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        plant.check_owner("cloud");
+        plant.check_owner("edge0");
+        assert!(plant.running.values().all(|node| node.figures.full().is_none()));
+    });
+}
+
+#[test]
+fn a_write_that_fails_otherwise_ends_the_node() {
+    paused(async {
+        let mut plant = Plant::new(1, 1, 0, &Faults::none(1));
+        let gave_up = Arc::new(Mutex::new(Vec::new()));
+        plant.gave_up = Some(Arc::clone(&gave_up));
+        plant.start(&name("cloud"));
+        a_moment().await;
+        assert!(gave_up.lock().unwrap().is_empty());
+        plant.stores[&name("cloud")].fail_commit(1, Failure::Io);
+        plant.running[&name("cloud")].order(Input::StartRound).await;
+        a_moment().await;
+        assert!(gave_up.lock().unwrap()[0].contains("failpoint"));
+    });
+}
+
+#[test]
+fn from_ninety_percent_on_a_device_declines_and_with_room_it_takes_part_again() {
+    paused(async {
+        let mut plant = Plant::new(1, 3, 0, &Faults::none(1));
+        plant.stores[&name("dev0-0")].set_fill(90);
+        plant.start_all();
+        let declined = |plant: &Plant| {
+            let is = |event: &Event| match event {
+                Event::Decline { sender, reason, .. } => {
+                    sender.as_str() == "dev0-0" && reason.as_str() == "disk_full"
+                }
+                _ => false,
+            };
+            plant.entries("edge0").iter().filter(|event| is(event)).count()
+        };
+        let accepted = |plant: &Plant| {
+            let by = |event: &Event| matches!(event, Event::Accept { sender, .. } if sender.as_str() == "dev0-0");
+            plant.entries("edge0").iter().filter(|event| by(event)).count()
+        };
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        plant.running[&name("cloud")].order(Input::StartRound).await;
+        tokio::time::sleep(Duration::from_secs(120)).await;
+        assert_eq!((declined(&plant), accepted(&plant)), (1, 0));
+        plant.stores[&name("dev0-0")].set_fill(89);
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        plant.running[&name("cloud")].order(Input::StartRound).await;
+        tokio::time::sleep(Duration::from_secs(120)).await;
+        assert_eq!((declined(&plant), accepted(&plant)), (1, 1));
     });
 }

@@ -1,6 +1,6 @@
 //! What a node counts about itself: for the KPI telegram, the report, `/metrics` and the tests.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::ids::Side;
@@ -35,8 +35,18 @@ pub struct FiguresView {
     pub entries: u64,
     /// Messages that wait for a receipt.
     pub outbox: u64,
-    /// Links that are up.
-    pub connected: BTreeMap<Side, bool>,
+    /// Messages of the wire that were let in, by kind.
+    pub received: BTreeMap<&'static str, u64>,
+    /// Messages of the wire that were sealed and sent, by kind; what is sent again counts once.
+    pub sent: BTreeMap<&'static str, u64>,
+    /// Links that are down, and why.
+    pub down: BTreeMap<Side, String>,
+    /// Why no new work is taken, if so.
+    pub full: Option<String>,
+    /// A step waits for room on the disk: nothing durable can be taken in.
+    pub stalled: bool,
+    /// Topic filters that a broker refused.
+    pub refused_filters: BTreeMap<Side, BTreeSet<String>>,
 }
 
 impl Figures {
@@ -73,9 +83,19 @@ impl Figures {
         self.lock().loss
     }
 
+    /// Why no new work is taken, if so.
+    pub fn full(&self) -> Option<String> {
+        self.lock().full.clone()
+    }
+
+    /// Whether a step waits for room on the disk, so that nothing durable can be taken in.
+    pub fn is_stalled(&self) -> bool {
+        self.lock().stalled
+    }
+
     /// Whether every link of the node is up.
     pub fn is_connected(&self) -> bool {
-        self.lock().connected.values().all(|up| *up)
+        self.lock().down.is_empty()
     }
 
     fn lock(&self) -> MutexGuard<'_, FiguresView> {

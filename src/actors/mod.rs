@@ -19,15 +19,18 @@ pub mod lanes;
 mod operator;
 mod quota;
 mod role;
+mod room;
 mod runner;
+mod story;
 mod workbench;
 
 pub use figures::{Figures, FiguresView};
 pub use gateway::{Gateway, GatewayParts, Incoming, pump, subscribe, subscriptions};
 pub use inferencer::{Inferencer, InferencerParts, Request, Serve, TagSample};
-pub use operator::{Operator, OperatorParts, Order};
+pub use operator::{Leave, Operator, OperatorParts, Order};
 pub use role::{Aggregator, Machine, MachineView, Observe, RelayActor, Role, Stimulus, Trainer};
-pub use runner::{Introduce, Link, Run, Runner, RunnerParts, Served};
+pub use room::Bounds;
+pub use runner::{Finish, Introduce, Link, Run, Runner, RunnerParts, Served};
 pub use workbench::{InlineBench, LaneBench, Task, Workbench};
 
 /// Messages that an actor's mailbox holds; whoever sends more waits.

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 
 use super::{Answering, Identity, Learning, NodeError, NodeParts, SystemClock};
 use crate::actors::lanes::{serve_lane, train_lane};
-use crate::actors::{Figures, LaneBench, Operator};
+use crate::actors::{Bounds, Figures, LaneBench, Operator};
 use crate::bus::mqtt::{MqttBus, MqttError, MqttSettings, TlsSettings};
 use crate::bus::{Bus, BusEvent};
 use crate::data::bearings::{self, Bearings};
@@ -202,14 +202,14 @@ pub fn plan_of(settings: &Settings) -> Plan {
     }
 }
 
-/// Connects one link; on the `plant`'s side with the node's last will.
+/// Connects one link; with `will` the broker says for the node that it is away when it vanishes.
 ///
 /// # Errors
 /// [`SettingsProblem`] when a file can't be read; an unreachable broker is no error but an event.
 pub fn bus_of(
     link: &LinkSettings,
     settings: &Settings,
-    plant: bool,
+    will: bool,
     seed: u64,
 ) -> Result<(MqttBus, mpsc::Receiver<BusEvent>), SettingsProblem> {
     let mut mqtt = MqttSettings::new(&link.host, link.port, &link.client_id_of(&settings.node));
@@ -226,14 +226,18 @@ pub fn bus_of(
         mqtt.tls = Some(TlsSettings { ca_file: ca.clone(), client });
     }
     mqtt.keep_alive_s = link.keep_alive_s;
+    mqtt.in_flight = link.in_flight;
+    mqtt.retry_max_ms = link.reconnect_max_s.saturating_mul(1_000);
+    mqtt.stall_s = u64::from(link.watchdog_s);
     mqtt.connection_timeout_s = u64::from(link.connect_timeout_s);
     mqtt.max_packet_bytes = usize::try_from(link.max_packet_bytes).unwrap_or(usize::MAX);
+    // A huge message is to be refused by whoever it is for, not to cost the connection.
+    mqtt.max_incoming_bytes = Some(link.receive_queue_bytes.min(MAX_INCOMING_BYTES));
     mqtt.outbox_bytes = link.send_queue_bytes;
     mqtt.inbox_bytes = link.receive_queue_bytes;
-    // Presence is told on the plant's side only.
-    let will = Operator::status(&[], false, 0, Wall::default(), Wall::default());
+    let words = Operator::status(&[], false, 0, Wall::default(), Wall::default());
     mqtt.will =
-        serde_json::to_vec(&will).ok().filter(|_| plant).map(|payload| crate::bus::Publish {
+        serde_json::to_vec(&words).ok().filter(|_| will).map(|payload| crate::bus::Publish {
             topic: format!("{}/status", settings.node.branch()),
             payload,
             at_least_once: true,
@@ -263,12 +267,13 @@ pub fn parts_of(
     if settings.node.has(NodeRole::Relay) {
         let parent = settings.bus.parent.as_ref().unwrap_or(&settings.bus.site);
         let mut parent = parent.clone();
-        if settings.bus.parent.is_none() {
-            // One broker for both sides takes two clients, and a client id only once.
+        let one_broker = settings.bus.parent.is_none();
+        if one_broker {
+            // It takes two clients, and a client id only once; one of them stands for the node.
             let id = format!("{}-up", parent.client_id_of(&settings.node));
             parent.client_id = Name::new(id).ok();
         }
-        let (bus, events) = bus_of(&parent, settings, false, seed)?;
+        let (bus, events) = bus_of(&parent, settings, !one_broker, seed)?;
         links.insert(Side::Up, (Arc::new(bus), events));
     }
     let lane = match data {
@@ -318,8 +323,21 @@ pub fn parts_of(
             crate::telemetry::usage()
                 .map_or((0.0, 0.0), |usage| (usage.cpu_seconds, usage.peak_rss_mib()))
         }),
+        bounds: bounds_of(settings),
         fatal: Arc::new(|_| std::process::exit(1)),
     })
+}
+
+fn bounds_of(settings: &Settings) -> Bounds {
+    let (limits, store) = (&settings.limits, settings.paths.store.clone());
+    Bounds {
+        full_percent: u64::from(limits.disk_full_percent),
+        outbox_bytes: limits.outbox_bytes,
+        outbox_ms: u64::from(limits.outbox_hours) * 3_600_000,
+        disk: Arc::new(move || {
+            crate::telemetry::disk_space(&store).ok().map(|space| space.used_percent())
+        }),
+    }
 }
 
 /// A device's own windows.
@@ -388,5 +406,7 @@ fn narrow(value: f64) -> f32 {
     value as f32
 }
 
+/// Largest packet that is read at all.
+const MAX_INCOMING_BYTES: usize = 16 << 20;
 /// Requests that a lane's queue holds.
 const QUEUE: usize = 128;

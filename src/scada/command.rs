@@ -66,6 +66,13 @@ pub enum Action {
     },
 }
 
+impl Action {
+    /// Whether it only asks and changes nothing.
+    pub fn only_asks(&self) -> bool {
+        matches!(self, Self::Status | Self::ModelList)
+    }
+}
+
 /// The commands by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[expect(missing_docs, reason = "each is the action of its name")]
@@ -254,6 +261,9 @@ pub enum CommandFault {
         /// The id.
         id: String,
     },
+    /// It couldn't be recorded, so it must not be carried out.
+    #[error("the node's disk is full, so the command can't be recorded; it was not carried out")]
+    DiskFull,
 }
 
 impl CommandError {
@@ -268,6 +278,7 @@ impl CommandError {
             CommandFault::NeedsSignature { .. } => "needs_signature",
             CommandFault::Expired { .. } => "expired",
             CommandFault::Repeated { .. } => "repeated",
+            CommandFault::DiskFull => "disk_full",
         }
     }
 
@@ -301,6 +312,10 @@ impl CommandError {
                     .to_owned()
             }
             CommandFault::Repeated { .. } => "use a new id for a new command".to_owned(),
+            CommandFault::DiskFull => {
+                "free space on the node's disk, it recovers by itself; then send it again"
+                    .to_owned()
+            }
         }
     }
 

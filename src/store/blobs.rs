@@ -109,6 +109,12 @@ impl BlobDir {
         }
     }
 
+    /// Part of the cap on all blobs that is used; 100 means full.
+    pub(super) fn fill_percent(&self) -> u64 {
+        let used = u128::from(self.used_bytes) * 100;
+        u64::try_from(used / u128::from(self.caps.max_total_bytes.max(1))).unwrap_or(100)
+    }
+
     fn write(&mut self, path: &Path, bytes: &[u8], old_size: u64) -> Result<(), StoreError> {
         let used = self.used_bytes.saturating_sub(old_size).saturating_add(bytes.len() as u64);
         let limit = self.caps.max_total_bytes;

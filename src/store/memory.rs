@@ -37,6 +37,7 @@ struct Shared {
     commits: u64,
     failpoints: BTreeMap<u64, Failure>,
     full: bool,
+    fill_percent: u64,
 }
 
 impl MemoryStore {
@@ -55,6 +56,11 @@ impl MemoryStore {
     /// Fills the disk, or frees it: commits and new blobs fail with [`StoreError::Full`].
     pub fn set_full(&self, full: bool) {
         self.lock().full = full;
+    }
+
+    /// Sets how much of its quota is used; it still takes everything.
+    pub fn set_fill(&self, percent: u64) {
+        self.lock().fill_percent = percent;
     }
 
     /// Commits that succeeded, over all handles.
@@ -130,6 +136,11 @@ impl Store for MemoryStore {
 
     fn blob(&self, digest: &Digest) -> Result<Option<Vec<u8>>, StoreError> {
         Ok(self.lock().blobs.get(digest).cloned())
+    }
+
+    fn fill_percent(&self) -> u64 {
+        let shared = self.lock();
+        if shared.full { 100 } else { shared.fill_percent }
     }
 
     fn retain_blobs(&mut self, keep: &BTreeSet<Digest>) -> Result<(), StoreError> {

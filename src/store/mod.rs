@@ -182,6 +182,9 @@ pub trait Store: Send {
     /// [`StoreError::Corrupt`] when the bytes don't have this digest.
     fn blob(&self, digest: &Digest) -> Result<Option<Vec<u8>>, StoreError>;
 
+    /// Part of the store's own quota that is used, in percent.
+    fn fill_percent(&self) -> u64;
+
     /// Deletes blobs that aren't in `keep`, as room has to be made.
     ///
     /// # Errors

@@ -143,6 +143,10 @@ impl Store for SqliteStore {
         self.blobs.get(digest)
     }
 
+    fn fill_percent(&self) -> u64 {
+        self.blobs.fill_percent()
+    }
+
     fn retain_blobs(&mut self, keep: &BTreeSet<Digest>) -> Result<(), StoreError> {
         self.check_writable()?;
         self.blobs.retain(keep)

@@ -8,10 +8,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use gaisnet::actors::{Figures, InlineBench};
+use gaisnet::actors::{Bounds, Figures, InlineBench};
 use gaisnet::bus::memory::{Faults, MemoryBroker};
 use gaisnet::bus::{Bus, BusEvent};
 use gaisnet::ids::{BootId, Digest, Name, NodeId, Side};
@@ -149,6 +149,7 @@ impl Members {
             policy: CommandPolicy::new(["status", "pause", "resume", "round.start"]).unwrap(),
             figures: Arc::new(Figures::default()),
             resources: Arc::new(|| (0.0, 0.0)),
+            bounds: Bounds::default(),
             fatal: Arc::new(|what| panic!("a node gave up: {what}")),
         }
     }
@@ -163,6 +164,8 @@ pub(crate) struct Plant {
     pub(crate) running: BTreeMap<NodeId, Node>,
     boots: u8,
     versions: u64,
+    /// Why nodes gave up, for a test that wants one to; without it, giving up fails the test.
+    pub(crate) gave_up: Option<Arc<Mutex<Vec<String>>>>,
 }
 
 impl Plant {
@@ -178,6 +181,7 @@ impl Plant {
             running: BTreeMap::new(),
             boots: 0,
             versions,
+            gave_up: None,
         }
     }
 
@@ -205,8 +209,19 @@ impl Plant {
             _ => link(Side::Up, &self.site_buses[&place.site]),
         }
         let store = Box::new(self.stores[node].clone());
-        let parts = self.members.parts(node, self.boots, learning(self.versions), store, links);
+        let learning = learning(self.versions);
+        let mut parts = self.members.parts(node, self.boots, learning, store, links);
+        if let Some(list) = self.gave_up.clone() {
+            parts.fatal = Arc::new(move |what| list.lock().unwrap().push(what.to_owned()));
+        }
         self.running.insert(node.clone(), gaisnet::node::start(parts).unwrap());
+    }
+
+    /// Ends a node in order and starts it again, from its store alone.
+    pub(crate) async fn restart(&mut self, node: &str) {
+        self.running.remove(&name(node)).unwrap().stop("test", 0).await;
+        self.start(&name(node));
+        tokio::time::sleep(Duration::from_secs(20)).await;
     }
 
     pub(crate) async fn versions(&self) -> BTreeMap<NodeId, u64> {

@@ -4,6 +4,9 @@
 //! Each test binary uses a part of it.
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+#[cfg(feature = "cli")]
+pub(crate) mod process;
+
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
