@@ -125,10 +125,6 @@ pub struct Link {
 #[rtype(result = "()")]
 pub struct ChunkArrived(pub Chunk);
 
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-struct Flush;
-
 /// What one step leads to once it is committed.
 struct After {
     publishes: Vec<(Side, Publish)>,
@@ -141,6 +137,8 @@ impl Runner {
     const CHECKPOINT_EVERY: Duration = Duration::from_secs(60);
     const BACKOFF_MS: std::ops::RangeInclusive<u64> = 1_000..=60_000;
     const REPUBLISH_MIN_MS: u64 = 500;
+    /// Steps that share a transaction at most.
+    const MAX_STEPS: usize = 512;
 
     /// A runner over a store whose outbox it takes up again.
     ///
@@ -175,6 +173,20 @@ impl Runner {
             quota: Quota::default(),
             stopped: false,
         })
+    }
+
+    /// Commits once nothing more comes: the disk takes its milliseconds for a transaction, not for a
+    /// step, so what is on its way through the gateway already should share this one.
+    fn gather(&mut self, known: usize, ctx: &mut Context<Self>) {
+        let others_first = tokio::task::yield_now().into_actor(self);
+        ctx.spawn(others_first.map(move |(), this, ctx| {
+            let waiting = this.pending.len();
+            if waiting > known && waiting < Self::MAX_STEPS {
+                this.gather(waiting, ctx);
+            } else {
+                this.flush(ctx);
+            }
+        }));
     }
 
     fn flush(&mut self, ctx: &mut Context<Self>) {
@@ -488,23 +500,12 @@ impl Runner {
                     _ => return self.fail("the adapter to train from is not in the store", ctx),
                 }
             }
-            Job::Combine(job) => {
-                let inputs = job.inputs.iter().flat_map(|i| [Some(i.base), i.delta]).flatten();
-                let mut blobs = BTreeMap::new();
-                for digest in inputs.chain([job.global]) {
-                    match self.parts.store.blob(&digest) {
-                        Ok(Some(bytes)) => blobs.insert(digest, bytes),
-                        Ok(None) => None,
-                        Err(error) => return self.fail(&error.to_string(), ctx),
-                    };
-                }
-                Task::Combine { job, blobs }
-            }
+            Job::Combine(job) => Task::Combine { job, blobs: self.parts.store.blob_reader() },
         };
         let me = ctx.address();
-        let done = move |input| {
+        let done = move |end| {
             // From a lane's thread; the mailbox has room for its few ends.
-            if me.try_send(JobEnded(input)).is_err() {
+            if me.try_send(JobEnded(end)).is_err() {
                 tracing::error!("a job's end found no runner");
             }
         };
@@ -584,17 +585,8 @@ impl Handler<Run> for Runner {
         self.pending.push(run);
         if !self.flushing {
             self.flushing = true;
-            // Behind what is in the mailbox already: those steps share the transaction.
-            ctx.notify(Flush);
+            self.gather(self.pending.len(), ctx);
         }
-    }
-}
-
-impl Handler<Flush> for Runner {
-    type Result = ();
-
-    fn handle(&mut self, _: Flush, ctx: &mut Self::Context) {
-        self.flush(ctx);
     }
 }
 
@@ -655,13 +647,16 @@ impl Handler<ChunkArrived> for Runner {
 /// A job's end, from its thread.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
-struct JobEnded(Input);
+struct JobEnded(Result<Input, String>);
 
 impl Handler<JobEnded> for Runner {
     type Result = ();
 
-    fn handle(&mut self, JobEnded(input): JobEnded, ctx: &mut Self::Context) {
-        self.feed(input, ctx);
+    fn handle(&mut self, JobEnded(end): JobEnded, ctx: &mut Self::Context) {
+        match end {
+            Ok(input) => self.feed(input, ctx),
+            Err(what) => self.fail(&what, ctx),
+        }
     }
 }
 

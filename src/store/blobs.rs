@@ -10,7 +10,7 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use crate::ids::Digest;
-use crate::store::{StoreError, directory, sha256};
+use crate::store::{BlobReader, StoreError, directory, sha256};
 
 /// How much may be kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,8 +28,8 @@ impl Default for BlobCaps {
     }
 }
 
-/// The directory of blobs. One process writes; see [`directory::lock`].
-#[derive(Debug)]
+/// The directory of blobs. One process writes, see [`directory::lock`]; clones only read.
+#[derive(Debug, Clone)]
 pub(super) struct BlobDir {
     root: PathBuf,
     caps: BlobCaps,
@@ -191,6 +191,12 @@ fn remove(path: &Path) -> Result<(), StoreError> {
 
 /// Extension of a file whose bytes aren't all there yet.
 const UNFINISHED: &str = "new";
+
+impl BlobReader for BlobDir {
+    fn blob(&self, digest: &Digest) -> Result<Option<Vec<u8>>, StoreError> {
+        self.get(digest)
+    }
+}
 
 #[cfg(test)]
 mod tests {

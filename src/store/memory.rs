@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::ids::Digest;
-use crate::store::{Batch, MAX_KPIS, OutboxItem, Store, StoreError, sha256};
+use crate::store::{Batch, BlobReader, MAX_KPIS, OutboxItem, Store, StoreError, sha256};
 use crate::time::Wall;
 
 /// What a failpoint lets a commit fail with.
@@ -132,9 +132,19 @@ impl Store for MemoryStore {
         Ok(self.lock().blobs.get(digest).cloned())
     }
 
+    fn blob_reader(&self) -> Box<dyn BlobReader> {
+        Box::new(self.clone())
+    }
+
     fn retain_blobs(&mut self, keep: &BTreeSet<Digest>) -> Result<(), StoreError> {
         self.lock().blobs.retain(|digest, _| keep.contains(digest));
         Ok(())
+    }
+}
+
+impl BlobReader for MemoryStore {
+    fn blob(&self, digest: &Digest) -> Result<Option<Vec<u8>>, StoreError> {
+        Store::blob(self, digest)
     }
 }
 

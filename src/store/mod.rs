@@ -182,12 +182,24 @@ pub trait Store: Send {
     /// [`StoreError::Corrupt`] when the bytes don't have this digest.
     fn blob(&self, digest: &Digest) -> Result<Option<Vec<u8>>, StoreError>;
 
+    /// Reads blobs too, from another thread.
+    fn blob_reader(&self) -> Box<dyn BlobReader>;
+
     /// Deletes blobs that aren't in `keep`, as room has to be made.
     ///
     /// # Errors
     /// [`StoreError`].
     fn retain_blobs(&mut self, keep: &std::collections::BTreeSet<Digest>)
     -> Result<(), StoreError>;
+}
+
+/// Reads a store's blobs beside its owner: long work takes them one by one.
+pub trait BlobReader: Send + std::fmt::Debug {
+    /// As [`Store::blob`].
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] when the bytes don't have this digest.
+    fn blob(&self, digest: &Digest) -> Result<Option<Vec<u8>>, StoreError>;
 }
 
 fn sha256(bytes: &[u8]) -> Digest {

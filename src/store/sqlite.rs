@@ -20,7 +20,7 @@ use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
 use crate::ids::Digest;
 use crate::store::blobs::{BlobCaps, BlobDir};
-use crate::store::{Batch, OutboxItem, Store, StoreError, directory};
+use crate::store::{Batch, BlobReader, OutboxItem, Store, StoreError, directory};
 use crate::time::Wall;
 
 mod fault;
@@ -141,6 +141,10 @@ impl Store for SqliteStore {
 
     fn blob(&self, digest: &Digest) -> Result<Option<Vec<u8>>, StoreError> {
         self.blobs.get(digest)
+    }
+
+    fn blob_reader(&self) -> Box<dyn BlobReader> {
+        Box::new(self.blobs.clone())
     }
 
     fn retain_blobs(&mut self, keep: &BTreeSet<Digest>) -> Result<(), StoreError> {
