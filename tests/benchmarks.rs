@@ -47,7 +47,8 @@ fn the_json_has_one_object_a_figure_with_its_five_keys() {
         serde_json::from_str(&suite::output::json(&rows)).expect("an array");
     assert_eq!(json.len(), rows.len());
     for object in &json {
-        let keys: Vec<&str> = object.as_object().expect("an object").keys().map(String::as_str).collect();
+        let keys: Vec<&str> =
+            object.as_object().expect("an object").keys().map(String::as_str).collect();
         assert_eq!(keys, ["name", "ours", "ratio", "reference", "unit"]);
     }
 }

@@ -61,7 +61,8 @@ impl Pool {
     fn combine(&self, effort: Effort, coding: Coding, members: usize, what: &str) -> Row {
         let packed = self.packed(coding);
         let job = job(members, coding, &packed);
-        let blob = |digest: &Digest| packed.iter().find(|(d, _)| d == digest).map(|(_, b)| b.clone());
+        let blob =
+            |digest: &Digest| packed.iter().find(|(d, _)| d == digest).map(|(_, b)| b.clone());
         let ours = || time(|| update::combine(&job, &blob).unwrap()).as_secs_f64();
         let seconds = in_turns(effort, ours, || self.copy(members));
         Row::new(format!("round of {members}, {what}"), seconds, "s", "copy of their f32 bytes")
@@ -73,7 +74,7 @@ impl Pool {
         let folder = tempfile::tempdir().unwrap();
         let mut store = SqliteStore::open(folder.path(), BlobCaps::default()).unwrap();
         let packed = self.packed(Coding::Int8);
-        packed.iter().for_each(|(_, bytes)| drop(store.put_blob(bytes).unwrap()));
+        packed.iter().for_each(|(_, bytes)| assert!(store.put_blob(bytes).is_ok()));
         let job = job(members, Coding::Int8, &packed);
         let reader = store.blob_reader();
         let blob = |digest: &Digest| reader.blob(digest).unwrap();
@@ -86,7 +87,8 @@ impl Pool {
     /// What the process needed at most, after a round of a tenth and after one of all.
     fn memory(&self, effort: Effort) -> Row {
         let packed = self.packed(Coding::Int8);
-        let blob = |digest: &Digest| packed.iter().find(|(d, _)| d == digest).map(|(_, b)| b.clone());
+        let blob =
+            |digest: &Digest| packed.iter().find(|(d, _)| d == digest).map(|(_, b)| b.clone());
         let [few, all] = [MEMBERS / 10, MEMBERS].map(|members| {
             let job = job(effort.count(members), Coding::Int8, &packed);
             update::combine(&job, &blob).unwrap();

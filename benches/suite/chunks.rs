@@ -29,12 +29,14 @@ pub fn run(effort: Effort) -> Vec<Row> {
     let Some(mosquitto) = Mosquitto::start_with(BROKER) else { return Vec::new() };
     let (port, chunks) = (mosquitto.port, effort.count(CHUNKS));
     let mut ours = Ours::start(port, chunks, effort.turns() + 1);
-    let rates = in_turns(
-        effort,
-        || ours.rate(),
-        || bare::rate(port, CHUNK_BYTES as usize, 2 * chunks),
-    );
-    vec![Row::new("messages 64 KiB against bare MQTT", rates, "1/s", "rumqttc, QoS 1; target >= 0.8")]
+    let rates =
+        in_turns(effort, || ours.rate(), || bare::rate(port, CHUNK_BYTES as usize, 2 * chunks));
+    vec![Row::new(
+        "messages 64 KiB against bare MQTT",
+        rates,
+        "1/s",
+        "rumqttc, QoS 1; target >= 0.8",
+    )]
 }
 
 /// A device that has blobs and an edge that fetches them.

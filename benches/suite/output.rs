@@ -16,12 +16,19 @@ pub fn machine() -> String {
 }
 
 pub fn heading() -> String {
-    format!("{:<44} {:>12} {:>12} {:>7}  {:<10} reference", "figure", "ours", "reference", "ratio", "unit")
+    format!(
+        "{:<44} {:>12} {:>12} {:>7}  {:<10} reference",
+        "figure", "ours", "reference", "ratio", "unit"
+    )
 }
 
 pub fn line(row: &Row) -> String {
     let Row { name, ours, reference, ratio, unit, remark } = row;
-    format!("{name:<44} {:>12} {:>12} {ratio:>7.2}  {unit:<10} {remark}", short(*ours), short(*reference))
+    format!(
+        "{name:<44} {:>12} {:>12} {ratio:>7.2}  {unit:<10} {remark}",
+        short(*ours),
+        short(*reference)
+    )
 }
 
 /// An array with one object a figure.

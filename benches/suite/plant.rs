@@ -57,12 +57,7 @@ impl Plant {
     }
 
     pub fn branch(&self, node: &str) -> Branch {
-        Branch {
-            prefix: self.prefix.clone(),
-            site: name("_"),
-            line: name("_"),
-            node: name(node),
-        }
+        Branch { prefix: self.prefix.clone(), site: name("_"), line: name("_"), node: name(node) }
     }
 
     pub fn sealer(&self, node: &str) -> Sealer {

@@ -75,7 +75,16 @@ pub struct Runner {
     checkpoint_published: u64,
     up: BTreeSet<Side>,
     quota: Quota,
+    /// The blob that was given out last.
+    lent: Option<Lent>,
     stopped: bool,
+}
+
+/// A blob in memory, for whoever fetches it.
+struct Lent {
+    sha256: Digest,
+    bytes: Arc<Vec<u8>>,
+    asked_at: Mono,
 }
 
 /// An outbox item that waits for its receipt.
@@ -137,6 +146,8 @@ impl Runner {
     const CHECKPOINT_EVERY: Duration = Duration::from_secs(60);
     const BACKOFF_MS: std::ops::RangeInclusive<u64> = 1_000..=60_000;
     const REPUBLISH_MIN_MS: u64 = 500;
+    /// A blob that nobody asks for any more leaves the memory after this long.
+    const LENT_MS: u64 = 10_000;
     /// Steps that share a transaction at most.
     const MAX_STEPS: usize = 512;
 
@@ -171,6 +182,7 @@ impl Runner {
             checkpoint_published: 0,
             up: BTreeSet::new(),
             quota: Quota::default(),
+            lent: None,
             stopped: false,
         })
     }
@@ -410,14 +422,14 @@ impl Runner {
     }
 
     fn send_chunks(
-        &self,
+        &mut self,
         to: &NodeId,
         side: Side,
         sha256: &Digest,
         chunk_bytes: u32,
         indices: &[u32],
     ) {
-        let Ok(Some(bytes)) = self.parts.store.blob(sha256) else {
+        let Some(bytes) = self.lend(sha256) else {
             return self.parts.figures.count("chunk_of_unknown_blob");
         };
         let size = usize::try_from(chunk_bytes).unwrap_or(usize::MAX).max(1);
@@ -439,6 +451,17 @@ impl Runner {
                 self.publish(side, message);
             }
         }
+    }
+
+    /// A blob that is given out in chunks: read and checked once, not for each eight of them.
+    fn lend(&mut self, sha256: &Digest) -> Option<Arc<Vec<u8>>> {
+        let now = self.parts.clock.now().mono;
+        let bytes = match &self.lent {
+            Some(lent) if lent.sha256 == *sha256 => Arc::clone(&lent.bytes),
+            _ => Arc::new(self.parts.store.blob(sha256).ok().flatten()?),
+        };
+        self.lent = Some(Lent { sha256: *sha256, bytes: Arc::clone(&bytes), asked_at: now });
+        Some(bytes)
     }
 
     fn fetch(
@@ -570,6 +593,8 @@ impl Actor for Runner {
         ctx.run_interval(Self::TICK, |this, _| {
             let now = this.parts.clock.now();
             this.resend(now, None);
+            let idle = |at: Mono| now.mono.0.saturating_sub(at.0) >= Self::LENT_MS;
+            this.lent = this.lent.take().filter(|lent| !idle(lent.asked_at));
             for ask in this.fetches.overdue(now.mono) {
                 this.ask(ask, now);
             }
@@ -635,10 +660,12 @@ impl Handler<ChunkArrived> for Runner {
         match self.fetches.chunk(now.mono, chunk) {
             Ok(Taken::More(None)) => {}
             Ok(Taken::More(Some(ask))) => self.ask(ask, now),
-            Ok(Taken::Complete(digest, bytes)) => match self.parts.store.put_blob(&bytes) {
-                Ok(_) => self.feed(Input::Fetched { digest, bytes }, ctx),
-                Err(error) => self.fail(&error.to_string(), ctx),
-            },
+            Ok(Taken::Complete(digest, bytes)) => {
+                match self.parts.store.put_checked_blob(&digest, &bytes) {
+                    Ok(()) => self.feed(Input::Fetched { digest, bytes }, ctx),
+                    Err(error) => self.fail(&error.to_string(), ctx),
+                }
+            }
             Err(reason) => self.parts.figures.count(reason),
         }
     }

@@ -120,12 +120,17 @@ impl Store for MemoryStore {
 
     fn put_blob(&mut self, bytes: &[u8]) -> Result<Digest, StoreError> {
         let digest = sha256(bytes);
+        self.put_checked_blob(&digest, bytes)?;
+        Ok(digest)
+    }
+
+    fn put_checked_blob(&mut self, digest: &Digest, bytes: &[u8]) -> Result<(), StoreError> {
         let mut shared = self.lock();
-        if shared.full && !shared.blobs.contains_key(&digest) {
+        if shared.full && !shared.blobs.contains_key(digest) {
             return Err(full());
         }
-        shared.blobs.insert(digest, bytes.to_vec());
-        Ok(digest)
+        shared.blobs.insert(*digest, bytes.to_vec());
+        Ok(())
     }
 
     fn blob(&self, digest: &Digest) -> Result<Option<Vec<u8>>, StoreError> {

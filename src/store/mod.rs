@@ -176,6 +176,12 @@ pub trait Store: Send {
     /// [`StoreError`].
     fn put_blob(&mut self, bytes: &[u8]) -> Result<Digest, StoreError>;
 
+    /// The same for bytes whose digest the caller has just checked: it isn't taken again.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn put_checked_blob(&mut self, digest: &Digest, bytes: &[u8]) -> Result<(), StoreError>;
+
     /// Reads a blob and checks its digest.
     ///
     /// # Errors
