@@ -221,7 +221,7 @@ impl Plant {
     pub(crate) async fn restart(&mut self, node: &str) {
         self.running.remove(&name(node)).unwrap().stop("test", 0).await;
         self.start(&name(node));
-        tokio::time::sleep(Duration::from_secs(20)).await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
     }
 
     pub(crate) async fn versions(&self) -> BTreeMap<NodeId, u64> {
