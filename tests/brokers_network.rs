@@ -27,12 +27,12 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use federation::{Links, Members, check_owner, events, learning, name, root_key};
-use gaisnet::actors::{Task, Workbench};
+use gaisnet::actors::{Done, Task, Workbench};
 use gaisnet::bus::mqtt::{MqttBus, MqttSettings, TlsSettings};
 use gaisnet::ids::{NodeId, Side, UpdateId};
 use gaisnet::ledger::Event;
 use gaisnet::node::{Learning, Node};
-use gaisnet::protocol::{Input, update};
+use gaisnet::protocol::update;
 use gaisnet::store::MemoryStore;
 use gaisnet::trust::keyring::Role;
 use gaisnet::trust::keyring_document::seal_document;
@@ -79,7 +79,7 @@ struct Gated {
 }
 
 impl Workbench for Gated {
-    fn start(&mut self, task: Task, done: Box<dyn FnOnce(Input) + Send>) {
+    fn start(&mut self, task: Task, done: Done) {
         let (gate, bench) = (Arc::clone(&self.gate), Arc::clone(&self.bench));
         std::thread::spawn(move || {
             gate.pass();
@@ -303,8 +303,10 @@ impl Network {
     }
 
     async fn everybody_notices(&self) {
-        let is_down = |node: &Node| !node.figures.view().connected.values().any(|up| *up);
-        until("broken links", async || self.running.values().all(is_down)).await;
+        let links = |node: &NodeId| if self.members.place(node).role == Role::Edge { 2 } else { 1 };
+        let is_down =
+            |(name, node): (&NodeId, &Node)| node.figures.view().down.len() == links(name);
+        until("broken links", async || self.running.iter().all(is_down)).await;
     }
 
     async fn everybody_has(&self, version: u64) {

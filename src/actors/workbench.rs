@@ -34,7 +34,7 @@ pub enum Task {
 }
 
 /// Gets the input that the machine is waiting for, or why the node can't go on.
-pub(super) type Done = Box<dyn FnOnce(Result<Input, String>) + Send>;
+pub type Done = Box<dyn FnOnce(Result<Input, String>) + Send>;
 
 /// Does long work somewhere else and calls `done` with its end.
 pub trait Workbench: Send {
