@@ -8,7 +8,7 @@
 //! Everything here is volatile and stays in the site's zone. Each answer names the version that
 //! made it, and its quality is never left out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -68,6 +68,8 @@ pub struct Inferencer {
     version: Version,
     /// One window stream for each tag and topic: a wildcard covers several machines.
     streams: BTreeMap<(usize, String), WindowStream>,
+    /// Topics whose last telegram couldn't be read: each is told once.
+    unreadable: BTreeSet<String>,
     /// Windows in the lane's queue, also those whose answer found the mailbox full.
     waiting: Arc<AtomicUsize>,
     last: Option<Inference>,
@@ -137,7 +139,14 @@ impl Inferencer {
 
     /// An inferencer that answers with the untrained adapter until it is told another.
     pub fn new(parts: InferencerParts) -> Self {
-        Self { parts, version: 0, streams: BTreeMap::new(), waiting: Arc::default(), last: None }
+        Self {
+            parts,
+            version: 0,
+            streams: BTreeMap::new(),
+            unreadable: BTreeSet::new(),
+            waiting: Arc::default(),
+            last: None,
+        }
     }
 
     fn ask(&mut self, window: Vec<f32>, from: Source, ctx: &mut Context<Self>) {
@@ -311,13 +320,19 @@ impl Handler<TagSample> for Inferencer {
                     }
                     let stream =
                         self.streams.entry(key).or_insert_with(|| WindowStream::new(config));
+                    self.unreadable.remove(&topic);
                     stream.push(&samples, now);
                     windows.extend(std::iter::from_fn(|| stream.next_window()));
                 }
                 Ok(_) => {}
                 Err(error) => {
-                    tracing::warn!(topic, %error, "a tag can't be read");
                     self.parts.figures.count(error.kind());
+                    let told = self.unreadable.contains(&topic);
+                    // A sensor sends many a second; its topic names come from outside.
+                    if !told && self.unreadable.len() < Self::MAX_STREAMS {
+                        tracing::warn!(topic, %error, "a tag can't be read; told once a topic");
+                        self.unreadable.insert(topic.clone());
+                    }
                 }
             }
         }
