@@ -210,7 +210,7 @@ impl Operator {
         let view = self.parts.figures.view();
         let (cpu_seconds, peak_rss_mib) = (self.parts.resources)();
         let kpi = Kpi {
-            accuracy: None,
+            accuracy: view.accuracy(),
             loss: view.loss,
             latency_ms_p50: view.latency_ms(50.0),
             latency_ms_p99: view.latency_ms(99.0),

@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::actors::lanes::{Lane, ServeRequest};
 use crate::actors::{
-    Bounds, Figures, Finish, Gateway, GatewayParts, Inferencer, InferencerParts, Introduce, Leave,
+    Bounds, Busy, Figures, Finish, Gateway, GatewayParts, Inferencer, InferencerParts, Introduce, Leave,
     Machine, MachineView, Observe, Operator, OperatorParts, Role, Run, Runner, RunnerParts, Served,
     Stimulus, Workbench, pump, subscribe, subscriptions,
 };
@@ -107,6 +107,8 @@ pub struct Answering {
     pub lane: Lane<ServeRequest>,
     /// Plant topics.
     pub tags: Vec<Tag>,
+    /// Whether the machine works; training waits for it.
+    pub busy: Arc<Busy>,
     /// A pause between telegrams that breaks a window.
     pub max_gap_ms: u64,
     /// An answer is stale when no sample came for so long.
@@ -295,6 +297,7 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
             model: learning.model.name.clone(),
             labels: learning.model.labels.clone(),
             window: window_of(&learning.model),
+            busy: answering.busy,
             max_gap_ms: answering.max_gap_ms,
             stale_after_ms: answering.stale_after_ms,
             tier,

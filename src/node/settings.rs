@@ -1,13 +1,18 @@
 //! From settings to the parts of a node: brokers, files, learner, data.
 
 use std::collections::BTreeMap;
+#[cfg(any(test, feature = "torch"))]
+use std::num::NonZeroU16;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
 use super::{Answering, Identity, Learning, NodeError, NodeParts, SystemClock};
+#[cfg(any(test, feature = "torch"))]
+use crate::actors::lanes::CoreShare;
 use crate::actors::lanes::{serve_lane, train_lane};
-use crate::actors::{Bounds, Figures, LaneBench, Operator};
+use crate::actors::{Bounds, Busy, Figures, LaneBench, Operator};
 use crate::bus::mqtt::{MqttBus, MqttError, MqttSettings, TlsSettings};
 use crate::bus::{Bus, BusEvent};
 use crate::data::bearings::{self, Bearings};
@@ -21,6 +26,8 @@ use crate::protocol::update;
 use crate::scada::command::CommandPolicy;
 use crate::scada::tags::{Binds, Format, Tag};
 use crate::scada::telegram::ModelMeta;
+#[cfg(any(test, feature = "torch"))]
+use crate::settings::LimitSettings;
 use crate::settings::{
     Compression, Contribute, LearnerName, LinkSettings, NodeRole, PrivacyProfile, Schedule,
     Settings, StrategyName, TagBinds, TagFormat,
@@ -152,12 +159,27 @@ fn signal_transformer(settings: &Settings) -> Result<Engine, SettingsProblem> {
         alpha: narrow(settings.strategy.alpha),
         ..LoraConfig::default()
     };
-    let config =
-        TrainerConfig { model: card.architecture, lora: lora.clone(), ..TrainerConfig::default() };
-    let threads = config.threads;
+    let share = core_share(&settings.limits, std::thread::available_parallelism().ok());
+    let config = TrainerConfig {
+        model: card.architecture,
+        lora: lora.clone(),
+        threads: share.train,
+        ..TrainerConfig::default()
+    };
     let learner = SignalLearner::new(&base, config, ADAPTER_SEED)?;
-    let predictor = SignalPredictor::new(&base, card.architecture, &lora, threads)?;
+    let predictor = SignalPredictor::new(&base, card.architecture, &lora, share.serve)?;
     Ok((card.sha256, Box::new(learner), Box::new(predictor)))
+}
+
+/// How many threads train and answer: what the settings say, else half of the cores each.
+#[cfg(any(test, feature = "torch"))]
+fn core_share(limits: &LimitSettings, cores: Option<NonZeroUsize>) -> CoreShare {
+    let half = cores.map_or(1, NonZeroUsize::get).div_euclid(2).max(1);
+    let threads = |set: usize| {
+        let wanted = if set == 0 { half } else { set };
+        u16::try_from(wanted).ok().and_then(NonZeroU16::new).unwrap_or(NonZeroU16::MIN)
+    };
+    CoreShare { serve: threads(limits.serve_threads), train: threads(limits.train_threads) }
 }
 
 /// The factors of version 0 are the same on each node.
@@ -280,10 +302,12 @@ pub fn parts_of(
         Some(data) => Some((train_lane(brain.learner, QUEUE)?, Arc::new(data))),
         None => None,
     };
+    let busy = Arc::new(Busy::default());
     let answering = Answering {
         lane: serve_lane(brain.predictor, QUEUE)?,
         tags: tags_of(settings)?,
-        max_gap_ms: settings.tags.iter().filter_map(|tag| tag.max_gap_ms).max().unwrap_or(5_000),
+        busy: Arc::clone(&busy),
+        max_gap_ms: 5_000,
         stale_after_ms: 10_000,
     };
     let round = &settings.round;
@@ -310,7 +334,7 @@ pub fn parts_of(
         problem: error.to_string(),
     })?;
     Ok(NodeParts {
-        bench: Box::new(LaneBench::new(identity.me.clone(), lane, Arc::clone(&figures))),
+        bench: Box::new(LaneBench::new(identity.me.clone(), lane, Arc::clone(&figures), busy)),
         identity,
         learning,
         store: Box::new(store),
@@ -383,7 +407,9 @@ fn tags_of(settings: &Settings) -> Result<Vec<Tag>, SettingsProblem> {
             TagBinds::Idle => Binds::Idle,
         };
         let pointer = tag.pointer.as_deref().unwrap_or("");
-        tags.push(Tag::new(&tag.topic, format, pointer, binds).map_err(|e| bad(e.to_string()))?);
+        let hop = tag.hop.and_then(|hop| NonZeroUsize::new(usize::try_from(hop).ok()?));
+        let bound = Tag::new(&tag.topic, format, pointer, binds);
+        tags.push(bound.map_err(|e| bad(e.to_string()))?.with_windows(hop, tag.max_gap_ms));
     }
     Ok(tags)
 }
@@ -410,3 +436,27 @@ fn narrow(value: f64) -> f32 {
 const MAX_INCOMING_BYTES: usize = 16 << 20;
 /// Requests that a lane's queue holds.
 const QUEUE: usize = 128;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_are_as_set_or_half_of_the_cores_and_never_none() {
+        let share = |train_threads, serve_threads, cores| {
+            let limits = LimitSettings {
+                outbox_bytes: 0,
+                outbox_hours: 0,
+                disk_full_percent: 90,
+                train_threads,
+                serve_threads,
+            };
+            let share = core_share(&limits, NonZeroUsize::new(cores));
+            (share.train.get(), share.serve.get())
+        };
+        assert_eq!(share(0, 0, 8), (4, 4));
+        assert_eq!(share(0, 0, 1), (1, 1));
+        assert_eq!(share(3, 1, 8), (3, 1));
+        assert_eq!(share(0, 2, 0), (1, 2));
+    }
+}
