@@ -128,7 +128,8 @@ fn a_wrong_password_is_said_and_the_right_one_later_lets_the_node_in() {
     let dir = tempfile::tempdir().unwrap();
     let users = dir.path().join("users");
     std::fs::write(&users, "").unwrap();
-    let made = Command::new("mosquitto_passwd").arg("-b").arg(&users).args(["cloud", "right"]).output();
+    let made =
+        Command::new("mosquitto_passwd").arg("-b").arg(&users).args(["cloud", "right"]).output();
     if made.is_err() {
         return support::skip("mosquitto_passwd is not installed (apt install mosquitto)");
     }

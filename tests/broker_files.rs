@@ -11,37 +11,16 @@
 
 mod support;
 
-use std::path::Path;
-use std::process::Command;
-
 use gaisnet::bus::Bus;
 use gaisnet::bus::mqtt::{MqttSettings, TlsSettings};
-use support::{Mosquitto, Peer, certificates, kept, message, settings};
-use tempfile::TempDir;
+use support::{Mosquitto, Peer, kept, message, settings};
 
 const USERS: [&str; 4] = ["press-3", "edge", "scada", "operator"];
 const PRESS: &str = "gaisnet/v1/north/line-1/press-3";
 
-/// Starts mosquitto with a shipped file, its users' passwords being their names.
+/// Starts mosquitto with a shipped file and the shipped example of a list.
 fn shipped(file: &str) -> Option<Mosquitto> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("brokers/mosquitto");
-    let dir = TempDir::new().unwrap();
-    certificates(dir.path());
-    std::fs::copy(folder.join("acl.example"), dir.path().join("gaisnet.acl")).unwrap();
-    std::fs::write(dir.path().join("gaisnet.passwd"), "").unwrap();
-    for user in USERS {
-        let _ = Command::new("mosquitto_passwd")
-            .args(["-b", "gaisnet.passwd", user, user])
-            .current_dir(dir.path())
-            .output();
-    }
-    let config = std::fs::read_to_string(folder.join(file)).unwrap();
-    let config = config
-        .replace("listener 1883", "listener PORT")
-        .replace("listener 8883", "listener PORT")
-        .replace("/etc/mosquitto/", "DIR/")
-        .replace("/var/lib/mosquitto/", "DIR/");
-    Mosquitto::start_as(dir, &config)
+    Mosquitto::shipped(file, include_str!("../brokers/mosquitto/acl.example"), &USERS)
 }
 
 fn login(broker: &Mosquitto, user: &str) -> MqttSettings {

@@ -33,7 +33,7 @@ pub use operator::{Leave, Operator, OperatorParts, Order};
 pub use role::{Aggregator, Machine, MachineView, Observe, RelayActor, Role, Stimulus, Trainer};
 pub use room::Bounds;
 pub use runner::{Finish, Introduce, Link, Run, Runner, RunnerParts, Served};
-pub use workbench::{InlineBench, LaneBench, Task, Workbench};
+pub use workbench::{Done, InlineBench, LaneBench, Task, Workbench};
 
 /// Messages that an actor's mailbox holds; whoever sends more waits.
 const MAILBOX: usize = 1024;

@@ -86,7 +86,16 @@ pub struct Runner {
     checkpoint_published: u64,
     up: BTreeSet<Side>,
     quota: Quota,
+    /// The blob that was given out last.
+    lent: Option<Lent>,
     stopped: bool,
+}
+
+/// A blob in memory, for whoever fetches it.
+struct Lent {
+    sha256: Digest,
+    bytes: Arc<Vec<u8>>,
+    asked_at: Mono,
 }
 
 /// An outbox item that waits for its receipt.
@@ -168,6 +177,10 @@ impl Runner {
     const CHECKPOINT_EVERY: Duration = Duration::from_secs(60);
     const BACKOFF_MS: std::ops::RangeInclusive<u64> = 1_000..=60_000;
     const REPUBLISH_MIN_MS: u64 = 500;
+    /// A blob that nobody asks for any more leaves the memory after this long.
+    const LENT_MS: u64 = 10_000;
+    /// Steps that share a transaction at most.
+    const MAX_STEPS: usize = 512;
 
     /// A runner over a store whose outbox it takes up again.
     ///
@@ -202,8 +215,23 @@ impl Runner {
             checkpoint_published: 0,
             up: BTreeSet::new(),
             quota: Quota::default(),
+            lent: None,
             stopped: false,
         })
+    }
+
+    /// Commits once nothing more comes: the disk takes its milliseconds for a transaction, not for a
+    /// step, so what is on its way through the gateway already should share this one.
+    fn gather(&mut self, known: usize, ctx: &mut Context<Self>) {
+        let others_first = tokio::task::yield_now().into_actor(self);
+        ctx.spawn(others_first.map(move |(), this, ctx| {
+            let waiting = this.pending.len();
+            if waiting > known && waiting < Self::MAX_STEPS {
+                this.gather(waiting, ctx);
+            } else {
+                this.flush(ctx);
+            }
+        }));
     }
 
     fn flush(&mut self, ctx: &mut Context<Self>) {
@@ -471,14 +499,14 @@ impl Runner {
     }
 
     fn send_chunks(
-        &self,
+        &mut self,
         to: &NodeId,
         side: Side,
         sha256: &Digest,
         chunk_bytes: u32,
         indices: &[u32],
     ) {
-        let Ok(Some(bytes)) = self.parts.store.blob(sha256) else {
+        let Some(bytes) = self.lend(sha256) else {
             return self.parts.figures.count("chunk_of_unknown_blob");
         };
         let size = usize::try_from(chunk_bytes).unwrap_or(usize::MAX).max(1);
@@ -500,6 +528,17 @@ impl Runner {
                 self.publish(side, message);
             }
         }
+    }
+
+    /// A blob that is given out in chunks: read and checked once, not for each eight of them.
+    fn lend(&mut self, sha256: &Digest) -> Option<Arc<Vec<u8>>> {
+        let now = self.parts.clock.now().mono;
+        let bytes = match &self.lent {
+            Some(lent) if lent.sha256 == *sha256 => Arc::clone(&lent.bytes),
+            _ => Arc::new(self.parts.store.blob(sha256).ok().flatten()?),
+        };
+        self.lent = Some(Lent { sha256: *sha256, bytes: Arc::clone(&bytes), asked_at: now });
+        Some(bytes)
     }
 
     fn fetch(
@@ -561,23 +600,12 @@ impl Runner {
                     _ => return self.fail("the adapter to train from is not in the store", ctx),
                 }
             }
-            Job::Combine(job) => {
-                let inputs = job.inputs.iter().flat_map(|i| [Some(i.base), i.delta]).flatten();
-                let mut blobs = BTreeMap::new();
-                for digest in inputs.chain([job.global]) {
-                    match self.parts.store.blob(&digest) {
-                        Ok(Some(bytes)) => blobs.insert(digest, bytes),
-                        Ok(None) => None,
-                        Err(error) => return self.fail(&error.to_string(), ctx),
-                    };
-                }
-                Task::Combine { job, blobs }
-            }
+            Job::Combine(job) => Task::Combine { job, blobs: self.parts.store.blob_reader() },
         };
         let me = ctx.address();
-        let done = move |input| {
+        let done = move |end| {
             // From a lane's thread; the mailbox has room for its few ends.
-            if me.try_send(JobEnded(input)).is_err() {
+            if me.try_send(JobEnded(end)).is_err() {
                 tracing::error!("a job's end found no runner");
             }
         };
@@ -682,6 +710,8 @@ impl Actor for Runner {
         ctx.run_interval(Self::TICK, |this, _| {
             let now = this.parts.clock.now();
             this.resend(now, None);
+            let idle = |at: Mono| now.mono.0.saturating_sub(at.0) >= Self::LENT_MS;
+            this.lent = this.lent.take().filter(|lent| !idle(lent.asked_at));
             for ask in this.fetches.overdue(now.mono) {
                 this.ask(ask, now);
             }
@@ -698,8 +728,7 @@ impl Handler<Run> for Runner {
         self.pending.push(run);
         if !self.flushing {
             self.flushing = true;
-            // Behind what is in the mailbox already: those steps share the transaction.
-            ctx.notify(Flush);
+            self.gather(self.pending.len(), ctx);
         }
     }
 }
@@ -763,15 +792,17 @@ impl Handler<ChunkArrived> for Runner {
         match self.fetches.chunk(now.mono, chunk) {
             Ok(Taken::More(None)) => {}
             Ok(Taken::More(Some(ask))) => self.ask(ask, now),
-            Ok(Taken::Complete(digest, bytes)) => match self.parts.store.put_blob(&bytes) {
-                Ok(_) => self.feed(Input::Fetched { digest, bytes }, ctx),
-                // Whoever needs it asks for it again when its message comes again.
-                Err(error @ StoreError::Full { .. }) => {
-                    self.parts.figures.count(error.kind());
-                    self.set_full(Some(error.to_string()), ctx);
+            Ok(Taken::Complete(digest, bytes)) => {
+                match self.parts.store.put_checked_blob(&digest, &bytes) {
+                    Ok(()) => self.feed(Input::Fetched { digest, bytes }, ctx),
+                    // Whoever needs it asks for it again when its message comes again.
+                    Err(error @ StoreError::Full { .. }) => {
+                        self.parts.figures.count(error.kind());
+                        self.set_full(Some(error.to_string()), ctx);
+                    }
+                    Err(error) => self.fail(&error.to_string(), ctx),
                 }
-                Err(error) => self.fail(&error.to_string(), ctx),
-            },
+            }
             Err(reason) => self.parts.figures.count(reason),
         }
     }
@@ -780,13 +811,16 @@ impl Handler<ChunkArrived> for Runner {
 /// A job's end, from its thread.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
-struct JobEnded(Input);
+struct JobEnded(Result<Input, String>);
 
 impl Handler<JobEnded> for Runner {
     type Result = ();
 
-    fn handle(&mut self, JobEnded(input): JobEnded, ctx: &mut Self::Context) {
-        self.feed(input, ctx);
+    fn handle(&mut self, JobEnded(end): JobEnded, ctx: &mut Self::Context) {
+        match end {
+            Ok(input) => self.feed(input, ctx),
+            Err(what) => self.fail(&what, ctx),
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::ids::Digest;
-use crate::store::{Batch, MAX_KPIS, OutboxItem, Store, StoreError, sha256};
+use crate::store::{Batch, BlobReader, MAX_KPIS, OutboxItem, Store, StoreError, sha256};
 use crate::time::Wall;
 
 /// What a failpoint lets a commit fail with.
@@ -126,12 +126,17 @@ impl Store for MemoryStore {
 
     fn put_blob(&mut self, bytes: &[u8]) -> Result<Digest, StoreError> {
         let digest = sha256(bytes);
+        self.put_checked_blob(&digest, bytes)?;
+        Ok(digest)
+    }
+
+    fn put_checked_blob(&mut self, digest: &Digest, bytes: &[u8]) -> Result<(), StoreError> {
         let mut shared = self.lock();
-        if shared.full && !shared.blobs.contains_key(&digest) {
+        if shared.full && !shared.blobs.contains_key(digest) {
             return Err(full());
         }
-        shared.blobs.insert(digest, bytes.to_vec());
-        Ok(digest)
+        shared.blobs.insert(*digest, bytes.to_vec());
+        Ok(())
     }
 
     fn blob(&self, digest: &Digest) -> Result<Option<Vec<u8>>, StoreError> {
@@ -143,9 +148,19 @@ impl Store for MemoryStore {
         if shared.full { 100 } else { shared.fill_percent }
     }
 
+    fn blob_reader(&self) -> Box<dyn BlobReader> {
+        Box::new(self.clone())
+    }
+
     fn retain_blobs(&mut self, keep: &BTreeSet<Digest>) -> Result<(), StoreError> {
         self.lock().blobs.retain(|digest, _| keep.contains(digest));
         Ok(())
+    }
+}
+
+impl BlobReader for MemoryStore {
+    fn blob(&self, digest: &Digest) -> Result<Option<Vec<u8>>, StoreError> {
+        Store::blob(self, digest)
     }
 }
 

@@ -64,6 +64,29 @@ impl Mosquitto {
         Self::start_as(dir, &format!("{listener}\n{lines}"))
     }
 
+    /// Starts one with a file of `brokers/mosquitto`, this access list, and users whose passwords are
+    /// their names. Everything is logged.
+    pub(crate) fn shipped(file: &str, list: &str, users: &[&str]) -> Option<Self> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("brokers/mosquitto");
+        let dir = TempDir::new().unwrap();
+        certificates(dir.path());
+        std::fs::write(dir.path().join("gaisnet.acl"), list).unwrap();
+        std::fs::write(dir.path().join("gaisnet.passwd"), "").unwrap();
+        for user in users {
+            let _ = Command::new("mosquitto_passwd")
+                .args(["-b", "gaisnet.passwd", user, user])
+                .current_dir(dir.path())
+                .output();
+        }
+        let config = std::fs::read_to_string(folder.join(file)).unwrap();
+        let config = config
+            .replace("listener 1883", "listener PORT")
+            .replace("listener 8883", "listener PORT")
+            .replace("/etc/mosquitto/", "DIR/")
+            .replace("/var/lib/mosquitto/", "DIR/");
+        Self::start_as(dir, &format!("{config}\nlog_type all\n"))
+    }
+
     /// Starts one with a whole configuration, `PORT` and `DIR` filled in.
     pub(crate) fn start_as(dir: TempDir, config: &str) -> Option<Self> {
         let Some(program) = mosquitto() else {
