@@ -29,7 +29,7 @@ pub use busy::Busy;
 pub use figures::{Figures, FiguresView};
 pub use gateway::{Gateway, GatewayParts, Incoming, pump, subscribe, subscriptions};
 pub use inferencer::{Inferencer, InferencerParts, Request, Serve, TagSample};
-pub use operator::{Leave, Operator, OperatorParts, Order};
+pub use operator::{Adopt, Leave, Operator, OperatorParts, Order};
 pub use role::{Aggregator, Machine, MachineView, Observe, RelayActor, Role, Stimulus, Trainer};
 pub use room::Bounds;
 pub use runner::{Finish, Introduce, Link, Run, Runner, RunnerParts, Served};

@@ -12,7 +12,7 @@ use super::{Answering, Identity, Learning, NodeError, NodeParts, SystemClock};
 #[cfg(any(test, feature = "torch"))]
 use crate::actors::lanes::CoreShare;
 use crate::actors::lanes::{serve_lane, train_lane};
-use crate::actors::{Bounds, Busy, Figures, LaneBench, Operator};
+use crate::actors::{Adopt, Bounds, Busy, Figures, LaneBench, Operator};
 use crate::bus::mqtt::{MqttBus, MqttError, MqttSettings, TlsSettings};
 use crate::bus::{Bus, BusEvent};
 use crate::data::bearings::{self, Bearings};
@@ -21,6 +21,7 @@ use crate::ids::{Digest, Name, Side};
 use crate::learn::{
     LearnError, Learner, MachineSpeeds, Predictor, SoftmaxLearner, SoftmaxPredictor, Windows,
 };
+use crate::ledger::Event;
 use crate::privacy::{Gate, Profile};
 use crate::protocol::update;
 use crate::scada::command::CommandPolicy;
@@ -37,6 +38,7 @@ use crate::store::{BlobCaps, SqliteStore, StoreError};
 use crate::time::Wall;
 use crate::topic::Prefix;
 use crate::trust::keyring::Keyring;
+use crate::trust::keyring_document::open_document;
 use crate::trust::keys::SigningKey;
 use crate::wire::{Coding, Plan};
 
@@ -335,7 +337,6 @@ pub fn parts_of(
     })?;
     Ok(NodeParts {
         bench: Box::new(LaneBench::new(identity.me.clone(), lane, Arc::clone(&figures), busy)),
-        identity,
         learning,
         store: Box::new(store),
         links,
@@ -348,8 +349,50 @@ pub fn parts_of(
                 .map_or((0.0, 0.0), |usage| (usage.cpu_seconds, usage.peak_rss_mib()))
         }),
         bounds: bounds_of(settings),
+        adopt: Some(adopt_of(settings, Arc::clone(&identity.keyring))),
         fatal: Arc::new(|_| std::process::exit(1)),
+        identity,
     })
+}
+
+/// Takes over the keyring that `gaisnet keyring accept` has put in place of the one in use.
+fn adopt_of(settings: &Settings, current: Arc<Keyring>) -> Adopt {
+    let path = settings.paths.keyring.clone();
+    Arc::new(move |version, digest| {
+        let at = |problem: &dyn std::fmt::Display| format!("{}: {problem}", path.display());
+        let bytes = std::fs::read(&path).map_err(|error| at(&error))?;
+        let found = Digest::of(&bytes);
+        if found != *digest {
+            return Err(at(&format!("its SHA-256 is {found}, the command names {digest}")));
+        }
+        let next = open_document(&bytes, Some(&current)).map_err(|error| at(&error))?;
+        if next.version() != version {
+            let found = next.version();
+            return Err(at(&format!("it is version {found}, the command names {version}")));
+        }
+        Ok(changes(&current, &next))
+    })
+}
+
+/// What a newer keyring changes, for the ledger.
+fn changes(old: &Keyring, new: &Keyring) -> Vec<Event> {
+    let keyring = new.version();
+    let mut events = Vec::new();
+    for entry in new.nodes() {
+        let (subject, key) = (entry.node.clone(), entry.key.key_id());
+        match old.node(&entry.node).map(|before| before.key.key_id()) {
+            None => events.push(Event::KeyAdd { key, keyring, subject }),
+            Some(old) if old != key => {
+                events.push(Event::KeyRotate { keyring, new: key, old, subject });
+            }
+            Some(_) => {}
+        }
+    }
+    for entry in old.nodes().filter(|entry| new.node(&entry.node).is_none()) {
+        let (subject, key) = (entry.node.clone(), entry.key.key_id());
+        events.push(Event::KeyRevoke { key, keyring, subject });
+    }
+    events
 }
 
 fn bounds_of(settings: &Settings) -> Bounds {
