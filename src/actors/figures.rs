@@ -25,6 +25,8 @@ pub struct FiguresView {
     pub answers: u64,
     /// Latest answer latencies in milliseconds, at most [`Figures::LATENCIES`].
     pub latencies_ms: VecDeque<f64>,
+    /// Answers that agreed with the machine's label, and all that had one.
+    pub judged: (u64, u64),
     /// Mean loss at the end of the last training run, in nats.
     pub loss: Option<f64>,
     /// Training steps done.
@@ -108,6 +110,13 @@ impl FiguresView {
     /// All that was refused or counted as odd.
     pub fn refused(&self) -> u64 {
         self.counted.values().sum()
+    }
+
+    /// Share of right answers on what had a label, 0 to 1; none before the first label.
+    #[expect(clippy::cast_precision_loss, reason = "counts of answers")]
+    pub fn accuracy(&self) -> Option<f64> {
+        let (right, all) = self.judged;
+        (all > 0).then(|| right as f64 / all as f64)
     }
 
     /// A percentile of the answer latency in milliseconds, none before the first answer.

@@ -107,7 +107,8 @@ impl Gateway {
                     ctx,
                 );
             }
-            Leaf::Status if mine => {
+            // What the broker kept from before is overwritten at each connection anyway.
+            Leaf::Status if mine && !retained => {
                 let seen = Presence { side, payload };
                 self.pass(self.parts.operator.clone().map(Addr::recipient), seen, ack, ctx);
             }

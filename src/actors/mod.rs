@@ -12,6 +12,7 @@
 //! each has an inferencer. All actors of a node share one arbiter; training and inference have
 //! threads of their own. A panic ends the process: starting again is the same code as recovering.
 
+mod busy;
 mod figures;
 mod gateway;
 mod inferencer;
@@ -24,10 +25,11 @@ mod runner;
 mod story;
 mod workbench;
 
+pub use busy::Busy;
 pub use figures::{Figures, FiguresView};
 pub use gateway::{Gateway, GatewayParts, Incoming, pump, subscribe, subscriptions};
 pub use inferencer::{Inferencer, InferencerParts, Request, Serve, TagSample};
-pub use operator::{Leave, Operator, OperatorParts, Order};
+pub use operator::{Adopt, Leave, Operator, OperatorParts, Order};
 pub use role::{Aggregator, Machine, MachineView, Observe, RelayActor, Role, Stimulus, Trainer};
 pub use room::Bounds;
 pub use runner::{Finish, Introduce, Link, Run, Runner, RunnerParts, Served};

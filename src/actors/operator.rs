@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use serde_json::json;
+use tokio::sync::Notify;
 
 use super::MAILBOX;
 use super::figures::Figures;
@@ -61,9 +62,17 @@ pub struct OperatorParts {
     pub replays: ReplayWindow,
     /// Numbers of signed commands.
     pub sequences: Sequences,
+    /// Takes over a newer keyring, where the node has it in a file.
+    pub adopt: Option<Adopt>,
+    /// Told when the node has to start again.
+    pub again: Arc<Notify>,
     /// Processor seconds and peak memory in MiB of this process.
     pub resources: Arc<dyn Fn() -> (f64, f64) + Send + Sync>,
 }
+
+/// Checks the keyring that lies ready: version and digest as the command says, and allowed to follow the
+/// one in use. Gives what changes for the ledger, or what is wrong.
+pub type Adopt = Arc<dyn Fn(u64, &Digest) -> Result<Vec<Event>, String> + Send + Sync>;
 
 /// See the module.
 pub struct Operator {
@@ -210,7 +219,7 @@ impl Operator {
         let view = self.parts.figures.view();
         let (cpu_seconds, peak_rss_mib) = (self.parts.resources)();
         let kpi = Kpi {
-            accuracy: None,
+            accuracy: view.accuracy(),
             loss: view.loss,
             latency_ms_p50: view.latency_ms(50.0),
             latency_ms_p99: view.latency_ms(99.0),
@@ -273,11 +282,12 @@ impl Operator {
             },
             Action::Pause => Input::Pause(true),
             Action::Resume => Input::Pause(false),
-            Action::ConfigSet { .. } | Action::Rollback { .. } | Action::KeyringUpdate { .. } => {
-                let hint = "change the file on the node and start it again";
-                let text = format!("{name} can't be done over MQTT by this version");
-                return self.reply(&name, &Reply::error(id, "not_supported", text, hint));
+            Action::KeyringUpdate { version, .. } => {
+                self.reply(&name, &Reply::ok(id, json!({ "version": version })));
+                return self.parts.again.notify_one();
             }
+            // Refused in `check`.
+            Action::ConfigSet { .. } | Action::Rollback { .. } => return,
         };
         let role = self.parts.role.clone();
         let done = async move { role.send(Stimulus { input, ack: Ack::none() }).await };
@@ -303,6 +313,41 @@ impl Operator {
         let runner = self.parts.runner.clone();
         let run = Run { effects, ack };
         ctx.wait(async move { runner.send(run).await.unwrap_or(()) }.into_actor(self));
+    }
+
+    /// What only a look at the node can tell. What it changes in the ledger goes with its guard.
+    fn check(&self, command: &Command, guard: &mut Vec<Effect>) -> Result<(), CommandError> {
+        let fail = |fault| Err(CommandError { id: command.id.clone(), fault });
+        let not_supported = |name, instead| fail(CommandFault::NotSupported { name, instead });
+        match &command.action {
+            Action::ConfigSet { .. } => not_supported(
+                "config.set",
+                "settings are read at the start: change the file on the node and start it again",
+            ),
+            Action::Rollback { .. } => not_supported(
+                "rollback",
+                "only the newest version is kept: to go back, restore the cloud's store from a backup",
+            ),
+            Action::KeyringUpdate { version, digest } => {
+                let Some(adopt) = &self.parts.adopt else {
+                    let instead =
+                        "this node has no keyring file: start it again with the newer one";
+                    return not_supported("keyring.update", instead);
+                };
+                match adopt(*version, digest) {
+                    Ok(events) => {
+                        guard.extend(events.into_iter().map(Effect::Record));
+                        Ok(())
+                    }
+                    Err(problem) => fail(CommandFault::Keyring { problem }),
+                }
+            }
+            Action::Status
+            | Action::RoundStart
+            | Action::Pause
+            | Action::Resume
+            | Action::ModelList => Ok(()),
+        }
     }
 
     /// Nothing can be recorded now, so nothing but questions is carried out.
@@ -417,6 +462,7 @@ impl Handler<Order> for Operator {
         let admitted = parsed.and_then(|command| {
             let noted = self.parts.replays.admit(&command)?;
             note.guard.extend(noted.map(|(key, value)| Effect::Put(key, value)));
+            self.check(&command, &mut note.guard)?;
             Ok(command)
         });
         let name = note.name.clone();

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
+use super::busy::Busy;
 use super::figures::Figures;
 use super::lanes::{EndOnPanic, Lane, TrainRequest};
 use crate::ids::{Digest, NodeId};
@@ -48,6 +49,7 @@ pub struct LaneBench {
     /// None on nodes that don't train.
     train: Option<(Lane<TrainRequest>, Arc<Windows>)>,
     figures: Arc<Figures>,
+    busy: Arc<Busy>,
 }
 
 /// Works at once, on the caller's thread: for networks under a paused clock.
@@ -57,13 +59,14 @@ pub struct InlineBench {
 }
 
 impl LaneBench {
-    /// A bench for a node; devices bring a lane and their data.
+    /// A bench for a node; devices bring a lane and their data, and train while they aren't `busy`.
     pub fn new(
         me: NodeId,
         train: Option<(Lane<TrainRequest>, Arc<Windows>)>,
         figures: Arc<Figures>,
+        busy: Arc<Busy>,
     ) -> Self {
-        Self { me, train, figures }
+        Self { me, train, figures, busy }
     }
 }
 
@@ -100,8 +103,9 @@ impl Workbench for LaneBench {
                     data: Arc::clone(data),
                     job,
                     progress: Box::new({
-                        let figures = Arc::clone(&figures);
+                        let (figures, busy) = (Arc::clone(&figures), Arc::clone(&self.busy));
                         move |_| {
+                            busy.wait_until_idle();
                             figures.update(|view| view.train_steps += 1);
                             Control::Continue
                         }

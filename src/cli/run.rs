@@ -19,7 +19,8 @@ Examples:
   GAISNET__BUS__SITE__HOST=10.0.0.5 gaisnet run --config ./press-7/gaisnet.toml
   gaisnet run --config ./press-7/gaisnet.toml --set telemetry.metrics_listen=127.0.0.1:9464
 
-Ctrl-C or SIGTERM ends it in order; after a crash the same command goes on where it was.";
+Ctrl-C or SIGTERM ends it in order; after a crash the same command goes on where it was. A signed
+keyring.update ends it in order too, and starts it again in the same process.";
 
 /// Runs the command.
 ///
@@ -38,20 +39,35 @@ pub(super) fn run(settings: &SettingsArgs, out: &mut dyn Write) -> anyhow::Resul
     let data = if settings.node.has(NodeRole::Trainer) { data_of(&settings)? } else { None };
     let parts = parts_of(&settings, identity, brain(&settings)?, data)?;
     let name = settings.node.branch();
-    actix::System::new().block_on(async {
+    let again = actix::System::new().block_on(async {
         let page = Page::open(&settings, out).await?;
         let node = node::start(parts)?;
         writeln!(out, "{name} is running; Ctrl-C ends it")?;
         out.flush()?;
-        tokio::select! {
+        let again = tokio::select! {
             biased;
-            told = stop_signal() => told.context("no signal handler")?,
-            ended = page.keep(&node) => ended?,
-        }
-        node.stop("signal", DRAIN_MS).await;
+            told = stop_signal() => told.map(|()| false).context("no signal handler")?,
+            () = node.must_start_again() => true,
+            ended = page.keep(&node) => ended.map(|()| false)?,
+        };
+        node.stop(if again { "keyring" } else { "signal" }, DRAIN_MS).await;
         writeln!(out, "{name} has stopped")?;
-        Ok(Exit::Ok)
-    })
+        out.flush()?;
+        anyhow::Ok(again)
+    })?;
+    if again { Err(start_again()) } else { Ok(Exit::Ok) }
+}
+
+/// Runs the same command line in this process, from the start: what is left of the old run is on disk.
+/// Only comes back when that can't be done.
+fn start_again() -> anyhow::Error {
+    use std::os::unix::process::CommandExt;
+    let program = match std::env::current_exe() {
+        Ok(program) => program,
+        Err(error) => return anyhow::Error::from(error).context("can't start again"),
+    };
+    let error = std::process::Command::new(program).args(std::env::args_os().skip(1)).exec();
+    anyhow::Error::from(error).context("can't start again")
 }
 
 async fn stop_signal() -> std::io::Result<()> {

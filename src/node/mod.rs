@@ -16,13 +16,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::prelude::*;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use crate::actors::lanes::{Lane, ServeRequest};
 use crate::actors::{
-    Bounds, Figures, Finish, Gateway, GatewayParts, Inferencer, InferencerParts, Introduce, Leave,
-    Machine, MachineView, Observe, Operator, OperatorParts, Role, Run, Runner, RunnerParts, Served,
-    Stimulus, Workbench, pump, subscribe, subscriptions,
+    Adopt, Bounds, Busy, Figures, Finish, Gateway, GatewayParts, Inferencer, InferencerParts,
+    Introduce, Leave, Machine, MachineView, Observe, Operator, OperatorParts, Role, Run, Runner,
+    RunnerParts, Served, Stimulus, Workbench, pump, subscribe, subscriptions,
 };
 use crate::bus::{Ack, Bus, BusEvent};
 use crate::ids::{BootId, Digest, Name, NodeId, Side};
@@ -107,6 +107,8 @@ pub struct Answering {
     pub lane: Lane<ServeRequest>,
     /// Plant topics.
     pub tags: Vec<Tag>,
+    /// Whether the machine works; training waits for it.
+    pub busy: Arc<Busy>,
     /// A pause between telegrams that breaks a window.
     pub max_gap_ms: u64,
     /// An answer is stale when no sample came for so long.
@@ -137,6 +139,8 @@ pub struct NodeParts {
     pub resources: Arc<dyn Fn() -> (f64, f64) + Send + Sync>,
     /// Bounds of what it keeps.
     pub bounds: Bounds,
+    /// Takes over a newer keyring on command; none where the keyring isn't a file.
+    pub adopt: Option<Adopt>,
     /// Called when the node can't go on.
     pub fatal: Arc<dyn Fn(&str) + Send + Sync>,
 }
@@ -155,6 +159,7 @@ pub struct Node {
     buses: Vec<Arc<dyn Bus>>,
     boot: BootId,
     keyring: Arc<Keyring>,
+    again: Arc<Notify>,
     clock: Arc<dyn Clock>,
     operator: Addr<Operator>,
     /// End when their links have said goodbye.
@@ -268,6 +273,7 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
             play(Relay::new(config, outer, inner), &runner, &clock)
         }
     };
+    let again = Arc::new(Notify::new());
     let operator = Operator::new(OperatorParts {
         branch: branch.clone(),
         roles: roles_of(tier),
@@ -284,6 +290,8 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
         figures: Arc::clone(&parts.figures),
         replays: ReplayWindow::from_state(&state).map_err(NodeError::State)?,
         sequences: Sequences::from_state(&state).map_err(NodeError::State)?,
+        adopt: parts.adopt,
+        again: Arc::clone(&again),
         resources: parts.resources,
     })
     .start();
@@ -295,6 +303,7 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
             model: learning.model.name.clone(),
             labels: learning.model.labels.clone(),
             window: window_of(&learning.model),
+            busy: answering.busy,
             max_gap_ms: answering.max_gap_ms,
             stale_after_ms: answering.stale_after_ms,
             tier,
@@ -339,6 +348,7 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
         buses: buses.into_values().collect(),
         boot: identity.boot,
         keyring,
+        again,
         clock,
         operator,
         pumps,
@@ -354,6 +364,11 @@ impl Node {
     /// Opens a round, stops or resumes: what an operator's command does.
     pub async fn order(&self, input: Input) {
         let _ = self.role.send(Stimulus { input, ack: Ack::none() }).await;
+    }
+
+    /// Waits until a command wants the node to start again, with what lies ready on disk.
+    pub async fn must_start_again(&self) {
+        self.again.notified().await;
     }
 
     /// Whether its keyring still lets anything change.

@@ -1,13 +1,18 @@
 //! From settings to the parts of a node: brokers, files, learner, data.
 
 use std::collections::BTreeMap;
+#[cfg(any(test, feature = "torch"))]
+use std::num::NonZeroU16;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
 use super::{Answering, Identity, Learning, NodeError, NodeParts, SystemClock};
+#[cfg(any(test, feature = "torch"))]
+use crate::actors::lanes::CoreShare;
 use crate::actors::lanes::{serve_lane, train_lane};
-use crate::actors::{Bounds, Figures, LaneBench, Operator};
+use crate::actors::{Adopt, Bounds, Busy, Figures, LaneBench, Operator};
 use crate::bus::mqtt::{MqttBus, MqttError, MqttSettings, TlsSettings};
 use crate::bus::{Bus, BusEvent};
 use crate::data::bearings::{self, Bearings};
@@ -16,11 +21,14 @@ use crate::ids::{Digest, Name, Side};
 use crate::learn::{
     LearnError, Learner, MachineSpeeds, Predictor, SoftmaxLearner, SoftmaxPredictor, Windows,
 };
+use crate::ledger::Event;
 use crate::privacy::{Gate, Profile};
 use crate::protocol::update;
 use crate::scada::command::CommandPolicy;
 use crate::scada::tags::{Binds, Format, Tag};
 use crate::scada::telegram::ModelMeta;
+#[cfg(any(test, feature = "torch"))]
+use crate::settings::LimitSettings;
 use crate::settings::{
     Compression, Contribute, LearnerName, LinkSettings, NodeRole, PrivacyProfile, Schedule,
     Settings, StrategyName, TagBinds, TagFormat,
@@ -30,6 +38,7 @@ use crate::store::{BlobCaps, SqliteStore, StoreError};
 use crate::time::Wall;
 use crate::topic::Prefix;
 use crate::trust::keyring::Keyring;
+use crate::trust::keyring_document::open_document;
 use crate::trust::keys::SigningKey;
 use crate::wire::{Coding, Plan};
 
@@ -152,12 +161,27 @@ fn signal_transformer(settings: &Settings) -> Result<Engine, SettingsProblem> {
         alpha: narrow(settings.strategy.alpha),
         ..LoraConfig::default()
     };
-    let config =
-        TrainerConfig { model: card.architecture, lora: lora.clone(), ..TrainerConfig::default() };
-    let threads = config.threads;
+    let share = core_share(&settings.limits, std::thread::available_parallelism().ok());
+    let config = TrainerConfig {
+        model: card.architecture,
+        lora: lora.clone(),
+        threads: share.train,
+        ..TrainerConfig::default()
+    };
     let learner = SignalLearner::new(&base, config, ADAPTER_SEED)?;
-    let predictor = SignalPredictor::new(&base, card.architecture, &lora, threads)?;
+    let predictor = SignalPredictor::new(&base, card.architecture, &lora, share.serve)?;
     Ok((card.sha256, Box::new(learner), Box::new(predictor)))
+}
+
+/// How many threads train and answer: what the settings say, else half of the cores each.
+#[cfg(any(test, feature = "torch"))]
+fn core_share(limits: &LimitSettings, cores: Option<NonZeroUsize>) -> CoreShare {
+    let half = cores.map_or(1, NonZeroUsize::get).div_euclid(2).max(1);
+    let threads = |set: usize| {
+        let wanted = if set == 0 { half } else { set };
+        u16::try_from(wanted).ok().and_then(NonZeroU16::new).unwrap_or(NonZeroU16::MIN)
+    };
+    CoreShare { serve: threads(limits.serve_threads), train: threads(limits.train_threads) }
 }
 
 /// The factors of version 0 are the same on each node.
@@ -280,10 +304,12 @@ pub fn parts_of(
         Some(data) => Some((train_lane(brain.learner, QUEUE)?, Arc::new(data))),
         None => None,
     };
+    let busy = Arc::new(Busy::default());
     let answering = Answering {
         lane: serve_lane(brain.predictor, QUEUE)?,
         tags: tags_of(settings)?,
-        max_gap_ms: settings.tags.iter().filter_map(|tag| tag.max_gap_ms).max().unwrap_or(5_000),
+        busy: Arc::clone(&busy),
+        max_gap_ms: 5_000,
         stale_after_ms: 10_000,
     };
     let round = &settings.round;
@@ -310,8 +336,7 @@ pub fn parts_of(
         problem: error.to_string(),
     })?;
     Ok(NodeParts {
-        bench: Box::new(LaneBench::new(identity.me.clone(), lane, Arc::clone(&figures))),
-        identity,
+        bench: Box::new(LaneBench::new(identity.me.clone(), lane, Arc::clone(&figures), busy)),
         learning,
         store: Box::new(store),
         links,
@@ -324,8 +349,50 @@ pub fn parts_of(
                 .map_or((0.0, 0.0), |usage| (usage.cpu_seconds, usage.peak_rss_mib()))
         }),
         bounds: bounds_of(settings),
+        adopt: Some(adopt_of(settings, Arc::clone(&identity.keyring))),
         fatal: Arc::new(|_| std::process::exit(1)),
+        identity,
     })
+}
+
+/// Takes over the keyring that `gaisnet keyring accept` has put in place of the one in use.
+fn adopt_of(settings: &Settings, current: Arc<Keyring>) -> Adopt {
+    let path = settings.paths.keyring.clone();
+    Arc::new(move |version, digest| {
+        let at = |problem: &dyn std::fmt::Display| format!("{}: {problem}", path.display());
+        let bytes = std::fs::read(&path).map_err(|error| at(&error))?;
+        let found = Digest::of(&bytes);
+        if found != *digest {
+            return Err(at(&format!("its SHA-256 is {found}, the command names {digest}")));
+        }
+        let next = open_document(&bytes, Some(&current)).map_err(|error| at(&error))?;
+        if next.version() != version {
+            let found = next.version();
+            return Err(at(&format!("it is version {found}, the command names {version}")));
+        }
+        Ok(changes(&current, &next))
+    })
+}
+
+/// What a newer keyring changes, for the ledger.
+fn changes(old: &Keyring, new: &Keyring) -> Vec<Event> {
+    let keyring = new.version();
+    let mut events = Vec::new();
+    for entry in new.nodes() {
+        let (subject, key) = (entry.node.clone(), entry.key.key_id());
+        match old.node(&entry.node).map(|before| before.key.key_id()) {
+            None => events.push(Event::KeyAdd { key, keyring, subject }),
+            Some(old) if old != key => {
+                events.push(Event::KeyRotate { keyring, new: key, old, subject });
+            }
+            Some(_) => {}
+        }
+    }
+    for entry in old.nodes().filter(|entry| new.node(&entry.node).is_none()) {
+        let (subject, key) = (entry.node.clone(), entry.key.key_id());
+        events.push(Event::KeyRevoke { key, keyring, subject });
+    }
+    events
 }
 
 fn bounds_of(settings: &Settings) -> Bounds {
@@ -383,7 +450,9 @@ fn tags_of(settings: &Settings) -> Result<Vec<Tag>, SettingsProblem> {
             TagBinds::Idle => Binds::Idle,
         };
         let pointer = tag.pointer.as_deref().unwrap_or("");
-        tags.push(Tag::new(&tag.topic, format, pointer, binds).map_err(|e| bad(e.to_string()))?);
+        let hop = tag.hop.and_then(|hop| NonZeroUsize::new(usize::try_from(hop).ok()?));
+        let bound = Tag::new(&tag.topic, format, pointer, binds);
+        tags.push(bound.map_err(|e| bad(e.to_string()))?.with_windows(hop, tag.max_gap_ms));
     }
     Ok(tags)
 }
@@ -410,3 +479,27 @@ fn narrow(value: f64) -> f32 {
 const MAX_INCOMING_BYTES: usize = 16 << 20;
 /// Requests that a lane's queue holds.
 const QUEUE: usize = 128;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_are_as_set_or_half_of_the_cores_and_never_none() {
+        let share = |train_threads, serve_threads, cores| {
+            let limits = LimitSettings {
+                outbox_bytes: 0,
+                outbox_hours: 0,
+                disk_full_percent: 90,
+                train_threads,
+                serve_threads,
+            };
+            let share = core_share(&limits, NonZeroUsize::new(cores));
+            (share.train.get(), share.serve.get())
+        };
+        assert_eq!(share(0, 0, 8), (4, 4));
+        assert_eq!(share(0, 0, 1), (1, 1));
+        assert_eq!(share(3, 1, 8), (3, 1));
+        assert_eq!(share(0, 2, 0), (1, 2));
+    }
+}

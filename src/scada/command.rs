@@ -57,7 +57,7 @@ pub enum Action {
         /// The version to go back to.
         version: Version,
     },
-    /// Take over the keyring with this digest, which lies on `m/keyring`.
+    /// Take over the keyring with this digest, which was put in place of the one in use.
     KeyringUpdate {
         /// Its version.
         version: u64,
@@ -261,6 +261,20 @@ pub enum CommandFault {
         /// The id.
         id: String,
     },
+    /// This version can't do it while it runs.
+    #[error("{name:?} can't be done over MQTT by this version; nothing was changed")]
+    NotSupported {
+        /// The command.
+        name: &'static str,
+        /// How it is done instead.
+        instead: &'static str,
+    },
+    /// The keyring that lies ready isn't the one, or may not follow the one in use.
+    #[error("the keyring was not taken over: {problem}")]
+    Keyring {
+        /// What is wrong.
+        problem: String,
+    },
     /// It couldn't be recorded, so it must not be carried out.
     #[error("the node's disk is full, so the command can't be recorded; it was not carried out")]
     DiskFull,
@@ -278,6 +292,8 @@ impl CommandError {
             CommandFault::NeedsSignature { .. } => "needs_signature",
             CommandFault::Expired { .. } => "expired",
             CommandFault::Repeated { .. } => "repeated",
+            CommandFault::NotSupported { .. } => "not_supported",
+            CommandFault::Keyring { .. } => "keyring_refused",
             CommandFault::DiskFull => "disk_full",
         }
     }
@@ -312,6 +328,12 @@ impl CommandError {
                     .to_owned()
             }
             CommandFault::Repeated { .. } => "use a new id for a new command".to_owned(),
+            CommandFault::NotSupported { instead, .. } => (*instead).to_owned(),
+            CommandFault::Keyring { .. } => {
+                "put the newer one in place first, by gaisnet keyring accept on the node; the command \
+                 names its version and the SHA-256 of the file"
+                    .to_owned()
+            }
             CommandFault::DiskFull => {
                 "free space on the node's disk, it recovers by itself; then send it again"
                     .to_owned()

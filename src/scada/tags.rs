@@ -5,6 +5,7 @@
 //! error with its cause, and a sample that is no finite number passes as NaN: the window that it
 //! lies in is dropped, the stream goes on.
 
+use std::num::NonZeroUsize;
 use std::str::FromStr;
 
 use serde_json::Value;
@@ -26,6 +27,8 @@ pub struct Tag {
     format: Format,
     pointer: String,
     binds: Binds,
+    hop: Option<NonZeroUsize>,
+    max_gap_ms: Option<u64>,
 }
 
 /// What a tag's payload is.
@@ -100,7 +103,29 @@ impl Tag {
         if format == Format::F32Le && !matches!(binds, Binds::Feature { .. }) {
             return Err(TagError::BinaryWord);
         }
-        Ok(Self { filter: Filter::new(filter)?, format, pointer: pointer.to_owned(), binds })
+        Ok(Self {
+            filter: Filter::new(filter)?,
+            format,
+            pointer: pointer.to_owned(),
+            binds,
+            hop: None,
+            max_gap_ms: None,
+        })
+    }
+
+    /// Says how its samples become windows, where that differs from the node's own way.
+    pub fn with_windows(self, hop: Option<NonZeroUsize>, max_gap_ms: Option<u64>) -> Self {
+        Self { hop, max_gap_ms, ..self }
+    }
+
+    /// Samples from the start of one window to the start of the next; `None`: no overlap.
+    pub fn hop(&self) -> Option<NonZeroUsize> {
+        self.hop
+    }
+
+    /// A pause between telegrams that breaks a window, in milliseconds; `None`: the node's.
+    pub fn max_gap_ms(&self) -> Option<u64> {
+        self.max_gap_ms
     }
 
     /// The filter to subscribe to.

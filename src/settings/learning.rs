@@ -174,9 +174,9 @@ pub enum TagFormat {
 pub enum TagBinds {
     /// An input of the model.
     Feature,
-    /// The truth, to train on.
+    /// What the machine does: answers are judged by it.
     Label,
-    /// The machine stands still: nothing is learned or judged.
+    /// Whether the machine stands still: training waits while it doesn't.
     Idle,
 }
 

@@ -150,6 +150,7 @@ impl Members {
             figures: Arc::new(Figures::default()),
             resources: Arc::new(|| (0.0, 0.0)),
             bounds: Bounds::default(),
+            adopt: None,
             fatal: Arc::new(|what| panic!("a node gave up: {what}")),
         }
     }

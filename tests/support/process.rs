@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tempfile::TempDir;
 
@@ -212,14 +212,16 @@ pub(crate) fn page_says(address: &str, path: &str, code: u16) -> String {
 
 /// Tries until it works, far longer than it takes; then tells what was seen last.
 pub(crate) fn wait_for(what: &str, mut attempt: impl FnMut() -> Result<(), String>) {
-    let until = Instant::now() + PATIENCE;
-    loop {
+    let pause = Duration::from_millis(25);
+    let mut last = String::new();
+    for _ in 0..PATIENCE.as_millis() / pause.as_millis() {
         match attempt() {
             Ok(()) => return,
-            Err(seen) => assert!(Instant::now() < until, "{what} never came; seen: {seen}"),
+            Err(seen) => last = seen,
         }
-        std::thread::park_timeout(Duration::from_millis(25));
+        std::thread::park_timeout(pause);
     }
+    panic!("{what} never came; seen: {last}");
 }
 
 /// `mosquitto_pub` on this machine.
