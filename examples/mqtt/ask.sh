@@ -7,6 +7,8 @@
 #        {"status":"ok","value":2.0,"label":"outer","confidence":0.8,...,"id":"ask-1234"}
 #        or {"id":"ask-1234","status":"error",...} that says why. Exit 1 when nobody answers in
 #        10 seconds. Needs mosquitto-clients.
+# Broker with users or TLS: put the options (-u NAME, -P WORD, --cafile FILE), one a line, into
+#        ~/.config/mosquitto_pub and ~/.config/mosquitto_sub, which both programs read.
 set -euo pipefail
 
 broker=(-h "${BROKER:-localhost}" -p "${PORT:-1883}" -q 1)

@@ -8,6 +8,8 @@
 #        A wrong command gets "status":"error" with what was wrong and the way out. Exit 1 when
 #        nobody replies in 10 seconds. Commands that change what is served or trusted need a
 #        signature: gaisnet cmd sign --help. Needs mosquitto-clients.
+# Broker with users or TLS: put the options (-u NAME, -P WORD, --cafile FILE), one a line, into
+#        ~/.config/mosquitto_pub and ~/.config/mosquitto_sub, which both programs read.
 set -euo pipefail
 
 broker=(-h "${BROKER:-localhost}" -p "${PORT:-1883}" -q 1)
