@@ -112,7 +112,7 @@ impl Counts {
         self.online.len()
     }
 
-    /// Who keeps the federation waiting, and which topics that may hang on.
+    /// Who keeps the federation waiting, the lowest first, and which topics that may hang on.
     pub(super) fn silence(&self) -> String {
         let silent = |place: &&Place| !self.spoke.contains(place.name);
         if let Some(place) = PLACES.iter().find(silent) {
@@ -122,7 +122,7 @@ impl Counts {
                 place.branch(),
             );
         }
-        for owner in &PLACES {
+        for owner in PLACES.iter().rev() {
             let Some(round) = self.offered.get(owner.name) else { continue };
             let late = |member: &&Place| self.contributed.get(member.name) < Some(round);
             if let Some(member) = owner.children().find(late) {
