@@ -32,6 +32,7 @@ test: setup ## all tests, documentation examples too
 ifeq ($(NEXTEST),nextest)
 	$(CARGO) nextest run --all-features
 else
+	$(CARGO) build --all-features --examples
 	$(CARGO) test --all-features --lib --bins --tests
 endif
 	$(CARGO) test --all-features --doc

@@ -22,13 +22,13 @@ fn main() -> ExitCode {
             "--bench" => {} // cargo says so to every benchmark
             "--quick" => effort = Effort::Quick,
             "--json" => json = arguments.next(),
-            word => match Part::parse(word) {
-                Some(part) => parts.push(part),
-                None => {
+            word => {
+                let Some(part) = Part::parse(word) else {
                     eprintln!("{word:?} is none of: --quick, --json FILE, {}", Part::words());
                     return ExitCode::from(2);
-                }
-            },
+                };
+                parts.push(part);
+            }
         }
     }
     if parts.is_empty() {

@@ -24,9 +24,8 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::Duration;
 
-use federation::{Links, Members, check_owner, events, learning, name, root_key};
+use federation::{Links, Members, check_owner, events, learning, name, root_key, until};
 use gaisnet::actors::{Done, Task, Workbench};
 use gaisnet::bus::mqtt::{MqttBus, MqttSettings, TlsSettings};
 use gaisnet::ids::{NodeId, Side, UpdateId};
@@ -45,6 +44,9 @@ const SIZE: (usize, usize, u64) = (2, 2, 3);
 const LAST: &str = "dev1-0";
 /// Half the way to the mean of the devices' targets 2, 3, 5 and 6, three times.
 const LEARNED: f32 = 3.5;
+
+/// The configuration that is shipped.
+const TLS: &str = include_str!("../brokers/mosquitto/tls.conf");
 
 /// Lets a device train once a permit.
 #[derive(Default)]
@@ -197,7 +199,7 @@ impl Network {
                     let list = access_list(&members, site, forbidden);
                     let users: Vec<&str> =
                         members.places.iter().map(|place| place.node.as_str()).collect();
-                    Broker::Mosquitto(Mosquitto::shipped("tls.conf", &list, &users)?)
+                    Broker::Mosquitto(Mosquitto::shipped(TLS, &list, &users)?)
                 }
             };
             brokers.insert(site.to_owned(), broker);
@@ -387,17 +389,6 @@ fn write_users(members: &Members, path: &Path) {
     let lines = members.places.iter().map(|place| format!("{0}:{0}\n", place.node));
     std::fs::write(path, lines.collect::<String>()).unwrap();
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
-}
-
-/// Waits for a state, for as long as any machine may take.
-async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
-    for _ in 0..4_000 {
-        if is_so().await {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(15)).await;
-    }
-    panic!("didn't come: {what}");
 }
 
 /// Three rounds; all brokers die in the second while an update isn't made yet, and in the third

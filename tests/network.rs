@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use federation::{Plant, name, paused, signed};
-use gaisnet::bus::memory::{Faults, Memory};
+use gaisnet::bus::memory::{Faults, Memory, MemoryBroker};
 use gaisnet::bus::{Bus, Priority, Publish};
 use gaisnet::ledger::Event;
 use gaisnet::protocol::Input;
@@ -57,15 +57,17 @@ fn the_same_seed_gives_the_same_trace() {
     let trace = || {
         let (sender, receiver) = std::sync::mpsc::channel();
         paused(async move {
-            let mut plant = Plant::new(2, 2, 2, &rough(5));
+            let mut plant = Plant::new(3, 4, 2, &rough(5));
             plant.start_all();
             tokio::time::sleep(Duration::from_secs(600)).await;
-            sender.send((plant.federation_bus.trace(), plant.versions().await)).unwrap();
+            let mut traces = vec![plant.federation_bus.trace()];
+            traces.extend(plant.site_buses.values().map(MemoryBroker::trace));
+            sender.send((traces, plant.versions().await)).unwrap();
         });
         receiver.recv().unwrap()
     };
     let (first, second) = (trace(), trace());
-    assert!(!first.0.is_empty());
+    assert!(first.0.iter().all(|trace| !trace.is_empty()));
     assert_eq!(first, second);
 }
 
@@ -98,6 +100,24 @@ fn a_partitioned_site_is_left_behind_and_catches_up() {
         assert_eq!(versions[&name("dev2-0")], 0);
         plant.federation_bus.heal("edge2");
         plant.converge(60).await;
+    });
+}
+
+#[test]
+fn a_partition_in_a_rough_network_heals() {
+    paused(async {
+        let mut plant = Plant::new(3, 4, 3, &rough(4));
+        plant.start_all();
+        // Everybody is in the first round by then.
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        plant.federation_bus.partition("edge2");
+        tokio::time::sleep(Duration::from_secs(300)).await;
+        assert_eq!(plant.versions().await[&name("dev2-0")], 0);
+        plant.federation_bus.heal("edge2");
+        plant.converge(120).await;
+        for owner in ["cloud", "edge0", "edge1", "edge2"] {
+            plant.check_owner(owner);
+        }
     });
 }
 

@@ -19,7 +19,7 @@ pub fn run(effort: Effort) -> Vec<Row> {
     let mut rows = vec![dense.memory(effort), dense.mean(effort)];
     rows.push(dense.combine(effort, Coding::F32, effort.count(MEMBERS), "dense, packed as f32"));
     rows.push(dense.combine(effort, Coding::Int8, effort.count(MEMBERS), "dense, packed as int8"));
-    rows.push(dense.from_disk(effort));
+    rows.push(dense.on_disk(effort));
     let lora = Pool::new(["lora_a", "lora_b"]);
     rows.push(lora.combine(effort, Coding::Int8, effort.count(FEW), "LoRA products, int8"));
     rows
@@ -69,12 +69,14 @@ impl Pool {
     }
 
     /// The same from a store, which checks the digest of each blob that it reads.
-    fn from_disk(&self, effort: Effort) -> Row {
+    fn on_disk(&self, effort: Effort) -> Row {
         let members = effort.count(MEMBERS);
         let folder = tempfile::tempdir().unwrap();
         let mut store = SqliteStore::open(folder.path(), BlobCaps::default()).unwrap();
         let packed = self.packed(Coding::Int8);
-        packed.iter().for_each(|(_, bytes)| assert!(store.put_blob(bytes).is_ok()));
+        for (_, bytes) in &packed {
+            store.put_blob(bytes).unwrap();
+        }
         let job = job(members, Coding::Int8, &packed);
         let reader = store.blob_reader();
         let blob = |digest: &Digest| reader.blob(digest).unwrap();

@@ -43,13 +43,14 @@ pub fn run(effort: Effort) -> Vec<Row> {
 struct Ours {
     plant: Plant,
     edge: Station,
-    _device: Station,
+    device: Station,
     announcer: MqttBus,
     sealer: Sealer,
     /// Not announced yet.
     blobs: Vec<Manifest>,
     number: u64,
-    _stores: [tempfile::TempDir; 2],
+    /// Live as long as the stations.
+    stores: [tempfile::TempDir; 2],
 }
 
 impl Ours {
@@ -73,9 +74,7 @@ impl Ours {
             while events.blocking_recv().is_some() {}
         });
         let sealer = plant.sealer(DEVICE);
-        let (number, _stores) = (0, stores);
-        let mut this =
-            Self { plant, edge, _device: device, announcer, sealer, blobs, number, _stores };
+        let mut this = Self { plant, edge, device, announcer, sealer, blobs, number: 0, stores };
         this.wait_for_the_links();
         this
     }

@@ -29,13 +29,13 @@ pub fn run(effort: Effort) -> Vec<Row> {
     let port = mosquitto.port;
     let store = tempfile::tempdir().unwrap();
     let mut alone = engine(&settings(port, store.path())).predictor;
-    let node = Running::start(port, store.path());
+    let _node = Running::start(port, store.path());
     let (window, question) = question();
 
     let branch = Plant::new().branch(DEVICE).to_string();
     let (ask, answer) = (format!("{branch}/infer/{MODEL}"), format!("{branch}/reply/infer"));
     let mut ours = Asker::new(port, "asker", &ask, &answer, question.clone());
-    let first = node.wait_for_an_answer(&mut ours);
+    let first = first_answer(&mut ours);
     let _echo = Echo::start(port, first.len());
     let mut bare = Asker::new(port, "bare-asker", bare::TOPIC, bare::BACK, question);
 
@@ -87,17 +87,6 @@ impl Running {
         is_up.recv().unwrap();
         Self { stop: Some(stop), thread: Some(thread) }
     }
-
-    /// The first answer. Its subscription may come after the first question: that one is lost.
-    fn wait_for_an_answer(&self, asker: &mut Asker) -> Vec<u8> {
-        for _ in 0..100 {
-            if let Some(answer) = asker.ask(Duration::from_millis(200)) {
-                asker.drain();
-                return answer;
-            }
-        }
-        panic!("the node doesn't answer")
-    }
 }
 
 impl Drop for Running {
@@ -107,6 +96,17 @@ impl Drop for Running {
     }
 }
 
+/// Its subscription may come after the first question: that one is lost.
+fn first_answer(asker: &mut Asker) -> Vec<u8> {
+    for _ in 0..100 {
+        if let Some(answer) = asker.ask(Duration::from_millis(200)) {
+            asker.drain();
+            return answer;
+        }
+    }
+    panic!("the node doesn't answer")
+}
+
 fn settings(port: u16, store: &std::path::Path) -> Settings {
     let mut layers = Layers::new();
     let learner = if cfg!(feature = "torch") { "signal-transformer" } else { "softmax" };
@@ -114,8 +114,9 @@ fn settings(port: u16, store: &std::path::Path) -> Settings {
     let own = format!(
         "node.name = {DEVICE:?}\nnode.site = \"_\"\nnode.line = \"_\"\nnode.parent = {EDGE:?}\n\
          model.name = {MODEL:?}\nmodel.learner = {learner:?}\nmodel.base = {base:?}\n\
-         paths.store = {store:?}\nbus.site.host = \"127.0.0.1\"\nbus.site.port = {port}\n\
-         commands.unsigned = [\"infer\"]\n"
+         paths.store = {:?}\nbus.site.host = \"127.0.0.1\"\nbus.site.port = {port}\n\
+         commands.unsigned = [\"infer\"]\n",
+        store.display().to_string()
     );
     layers.tier(Tier::Device).text("pilot", PILOT).text("benchmark", &own);
     layers.load().into_settings().unwrap()

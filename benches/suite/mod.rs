@@ -1,11 +1,14 @@
 //! The benchmarks, used by `benches/gaisnet.rs` and, in their quick form, by `tests/benchmarks.rs`.
 #![allow(
     unreachable_pub,
+    dead_code,
     clippy::unwrap_used,
+    clippy::expect_used,
     clippy::indexing_slicing,
     clippy::panic,
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
     reason = "measures; fails loudly when a part of it doesn't work"
 )]
 

@@ -74,6 +74,8 @@ pub struct Inferencer {
     version: Version,
     /// One window stream for each tag and topic: a wildcard covers several machines.
     streams: BTreeMap<(usize, String), WindowStream>,
+    /// Topics whose last telegram couldn't be read: each is told once.
+    unreadable: BTreeSet<String>,
     truth: Option<Truth>,
     /// Topics that say that their machine works.
     working: BTreeSet<String>,
@@ -159,6 +161,7 @@ impl Inferencer {
             parts,
             version: 0,
             streams: BTreeMap::new(),
+            unreadable: BTreeSet::new(),
             truth: None,
             working: BTreeSet::new(),
             waiting: Arc::default(),
@@ -399,14 +402,20 @@ impl Handler<TagSample> for Inferencer {
                 Ok(reading @ Reading::Samples(_)) => readings.push((index, reading)),
                 Ok(reading) => readings.insert(0, (index, reading)),
                 Err(error) => {
-                    tracing::warn!(topic, %error, "a tag can't be read");
                     self.parts.figures.count(error.kind());
+                    let told = self.unreadable.contains(&topic);
+                    // A sensor sends many a second; its topic names come from outside.
+                    if !told && self.unreadable.len() < Self::MAX_STREAMS {
+                        tracing::warn!(topic, %error, "a tag can't be read; told once a topic");
+                        self.unreadable.insert(topic.clone());
+                    }
                 }
             }
         }
         for (index, reading) in readings {
             match reading {
                 Reading::Samples(samples) => {
+                    self.unreadable.remove(&topic);
                     self.samples((index, topic.clone()), &samples, now, ctx);
                 }
                 Reading::Label(label) => self.label(label),

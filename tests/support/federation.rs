@@ -365,6 +365,17 @@ pub(crate) fn learning(versions: u64) -> Learning {
     }
 }
 
+/// Waits for a state in real time, for as long as any machine may take.
+pub(crate) async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    for _ in 0..4_000 {
+        if is_so().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(15)).await;
+    }
+    panic!("didn't come: {what}");
+}
+
 /// Runs a test on an actix system whose clock stands still unless everyone waits.
 pub(crate) fn paused<F: Future<Output = ()>>(test: F) {
     let system = actix::System::with_tokio_rt(|| {

@@ -64,10 +64,9 @@ impl Mosquitto {
         Self::start_as(dir, &format!("{listener}\n{lines}"))
     }
 
-    /// Starts one with a file of `brokers/mosquitto`, this access list, and users whose passwords are
-    /// their names. Everything is logged.
-    pub(crate) fn shipped(file: &str, list: &str, users: &[&str]) -> Option<Self> {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("brokers/mosquitto");
+    /// Starts one with a configuration of `brokers/mosquitto`, this access list, and users whose
+    /// passwords are their names. Everything is logged.
+    pub(crate) fn shipped(config: &str, list: &str, users: &[&str]) -> Option<Self> {
         let dir = TempDir::new().unwrap();
         certificates(dir.path());
         std::fs::write(dir.path().join("gaisnet.acl"), list).unwrap();
@@ -78,7 +77,6 @@ impl Mosquitto {
                 .current_dir(dir.path())
                 .output();
         }
-        let config = std::fs::read_to_string(folder.join(file)).unwrap();
         let config = config
             .replace("listener 1883", "listener PORT")
             .replace("listener 8883", "listener PORT")
