@@ -103,8 +103,8 @@ pub(super) fn run(args: &DemoArgs, out: &mut dyn Write) -> anyhow::Result<Exit> 
         Learner::Softmax => (20, 20, 0.1),
         Learner::SignalTransformer => (15, 16, 0.001),
     };
-    let folder = std::path::absolute(&args.folder)
-        .with_context(|| args.folder.display().to_string())?;
+    let folder =
+        std::path::absolute(&args.folder).with_context(|| args.folder.display().to_string())?;
     let options = DemoOptions {
         program: std::env::current_exe().context("the program doesn't find itself")?,
         folder,

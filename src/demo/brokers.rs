@@ -72,12 +72,7 @@ impl BrokerAt {
     }
 
     /// Writes the link's keys for a node.
-    pub(super) fn settings_of(
-        &self,
-        link: &str,
-        user: &str,
-        set: &mut impl FnMut(&str, String),
-    ) {
+    pub(super) fn settings_of(&self, link: &str, user: &str, set: &mut impl FnMut(&str, String)) {
         set(&format!("{link}.host"), quoted(&self.host));
         set(&format!("{link}.port"), self.port.to_string());
         if let Some(passwords) = &self.passwords {
@@ -136,7 +131,10 @@ mod tests {
         brokers["north"].settings_of("bus.site", "p1", &mut |key, value| {
             lines.push(format!("{key}={value}"));
         });
-        assert_eq!(lines[..3], ["bus.site.host=\"n\"", "bus.site.port=2", "bus.site.username=\"p1\""]);
+        assert_eq!(
+            lines[..3],
+            ["bus.site.host=\"n\"", "bus.site.port=2", "bus.site.username=\"p1\""]
+        );
         assert!(lines[3].ends_with("/pw/p1\"") && lines[4].ends_with("/ca.pem\""), "{lines:?}");
         assert!(brokers["_"].client("id", "demo").unwrap().username.is_none());
     }

@@ -133,16 +133,13 @@ impl Process {
     fn again(&mut self, program: &Path, status: ExitStatus) -> Result<String, DemoError> {
         self.child = spawn(program, &self.args, &self.log, Stdio::null())?;
         let Self { name, deaths, .. } = self;
-        Ok(format!("{name} ended ({status}) and was started again ({deaths} of {MAX_DEATHS} times)"))
+        Ok(format!(
+            "{name} ended ({status}) and was started again ({deaths} of {MAX_DEATHS} times)"
+        ))
     }
 }
 
-fn spawn(
-    program: &Path,
-    args: &[OsString],
-    log: &Path,
-    stdout: Stdio,
-) -> Result<Child, DemoError> {
+fn spawn(program: &Path, args: &[OsString], log: &Path, stdout: Stdio) -> Result<Child, DemoError> {
     let append = || -> Result<File, DemoError> {
         OpenOptions::new().create(true).append(true).open(log).map_err(DemoError::file(log))
     };
