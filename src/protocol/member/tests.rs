@@ -333,3 +333,36 @@ fn others_than_the_parent_are_not_listened_to() {
     let effects = member.step(Now::default(), Input::Message(message));
     assert_eq!(effects, [Effect::Count("not_from_the_parent")]);
 }
+
+#[test]
+fn without_room_an_offer_is_declined_and_taken_when_it_comes_again_with_room() {
+    let mut member = member();
+    member.step(Now::default(), Input::Full(true));
+    assert_eq!(answer(&say(&mut member, 1, offer(1, 0))), Some(Err("disk_full".into())));
+    member.step(Now::default(), Input::Full(false));
+    assert_eq!(answer(&say(&mut member, 1, offer(1, 0))), Some(Ok(())));
+}
+
+#[test]
+fn a_summary_that_waited_too_long_is_given_up_and_an_update_never_is() {
+    let sent = |update: Option<Vec<u8>>| {
+        let mut member = member();
+        let task = offer(1, 0);
+        say(&mut member, 1, task.clone());
+        let effects = done(&mut member, &task, Ok(Work { update, ..work() }));
+        let (_, key) = contribution(&effects).unwrap();
+        (member, key)
+    };
+    let (mut member, key) = sent(None);
+    assert!(key.starts_with(Member::SUMMARY));
+    let given_up = member.step(Now::default(), Input::Expired(key.clone()));
+    assert!(given_up.contains(&Effect::Settle(key.clone())));
+    assert!(given_up.contains(&Effect::Count("outbox_overflow")));
+    let recorded = |event: &Effect| matches!(event, Effect::Record(Event::Decline { .. }));
+    assert!(given_up.iter().any(recorded));
+    assert_eq!(member.step(Now::default(), Input::Expired(key)), [], "once");
+
+    let (mut member, key) = sent(work().update);
+    let kept = member.step(Now::default(), Input::Expired(key));
+    assert_eq!(kept, [Effect::Count("updates_are_never_dropped")]);
+}
