@@ -123,6 +123,7 @@ async fn the_pilot_runs_on_mosquitto_with_passwords_access_lists_and_tls() {
     std::fs::write(&list, format!("{before}user p3\n{without}")).unwrap();
     south.kill();
     south.start_again();
+    // New keys: what the last run has left at the brokers is nobody's any more.
     let ended = stage.run(rounds, &[&line[..], &["--patience", "20"]].concat()).await;
     let told = ended.err.join("\n");
     assert_eq!(ended.code, Some(1), "{told}");

@@ -36,7 +36,9 @@ async fn a_second_start_goes_on_and_nothing_is_left_running_in_between() {
     let curve: Vec<u64> =
         report["curve"].as_array().unwrap().iter().map(|p| p["round"].as_u64().unwrap()).collect();
     eprintln!("rounds in the curve: {curve:?}");
-    assert_eq!((report["rounds"].as_u64(), curve[0]), (Some(rounds), 1));
+    // A version whose losses weren't heard in time has no point; the first start's are there.
+    assert_eq!(report["rounds"].as_u64(), Some(rounds));
+    assert!(curve[0] <= 2 && curve.contains(&3), "{curve:?}");
     assert_eq!(report["audit"]["verified"], true);
     assert!(report["bytes"]["up"].as_u64().unwrap() > 0 && report["refused"] == 0);
     let account = account::of(&stage.path(""));
