@@ -29,17 +29,19 @@ pub fn mib(bytes: u64) -> f64 {
 /// Room on the file system of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DiskSpace {
-    /// Size.
-    pub total_bytes: u64,
-    /// What this process may still write.
+    /// Taken by files.
+    pub used_bytes: u64,
+    /// What this process may still write; the system may keep more for itself.
     pub free_bytes: u64,
 }
 
 impl DiskSpace {
-    /// Fill, 0 to 100; rounded up, so that 100 means nothing is left to write.
+    /// Fill as `df` tells it, 0 to 100, of what can be written at all; rounded up, so that 100 means
+    /// nothing is left to write.
     pub fn used_percent(&self) -> u64 {
-        let used = u128::from(self.total_bytes.saturating_sub(self.free_bytes));
-        let percent = (used * 100).div_ceil(u128::from(self.total_bytes.max(1)));
+        let used = u128::from(self.used_bytes);
+        let all = used + u128::from(self.free_bytes);
+        let percent = (used * 100).div_ceil(all.max(1));
         u64::try_from(percent).unwrap_or(100)
     }
 }
@@ -112,7 +114,7 @@ pub fn disk_space(path: &Path) -> Result<DiskSpace, ResourceError> {
     let space = rustix::fs::statvfs(there)
         .map_err(|error| ResourceError::Io { path: there.into(), message: error.to_string() })?;
     Ok(DiskSpace {
-        total_bytes: space.f_blocks.saturating_mul(space.f_frsize),
+        used_bytes: space.f_blocks.saturating_sub(space.f_bfree).saturating_mul(space.f_frsize),
         free_bytes: space.f_bavail.saturating_mul(space.f_frsize),
     })
 }
@@ -163,9 +165,9 @@ mod tests {
 
     #[test]
     fn fill_is_rounded_up() {
-        let fill = |total_bytes, free_bytes| DiskSpace { total_bytes, free_bytes }.used_percent();
-        assert_eq!(fill(1000, 1000), 0);
-        assert_eq!(fill(1000, 999), 1);
+        let fill = |used_bytes, free_bytes| DiskSpace { used_bytes, free_bytes }.used_percent();
+        assert_eq!(fill(0, 1000), 0);
+        assert_eq!(fill(1, 999), 1);
         assert_eq!(fill(1000, 0), 100);
         assert_eq!(fill(0, 0), 0);
         assert_eq!(fill(u64::MAX, 0), 100);
@@ -176,7 +178,7 @@ mod tests {
         assert!(usage().unwrap().peak_rss_bytes > 1 << 20);
         let folder = tempfile::tempdir().unwrap();
         let space = disk_space(&folder.path().join("not/there/yet")).unwrap();
-        assert!(space.total_bytes >= space.free_bytes && space.total_bytes > 0);
+        assert!(space.used_bytes + space.free_bytes > 0);
         assert!(disk_space(Path::new("relative/not/there")).is_ok());
     }
 }
