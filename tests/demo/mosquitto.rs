@@ -1,6 +1,7 @@
 //! The same pilot on unmodified mosquitto with password, access list and TLS: only the settings
 //! differ. The access lists are what `gaisnet acl` prints, and two lines for the demo's listener.
 
+use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -49,11 +50,10 @@ impl Plant {
         let passwords = self.folder.path().join("passwords");
         let mut text = String::new();
         for (name, broker) in &self.brokers {
-            text.push_str(&format!(
-                "[bus.{name}]\nhost = \"localhost\"\nport = {}\nca = {:?}\npasswords = {passwords:?}\n",
-                broker.port,
-                broker.dir.path().join("ca.pem"),
-            ));
+            let ca = broker.dir.path().join("ca.pem");
+            let (port, ca, passwords) = (broker.port, ca.display(), passwords.display());
+            writeln!(text, "[bus.{name}]\nhost = \"localhost\"\nport = {port}").unwrap();
+            writeln!(text, "ca = \"{ca}\"\npasswords = \"{passwords}\"").unwrap();
         }
         let file = self.folder.path().join("brokers.toml");
         std::fs::write(&file, text).unwrap();
@@ -106,7 +106,7 @@ async fn the_pilot_runs_on_mosquitto_with_passwords_access_lists_and_tls() {
     let file = plant.file();
     let line = ["--json", "--broker-config", file.to_str().unwrap()];
     let ended = stage.run(rounds, &line).await;
-    let report: serde_json::Value = serde_json::from_str(&ended.out).expect(&ended.err.join("\n"));
+    let report = ended.json();
     assert_eq!((report["rounds"].as_u64(), ended.code), (Some(rounds), Some(0)));
     assert_eq!((&report["refused"], &report["audit"]["verified"]), (&0.into(), &true.into()));
     assert_eq!(plant.refusals(), [""; 0]);

@@ -32,7 +32,7 @@ async fn a_second_start_goes_on_and_nothing_is_left_running_in_between() {
 
     // The last start has the rounds of all three in its report.
     let ended = stage.run(rounds, &["--json"]).await;
-    let report: serde_json::Value = serde_json::from_str(&ended.out).expect(&ended.err.join("\n"));
+    let report = ended.json();
     let curve: Vec<u64> =
         report["curve"].as_array().unwrap().iter().map(|p| p["round"].as_u64().unwrap()).collect();
     eprintln!("rounds in the curve: {curve:?}");

@@ -160,6 +160,14 @@ impl Demo {
     }
 }
 
+impl Ended {
+    /// The object that `--json` ends with.
+    pub(crate) fn json(&self) -> serde_json::Value {
+        let told = serde_json::from_str(&self.out);
+        told.unwrap_or_else(|error| panic!("{error}: {}", self.err.join("\n")))
+    }
+}
+
 impl Drop for Stage {
     fn drop(&mut self) {
         for (_, id) in self.processes() {
