@@ -4,7 +4,7 @@
 # checkout and changes nothing when it is there.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test verify fix doc clean
+.PHONY: help setup build demo test verify fix bench doc clean
 
 CARGO ?= cargo
 # Everything but libtorch: a relay or broker on an old gateway is built so.
@@ -32,6 +32,7 @@ test: setup ## all tests, documentation examples too
 ifeq ($(NEXTEST),nextest)
 	$(CARGO) nextest run --all-features
 else
+	$(CARGO) build --all-features --examples
 	$(CARGO) test --all-features --lib --bins --tests
 endif
 	$(CARGO) test --all-features --doc
@@ -55,6 +56,9 @@ fix: setup ## formats, and applies what clippy can repair; the one target that e
 	$(CARGO) fmt --all
 	$(CARGO) clippy --fix --allow-dirty --allow-staged --all-targets
 	$(CARGO) fmt --all
+
+bench: setup ## figures beside their references, as a table (JSON=out.json writes them too, ARGS=... for more)
+	$(CARGO) bench --bench gaisnet -- $(if $(JSON),--json $(JSON)) $(ARGS)
 
 doc: setup ## the documentation of the code: target/doc/gaisnet/index.html
 	$(CARGO) doc --no-deps

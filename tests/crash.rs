@@ -18,8 +18,8 @@
 
 #[path = "support/cut.rs"]
 mod cut;
-#[path = "support/plant.rs"]
-mod plant;
+#[path = "support/federation.rs"]
+mod federation;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -28,11 +28,11 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use cut::{Bench, Bus, Knife, Memory};
+use federation::{Plant, key_of, name, paused};
 use gaisnet::bus::memory::Faults;
 use gaisnet::ids::{Digest, NodeId, UpdateId};
 use gaisnet::ledger::{Entry, Event, Origin, verify};
 use gaisnet::store::{BlobCaps, SqliteStore, Store};
-use plant::{Plant, key_of, name, paused};
 use tempfile::TempDir;
 
 /// How a node's store keeps what it is given.
@@ -83,7 +83,7 @@ impl World {
 
     /// Lets all run, the victim die and come back, until everybody has the last version.
     async fn run(&mut self) -> Result<(), String> {
-        let nodes: Vec<NodeId> = self.plant.places.iter().map(|p| p.node.clone()).collect();
+        let nodes: Vec<NodeId> = self.plant.members.places.iter().map(|p| p.node.clone()).collect();
         for node in &nodes {
             let knife = if *node == self.victim { Arc::clone(&self.knife) } else { Knife::never() };
             self.start(node, &knife);
@@ -113,12 +113,12 @@ impl World {
 
     fn check(&self) -> Result<(), String> {
         let mut books = BTreeMap::new();
-        for place in &self.plant.places {
+        for place in &self.plant.members.places {
             books.insert(place.node.clone(), self.book(&place.node)?);
         }
         for (node, book) in &books {
             book.check_owner().map_err(|what| format!("{node}: {what}"))?;
-            let Some(parent) = self.plant.keyring.node(node).unwrap().parent.clone() else {
+            let Some(parent) = self.plant.members.keyring.node(node).unwrap().parent.clone() else {
                 continue;
             };
             let lost: Vec<&UpdateId> = book.receipts.difference(&books[&parent].taken).collect();

@@ -231,6 +231,24 @@ async fn packet_over_a_limit_is_named_as_the_cause() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn packet_that_cannot_be_read_does_not_come_back_for_ever() {
+    for broker in brokers().await {
+        let mut small = settings(broker.port(), "small");
+        small.max_packet_bytes = 2_000;
+        let mut receiver = Peer::new(small);
+        receiver.connected().await;
+        receiver.listen(&["big"]).await;
+        let other = Peer::up(broker.port(), "other").await;
+        other.bus.publish(message("big", vec![0; 5_000])).unwrap();
+        receiver.disconnected().await;
+        receiver.connected().await;
+        receiver.listen(&["big"]).await;
+        other.bus.publish(message("big", "readable")).unwrap();
+        assert_eq!(receiver.delivery().await.1, "readable", "{}", broker.name());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn acknowledgements_may_come_in_any_order_and_none_comes_again() {
     for broker in brokers().await {
         let mut listener = Peer::up(broker.port(), "listener").await;

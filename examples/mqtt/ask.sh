@@ -9,7 +9,7 @@
 #        10 seconds. Needs mosquitto-clients.
 set -euo pipefail
 
-broker=(-h "${BROKER:-localhost}" -p "${PORT:-1883}")
+broker=(-h "${BROKER:-localhost}" -p "${PORT:-1883}" -q 1)
 branch="${BRANCH:-gaisnet/v1/north/bearings/p1}"
 model="${MODEL:-bearing}"
 samples="${SAMPLES:-2048}" # the node's `meta` topic tells the model's window
@@ -24,19 +24,13 @@ request=$(awk -v n="$samples" -v id="$id" 'BEGIN {
   printf "]}"
 }')
 
-# Listen first, then ask. Others may ask at the same time: our answer is the one with our id.
-replies=$(mktemp)
-trap 'rm -f "$replies"' EXIT
-mosquitto_sub "${broker[@]}" -q 1 -W 10 -t "$branch/reply/infer" >"$replies" &
-listener=$!
-sleep 0.5
-mosquitto_pub "${broker[@]}" -q 1 -t "$branch/infer/$model" -s <<<"$request"
-for _ in $(seq 100); do
-  if grep -m 1 "\"$id\"" "$replies"; then
-    kill "$listener" 2>/dev/null || true
-    exit 0
-  fi
-  sleep 0.1
-done
-echo "no answer on $branch/reply/infer: is the node online ($branch/status)?" >&2
-exit 1
+# Listen first: -c makes a session that the broker keeps, -E ends once it is there.
+listen=(mosquitto_sub "${broker[@]}" -i "$id" -t "$branch/reply/infer")
+"${listen[@]}" -c -E
+trap '"${listen[@]}" -E' EXIT # a connection without -c: the broker forgets the session
+mosquitto_pub "${broker[@]}" -t "$branch/infer/$model" -s <<<"$request"
+# Others may ask at the same time: our answer is the one with our id.
+grep -m 1 "\"$id\"" < <("${listen[@]}" -c -W 10 2>/dev/null) || {
+  echo "no answer on $branch/reply/infer: is the node online ($branch/status)?" >&2
+  exit 1
+}

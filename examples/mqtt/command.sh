@@ -10,15 +10,19 @@
 #        signature: gaisnet cmd sign --help. Needs mosquitto-clients.
 set -euo pipefail
 
-broker=(-h "${BROKER:-localhost}" -p "${PORT:-1883}")
+broker=(-h "${BROKER:-localhost}" -p "${PORT:-1883}" -q 1)
 branch="${BRANCH:-gaisnet/v1/north/bearings/p1}"
 name="${1:?which command? status, model.list, round.start, pause or resume}"
+id="cmd-$$"
 # An exp of a minute: the command must not surprise anybody when it is delivered late.
-payload="${2:-{\"id\":\"cmd-$$\",\"exp\":$(($(date +%s) * 1000 + 60000))\}}"
+payload="${2:-{\"id\":\"$id\",\"exp\":$(($(date +%s) * 1000 + 60000))\}}"
 
-# mosquitto_rr listens on the reply topic, publishes the command, prints the first reply.
-timeout 10 mosquitto_rr "${broker[@]}" -q 1 -t "$branch/cmd/$name" -e "$branch/reply/$name" \
-  -m "$payload" || {
+# Listen first: -c makes a session that the broker keeps, -E ends once it is there.
+listen=(mosquitto_sub "${broker[@]}" -i "$id" -t "$branch/reply/$name")
+"${listen[@]}" -c -E
+trap '"${listen[@]}" -E' EXIT # a connection without -c: the broker forgets the session
+mosquitto_pub "${broker[@]}" -t "$branch/cmd/$name" -m "$payload"
+"${listen[@]}" -c -C 1 -W 10 2>/dev/null || {
   echo "no reply on $branch/reply/$name: is the node online ($branch/status)?" >&2
   exit 1
 }

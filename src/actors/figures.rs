@@ -1,6 +1,6 @@
 //! What a node counts about itself: for the KPI telegram, the report, `/metrics` and the tests.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::ids::Side;
@@ -25,6 +25,8 @@ pub struct FiguresView {
     pub answers: u64,
     /// Latest answer latencies in milliseconds, at most [`Figures::LATENCIES`].
     pub latencies_ms: VecDeque<f64>,
+    /// Answers that agreed with the machine's label, and all that had one.
+    pub judged: (u64, u64),
     /// Mean loss at the end of the last training run, in nats.
     pub loss: Option<f64>,
     /// Training steps done.
@@ -35,8 +37,18 @@ pub struct FiguresView {
     pub entries: u64,
     /// Messages that wait for a receipt.
     pub outbox: u64,
-    /// Links that are up.
-    pub connected: BTreeMap<Side, bool>,
+    /// Messages of the wire that were let in, by kind.
+    pub received: BTreeMap<&'static str, u64>,
+    /// Messages of the wire that were sealed and sent, by kind; what is sent again counts once.
+    pub sent: BTreeMap<&'static str, u64>,
+    /// Links that are down, and why.
+    pub down: BTreeMap<Side, String>,
+    /// Why no new work is taken, if so.
+    pub full: Option<String>,
+    /// A step waits for room on the disk: nothing durable can be taken in.
+    pub stalled: bool,
+    /// Topic filters that a broker refused.
+    pub refused_filters: BTreeMap<Side, BTreeSet<String>>,
 }
 
 impl Figures {
@@ -73,9 +85,19 @@ impl Figures {
         self.lock().loss
     }
 
+    /// Why no new work is taken, if so.
+    pub fn full(&self) -> Option<String> {
+        self.lock().full.clone()
+    }
+
+    /// Whether a step waits for room on the disk, so that nothing durable can be taken in.
+    pub fn is_stalled(&self) -> bool {
+        self.lock().stalled
+    }
+
     /// Whether every link of the node is up.
     pub fn is_connected(&self) -> bool {
-        self.lock().connected.values().all(|up| *up)
+        self.lock().down.is_empty()
     }
 
     fn lock(&self) -> MutexGuard<'_, FiguresView> {
@@ -88,6 +110,13 @@ impl FiguresView {
     /// All that was refused or counted as odd.
     pub fn refused(&self) -> u64 {
         self.counted.values().sum()
+    }
+
+    /// Share of right answers on what had a label, 0 to 1; none before the first label.
+    #[expect(clippy::cast_precision_loss, reason = "counts of answers")]
+    pub fn accuracy(&self) -> Option<f64> {
+        let (right, all) = self.judged;
+        (all > 0).then(|| right as f64 / all as f64)
     }
 
     /// A percentile of the answer latency in milliseconds, none before the first answer.

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use super::MAILBOX;
 use super::figures::Figures;
 use super::inferencer::{Inferencer, Request, TagSample};
-use super::operator::{Operator, Order};
+use super::operator::{Operator, Order, Presence};
 use super::role::Stimulus;
 use super::runner::{ChunkArrived, Link, Run, Runner};
 use crate::bus::{Ack, Bus, BusEvent, Delivery};
@@ -93,13 +93,24 @@ impl Gateway {
                     return self.refuse(&Refusal::RetainedCommand, &payload, ack, ctx);
                 } else if is_signed(&payload) {
                     match self.open(side, &topic, &payload) {
-                        Ok(message) => Order::Signed(Box::new(message)),
+                        Ok(message) => Order::Signed { message: Box::new(message), ack },
                         Err(refusal) => return self.refuse(&refusal, &payload, ack, ctx),
                     }
                 } else {
-                    Order::Plain { name: name.as_str().to_owned(), payload, retained }
+                    Order::Plain { name: name.as_str().to_owned(), payload, retained, ack }
                 };
-                self.pass(self.parts.operator.clone().map(Addr::recipient), order, ack, ctx);
+                // It is acknowledged by the desk, once it is recorded.
+                self.pass(
+                    self.parts.operator.clone().map(Addr::recipient),
+                    order,
+                    Ack::none(),
+                    ctx,
+                );
+            }
+            // What the broker kept from before is overwritten at each connection anyway.
+            Leaf::Status if mine && !retained => {
+                let seen = Presence { side, payload };
+                self.pass(self.parts.operator.clone().map(Addr::recipient), seen, ack, ctx);
             }
             Leaf::Infer(model) if mine => {
                 let request = Request { model, payload, retained };
@@ -116,7 +127,13 @@ impl Gateway {
             me: &self.parts.me,
             keyring: &self.parts.keyring,
         };
-        trust::open(door, side, topic, payload, self.parts.clock.now().wall)
+        let opened = trust::open(door, side, topic, payload, self.parts.clock.now().wall);
+        if let Ok(message) = &opened {
+            let kind = message.body().kind().as_str();
+            self.parts.figures.update(|view| *view.received.entry(kind).or_default() += 1);
+            tracing::debug!(kind, sender = %message.sender(), round = message.round(), "let in");
+        }
+        opened
     }
 
     fn signed(
@@ -127,6 +144,12 @@ impl Gateway {
         ack: Ack,
         ctx: &mut Context<Self>,
     ) {
+        if self.parts.figures.is_stalled() {
+            // It could not be recorded. Whatever matters comes again: it waits at its sender for a
+            // receipt, is retained, or is asked for.
+            self.parts.figures.count("disk_full");
+            return ack.release();
+        }
         match self.open(side, topic, payload) {
             // A neighbour's head is kept by whoever witnesses it; the machines don't need it.
             Ok(message) if matches!(message.body(), Body::Checkpoint(_) | Body::Keyring(_)) => {
@@ -148,6 +171,15 @@ impl Gateway {
 
     fn refuse(&self, refusal: &Refusal, payload: &[u8], ack: Ack, ctx: &mut Context<Self>) {
         tracing::warn!(reason = refusal.kind(), %refusal, "a message was refused");
+        if let Refusal::Expired { .. } | Refusal::FromTheFuture { .. } = refusal {
+            tracing::warn!(
+                "is this node's clock right, and the sender's? gaisnet doctor looks at ours"
+            );
+        }
+        if self.parts.figures.is_stalled() {
+            self.parts.figures.count(refusal.kind());
+            return ack.release();
+        }
         // Without a good signature, whom the message names is hearsay.
         let effects = vec![
             Effect::Count(refusal.kind()),
@@ -228,11 +260,18 @@ impl Handler<Incoming> for Gateway {
         match event {
             BusEvent::Connected { fresh } => {
                 tracing::info!(?side, fresh, "connected");
+                self.parts.figures.update(|view| {
+                    view.down.remove(&side);
+                    view.refused_filters.remove(&side);
+                });
                 self.link(side, true, ctx);
             }
             BusEvent::Disconnected { reason } => {
                 tracing::warn!(?side, reason, "the link is down; trying again");
                 self.parts.figures.count("disconnected");
+                self.parts.figures.update(|view| {
+                    view.down.insert(side, reason);
+                });
                 self.link(side, false, ctx);
             }
             BusEvent::SubscriptionRefused { filter } => {
@@ -243,8 +282,14 @@ impl Handler<Incoming> for Gateway {
                      (gaisnet acl prints the lines)"
                 );
                 self.parts.figures.count("subscription_refused");
+                self.parts.figures.update(|view| {
+                    view.refused_filters.entry(side).or_default().insert(filter);
+                });
             }
-            BusEvent::Delivery(delivery) => self.delivery(side, delivery, ctx),
+            BusEvent::Delivery(delivery) => {
+                let _span = tracing::info_span!("message", ?side, topic = delivery.topic).entered();
+                self.delivery(side, delivery, ctx);
+            }
         }
     }
 }
@@ -274,6 +319,9 @@ pub fn subscriptions(
     let mut up = Vec::new();
     let mut down = Vec::new();
     if let Some(own) = branch(me) {
+        // On each side: whoever says that we are away is answered.
+        up.push(own.status());
+        down.push(own.status());
         // The plant's side: where the site's SCADA is.
         let plant = if sides.contains(&Side::Down) { &mut down } else { &mut up };
         plant.extend([format!("{own}/cmd/+"), format!("{own}/infer/+")]);

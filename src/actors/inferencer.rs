@@ -5,10 +5,13 @@
 //!   infer/{model} -----------+--> serve lane --> inference/{model} or reply/infer
 //!   runner: Serve{version} --'    (swaps the adapter between two answers)
 //! ```
+//! Tags that bind a label say what the machine does now: answers on windows that lie wholly in it are
+//! judged by it, for the figure `accuracy`. Tags that bind `idle` say when training may go on.
+//!
 //! Everything here is volatile and stays in the site's zone. Each answer names the version that
 //! made it, and its quality is never left out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,6 +20,7 @@ use std::time::Duration;
 use actix::prelude::*;
 
 use super::MAILBOX;
+use super::busy::Busy;
 use super::figures::Figures;
 use super::lanes::{Lane, ServeRequest};
 use crate::bus::{Bus, Priority, Publish};
@@ -26,10 +30,10 @@ use crate::protocol::update;
 use crate::scada::RequestId;
 use crate::scada::command::CommandPolicy;
 use crate::scada::infer::{self, InferError, InferReply};
-use crate::scada::tags::{Binds, Reading, TagMap};
+use crate::scada::tags::{Binds, Reading, Tag, TagMap};
 use crate::scada::telegram::{Inference, Quality, Tier};
 use crate::scada::window::{Window, WindowConfig, WindowStream};
-use crate::time::{Clock, Now};
+use crate::time::{Clock, Now, Wall};
 use crate::topic::{Branch, CommandName};
 
 /// What an inferencer works with.
@@ -54,6 +58,8 @@ pub struct InferencerParts {
     pub tags: TagMap,
     /// The thread that answers.
     pub lane: Lane<ServeRequest>,
+    /// Whether the machine works.
+    pub busy: Arc<Busy>,
     /// The link on the plant's side.
     pub bus: Arc<dyn Bus>,
     /// Time.
@@ -68,9 +74,22 @@ pub struct Inferencer {
     version: Version,
     /// One window stream for each tag and topic: a wildcard covers several machines.
     streams: BTreeMap<(usize, String), WindowStream>,
+    /// Topics whose last telegram couldn't be read: each is told once.
+    unreadable: BTreeSet<String>,
+    truth: Option<Truth>,
+    /// Topics that say that their machine works.
+    working: BTreeSet<String>,
     /// Windows in the lane's queue, also those whose answer found the mailbox full.
     waiting: Arc<AtomicUsize>,
     last: Option<Inference>,
+}
+
+/// What the machine does, as its label says.
+#[derive(Debug)]
+struct Truth {
+    label: String,
+    /// Number of the first sample of each stream that it is true of.
+    from: BTreeMap<(usize, String), u64>,
 }
 
 /// From now on answer with this adapter.
@@ -124,7 +143,8 @@ struct Loaded {
 /// Who waits for an answer.
 #[derive(Debug, Clone)]
 enum Source {
-    Tag,
+    /// A tag; with the label that was true of the whole window.
+    Tag(Option<String>),
     Request(Option<RequestId>),
 }
 
@@ -137,7 +157,16 @@ impl Inferencer {
 
     /// An inferencer that answers with the untrained adapter until it is told another.
     pub fn new(parts: InferencerParts) -> Self {
-        Self { parts, version: 0, streams: BTreeMap::new(), waiting: Arc::default(), last: None }
+        Self {
+            parts,
+            version: 0,
+            streams: BTreeMap::new(),
+            unreadable: BTreeSet::new(),
+            truth: None,
+            working: BTreeSet::new(),
+            waiting: Arc::default(),
+            last: None,
+        }
     }
 
     fn ask(&mut self, window: Vec<f32>, from: Source, ctx: &mut Context<Self>) {
@@ -191,6 +220,79 @@ impl Inferencer {
     fn publish_answer(&mut self, inference: Inference) {
         self.publish(self.parts.branch.inference(&self.parts.model), &inference, true);
         self.last = Some(inference);
+    }
+
+    fn samples(
+        &mut self,
+        key: (usize, String),
+        samples: &[f32],
+        now: Wall,
+        ctx: &mut Context<Self>,
+    ) {
+        if !self.streams.contains_key(&key) && self.streams.len() >= Self::MAX_STREAMS {
+            return self.parts.figures.count("too_many_streams");
+        }
+        let tag = self.parts.tags.tags().get(key.0);
+        let config = WindowConfig {
+            len: self.parts.window,
+            hop: tag.and_then(Tag::hop).unwrap_or(self.parts.window),
+            max_gap_ms: tag.and_then(Tag::max_gap_ms).unwrap_or(self.parts.max_gap_ms),
+        };
+        let true_from = self.truth.as_ref().map(|truth| truth.from.get(&key).copied().unwrap_or(0));
+        let stream = self.streams.entry(key).or_insert_with(|| WindowStream::new(config));
+        stream.push(samples, now);
+        let windows: Vec<(u64, Window)> =
+            std::iter::from_fn(|| stream.next_window_with_start()).collect();
+        for (start, window) in windows {
+            match window {
+                Window::Good(samples) => {
+                    let judged = true_from.is_some_and(|from| start >= from);
+                    let truth = self.truth.as_ref().filter(|_| judged);
+                    let label = truth.map(|truth| truth.label.clone());
+                    self.ask(samples, Source::Tag(label), ctx);
+                }
+                Window::Bad { .. } => {
+                    self.parts.figures.count("bad_window");
+                    let bad = Inference::bad(now, self.version, self.parts.tier);
+                    self.publish_answer(bad);
+                }
+            }
+        }
+    }
+
+    /// From the next sample on this is what the machine does.
+    fn label(&mut self, label: String) {
+        if self.truth.as_ref().is_some_and(|truth| truth.label == label) {
+            return;
+        }
+        let from = self.streams.iter().map(|(key, stream)| (key.clone(), stream.seen())).collect();
+        self.truth = Some(Truth { label, from });
+    }
+
+    fn machine(&mut self, topic: &str, idle: bool) {
+        if idle {
+            self.working.remove(topic);
+        } else if self.working.len() < Self::MAX_STREAMS {
+            self.working.insert(topic.to_owned());
+        }
+        self.parts.busy.set(!self.working.is_empty());
+    }
+
+    /// Compares an answer with the label, which names a class or is its index.
+    fn judge(&self, class: usize, label: &str) {
+        let name = self.parts.labels.get(class);
+        let known = |label: &str| {
+            let index = label.parse::<usize>().ok();
+            self.parts.labels.iter().any(|name| name == label)
+                || index.is_some_and(|index| index < self.parts.labels.len())
+        };
+        if !known(label) {
+            return self.parts.figures.count("unknown_label");
+        }
+        let right = name.is_some_and(|name| name == label) || class.to_string() == label;
+        self.parts.figures.update(|view| {
+            view.judged = (view.judged.0 + u64::from(right), view.judged.1 + 1);
+        });
     }
 
     /// Marks the last answer stale once its tags have stopped.
@@ -290,45 +392,34 @@ impl Handler<TagSample> for Inferencer {
 
     fn handle(&mut self, TagSample { topic, payload }: TagSample, ctx: &mut Self::Context) {
         let now = self.parts.clock.now().wall;
-        let mut windows = Vec::new();
+        let mut readings = Vec::new();
         for (index, tag) in self.parts.tags.of(&topic) {
-            let Binds::Feature { model } = tag.binds() else { continue };
-            if *model != self.parts.model {
+            if matches!(tag.binds(), Binds::Feature { model } if *model != self.parts.model) {
                 continue;
             }
             match tag.read(&payload) {
-                Ok(Reading::Samples(samples)) => {
-                    let config = WindowConfig {
-                        len: self.parts.window,
-                        hop: self.parts.window,
-                        max_gap_ms: self.parts.max_gap_ms,
-                    };
-                    let key = (index, topic.clone());
-                    let known = self.streams.contains_key(&key);
-                    if !known && self.streams.len() >= Self::MAX_STREAMS {
-                        self.parts.figures.count("too_many_streams");
-                        continue;
-                    }
-                    let stream =
-                        self.streams.entry(key).or_insert_with(|| WindowStream::new(config));
-                    stream.push(&samples, now);
-                    windows.extend(std::iter::from_fn(|| stream.next_window()));
-                }
-                Ok(_) => {}
+                // A label is true of the samples that come with it.
+                Ok(reading @ Reading::Samples(_)) => readings.push((index, reading)),
+                Ok(reading) => readings.insert(0, (index, reading)),
                 Err(error) => {
-                    tracing::warn!(topic, %error, "a tag can't be read");
                     self.parts.figures.count(error.kind());
+                    let told = self.unreadable.contains(&topic);
+                    // A sensor sends many a second; its topic names come from outside.
+                    if !told && self.unreadable.len() < Self::MAX_STREAMS {
+                        tracing::warn!(topic, %error, "a tag can't be read; told once a topic");
+                        self.unreadable.insert(topic.clone());
+                    }
                 }
             }
         }
-        for window in windows {
-            match window {
-                Window::Good(samples) => self.ask(samples, Source::Tag, ctx),
-                Window::Bad { .. } => {
-                    self.parts.figures.count("bad_window");
-                    let bad = Inference::bad(now, self.version, self.parts.tier);
-                    self.publish_answer(bad);
+        for (index, reading) in readings {
+            match reading {
+                Reading::Samples(samples) => {
+                    self.unreadable.remove(&topic);
+                    self.samples((index, topic.clone()), &samples, now, ctx);
                 }
+                Reading::Label(label) => self.label(label),
+                Reading::Idle(idle) => self.machine(&topic, idle),
             }
         }
     }
@@ -345,6 +436,9 @@ impl Handler<Answered> for Inferencer {
             Ok(Prediction { probabilities, class }) => {
                 let latency_ms = now.micros.saturating_sub(asked.micros) as f64 / 1_000.0;
                 self.parts.figures.answered(latency_ms);
+                if let Source::Tag(Some(label)) = &from {
+                    self.judge(class, label);
+                }
                 Inference {
                     value: Some(class as f64),
                     label: self.parts.labels.get(class).cloned(),
@@ -364,7 +458,7 @@ impl Handler<Answered> for Inferencer {
             }
         };
         match from {
-            Source::Tag => self.publish_answer(inference),
+            Source::Tag(_) => self.publish_answer(inference),
             Source::Request(id) => self.reply(&InferReply::answer(id, inference)),
         }
     }

@@ -65,14 +65,6 @@ pub struct CoreShare {
     pub train: NonZeroU16,
 }
 
-impl CoreShare {
-    /// One core serves, the others train; each lane has at least one.
-    pub fn of(cores: NonZeroU16) -> Self {
-        let rest = NonZeroU16::new(cores.get() - 1).unwrap_or(NonZeroU16::MIN);
-        Self { serve: NonZeroU16::MIN, train: rest }
-    }
-}
-
 /// Why a lane didn't take a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum LaneError {
@@ -315,15 +307,6 @@ mod tests {
         let classes = || receiver.recv().unwrap().unwrap().iter().map(|p| p.class).collect();
         let answers: Vec<Vec<usize>> = (0..3).map(|_| classes()).collect();
         assert_eq!(answers, [[0, 0], [1, 1], [1, 1]], "a bad adapter leaves the old one");
-    }
-
-    #[test]
-    fn each_lane_has_a_core() {
-        let share = |n| {
-            let share = CoreShare::of(NonZeroU16::new(n).unwrap());
-            (share.serve.get(), share.train.get())
-        };
-        assert_eq!((share(1), share(2), share(8)), ((1, 1), (1, 1), (1, 7)));
     }
 
     #[test]

@@ -12,6 +12,7 @@
 //! each has an inferencer. All actors of a node share one arbiter; training and inference have
 //! threads of their own. A panic ends the process: starting again is the same code as recovering.
 
+mod busy;
 mod figures;
 mod gateway;
 mod inferencer;
@@ -19,16 +20,20 @@ pub mod lanes;
 mod operator;
 mod quota;
 mod role;
+mod room;
 mod runner;
+mod story;
 mod workbench;
 
+pub use busy::Busy;
 pub use figures::{Figures, FiguresView};
 pub use gateway::{Gateway, GatewayParts, Incoming, pump, subscribe, subscriptions};
 pub use inferencer::{Inferencer, InferencerParts, Request, Serve, TagSample};
-pub use operator::{Operator, OperatorParts, Order};
+pub use operator::{Adopt, Leave, Operator, OperatorParts, Order};
 pub use role::{Aggregator, Machine, MachineView, Observe, RelayActor, Role, Stimulus, Trainer};
-pub use runner::{Introduce, Link, Run, Runner, RunnerParts, Served};
-pub use workbench::{InlineBench, LaneBench, Task, Workbench};
+pub use room::Bounds;
+pub use runner::{Finish, Introduce, Link, Run, Runner, RunnerParts, Served};
+pub use workbench::{Done, InlineBench, LaneBench, Task, Workbench};
 
 /// Messages that an actor's mailbox holds; whoever sends more waits.
 const MAILBOX: usize = 1024;

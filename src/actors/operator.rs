@@ -1,30 +1,33 @@
 //! The operator's desk: commands with their replies, and what the node tells about itself.
 //!
-//! `status`, `meta` and `kpi` are retained telegrams under the node's branch on the plant's side.
+//! `status`, `meta` and `kpi` are retained telegrams under the node's branch on the plant's side;
+//! `status` on the parent's side too. Whoever says there that the node is away (an old last will, a
+//! second process of its name) is answered with its status.
 //! Commands come as plain JSON where the settings allow it, else signed; each gets a reply on the
 //! fixed topic `reply/{name}`, also when it is refused.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use actix::prelude::*;
 use serde_json::json;
+use tokio::sync::Notify;
 
 use super::MAILBOX;
 use super::figures::Figures;
 use super::role::{MachineView, Observe, Stimulus};
 use super::runner::{Link, Run, Runner};
 use crate::bus::{Ack, Bus, Priority, Publish};
-use crate::ids::{BootId, Digest, KeyId, NodeId, Side};
+use crate::ids::{Digest, KeyId, NodeId, Side};
 use crate::ledger::{Event, Word};
 use crate::protocol::{Effect, Input};
-use crate::scada::command::{self, Action, Command, CommandError, CommandPolicy};
+use crate::scada::command::{self, Action, Command, CommandError, CommandFault, CommandPolicy};
 use crate::scada::replay::ReplayWindow;
 use crate::scada::telegram::{Kpi, Meta, ModelMeta, Reply, Status};
 use crate::time::{Clock, Wall};
 use crate::topic::{Branch, CommandName};
-use crate::trust::Verified;
+use crate::trust::{Sequences, Verified};
 use crate::wire::Body;
 
 /// What an operator's desk works with.
@@ -49,23 +52,52 @@ pub struct OperatorParts {
     pub bus: Arc<dyn Bus>,
     /// Which of the two it is.
     pub plant: Side,
+    /// All links: presence is told on each.
+    pub buses: BTreeMap<Side, Arc<dyn Bus>>,
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// Counters.
     pub figures: Arc<Figures>,
+    /// Ids of commands that were carried out.
+    pub replays: ReplayWindow,
+    /// Numbers of signed commands.
+    pub sequences: Sequences,
+    /// Takes over a newer keyring, where the node has it in a file.
+    pub adopt: Option<Adopt>,
+    /// Told when the node has to start again.
+    pub again: Arc<Notify>,
     /// Processor seconds and peak memory in MiB of this process.
     pub resources: Arc<dyn Fn() -> (f64, f64) + Send + Sync>,
 }
+
+/// Checks the keyring that lies ready: version and digest as the command says, and allowed to follow the
+/// one in use. Gives what changes for the ledger, or what is wrong.
+pub type Adopt = Arc<dyn Fn(u64, &Digest) -> Result<Vec<Event>, String> + Send + Sync>;
 
 /// See the module.
 pub struct Operator {
     parts: OperatorParts,
     started: Wall,
-    replays: ReplayWindow,
-    /// Highest number seen of each start of each signer.
-    sequences: BTreeMap<(NodeId, BootId), u64>,
     view: MachineView,
+    /// Links on which somebody said that this node is away.
+    doubted: BTreeSet<Side>,
+    leaving: bool,
 }
+
+/// What stands on this node's own status topic, whoever wrote it.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Presence {
+    /// The link.
+    pub side: Side,
+    /// Its bytes.
+    pub payload: Vec<u8>,
+}
+
+/// The node ends in order: say so, and nothing else any more.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Leave;
 
 /// A command as it came.
 #[derive(Debug, Message)]
@@ -79,21 +111,45 @@ pub enum Order {
         payload: Vec<u8>,
         /// It was stored at the broker: not executed.
         retained: bool,
+        /// Released once it is recorded.
+        ack: Ack,
     },
     /// Signed by an operator's key, and not stored at the broker.
-    Signed(Box<Verified>),
+    Signed {
+        /// What passed every check.
+        message: Box<Verified>,
+        /// Released once it is recorded.
+        ack: Ack,
+    },
+}
+
+/// What is put down about a command.
+struct Note {
+    name: String,
+    command: Digest,
+    operator: Option<NodeId>,
+    /// So that it doesn't work twice: on disk together with its entry in the ledger.
+    guard: Vec<Effect>,
+    ack: Ack,
 }
 
 impl Operator {
     const KPI_EVERY: Duration = Duration::from_secs(5);
-    /// Starts of signers that are remembered.
-    const MAX_SEQUENCES: usize = 256;
+    /// Longer ones aren't ours.
+    const MAX_STATUS_BYTES: usize = 4 * 1024;
+    /// Two processes of one name would answer each other for ever; this is how fast at most.
+    const PRESENCE_PAUSE: Duration = Duration::from_secs(1);
 
     /// A desk.
     pub fn new(parts: OperatorParts) -> Self {
         let started = parts.clock.now().wall;
-        let (replays, sequences) = (ReplayWindow::default(), BTreeMap::new());
-        Self { parts, started, replays, sequences, view: MachineView::default() }
+        Self {
+            parts,
+            started,
+            view: MachineView::default(),
+            doubted: BTreeSet::new(),
+            leaving: false,
+        }
     }
 
     /// The status telegram; with `online` false it is the last will.
@@ -103,18 +159,29 @@ impl Operator {
     }
 
     fn publish<T: serde::Serialize>(&self, topic: String, telegram: &T, retain: bool) {
+        self.publish_on(self.parts.bus.as_ref(), topic, telegram, retain);
+    }
+
+    fn publish_on<T: serde::Serialize>(
+        &self,
+        bus: &dyn Bus,
+        topic: String,
+        telegram: &T,
+        retain: bool,
+    ) {
         let Ok(payload) = serde_json::to_vec(telegram) else { return };
         let (at_least_once, priority) = (true, Priority::Control);
         let message = Publish { topic, payload, at_least_once, retain, priority };
-        if let Err(error) = self.parts.bus.publish(message) {
+        if let Err(error) = bus.publish(message) {
             self.parts.figures.count(error.kind());
         }
     }
 
-    fn publish_status(&self) {
-        let now = self.parts.clock.now().wall;
-        let status = Self::status(&self.parts.roles, true, self.view.round, self.started, now);
-        self.publish(self.parts.branch.status(), &status, true);
+    fn publish_status(&self, side: Side) {
+        let Some(bus) = self.parts.buses.get(&side) else { return };
+        let (now, online) = (self.parts.clock.now().wall, !self.leaving);
+        let status = Self::status(&self.parts.roles, online, self.view.round, self.started, now);
+        self.publish_on(bus.as_ref(), self.parts.branch.status(), &status, true);
     }
 
     fn publish_meta(&self) {
@@ -152,7 +219,7 @@ impl Operator {
         let view = self.parts.figures.view();
         let (cpu_seconds, peak_rss_mib) = (self.parts.resources)();
         let kpi = Kpi {
-            accuracy: None,
+            accuracy: view.accuracy(),
             loss: view.loss,
             latency_ms_p50: view.latency_ms(50.0),
             latency_ms_p99: view.latency_ms(99.0),
@@ -192,6 +259,7 @@ impl Operator {
                         "version": this.view.version, "accepted": this.view.accepted,
                         "expected": this.view.expected,
                         "outbox": this.parts.figures.view().outbox,
+                        "full": this.parts.figures.full(),
                     });
                     this.reply(&name, &Reply::ok(id, data));
                 });
@@ -205,14 +273,21 @@ impl Operator {
                     this.reply(&name, &Reply::ok(id, json!({ "models": models })));
                 });
             }
-            Action::RoundStart => Input::StartRound,
+            Action::RoundStart => match self.parts.figures.full() {
+                None => Input::StartRound,
+                Some(reason) => {
+                    let hint = "a round is new work: the node takes it again when there is room";
+                    return self.reply(&name, &Reply::error(id, "disk_full", reason, hint));
+                }
+            },
             Action::Pause => Input::Pause(true),
             Action::Resume => Input::Pause(false),
-            Action::ConfigSet { .. } | Action::Rollback { .. } | Action::KeyringUpdate { .. } => {
-                let hint = "change the file on the node and start it again";
-                let text = format!("{name} can't be done over MQTT by this version");
-                return self.reply(&name, &Reply::error(id, "not_supported", text, hint));
+            Action::KeyringUpdate { version, .. } => {
+                self.reply(&name, &Reply::ok(id, json!({ "version": version })));
+                return self.parts.again.notify_one();
             }
+            // Refused in `check`.
+            Action::ConfigSet { .. } | Action::Rollback { .. } => return,
         };
         let role = self.parts.role.clone();
         let done = async move { role.send(Stimulus { input, ack: Ack::none() }).await };
@@ -229,38 +304,78 @@ impl Operator {
         }
     }
 
-    fn record(
-        &self,
-        name: &str,
-        command: Digest,
-        operator: Option<NodeId>,
-        outcome: &'static str,
-        ctx: &mut Context<Self>,
-    ) {
-        let name = Word::try_from(name.to_owned()).unwrap_or(Word::new("unnamed"));
+    /// What the command does comes behind this at the runner: never on disk without it.
+    fn record(&self, note: Note, outcome: &'static str, ctx: &mut Context<Self>) {
+        let Note { name, command, operator, guard: mut effects, ack } = note;
+        let name = Word::try_from(name).unwrap_or(Word::new("unnamed"));
         let outcome = Word::new(outcome);
-        let event = Event::Command { command, name, operator, outcome };
+        effects.push(Effect::Record(Event::Command { command, name, operator, outcome }));
         let runner = self.parts.runner.clone();
-        let run = Run { effects: vec![Effect::Record(event)], ack: Ack::none() };
+        let run = Run { effects, ack };
         ctx.wait(async move { runner.send(run).await.unwrap_or(()) }.into_actor(self));
+    }
+
+    /// What only a look at the node can tell. What it changes in the ledger goes with its guard.
+    fn check(&self, command: &Command, guard: &mut Vec<Effect>) -> Result<(), CommandError> {
+        let fail = |fault| Err(CommandError { id: command.id.clone(), fault });
+        let not_supported = |name, instead| fail(CommandFault::NotSupported { name, instead });
+        match &command.action {
+            Action::ConfigSet { .. } => not_supported(
+                "config.set",
+                "settings are read at the start: change the file on the node and start it again",
+            ),
+            Action::Rollback { .. } => not_supported(
+                "rollback",
+                "only the newest version is kept: to go back, restore the cloud's store from a backup",
+            ),
+            Action::KeyringUpdate { version, digest } => {
+                let Some(adopt) = &self.parts.adopt else {
+                    let instead =
+                        "this node has no keyring file: start it again with the newer one";
+                    return not_supported("keyring.update", instead);
+                };
+                match adopt(*version, digest) {
+                    Ok(events) => {
+                        guard.extend(events.into_iter().map(Effect::Record));
+                        Ok(())
+                    }
+                    Err(problem) => fail(CommandFault::Keyring { problem }),
+                }
+            }
+            Action::Status
+            | Action::RoundStart
+            | Action::Pause
+            | Action::Resume
+            | Action::ModelList => Ok(()),
+        }
+    }
+
+    /// Nothing can be recorded now, so nothing but questions is carried out.
+    fn without_a_record(&mut self, order: Order, ctx: &mut Context<Self>) {
+        let now = self.parts.clock.now().wall;
+        let (name, parsed, ack) = match order {
+            Order::Plain { name, payload, retained, ack } => {
+                let parsed = command::parse(&name, &payload, retained, now, &self.parts.policy);
+                (name, parsed, ack)
+            }
+            Order::Signed { message, ack } => {
+                let Body::Command(body) = message.body() else { return ack.release() };
+                (body.name.clone(), command::parse_signed(&body.name, &body.json, now), ack)
+            }
+        };
+        ack.release();
+        match parsed {
+            Ok(command) if command.action.only_asks() => self.execute(&name, command, ctx),
+            Ok(Command { id, .. }) => {
+                self.refused(&name, &CommandError { id, fault: CommandFault::DiskFull });
+            }
+            Err(error) => self.refused(&name, &error),
+        }
     }
 
     fn refused(&self, name: &str, error: &CommandError) {
         self.parts.figures.count(error.kind());
         self.reply(name, &error.reply());
-    }
-
-    /// Numbers of one start only go up.
-    fn is_new(&mut self, message: &Verified) -> bool {
-        let (boot, seq) = message.sequence();
-        let key = (message.sender().clone(), boot);
-        if self.sequences.len() >= Self::MAX_SEQUENCES && !self.sequences.contains_key(&key) {
-            self.sequences.pop_first();
-        }
-        let last = self.sequences.entry(key).or_default();
-        let new = seq > *last;
-        *last = seq.max(*last);
-        new
     }
 }
 
@@ -277,13 +392,42 @@ impl Handler<Link> for Operator {
     type Result = ();
 
     fn handle(&mut self, Link { side, up }: Link, ctx: &mut Self::Context) {
-        if up && side == self.parts.plant {
-            self.look(ctx, |this| {
-                this.publish_status();
-                this.publish_meta();
-                this.publish_kpi();
+        if up && !self.leaving {
+            self.look(ctx, move |this| {
+                this.publish_status(side);
+                if side == this.parts.plant {
+                    this.publish_meta();
+                    this.publish_kpi();
+                }
             });
         }
+    }
+}
+
+impl Handler<Presence> for Operator {
+    type Result = ();
+
+    fn handle(&mut self, Presence { side, payload }: Presence, ctx: &mut Self::Context) {
+        let online = payload.len() <= Self::MAX_STATUS_BYTES
+            && serde_json::from_slice::<Status>(&payload).is_ok_and(|status| status.online);
+        if online || self.leaving || !self.doubted.insert(side) {
+            return;
+        }
+        self.parts.figures.count("said_to_be_offline");
+        ctx.run_later(Self::PRESENCE_PAUSE, move |this, _| {
+            this.doubted.remove(&side);
+            this.publish_status(side);
+        });
+    }
+}
+
+impl Handler<Leave> for Operator {
+    type Result = ();
+
+    fn handle(&mut self, _: Leave, _: &mut Self::Context) {
+        self.leaving = true;
+        // A link that is down has its last will for this.
+        self.parts.buses.keys().for_each(|side| self.publish_status(*side));
     }
 }
 
@@ -291,37 +435,53 @@ impl Handler<Order> for Operator {
     type Result = ();
 
     fn handle(&mut self, order: Order, ctx: &mut Self::Context) {
+        if self.parts.figures.is_stalled() {
+            return self.without_a_record(order, ctx);
+        }
         let now = self.parts.clock.now().wall;
-        let (name, digest, operator, parsed) = match order {
-            Order::Plain { name, payload, retained } => {
+        let (mut note, parsed) = match order {
+            Order::Plain { name, payload, retained, ack } => {
                 let parsed = command::parse(&name, &payload, retained, now, &self.parts.policy);
-                (name, Digest::of(&payload), None, parsed)
+                let (command, guard) = (Digest::of(&payload), Vec::new());
+                (Note { name, command, operator: None, guard, ack }, parsed)
             }
-            Order::Signed(message) => {
-                let Body::Command(body) = message.body() else { return };
-                if !self.is_new(&message) {
+            Order::Signed { message, ack } => {
+                let Body::Command(body) = message.body() else { return ack.release() };
+                let (name, command) = (body.name.clone(), message.body_digest());
+                let operator = Some(message.sender().clone());
+                let Some(changes) = self.parts.sequences.admit(&message) else {
                     self.parts.figures.count("replayed_command");
-                    let (digest, sender) = (message.body_digest(), message.sender().clone());
-                    return self.record(&body.name, digest, Some(sender), "replayed_command", ctx);
-                }
+                    let note = Note { name, command, operator, guard: Vec::new(), ack };
+                    return self.record(note, "replayed_command", ctx);
+                };
                 let parsed = command::parse_signed(&body.name, &body.json, now);
-                let sender = Some(message.sender().clone());
-                (body.name.clone(), message.body_digest(), sender, parsed)
+                let guard = changes.into_iter().map(put).collect();
+                (Note { name, command, operator, guard, ack }, parsed)
             }
         };
         let admitted = parsed.and_then(|command| {
-            self.replays.admit(&command)?;
+            let noted = self.parts.replays.admit(&command)?;
+            note.guard.extend(noted.map(|(key, value)| Effect::Put(key, value)));
+            self.check(&command, &mut note.guard)?;
             Ok(command)
         });
+        let name = note.name.clone();
         match admitted {
             Ok(command) => {
-                self.record(&name, digest, operator, "ok", ctx);
+                self.record(note, "ok", ctx);
                 self.execute(&name, command, ctx);
             }
             Err(error) => {
-                self.record(&name, digest, operator, error.kind(), ctx);
+                self.record(note, error.kind(), ctx);
                 self.refused(&name, &error);
             }
         }
+    }
+}
+
+fn put((key, value): (String, Option<Vec<u8>>)) -> Effect {
+    match value {
+        Some(value) => Effect::Put(key, value),
+        None => Effect::Delete(key),
     }
 }

@@ -6,6 +6,9 @@
 //! Steps that come while a commit is due share its transaction (group commit).
 //!
 //! A store that fails ends the process: in doubt it is better to start again from what is on disk.
+//! Only a full disk is waited for: the step stays as it was prepared, unpublished and unacknowledged,
+//! and is committed when there is room again. Before it comes to that, new work is refused
+//! ([`Bounds::full_percent`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -19,6 +22,8 @@ use super::figures::Figures;
 use super::inferencer::Serve;
 use super::quota::Quota;
 use super::role::Stimulus;
+use super::room::{Bounds, Waits};
+use super::story;
 use super::workbench::{Task, Workbench};
 use crate::bus::{Ack, Bus, BusError, Priority, Publish};
 use crate::ids::{Digest, Epoch, NodeId, RoundNo, Side, Version};
@@ -52,6 +57,8 @@ pub struct RunnerParts {
     pub seed: u64,
     /// Shows which adapter is in use.
     pub served: watch::Sender<Served>,
+    /// Bounds of what it keeps.
+    pub bounds: Bounds,
     /// Called when the node can't go on; ends the process, or stops a test.
     pub fatal: Arc<dyn Fn(&str) + Send + Sync>,
 }
@@ -66,6 +73,10 @@ pub struct Runner {
     server: Option<Recipient<Serve>>,
     pending: Vec<Run>,
     flushing: bool,
+    /// A step that the disk has no room for.
+    stalled: Option<Step>,
+    /// Why new work is refused.
+    full: Option<String>,
     timers: BTreeMap<Timer, SpawnHandle>,
     fetches: Fetches,
     outbox: BTreeMap<String, Waiting>,
@@ -75,7 +86,16 @@ pub struct Runner {
     checkpoint_published: u64,
     up: BTreeSet<Side>,
     quota: Quota,
+    /// The blob that was given out last.
+    lent: Option<Lent>,
     stopped: bool,
+}
+
+/// A blob in memory, for whoever fetches it.
+struct Lent {
+    sha256: Digest,
+    bytes: Arc<Vec<u8>>,
+    asked_at: Mono,
 }
 
 /// An outbox item that waits for its receipt.
@@ -105,6 +125,11 @@ pub struct Introduce {
     pub server: Option<Recipient<Serve>>,
 }
 
+/// Commit what waits now; answered when it is on disk.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Finish;
+
 /// Blobs that the machine still needs; others may go.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
@@ -130,17 +155,32 @@ pub struct ChunkArrived(pub Chunk);
 struct Flush;
 
 /// What one step leads to once it is committed.
+#[derive(Default)]
 struct After {
     publishes: Vec<(Side, Publish)>,
     acks: Vec<Ack>,
     rest: Vec<Effect>,
+    told: Vec<Event>,
+}
+
+/// Steps that share a transaction, ready to be committed.
+struct Step {
+    batch: Batch,
+    after: After,
 }
 
 impl Runner {
     const TICK: Duration = Duration::from_millis(250);
+    const ROOM_EVERY: Duration = Duration::from_secs(5);
+    /// How often a full disk is tried again.
+    const FULL_PAUSE: Duration = Duration::from_secs(1);
     const CHECKPOINT_EVERY: Duration = Duration::from_secs(60);
     const BACKOFF_MS: std::ops::RangeInclusive<u64> = 1_000..=60_000;
     const REPUBLISH_MIN_MS: u64 = 500;
+    /// A blob that nobody asks for any more leaves the memory after this long.
+    const LENT_MS: u64 = 10_000;
+    /// Steps that share a transaction at most.
+    const MAX_STEPS: usize = 512;
 
     /// A runner over a store whose outbox it takes up again.
     ///
@@ -164,6 +204,8 @@ impl Runner {
             server: None,
             pending: Vec::new(),
             flushing: false,
+            stalled: None,
+            full: None,
             timers: BTreeMap::new(),
             fetches: Fetches::default(),
             outbox,
@@ -173,25 +215,67 @@ impl Runner {
             checkpoint_published: 0,
             up: BTreeSet::new(),
             quota: Quota::default(),
+            lent: None,
             stopped: false,
         })
     }
 
+    /// Commits once nothing more comes: the disk takes its milliseconds for a transaction, not for a
+    /// step, so what is on its way through the gateway already should share this one.
+    fn gather(&mut self, known: usize, ctx: &mut Context<Self>) {
+        let others_first = tokio::task::yield_now().into_actor(self);
+        ctx.spawn(others_first.map(move |(), this, ctx| {
+            let waiting = this.pending.len();
+            if waiting > known && waiting < Self::MAX_STEPS {
+                this.gather(waiting, ctx);
+            } else {
+                this.flush(ctx);
+            }
+        }));
+    }
+
     fn flush(&mut self, ctx: &mut Context<Self>) {
         self.flushing = false;
-        let runs = std::mem::take(&mut self.pending);
-        if runs.is_empty() || self.stopped {
+        if self.stopped {
             return;
         }
+        let step = match self.stalled.take() {
+            Some(step) => step,
+            None if self.pending.is_empty() => return,
+            None => match self.save_blobs() {
+                Ok(()) => match self.collect() {
+                    Ok(step) => step,
+                    Err(error) => return self.fail(&error, ctx),
+                },
+                Err(error @ StoreError::Full { .. }) => return self.wait_for_room(&error, ctx),
+                Err(error) => return self.fail(&error.to_string(), ctx),
+            },
+        };
+        self.commit(step, ctx);
+        if !self.pending.is_empty() && !self.flushing && !self.stopped {
+            self.flushing = true;
+            ctx.notify(Flush);
+        }
+    }
+
+    /// Blobs first: what names them may be committed then, and a full disk leaves the steps whole.
+    fn save_blobs(&mut self) -> Result<(), StoreError> {
+        for effect in self.pending.iter().flat_map(|run| &run.effects) {
+            if let Effect::SaveBlob(bytes) = effect {
+                self.parts.store.put_blob(bytes)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes one transaction of all steps that wait.
+    fn collect(&mut self) -> Result<Step, String> {
         let now = self.parts.clock.now();
         let mut batch = Batch { at: now.wall, ..Batch::default() };
-        let log_before = self.parts.log.clone();
-        let mut after = After { publishes: Vec::new(), acks: Vec::new(), rest: Vec::new() };
-        for run in runs {
+        let mut after = After::default();
+        for run in std::mem::take(&mut self.pending) {
             for effect in run.effects {
-                if let Err(error) = self.prepare(effect, now, &mut batch, &mut after) {
-                    return self.fail(&error, ctx);
-                }
+                self.prepare(effect, now, &mut batch, &mut after)?;
             }
             after.acks.push(run.ack);
         }
@@ -199,15 +283,29 @@ impl Runner {
             let note = self.parts.log.checkpoint(self.parts.sealer.key());
             batch.checkpoint = Some(note.to_text().into_bytes());
         }
-        let changes = batch != Batch { at: now.wall, ..Batch::default() };
-        if changes && let Err(error) = self.parts.store.commit(std::slice::from_ref(&batch)) {
-            self.parts.log = log_before;
-            return self.fail(&error.to_string(), ctx);
+        Ok(Step { batch, after })
+    }
+
+    fn commit(&mut self, step: Step, ctx: &mut Context<Self>) {
+        let now = self.parts.clock.now();
+        let Step { batch, after } = step;
+        let changes = batch != Batch { at: batch.at, ..Batch::default() };
+        if changes {
+            match self.parts.store.commit(std::slice::from_ref(&batch)) {
+                Ok(()) => {}
+                Err(error @ StoreError::Full { .. }) => {
+                    self.stalled = Some(Step { batch, after });
+                    return self.wait_for_room(&error, ctx);
+                }
+                Err(error) => return self.fail(&error.to_string(), ctx),
+            }
         }
         self.parts.figures.update(|view| {
             view.commits += u64::from(changes);
             view.entries = self.parts.log.head().size;
+            view.stalled = false;
         });
+        after.told.iter().for_each(story::tell);
         self.keep_outbox(batch, now);
         for (side, message) in after.publishes {
             self.publish(side, message);
@@ -233,6 +331,7 @@ impl Runner {
                 self.parts.figures.count("ledger_quota");
             }
             Effect::Record(event) => {
+                after.told.push(event.clone());
                 if let Event::Contribute { bytes, .. } = &event {
                     let bytes = *bytes;
                     self.parts.figures.update(|view| {
@@ -241,13 +340,15 @@ impl Runner {
                 }
                 batch.entries.push(self.parts.log.append(now.wall, event));
             }
-            Effect::SaveBlob(bytes) => {
-                self.parts.store.put_blob(&bytes).map_err(|error| error.to_string())?;
-            }
+            Effect::SaveBlob(_) => {} // it is on disk: see `save_blobs`
             Effect::Settle(key) => batch.outbox_delete.push(key),
             Effect::Send { to, body, round, epoch, delivery } => {
                 let (side, item) = self.seal(to, &body, round, epoch, now, &delivery)?;
-                let priority = match body.kind() {
+                let kind = body.kind();
+                self.parts.figures.update(|view| {
+                    *view.sent.entry(kind.as_str()).or_default() += 1;
+                });
+                let priority = match kind {
                     Kind::Contribution | Kind::Result => Priority::Update,
                     _ => Priority::Control,
                 };
@@ -398,14 +499,14 @@ impl Runner {
     }
 
     fn send_chunks(
-        &self,
+        &mut self,
         to: &NodeId,
         side: Side,
         sha256: &Digest,
         chunk_bytes: u32,
         indices: &[u32],
     ) {
-        let Ok(Some(bytes)) = self.parts.store.blob(sha256) else {
+        let Some(bytes) = self.lend(sha256) else {
             return self.parts.figures.count("chunk_of_unknown_blob");
         };
         let size = usize::try_from(chunk_bytes).unwrap_or(usize::MAX).max(1);
@@ -427,6 +528,17 @@ impl Runner {
                 self.publish(side, message);
             }
         }
+    }
+
+    /// A blob that is given out in chunks: read and checked once, not for each eight of them.
+    fn lend(&mut self, sha256: &Digest) -> Option<Arc<Vec<u8>>> {
+        let now = self.parts.clock.now().mono;
+        let bytes = match &self.lent {
+            Some(lent) if lent.sha256 == *sha256 => Arc::clone(&lent.bytes),
+            _ => Arc::new(self.parts.store.blob(sha256).ok().flatten()?),
+        };
+        self.lent = Some(Lent { sha256: *sha256, bytes: Arc::clone(&bytes), asked_at: now });
+        Some(bytes)
     }
 
     fn fetch(
@@ -487,23 +599,12 @@ impl Runner {
                     _ => return self.fail("the adapter to train from is not in the store", ctx),
                 }
             }
-            Job::Combine(job) => {
-                let inputs = job.inputs.iter().flat_map(|i| [Some(i.base), i.delta]).flatten();
-                let mut blobs = BTreeMap::new();
-                for digest in inputs.chain([job.global]) {
-                    match self.parts.store.blob(&digest) {
-                        Ok(Some(bytes)) => blobs.insert(digest, bytes),
-                        Ok(None) => None,
-                        Err(error) => return self.fail(&error.to_string(), ctx),
-                    };
-                }
-                Task::Combine { job, blobs }
-            }
+            Job::Combine(job) => Task::Combine { job, blobs: self.parts.store.blob_reader() },
         };
         let me = ctx.address();
-        let done = move |input| {
+        let done = move |end| {
             // From a lane's thread; the mailbox has room for its few ends.
-            if me.try_send(JobEnded(input)).is_err() {
+            if me.try_send(JobEnded(end)).is_err() {
                 tracing::error!("a job's end found no runner");
             }
         };
@@ -538,7 +639,47 @@ impl Runner {
         ctx.stop();
     }
 
+    fn wait_for_room(&mut self, error: &StoreError, ctx: &mut Context<Self>) {
+        self.parts.figures.update(|view| view.stalled = true);
+        self.flushing = true;
+        ctx.notify_later(Flush, Self::FULL_PAUSE);
+        self.set_full(Some(error.to_string()), ctx);
+    }
+
+    /// Looks how much room there is, and tells the machine when that changes what it may begin.
+    fn look_for_room(&mut self, ctx: &mut Context<Self>) {
+        if self.stalled.is_some() {
+            return;
+        }
+        let now = self.parts.clock.now().wall;
+        let waits = self.outbox.values().map(|waiting| Waits::of(&waiting.item, now));
+        let (dropped, waits) = self.parts.bounds.drop_summaries(waits);
+        for key in dropped {
+            self.feed(Input::Expired(key), ctx);
+        }
+        let quota = self.parts.store.fill_percent();
+        let reason = self.parts.bounds.full(quota, waits);
+        self.set_full(reason, ctx);
+    }
+
+    fn set_full(&mut self, reason: Option<String>, ctx: &mut Context<Self>) {
+        let full = reason.is_some();
+        if full != self.full.is_some() {
+            if let Some(reason) = &reason {
+                tracing::warn!(reason, "no new work is taken; answers go on");
+            } else {
+                tracing::info!("there is room again; new work is taken");
+            }
+            self.feed(Input::Full(full), ctx);
+        }
+        self.parts.figures.update(|view| view.full.clone_from(&reason));
+        self.full = reason;
+    }
+
     fn publish_checkpoint(&mut self) {
+        if self.stalled.is_some() {
+            return; // its newest entries aren't on disk
+        }
         let head = self.parts.log.head();
         if head.size == self.checkpoint_published {
             return;
@@ -568,10 +709,13 @@ impl Actor for Runner {
         ctx.run_interval(Self::TICK, |this, _| {
             let now = this.parts.clock.now();
             this.resend(now, None);
+            let idle = |at: Mono| now.mono.0.saturating_sub(at.0) >= Self::LENT_MS;
+            this.lent = this.lent.take().filter(|lent| !idle(lent.asked_at));
             for ask in this.fetches.overdue(now.mono) {
                 this.ask(ask, now);
             }
         });
+        ctx.run_interval(Self::ROOM_EVERY, Self::look_for_room);
         ctx.run_interval(Self::CHECKPOINT_EVERY, |this, _| this.publish_checkpoint());
     }
 }
@@ -583,8 +727,7 @@ impl Handler<Run> for Runner {
         self.pending.push(run);
         if !self.flushing {
             self.flushing = true;
-            // Behind what is in the mailbox already: those steps share the transaction.
-            ctx.notify(Flush);
+            self.gather(self.pending.len(), ctx);
         }
     }
 }
@@ -597,12 +740,21 @@ impl Handler<Flush> for Runner {
     }
 }
 
+impl Handler<Finish> for Runner {
+    type Result = ();
+
+    fn handle(&mut self, _: Finish, ctx: &mut Self::Context) {
+        self.flush(ctx);
+    }
+}
+
 impl Handler<Introduce> for Runner {
     type Result = ();
 
     fn handle(&mut self, Introduce { role, server }: Introduce, ctx: &mut Self::Context) {
         self.role = Some(role);
         self.server = server;
+        self.look_for_room(ctx); // before anything is begun
         self.feed(Input::Start, ctx);
     }
 }
@@ -621,9 +773,6 @@ impl Handler<Link> for Runner {
     type Result = ();
 
     fn handle(&mut self, Link { side, up }: Link, _: &mut Self::Context) {
-        self.parts.figures.update(|view| {
-            view.connected.insert(side, up);
-        });
         if up {
             self.up.insert(side);
             self.publish_latest(side);
@@ -642,10 +791,17 @@ impl Handler<ChunkArrived> for Runner {
         match self.fetches.chunk(now.mono, chunk) {
             Ok(Taken::More(None)) => {}
             Ok(Taken::More(Some(ask))) => self.ask(ask, now),
-            Ok(Taken::Complete(digest, bytes)) => match self.parts.store.put_blob(&bytes) {
-                Ok(_) => self.feed(Input::Fetched { digest, bytes }, ctx),
-                Err(error) => self.fail(&error.to_string(), ctx),
-            },
+            Ok(Taken::Complete(digest, bytes)) => {
+                match self.parts.store.put_checked_blob(&digest, &bytes) {
+                    Ok(()) => self.feed(Input::Fetched { digest, bytes }, ctx),
+                    // Whoever needs it asks for it again when its message comes again.
+                    Err(error @ StoreError::Full { .. }) => {
+                        self.parts.figures.count(error.kind());
+                        self.set_full(Some(error.to_string()), ctx);
+                    }
+                    Err(error) => self.fail(&error.to_string(), ctx),
+                }
+            }
             Err(reason) => self.parts.figures.count(reason),
         }
     }
@@ -654,13 +810,16 @@ impl Handler<ChunkArrived> for Runner {
 /// A job's end, from its thread.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
-struct JobEnded(Input);
+struct JobEnded(Result<Input, String>);
 
 impl Handler<JobEnded> for Runner {
     type Result = ();
 
-    fn handle(&mut self, JobEnded(input): JobEnded, ctx: &mut Self::Context) {
-        self.feed(input, ctx);
+    fn handle(&mut self, JobEnded(end): JobEnded, ctx: &mut Self::Context) {
+        match end {
+            Ok(input) => self.feed(input, ctx),
+            Err(what) => self.fail(&what, ctx),
+        }
     }
 }
 

@@ -1,14 +1,16 @@
 //! Where long work is done: a port, the one on lanes, and one that works at once for tests.
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
 use std::sync::Arc;
 
+use super::busy::Busy;
 use super::figures::Figures;
 use super::lanes::{EndOnPanic, Lane, TrainRequest};
 use crate::ids::{Digest, NodeId};
 use crate::learn::{ClassLogits, Control, Learner, TrainJob, Trained, Windows};
 use crate::protocol::{CombineJob, Input, TrainTask, Work, update};
 use crate::rng::Stream;
+use crate::store::BlobReader;
 use crate::wire::ClassSummary;
 
 /// Work with the blobs that it needs.
@@ -27,13 +29,13 @@ pub enum Task {
     Combine {
         /// What to combine.
         job: CombineJob,
-        /// Every blob that the job names and the store has.
-        blobs: BTreeMap<Digest, Vec<u8>>,
+        /// Gives the blobs that the job names, one at a time: a round may have a thousand members.
+        blobs: Box<dyn BlobReader>,
     },
 }
 
-/// Gets the input that the machine is waiting for.
-pub(super) type Done = Box<dyn FnOnce(Input) + Send>;
+/// Gets the input that the machine is waiting for, or why the node can't go on.
+pub type Done = Box<dyn FnOnce(Result<Input, String>) + Send>;
 
 /// Does long work somewhere else and calls `done` with its end.
 pub trait Workbench: Send {
@@ -47,6 +49,7 @@ pub struct LaneBench {
     /// None on nodes that don't train.
     train: Option<(Lane<TrainRequest>, Arc<Windows>)>,
     figures: Arc<Figures>,
+    busy: Arc<Busy>,
 }
 
 /// Works at once, on the caller's thread: for networks under a paused clock.
@@ -56,13 +59,14 @@ pub struct InlineBench {
 }
 
 impl LaneBench {
-    /// A bench for a node; devices bring a lane and their data.
+    /// A bench for a node; devices bring a lane and their data, and train while they aren't `busy`.
     pub fn new(
         me: NodeId,
         train: Option<(Lane<TrainRequest>, Arc<Windows>)>,
         figures: Arc<Figures>,
+        busy: Arc<Busy>,
     ) -> Self {
-        Self { me, train, figures }
+        Self { me, train, figures, busy }
     }
 }
 
@@ -79,17 +83,17 @@ impl Workbench for LaneBench {
             Task::Combine { job, blobs } => {
                 std::thread::spawn(move || {
                     let _guard = EndOnPanic;
-                    done(combined(&job, &blobs));
+                    done(combined(&job, blobs.as_ref()));
                 });
             }
             Task::Train { task, adapter, residual } => {
                 let offer = task.offer;
                 let Some((lane, data)) = &self.train else {
-                    return done(Input::Worked { offer, work: Err("no_learner") });
+                    return done(Ok(Input::Worked { offer, work: Err("no_learner") }));
                 };
                 let job = match job_of(&task, &adapter, &self.me) {
                     Ok(job) => job,
-                    Err(reason) => return done(Input::Worked { offer, work: Err(reason) }),
+                    Err(reason) => return done(Ok(Input::Worked { offer, work: Err(reason) })),
                 };
                 let start = job.start.clone();
                 let figures = Arc::clone(&self.figures);
@@ -99,8 +103,9 @@ impl Workbench for LaneBench {
                     data: Arc::clone(data),
                     job,
                     progress: Box::new({
-                        let figures = Arc::clone(&figures);
+                        let (figures, busy) = (Arc::clone(&figures), Arc::clone(&self.busy));
                         move |_| {
+                            busy.wait_until_idle();
                             figures.update(|view| view.train_steps += 1);
                             Control::Continue
                         }
@@ -131,7 +136,7 @@ impl Workbench for LaneBench {
 impl Workbench for InlineBench {
     fn start(&mut self, task: Task, done: Done) {
         done(match task {
-            Task::Combine { job, blobs } => combined(&job, &blobs),
+            Task::Combine { job, blobs } => combined(&job, blobs.as_ref()),
             Task::Train { task, adapter, residual } => {
                 let work = match &mut self.train {
                     None => Err("no_learner"),
@@ -143,7 +148,7 @@ impl Workbench for InlineBench {
                         work_of(&task, &start, trained, residual.as_deref())
                     }),
                 };
-                Input::Worked { offer: task.offer, work }
+                Ok(Input::Worked { offer: task.offer, work })
             }
         });
     }
@@ -152,17 +157,28 @@ impl Workbench for InlineBench {
 fn call(done: &std::sync::Mutex<Option<Done>>, input: Input) {
     let taken = done.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
     if let Some(done) = taken {
-        done(input);
+        done(Ok(input));
     }
 }
 
-fn combined(job: &CombineJob, blobs: &BTreeMap<Digest, Vec<u8>>) -> Input {
-    let outcome = update::combine(job, &|digest| blobs.get(digest).cloned());
+/// A store that can't be read ends the node, as everywhere; it is no fault of the round.
+fn combined(job: &CombineJob, blobs: &dyn BlobReader) -> Result<Input, String> {
+    let broken = RefCell::new(None);
+    let read = |digest: &Digest| {
+        blobs.blob(digest).unwrap_or_else(|error| {
+            *broken.borrow_mut() = Some(error.to_string());
+            None
+        })
+    };
+    let outcome = update::combine(job, &read);
+    if let Some(what) = broken.into_inner() {
+        return Err(what);
+    }
     let outcome = outcome.map_err(|error| {
         tracing::error!(%error, offer = %job.offer, "a round can't be combined");
         error.kind()
     });
-    Input::Combined { offer: job.offer, outcome }
+    Ok(Input::Combined { offer: job.offer, outcome })
 }
 
 fn job_of(task: &TrainTask, adapter: &[u8], me: &NodeId) -> Result<TrainJob, &'static str> {

@@ -26,6 +26,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use serde::Deserialize;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -34,8 +35,9 @@ pub use stats::{BrokerStats, Traffic};
 
 use front::Front;
 
-/// Where the broker listens, who may do what, and its limits.
-#[derive(Debug, Clone)]
+/// Where the broker listens, who may do what, and its limits. As TOML: `brokers/embedded.toml`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct BrokerSettings {
     /// Address and port; port 0 takes a free one. Without users it must be a loopback address.
     pub listen: SocketAddr,
@@ -60,15 +62,18 @@ pub struct BrokerSettings {
 }
 
 /// A user of the embedded broker.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct BrokerUser {
     /// User name.
     pub name: String,
     /// Password. Never printed.
     pub password: String,
     /// Filters that it may subscribe, or any narrower one.
+    #[serde(default)]
     pub read: Vec<String>,
     /// Filters of the topics that it may publish on.
+    #[serde(default)]
     pub write: Vec<String>,
 }
 

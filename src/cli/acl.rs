@@ -365,6 +365,27 @@ mod tests {
     }
 
     #[test]
+    fn the_shipped_example_is_what_is_printed() {
+        let federation = Federation::new();
+        federation.enrol("cloud", &["--role", "cloud"]);
+        let edge = ["--role", "edge", "--site", "north", "--parent", "cloud"];
+        federation.enrol("edge", &edge);
+        let device =
+            ["--role", "device", "--site", "north", "--line", "line-1", "--parent", "edge"];
+        federation.enrol("press-3", &device);
+        let keyring = federation.path("keyring");
+        let line = ["acl", "--keyring", &keyring, "--site", "north", "--tags", "plant/press-3/#"];
+        let (exit, text) = gaisnet(&line);
+        assert_eq!(exit.unwrap(), Exit::Ok);
+        let rules = |text: &str| -> Vec<String> {
+            let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+            lines.map(str::to_owned).collect()
+        };
+        let example = include_str!("../../brokers/mosquitto/acl.example");
+        assert_eq!(rules(&text), rules(example));
+    }
+
+    #[test]
     fn what_a_node_may_write_is_what_the_table_of_topics_gives_it() {
         for spec in TOPICS {
             let example = spec.pattern.replace(['{', '}'], "");

@@ -24,6 +24,9 @@ pub(super) struct BrokerArgs {
     /// What each user may read and write, as `gaisnet acl` prints it; default: everything
     #[arg(long, value_name = "FILE", requires = "users")]
     acl: Option<PathBuf>,
+    /// All settings from a TOML file instead, as brokers/embedded.toml; mode 0600 if it has users
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["listen", "users", "acl", "max_payload_bytes"])]
+    file: Option<PathBuf>,
     /// Largest payload
     #[arg(long, value_name = "BYTES", default_value_t = 262_144)]
     max_payload_bytes: usize,
@@ -34,17 +37,9 @@ pub(super) struct BrokerArgs {
 
 /// Runs `gaisnet broker` until Ctrl-C or SIGTERM.
 pub(super) fn run(args: &BrokerArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
-    let mut users = args.users.as_deref().map(read_users).transpose()?.unwrap_or_default();
-    if let Some(acl) = &args.acl {
-        let text = read_capped(acl, MAX_FILE_BYTES)?;
-        let text = String::from_utf8_lossy(&text);
-        grant(&mut users, &text).with_context(|| acl.display().to_string())?;
-    }
-    let settings = BrokerSettings {
-        listen: args.listen,
-        users,
-        max_payload_bytes: args.max_payload_bytes,
-        ..BrokerSettings::default()
+    let settings = match &args.file {
+        Some(path) => from_file(path)?,
+        None => from_arguments(args)?,
     };
     let mut told = Ok(());
     run_broker(settings, |address| {
@@ -59,13 +54,44 @@ pub(super) fn run(args: &BrokerArgs, out: &mut dyn Write) -> anyhow::Result<Exit
     Ok(Exit::Ok)
 }
 
-/// Users that may do everything, until an access list says otherwise.
-fn read_users(path: &Path) -> anyhow::Result<Vec<BrokerUser>> {
+fn from_arguments(args: &BrokerArgs) -> anyhow::Result<BrokerSettings> {
+    let mut users = args.users.as_deref().map(read_users).transpose()?.unwrap_or_default();
+    if let Some(acl) = &args.acl {
+        let text = read_capped(acl, MAX_FILE_BYTES)?;
+        let text = String::from_utf8_lossy(&text);
+        grant(&mut users, &text).with_context(|| acl.display().to_string())?;
+    }
+    Ok(BrokerSettings {
+        listen: args.listen,
+        users,
+        max_payload_bytes: args.max_payload_bytes,
+        ..BrokerSettings::default()
+    })
+}
+
+fn from_file(path: &Path) -> anyhow::Result<BrokerSettings> {
+    let text = String::from_utf8(read_capped(path, MAX_FILE_BYTES)?);
+    let text = text.with_context(|| path.display().to_string())?;
+    let settings: BrokerSettings =
+        toml::from_str(&text).with_context(|| path.display().to_string())?;
+    if !settings.users.is_empty() {
+        check_private(path)?;
+    }
+    Ok(settings)
+}
+
+fn check_private(path: &Path) -> anyhow::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     let mode = path.metadata().with_context(|| path.display().to_string())?.permissions().mode();
     if mode & 0o077 != 0 {
         bail!("{} holds passwords and is open to others: chmod 600 it", path.display());
     }
+    Ok(())
+}
+
+/// Users that may do everything, until an access list says otherwise.
+fn read_users(path: &Path) -> anyhow::Result<Vec<BrokerUser>> {
+    check_private(path)?;
     let text = read_capped(path, MAX_FILE_BYTES)?;
     let text = String::from_utf8(text).with_context(|| path.display().to_string())?;
     let mut users = Vec::new();
@@ -136,6 +162,7 @@ Examples:
   gaisnet broker
   gaisnet broker --listen 0.0.0.0:1883 --users users --acl gaisnet.acl
   gaisnet broker --listen 127.0.0.1:0 --json | head -n 1 | jq .port
+  gaisnet broker --file brokers/embedded.toml
 
 For demos, tests and a single small site: nothing is kept on disk, no TLS. `gaisnet acl` writes the
 list of --acl.";
@@ -165,6 +192,19 @@ mod tests {
             let error = read_users(&file(folder.path(), bad, 0o600)).unwrap_err();
             assert!(error.to_string().contains(part), "{error:#}");
         }
+    }
+
+    #[test]
+    fn the_shipped_file_says_the_defaults_and_mistakes_in_it_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let shipped = include_str!("../../brokers/embedded.toml");
+        let read = |text: &str, mode| from_file(&file(folder.path(), text, mode));
+        assert_eq!(read(shipped, 0o644).unwrap(), BrokerSettings::default());
+        let error = read("listn = \"127.0.0.1:1883\"\n", 0o644).unwrap_err();
+        assert!(format!("{error:#}").contains("listn"), "{error:#}");
+        let users = "[[users]]\nname = \"p1\"\npassword = \"a\"\nread = [\"t/#\"]\n";
+        assert!(read(users, 0o644).unwrap_err().to_string().contains("chmod 600"));
+        assert_eq!(read(users, 0o600).unwrap().users[0].read, ["t/#"]);
     }
 
     #[test]

@@ -19,6 +19,7 @@ use crate::bus::{Bus, BusError, BusEvent, Priority, Publish};
 use crate::data::Cache;
 use crate::data::bearings::{PLANTS, RATE_HZ, Recording};
 use crate::scada::feed::Feed;
+use crate::telemetry::logging;
 
 /// Arguments of `gaisnet feed`.
 #[derive(Debug, Args)]
@@ -62,6 +63,8 @@ pub(super) struct FeedArgs {
 pub(super) fn run(args: &FeedArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
     let settings = mqtt_settings(args)?;
     let recordings = recordings(args)?;
+    let directives = std::env::var("RUST_LOG").ok();
+    logging::init(false, "info", directives.as_deref())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let seed = u64::from(std::process::id());
     let sent = runtime.block_on(async {
@@ -178,7 +181,9 @@ async fn wait(due: Instant, events: &mut mpsc::Receiver<BusEvent>) -> anyhow::Re
             biased;
             event = events.recv() => match event {
                 None => bail!("the link to the broker ended"),
-                Some(BusEvent::Disconnected { reason }) => tracing::warn!(%reason, "link down"),
+                Some(BusEvent::Disconnected { reason }) => {
+                    tracing::warn!(%reason, "the link is down; trying again");
+                },
                 Some(_) => {}
             },
             () = sleep_until(due) => return Ok(()),

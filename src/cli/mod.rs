@@ -214,6 +214,23 @@ mod tests {
         }
     }
 
+    /// clap takes the one for the other and panics.
+    #[test]
+    fn no_command_has_an_argument_with_the_id_of_a_global_one() {
+        let command = Cli::command();
+        let ids = |command: &clap::Command| -> Vec<String> {
+            command.get_arguments().map(|argument| argument.get_id().to_string()).collect()
+        };
+        let global = ids(&command);
+        assert!(!global.is_empty());
+        let mut open: Vec<&clap::Command> = command.get_subcommands().collect();
+        while let Some(command) = open.pop() {
+            open.extend(command.get_subcommands());
+            let both: Vec<_> = ids(command).into_iter().filter(|id| global.contains(id)).collect();
+            assert!(both.is_empty(), "{}: {both:?}", command.get_name());
+        }
+    }
+
     #[test]
     fn wrong_usage_ends_with_2_and_help_with_0() {
         let code = |line: &[&str]| {

@@ -17,8 +17,8 @@ pub struct SettingsArgs {
     #[arg(long, global = true, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
     /// Change one setting; may be repeated, wins over everything else
-    #[arg(long, global = true, value_name = "SECTION.KEY=VALUE")]
-    set: Vec<String>,
+    #[arg(long = "set", global = true, value_name = "SECTION.KEY=VALUE")]
+    assignments: Vec<String>,
 }
 
 /// The tiers as an argument.
@@ -61,7 +61,7 @@ impl SettingsArgs {
             layers.file(file);
         }
         layers.environment(vars);
-        for assignment in &self.set {
+        for assignment in &self.assignments {
             layers.set(assignment);
         }
         layers
@@ -77,7 +77,7 @@ mod tests {
         let args = SettingsArgs {
             tier: Some(TierArg::Cloud),
             config: None,
-            set: vec!["node.name=c".to_owned(), "round.rounds=3".to_owned()],
+            assignments: vec!["node.name=c".to_owned(), "round.rounds=3".to_owned()],
         };
         let vars = [("GAISNET__ROUND__ROUNDS", "4"), ("GAISNET__ROUND__PAUSE_S", "5")];
         let vars = vars.map(|(name, value)| (name.to_owned(), value.to_owned()));

@@ -71,6 +71,11 @@ impl TensorSet {
         self.tensors.iter_mut().map(|t| t.data.as_mut_slice())
     }
 
+    /// Name and values of each tensor, for changes in place.
+    pub fn named_values_mut(&mut self) -> impl Iterator<Item = (&str, &mut [f32])> {
+        self.tensors.iter_mut().map(|t| (t.name.as_str(), t.data.as_mut_slice()))
+    }
+
     /// The tensors in order of their names.
     pub fn tensors(&self) -> &[Tensor] {
         &self.tensors

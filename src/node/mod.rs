@@ -5,23 +5,26 @@
 //! by the demo, and by tests over the in-memory bus with a clock of their own.
 
 mod clock;
+#[cfg(feature = "web")]
+mod health;
 #[cfg(feature = "cli")]
 mod settings;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::time::Duration;
 
 use actix::prelude::*;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use crate::actors::lanes::{Lane, ServeRequest};
 use crate::actors::{
-    Figures, Gateway, GatewayParts, Inferencer, InferencerParts, Introduce, Machine, MachineView,
-    Observe, Operator, OperatorParts, Role, Run, Runner, RunnerParts, Served, Stimulus, Workbench,
-    pump, subscribe, subscriptions,
+    Adopt, Bounds, Busy, Figures, Finish, Gateway, GatewayParts, Inferencer, InferencerParts,
+    Introduce, Leave, Machine, MachineView, Observe, Operator, OperatorParts, Role, Run, Runner,
+    RunnerParts, Served, Stimulus, Workbench, pump, subscribe, subscriptions,
 };
-use crate::bus::{Ack, Bus, BusEvent, Priority, Publish};
+use crate::bus::{Ack, Bus, BusEvent};
 use crate::ids::{BootId, Digest, Name, NodeId, Side};
 use crate::ledger::{Event, LedgerError, Log, Origin, Replay, SignedCheckpoint, Word};
 use crate::privacy::Gate;
@@ -29,17 +32,20 @@ use crate::protocol::{
     Effect, Input, Member, MemberConfig, Owner, Relay, RelayConfig, Round, RoundConfig, update,
 };
 use crate::scada::command::CommandPolicy;
+use crate::scada::replay::ReplayWindow;
 use crate::scada::tags::{Tag, TagMap};
 use crate::scada::telegram::{ModelMeta, Tier};
 use crate::store::{Store, StoreError};
 use crate::time::Clock;
 use crate::topic::{Branch, Prefix};
-use crate::trust::Sealer;
-use crate::trust::keyring::{Keyring, NodeEntry, Role as KeyRole};
+use crate::trust::keyring::{Keyring, NodeEntry, Role as KeyRole, Standing};
 use crate::trust::keys::SigningKey;
+use crate::trust::{Sealer, Sequences};
 use crate::wire::Plan;
 
 pub use clock::SystemClock;
+#[cfg(feature = "web")]
+pub use health::Health;
 #[cfg(feature = "cli")]
 pub use settings::{
     Brain, SettingsProblem, brain, bus_of, data_of, identity_of, parts_of, plan_of,
@@ -101,6 +107,8 @@ pub struct Answering {
     pub lane: Lane<ServeRequest>,
     /// Plant topics.
     pub tags: Vec<Tag>,
+    /// Whether the machine works; training waits for it.
+    pub busy: Arc<Busy>,
     /// A pause between telegrams that breaks a window.
     pub max_gap_ms: u64,
     /// An answer is stale when no sample came for so long.
@@ -129,6 +137,10 @@ pub struct NodeParts {
     pub figures: Arc<Figures>,
     /// Processor seconds and peak memory in MiB.
     pub resources: Arc<dyn Fn() -> (f64, f64) + Send + Sync>,
+    /// Bounds of what it keeps.
+    pub bounds: Bounds,
+    /// Takes over a newer keyring on command; none where the keyring isn't a file.
+    pub adopt: Option<Adopt>,
     /// Called when the node can't go on.
     pub fatal: Arc<dyn Fn(&str) + Send + Sync>,
 }
@@ -146,10 +158,12 @@ pub struct Node {
     runner: Addr<Runner>,
     buses: Vec<Arc<dyn Bus>>,
     boot: BootId,
-    status_topic: String,
-    /// The last status telegram.
-    offline: Vec<u8>,
-    plant: Arc<dyn Bus>,
+    keyring: Arc<Keyring>,
+    again: Arc<Notify>,
+    clock: Arc<dyn Clock>,
+    operator: Addr<Operator>,
+    /// End when their links have said goodbye.
+    pumps: Vec<tokio::task::JoinHandle<()>>,
 }
 
 /// Why a node can't start.
@@ -204,6 +218,9 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
     for (side, (bus, receiver)) in links {
         buses.insert(side, bus);
         events.push((side, receiver));
+        parts.figures.update(|view| {
+            view.down.insert(side, "not connected yet".to_owned());
+        });
     }
     let missing = |side: &str, key| NodeError::NoLink(me.clone(), side_name(side), key);
     let plant_bus = buses.get(&plant).cloned().ok_or_else(|| missing("plant", "bus.site"))?;
@@ -225,10 +242,10 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
         figures: Arc::clone(&parts.figures),
         seed: u64::from_le_bytes(first_eight(&identity.boot)),
         served,
+        bounds: parts.bounds,
         fatal: parts.fatal,
     })?
     .start();
-    let started_at = clock.now().wall;
     let started = Effect::Record(Event::NodeStart {
         boot: identity.boot,
         config: identity.config,
@@ -256,6 +273,7 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
             play(Relay::new(config, outer, inner), &runner, &clock)
         }
     };
+    let again = Arc::new(Notify::new());
     let operator = Operator::new(OperatorParts {
         branch: branch.clone(),
         roles: roles_of(tier),
@@ -267,8 +285,13 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
         runner: runner.clone(),
         bus: Arc::clone(&plant_bus),
         plant,
+        buses: buses.clone(),
         clock: Arc::clone(&clock),
         figures: Arc::clone(&parts.figures),
+        replays: ReplayWindow::from_state(&state).map_err(NodeError::State)?,
+        sequences: Sequences::from_state(&state).map_err(NodeError::State)?,
+        adopt: parts.adopt,
+        again: Arc::clone(&again),
         resources: parts.resources,
     })
     .start();
@@ -280,6 +303,7 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
             model: learning.model.name.clone(),
             labels: learning.model.labels.clone(),
             window: window_of(&learning.model),
+            busy: answering.busy,
             max_gap_ms: answering.max_gap_ms,
             stale_after_ms: answering.stale_after_ms,
             tier,
@@ -300,20 +324,20 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
         role: role.clone(),
         runner: runner.clone(),
         inferencer: inferencer.clone(),
-        operator: Some(operator),
-        clock,
+        operator: Some(operator.clone()),
+        clock: Arc::clone(&clock),
         figures: Arc::clone(&parts.figures),
         chunk_bytes: learning.chunk_bytes,
     })
     .start();
-    let offline = Operator::status(&roles_of(tier), false, 0, started_at, started_at);
     let server = inferencer.map(Addr::recipient);
     let _ = runner.try_send(Introduce { role: role.clone(), server });
     let sides: Vec<Side> = buses.keys().copied().collect();
     subscribe(&buses, &subscriptions(&keyring, &identity.prefix, &me, &sides, &tags));
-    for (side, receiver) in events {
-        actix::spawn(pump(side, receiver, gateway.clone()));
-    }
+    let pumps = events
+        .into_iter()
+        .map(|(side, receiver)| actix::spawn(pump(side, receiver, gateway.clone())))
+        .collect();
     Ok(Node {
         me,
         figures: parts.figures,
@@ -323,9 +347,11 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
         runner,
         buses: buses.into_values().collect(),
         boot: identity.boot,
-        status_topic: branch.status(),
-        offline: serde_json::to_vec(&offline).unwrap_or_default(),
-        plant: plant_bus,
+        keyring,
+        again,
+        clock,
+        operator,
+        pumps,
     })
 }
 
@@ -340,22 +366,30 @@ impl Node {
         let _ = self.role.send(Stimulus { input, ack: Ack::none() }).await;
     }
 
-    /// Records the end, says goodbye and closes the links.
+    /// Waits until a command wants the node to start again, with what lies ready on disk.
+    pub async fn must_start_again(&self) {
+        self.again.notified().await;
+    }
+
+    /// Whether its keyring still lets anything change.
+    pub fn standing(&self) -> Standing {
+        self.keyring.standing(self.clock.now().wall)
+    }
+
+    /// Records the end, says goodbye and closes the links; back when all of it is done, after
+    /// little more than `drain_ms` at the latest.
     pub async fn stop(self, reason: &'static str, drain_ms: u64) {
         let event = Event::NodeStop { boot: self.boot, reason: Word::new(reason) };
         let run = Run { effects: vec![Effect::Record(event)], ack: Ack::none() };
         let _ = self.runner.send(run).await;
-        let offline = Publish {
-            topic: self.status_topic,
-            payload: self.offline,
-            at_least_once: true,
-            retain: true,
-            priority: Priority::Control,
-        };
-        // A link that is down has its last will for this.
-        let _ = self.plant.publish(offline);
+        let _ = self.runner.send(Finish).await;
+        let _ = self.operator.send(Leave).await;
         for bus in self.buses {
             bus.close(drain_ms);
+        }
+        let limit = Duration::from_millis(drain_ms.saturating_add(GOODBYE_MS));
+        for pump in self.pumps {
+            let _ = tokio::time::timeout(limit, pump).await;
         }
     }
 }
@@ -449,6 +483,8 @@ fn replay(store: &dyn Store, federation: &Name, me: &NodeId) -> Result<Log, Node
 }
 
 const ENTRIES_AT_ONCE: u64 = 4_096;
+/// What a link's goodbye takes beyond its draining.
+const GOODBYE_MS: u64 = 500;
 
 fn tier_of(entry: &NodeEntry) -> Option<Tier> {
     [(KeyRole::Cloud, Tier::Cloud), (KeyRole::Edge, Tier::Edge), (KeyRole::Device, Tier::Device)]

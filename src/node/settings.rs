@@ -1,13 +1,18 @@
 //! From settings to the parts of a node: brokers, files, learner, data.
 
 use std::collections::BTreeMap;
+#[cfg(any(test, feature = "torch"))]
+use std::num::NonZeroU16;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
 use super::{Answering, Identity, Learning, NodeError, NodeParts, SystemClock};
+#[cfg(any(test, feature = "torch"))]
+use crate::actors::lanes::CoreShare;
 use crate::actors::lanes::{serve_lane, train_lane};
-use crate::actors::{Figures, LaneBench, Operator};
+use crate::actors::{Adopt, Bounds, Busy, Figures, LaneBench, Operator};
 use crate::bus::mqtt::{MqttBus, MqttError, MqttSettings, TlsSettings};
 use crate::bus::{Bus, BusEvent};
 use crate::data::bearings::{self, Bearings};
@@ -16,11 +21,14 @@ use crate::ids::{Digest, Name, Side};
 use crate::learn::{
     LearnError, Learner, MachineSpeeds, Predictor, SoftmaxLearner, SoftmaxPredictor, Windows,
 };
+use crate::ledger::Event;
 use crate::privacy::{Gate, Profile};
 use crate::protocol::update;
 use crate::scada::command::CommandPolicy;
 use crate::scada::tags::{Binds, Format, Tag};
 use crate::scada::telegram::ModelMeta;
+#[cfg(any(test, feature = "torch"))]
+use crate::settings::LimitSettings;
 use crate::settings::{
     Compression, Contribute, LearnerName, LinkSettings, NodeRole, PrivacyProfile, Schedule,
     Settings, StrategyName, TagBinds, TagFormat,
@@ -30,6 +38,7 @@ use crate::store::{BlobCaps, SqliteStore, StoreError};
 use crate::time::Wall;
 use crate::topic::Prefix;
 use crate::trust::keyring::Keyring;
+use crate::trust::keyring_document::open_document;
 use crate::trust::keys::SigningKey;
 use crate::wire::{Coding, Plan};
 
@@ -152,12 +161,27 @@ fn signal_transformer(settings: &Settings) -> Result<Engine, SettingsProblem> {
         alpha: narrow(settings.strategy.alpha),
         ..LoraConfig::default()
     };
-    let config =
-        TrainerConfig { model: card.architecture, lora: lora.clone(), ..TrainerConfig::default() };
-    let threads = config.threads;
+    let share = core_share(&settings.limits, std::thread::available_parallelism().ok());
+    let config = TrainerConfig {
+        model: card.architecture,
+        lora: lora.clone(),
+        threads: share.train,
+        ..TrainerConfig::default()
+    };
     let learner = SignalLearner::new(&base, config, ADAPTER_SEED)?;
-    let predictor = SignalPredictor::new(&base, card.architecture, &lora, threads)?;
+    let predictor = SignalPredictor::new(&base, card.architecture, &lora, share.serve)?;
     Ok((card.sha256, Box::new(learner), Box::new(predictor)))
+}
+
+/// How many threads train and answer: what the settings say, else half of the cores each.
+#[cfg(any(test, feature = "torch"))]
+fn core_share(limits: &LimitSettings, cores: Option<NonZeroUsize>) -> CoreShare {
+    let half = cores.map_or(1, NonZeroUsize::get).div_euclid(2).max(1);
+    let threads = |set: usize| {
+        let wanted = if set == 0 { half } else { set };
+        u16::try_from(wanted).ok().and_then(NonZeroU16::new).unwrap_or(NonZeroU16::MIN)
+    };
+    CoreShare { serve: threads(limits.serve_threads), train: threads(limits.train_threads) }
 }
 
 /// The factors of version 0 are the same on each node.
@@ -202,14 +226,14 @@ pub fn plan_of(settings: &Settings) -> Plan {
     }
 }
 
-/// Connects one link; on the `plant`'s side with the node's last will.
+/// Connects one link; with `will` the broker says for the node that it is away when it vanishes.
 ///
 /// # Errors
 /// [`SettingsProblem`] when a file can't be read; an unreachable broker is no error but an event.
 pub fn bus_of(
     link: &LinkSettings,
     settings: &Settings,
-    plant: bool,
+    will: bool,
     seed: u64,
 ) -> Result<(MqttBus, mpsc::Receiver<BusEvent>), SettingsProblem> {
     let mut mqtt = MqttSettings::new(&link.host, link.port, &link.client_id_of(&settings.node));
@@ -226,14 +250,18 @@ pub fn bus_of(
         mqtt.tls = Some(TlsSettings { ca_file: ca.clone(), client });
     }
     mqtt.keep_alive_s = link.keep_alive_s;
+    mqtt.in_flight = link.in_flight;
+    mqtt.retry_max_ms = link.reconnect_max_s.saturating_mul(1_000);
+    mqtt.stall_s = u64::from(link.watchdog_s);
     mqtt.connection_timeout_s = u64::from(link.connect_timeout_s);
     mqtt.max_packet_bytes = usize::try_from(link.max_packet_bytes).unwrap_or(usize::MAX);
+    // A huge message is to be refused by whoever it is for, not to cost the connection.
+    mqtt.max_incoming_bytes = Some(link.receive_queue_bytes.min(MAX_INCOMING_BYTES));
     mqtt.outbox_bytes = link.send_queue_bytes;
     mqtt.inbox_bytes = link.receive_queue_bytes;
-    // Presence is told on the plant's side only.
-    let will = Operator::status(&[], false, 0, Wall::default(), Wall::default());
+    let words = Operator::status(&[], false, 0, Wall::default(), Wall::default());
     mqtt.will =
-        serde_json::to_vec(&will).ok().filter(|_| plant).map(|payload| crate::bus::Publish {
+        serde_json::to_vec(&words).ok().filter(|_| will).map(|payload| crate::bus::Publish {
             topic: format!("{}/status", settings.node.branch()),
             payload,
             at_least_once: true,
@@ -263,22 +291,25 @@ pub fn parts_of(
     if settings.node.has(NodeRole::Relay) {
         let parent = settings.bus.parent.as_ref().unwrap_or(&settings.bus.site);
         let mut parent = parent.clone();
-        if settings.bus.parent.is_none() {
-            // One broker for both sides takes two clients, and a client id only once.
+        let one_broker = settings.bus.parent.is_none();
+        if one_broker {
+            // It takes two clients, and a client id only once; one of them stands for the node.
             let id = format!("{}-up", parent.client_id_of(&settings.node));
             parent.client_id = Name::new(id).ok();
         }
-        let (bus, events) = bus_of(&parent, settings, false, seed)?;
+        let (bus, events) = bus_of(&parent, settings, !one_broker, seed)?;
         links.insert(Side::Up, (Arc::new(bus), events));
     }
     let lane = match data {
         Some(data) => Some((train_lane(brain.learner, QUEUE)?, Arc::new(data))),
         None => None,
     };
+    let busy = Arc::new(Busy::default());
     let answering = Answering {
         lane: serve_lane(brain.predictor, QUEUE)?,
         tags: tags_of(settings)?,
-        max_gap_ms: settings.tags.iter().filter_map(|tag| tag.max_gap_ms).max().unwrap_or(5_000),
+        busy: Arc::clone(&busy),
+        max_gap_ms: 5_000,
         stale_after_ms: 10_000,
     };
     let round = &settings.round;
@@ -305,8 +336,7 @@ pub fn parts_of(
         problem: error.to_string(),
     })?;
     Ok(NodeParts {
-        bench: Box::new(LaneBench::new(identity.me.clone(), lane, Arc::clone(&figures))),
-        identity,
+        bench: Box::new(LaneBench::new(identity.me.clone(), lane, Arc::clone(&figures), busy)),
         learning,
         store: Box::new(store),
         links,
@@ -318,8 +348,63 @@ pub fn parts_of(
             crate::telemetry::usage()
                 .map_or((0.0, 0.0), |usage| (usage.cpu_seconds, usage.peak_rss_mib()))
         }),
+        bounds: bounds_of(settings),
+        adopt: Some(adopt_of(settings, Arc::clone(&identity.keyring))),
         fatal: Arc::new(|_| std::process::exit(1)),
+        identity,
     })
+}
+
+/// Takes over the keyring that `gaisnet keyring accept` has put in place of the one in use.
+fn adopt_of(settings: &Settings, current: Arc<Keyring>) -> Adopt {
+    let path = settings.paths.keyring.clone();
+    Arc::new(move |version, digest| {
+        let at = |problem: &dyn std::fmt::Display| format!("{}: {problem}", path.display());
+        let bytes = std::fs::read(&path).map_err(|error| at(&error))?;
+        let found = Digest::of(&bytes);
+        if found != *digest {
+            return Err(at(&format!("its SHA-256 is {found}, the command names {digest}")));
+        }
+        let next = open_document(&bytes, Some(&current)).map_err(|error| at(&error))?;
+        if next.version() != version {
+            let found = next.version();
+            return Err(at(&format!("it is version {found}, the command names {version}")));
+        }
+        Ok(changes(&current, &next))
+    })
+}
+
+/// What a newer keyring changes, for the ledger.
+fn changes(old: &Keyring, new: &Keyring) -> Vec<Event> {
+    let keyring = new.version();
+    let mut events = Vec::new();
+    for entry in new.nodes() {
+        let (subject, key) = (entry.node.clone(), entry.key.key_id());
+        match old.node(&entry.node).map(|before| before.key.key_id()) {
+            None => events.push(Event::KeyAdd { key, keyring, subject }),
+            Some(old) if old != key => {
+                events.push(Event::KeyRotate { keyring, new: key, old, subject });
+            }
+            Some(_) => {}
+        }
+    }
+    for entry in old.nodes().filter(|entry| new.node(&entry.node).is_none()) {
+        let (subject, key) = (entry.node.clone(), entry.key.key_id());
+        events.push(Event::KeyRevoke { key, keyring, subject });
+    }
+    events
+}
+
+fn bounds_of(settings: &Settings) -> Bounds {
+    let (limits, store) = (&settings.limits, settings.paths.store.clone());
+    Bounds {
+        full_percent: u64::from(limits.disk_full_percent),
+        outbox_bytes: limits.outbox_bytes,
+        outbox_ms: u64::from(limits.outbox_hours) * 3_600_000,
+        disk: Arc::new(move || {
+            crate::telemetry::disk_space(&store).ok().map(|space| space.used_percent())
+        }),
+    }
 }
 
 /// A device's own windows.
@@ -365,7 +450,9 @@ fn tags_of(settings: &Settings) -> Result<Vec<Tag>, SettingsProblem> {
             TagBinds::Idle => Binds::Idle,
         };
         let pointer = tag.pointer.as_deref().unwrap_or("");
-        tags.push(Tag::new(&tag.topic, format, pointer, binds).map_err(|e| bad(e.to_string()))?);
+        let hop = tag.hop.and_then(|hop| NonZeroUsize::new(usize::try_from(hop).ok()?));
+        let bound = Tag::new(&tag.topic, format, pointer, binds);
+        tags.push(bound.map_err(|e| bad(e.to_string()))?.with_windows(hop, tag.max_gap_ms));
     }
     Ok(tags)
 }
@@ -388,5 +475,31 @@ fn narrow(value: f64) -> f32 {
     value as f32
 }
 
+/// Largest packet that is read at all.
+const MAX_INCOMING_BYTES: usize = 16 << 20;
 /// Requests that a lane's queue holds.
 const QUEUE: usize = 128;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_are_as_set_or_half_of_the_cores_and_never_none() {
+        let share = |train_threads, serve_threads, cores| {
+            let limits = LimitSettings {
+                outbox_bytes: 0,
+                outbox_hours: 0,
+                disk_full_percent: 90,
+                train_threads,
+                serve_threads,
+            };
+            let share = core_share(&limits, NonZeroUsize::new(cores));
+            (share.train.get(), share.serve.get())
+        };
+        assert_eq!(share(0, 0, 8), (4, 4));
+        assert_eq!(share(0, 0, 1), (1, 1));
+        assert_eq!(share(3, 1, 8), (3, 1));
+        assert_eq!(share(0, 2, 0), (1, 2));
+    }
+}

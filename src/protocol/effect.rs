@@ -42,6 +42,10 @@ pub enum Input {
     StartRound,
     /// An operator stops or resumes taking part.
     Pause(bool),
+    /// The disk has no room for new work, or has some again.
+    Full(bool),
+    /// What was kept under this key for resending is given up: it is too old, or too much waits.
+    Expired(String),
 }
 
 /// Timers of the machines. Setting one again moves it.

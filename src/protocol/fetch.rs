@@ -25,6 +25,10 @@ struct Fetch {
     manifest: Manifest,
     /// One place a chunk; filled as they come.
     chunks: Vec<Option<Vec<u8>>>,
+    /// Places that are still empty.
+    missing: usize,
+    /// Chunks from here on were never asked for.
+    asked: usize,
     asked_at: Mono,
     /// Times that it was asked for since the last new chunk.
     tries: u32,
@@ -72,10 +76,11 @@ impl Fetches {
         if self.open.len() >= Self::MAX_OPEN {
             return Err("fetches_full");
         }
-        let chunks = vec![None; manifest.chunks.len()];
-        let name = manifest.sha256;
-        self.open.insert(name, Fetch { from, side, manifest, chunks, asked_at: now, tries: 0 });
-        Ok(self.open.get(&name).map(Fetch::ask))
+        let (name, missing) = (manifest.sha256, manifest.chunks.len());
+        let chunks = vec![None; missing];
+        let (asked, asked_at, tries) = (0, now, 0);
+        let fetch = Fetch { from, side, manifest, chunks, missing, asked, asked_at, tries };
+        Ok(self.open.entry(name).or_insert(fetch).next_window())
     }
 
     /// Takes a chunk: the next request, or the whole blob when it was the last one.
@@ -97,15 +102,16 @@ impl Fetches {
             return Ok(Taken::More(None)); // a repeat
         }
         (fetch.asked_at, fetch.tries) = (now, 0);
-        let missing = fetch.missing().count();
-        if missing > 0 {
-            // A window's worth is asked for at a time, the next when this one is in.
-            let asked = fetch.chunks.len() - missing;
-            let window_is_in = asked.is_multiple_of(Wanted::MAX_CHUNKS);
-            return Ok(Taken::More(window_is_in.then(|| fetch.ask())));
+        fetch.missing -= 1;
+        if fetch.missing > 0 {
+            // The next window is asked for when half of this one is in: the wire is never idle.
+            let arrived = fetch.chunks.len() - fetch.missing;
+            let is_due = fetch.asked.saturating_sub(arrived) <= Wanted::MAX_CHUNKS / 2;
+            return Ok(Taken::More(is_due.then(|| fetch.next_window()).flatten()));
         }
-        let bytes: Vec<u8> = fetch.chunks.iter_mut().filter_map(Option::take).flatten().collect();
+        let parts: Vec<Vec<u8>> = fetch.chunks.iter_mut().filter_map(Option::take).collect();
         self.open.remove(&chunk.sha256);
+        let bytes = parts.concat();
         if Digest::of(&bytes) == chunk.sha256 {
             Ok(Taken::Complete(chunk.sha256, bytes))
         } else {
@@ -120,7 +126,7 @@ impl Fetches {
         let late = |fetch: &&mut Fetch| now.0.saturating_sub(fetch.asked_at.0) >= Self::RETRY_MS;
         let again = |fetch: &mut Fetch| {
             (fetch.asked_at, fetch.tries) = (now, fetch.tries + 1);
-            fetch.ask()
+            fetch.ask(0)
         };
         self.open.values_mut().filter(late).map(again).collect()
     }
@@ -132,13 +138,22 @@ impl Fetches {
 }
 
 impl Fetch {
-    fn missing(&self) -> impl Iterator<Item = u32> {
-        let empty = |(i, c): (usize, &Option<Vec<u8>>)| c.is_none().then_some(i);
-        self.chunks.iter().enumerate().filter_map(empty).filter_map(|i| u32::try_from(i).ok())
+    /// Asks for chunks that nobody was asked for yet; `None` when there is none.
+    fn next_window(&mut self) -> Option<Ask> {
+        if self.asked >= self.chunks.len() {
+            return None;
+        }
+        let ask = self.ask(self.asked);
+        self.asked += Wanted::MAX_CHUNKS;
+        Some(ask)
     }
 
-    fn ask(&self) -> Ask {
-        let indices: Vec<u32> = self.missing().take(Wanted::MAX_CHUNKS).collect();
+    /// Asks for the first chunks that are missing from place `from` on.
+    fn ask(&self, from: usize) -> Ask {
+        let empty = |(i, c): (usize, &Option<Vec<u8>>)| c.is_none().then_some(i);
+        let missing = self.chunks.iter().enumerate().skip(from).filter_map(empty);
+        let indices: Vec<u32> =
+            missing.filter_map(|i| u32::try_from(i).ok()).take(Wanted::MAX_CHUNKS).collect();
         let wanted = Wanted::Chunks { sha256: self.manifest.sha256, indices };
         Ask { from: self.from.clone(), side: self.side, wanted }
     }
@@ -197,6 +212,31 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn the_next_window_is_asked_for_before_the_last_one_is_in() {
+        let bytes = blob(40 * 4096);
+        let manifest = Manifest::of(&bytes, 4096);
+        let mut fetches = Fetches::default();
+        let node = NodeId::new("p1").unwrap();
+        let mut asked: Vec<u32> = Vec::new();
+        let mut wanted = |ask: Option<Ask>| {
+            if let Some(Ask { wanted: Wanted::Chunks { indices, .. }, .. }) = ask {
+                asked.extend(indices);
+            }
+            asked.len()
+        };
+        assert_eq!(wanted(fetches.begin(Mono(0), node, Side::Down, manifest.clone())), 8);
+        for index in 0..39 {
+            let Ok(Taken::More(ask)) = fetches.chunk(Mono(1), piece(&bytes, &manifest, index))
+            else {
+                panic!("chunk {index}")
+            };
+            let outstanding = wanted(ask) - (index as usize + 1);
+            assert!((1..=12).contains(&outstanding) || index == 38, "{outstanding} after {index}");
+        }
+        assert_eq!(asked, (0..40).collect::<Vec<u32>>(), "each is asked for once");
     }
 
     #[test]

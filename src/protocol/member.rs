@@ -80,6 +80,8 @@ pub struct Member {
     refused: Option<Digest>,
     residual: Option<Digest>,
     paused: bool,
+    /// The disk has no room for new work.
+    full: bool,
     heard: bool,
 }
 
@@ -129,7 +131,19 @@ struct Sent {
     delta: Option<(Digest, u32)>,
 }
 
+impl Sent {
+    /// Its key in the outbox: tells what may be dropped when too much waits.
+    fn key(&self, update: UpdateId) -> String {
+        match self.delta {
+            Some(_) => update.to_string(),
+            None => format!("{}{update}", Member::SUMMARY),
+        }
+    }
+}
+
 impl Member {
+    /// Start of the outbox keys of contributions that carry no update, soft labels alone.
+    pub const SUMMARY: &'static str = "summary/";
     /// Key prefix of its durable state.
     pub const PREFIX: &'static str = "member/";
     const EPOCH: &'static str = "member/parent_epoch";
@@ -158,6 +172,7 @@ impl Member {
             refused: None,
             residual: None,
             paused: false,
+            full: false,
             heard: false,
         };
         for (key, value) in state {
@@ -191,6 +206,9 @@ impl Member {
                 self.paused = paused;
                 put(Self::PAUSED, &paused, &mut out);
             }
+            // An offer that was declined for it is looked at anew when it comes again.
+            Input::Full(full) => self.full = full,
+            Input::Expired(key) => self.give_up(&key, &mut out),
             Input::Timer(_) | Input::Combined { .. } | Input::StartRound => {}
         }
         out
@@ -364,6 +382,9 @@ impl Member {
         if self.paused {
             return Err("paused");
         }
+        if self.full {
+            return Err("disk_full");
+        }
         if offer.model != self.config.model {
             return Err("unknown_model");
         }
@@ -486,14 +507,16 @@ impl Member {
         let round = offered.offer.round;
         let update = update_id(&self.config.federation, round, &self.config.me, &digest);
         out.push(Effect::Record(Event::Contribute { body: digest, bytes, round, update }));
-        self.sent.insert(update, Sent { round, delta: named });
+        let sent = Sent { round, delta: named };
+        let key = sent.key(update);
+        self.sent.insert(update, sent);
         put(Self::SENT, &self.sent, out);
         out.push(Effect::Send {
             to: To::Parent,
             body,
             round,
             epoch: offered.epoch,
-            delivery: Delivery::UntilSettled(update.to_string()),
+            delivery: Delivery::UntilSettled(key),
         });
     }
 
@@ -502,7 +525,7 @@ impl Member {
             return out.push(Effect::Count("receipt_of_nothing"));
         };
         put(Self::SENT, &self.sent, out);
-        out.push(Effect::Settle(receipt.update.to_string()));
+        out.push(Effect::Settle(sent.key(receipt.update)));
         let verdict = match &receipt.verdict {
             Verdict::Accepted => "accepted",
             Verdict::Late => "late",
@@ -514,6 +537,22 @@ impl Member {
             update: receipt.update,
             verdict: Word::new(verdict),
         }));
+    }
+
+    /// A summary that waited too long for its receipt is dropped; an update never is.
+    fn give_up(&mut self, key: &str, out: &mut Vec<Effect>) {
+        let waiting = self.sent.iter().find(|(update, sent)| sent.key(**update) == key);
+        let Some((update, sent)) = waiting.map(|(update, sent)| (*update, sent.clone())) else {
+            return;
+        };
+        if sent.delta.is_some() {
+            return out.push(Effect::Count("updates_are_never_dropped"));
+        }
+        self.sent.remove(&update);
+        put(Self::SENT, &self.sent, out);
+        out.push(Effect::Settle(key.to_owned()));
+        out.push(Effect::Count("outbox_overflow"));
+        out.push(Effect::Record(self.decline(sent.round, "outbox_overflow")));
     }
 
     fn result(&mut self, news: Announced, out: &mut Vec<Effect>) {

@@ -47,11 +47,13 @@ impl Relay {
             Input::Message(message) if *message.sender() == self.config.parent => {
                 self.member.step(now, Input::Message(message))
             }
-            Input::Timer(Timer::Resync) | Input::Worked { .. } => self.member.step(now, input),
+            Input::Timer(Timer::Resync) | Input::Worked { .. } | Input::Expired(_) => {
+                self.member.step(now, input)
+            }
             Input::Message(_) | Input::Timer(_) | Input::Combined { .. } => {
                 self.round.step(now, input)
             }
-            Input::Start | Input::Pause(_) | Input::Fetched { .. } => {
+            Input::Start | Input::Pause(_) | Input::Full(_) | Input::Fetched { .. } => {
                 let mut effects = self.round.step(now, input.clone());
                 effects.extend(self.member.step(now, input));
                 effects

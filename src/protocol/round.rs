@@ -98,6 +98,8 @@ pub struct Round {
     /// Contributions whose blob is being fetched.
     waiting: BTreeMap<NodeId, Verified>,
     paused: bool,
+    /// The disk has no room for new work.
+    full: bool,
 }
 
 /// What may be seen from outside: dashboard, status telegram, tests.
@@ -154,6 +156,7 @@ impl Round {
             late: BTreeMap::new(),
             waiting: BTreeMap::new(),
             paused: false,
+            full: false,
         };
         let mut accepted = BTreeMap::new();
         for (key, value) in state {
@@ -181,7 +184,8 @@ impl Round {
             Input::Combined { offer, outcome } => self.combined(offer, outcome, &mut out),
             Input::StartRound => self.open(None, self.config.deadline_ms, &mut out),
             Input::Pause(paused) => self.pause(paused, &mut out),
-            Input::Worked { .. } => {}
+            Input::Full(full) => self.full(full, &mut out),
+            Input::Worked { .. } | Input::Expired(_) => {}
         }
         let _ = now;
         out
@@ -189,6 +193,9 @@ impl Round {
 
     /// Opens a round. A relay names the outer offer; an open inner round of an older one is dropped.
     pub fn open(&mut self, outer: Option<Digest>, deadline_ms: u64, out: &mut Vec<Effect>) {
+        if self.full {
+            return out.push(Effect::Count("disk_full"));
+        }
         match &self.phase {
             Phase::Idle => {}
             Phase::Open(open) if self.config.owner == Owner::Relay && open.offer.outer != outer => {
@@ -437,6 +444,15 @@ impl Round {
         self.paused = paused;
         put(PAUSED, &self.paused, out);
         if !paused && self.phase == Phase::Idle {
+            self.schedule_next(out);
+        }
+    }
+
+    /// Without room no round is opened and no contribution taken: it waits at its sender, without a
+    /// receipt, and comes again.
+    fn full(&mut self, full: bool, out: &mut Vec<Effect>) {
+        self.full = full;
+        if !full && !self.paused && self.phase == Phase::Idle {
             self.schedule_next(out);
         }
     }

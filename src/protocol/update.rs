@@ -182,10 +182,11 @@ pub fn combine(
         let shares = with_delta.iter().map(|(input, _)| (key(input), share(input))).collect();
         let weights = weights(&shares)?;
         for (input, delta) in with_delta {
-            let base = if input.base == job.global { global.clone() } else { set(&input.base)? };
-            let adapter = adapter_of(&set(&delta)?, &base, input.stacked)?;
+            let older = (input.base != job.global).then(|| set(&input.base)).transpose()?;
+            let base = older.as_ref().unwrap_or(&global);
+            let adapter = adapter_of(set(&delta)?, base, input.stacked)?;
             let weight = weights.get(&key(input)).copied().unwrap_or(0.0);
-            sum.add(weight, &adapter, &base)?;
+            sum.add(weight, &adapter, base)?;
         }
         Some(if job.relay {
             let stack = sum.stack(MAX_STACKED_RANK)?.adapter;
@@ -284,22 +285,23 @@ fn share(input: &CombineInput) -> Share {
     Share { num_examples: input.num_examples, staleness: input.staleness }
 }
 
-/// The whole adapter that a contribution speaks of.
-fn adapter_of(delta: &TensorSet, base: &TensorSet, stacked: bool) -> Result<TensorSet, LearnError> {
+/// The whole adapter that a contribution speaks of, in the delta's place.
+fn adapter_of(
+    mut delta: TensorSet,
+    base: &TensorSet,
+    stacked: bool,
+) -> Result<TensorSet, LearnError> {
     if !stacked {
         delta.check_layout(&base.layout())?;
-        return Ok(combine_values(base, delta, |a, b| a + b));
     }
-    let mut tensors = Vec::with_capacity(delta.tensors().len());
-    for tensor in delta.tensors() {
-        let own = base.get(&tensor.name).filter(|_| rank_axis(&tensor.name).is_none());
-        let mut tensor = tensor.clone();
-        for (value, start) in tensor.data.iter_mut().zip(own.map_or(&[] as &[f32], |t| &t.data)) {
+    for (name, values) in delta.named_values_mut() {
+        let is_whole = stacked && rank_axis(name).is_some();
+        let start = base.get(name).filter(|_| !is_whole);
+        for (value, start) in values.iter_mut().zip(start.map_or(&[] as &[f32], |t| &t.data)) {
             *value += start;
         }
-        tensors.push(tensor);
     }
-    TensorSet::new(tensors)
+    Ok(delta)
 }
 
 fn dense_differences(stack: &TensorSet, global: &TensorSet) -> TensorSet {

@@ -57,13 +57,20 @@ pub enum Action {
         /// The version to go back to.
         version: Version,
     },
-    /// Take over the keyring with this digest, which lies on `m/keyring`.
+    /// Take over the keyring with this digest, which was put in place of the one in use.
     KeyringUpdate {
         /// Its version.
         version: u64,
         /// SHA-256 of its bytes.
         digest: Digest,
     },
+}
+
+impl Action {
+    /// Whether it only asks and changes nothing.
+    pub fn only_asks(&self) -> bool {
+        matches!(self, Self::Status | Self::ModelList)
+    }
 }
 
 /// The commands by name.
@@ -254,6 +261,23 @@ pub enum CommandFault {
         /// The id.
         id: String,
     },
+    /// This version can't do it while it runs.
+    #[error("{name:?} can't be done over MQTT by this version; nothing was changed")]
+    NotSupported {
+        /// The command.
+        name: &'static str,
+        /// How it is done instead.
+        instead: &'static str,
+    },
+    /// The keyring that lies ready isn't the one, or may not follow the one in use.
+    #[error("the keyring was not taken over: {problem}")]
+    Keyring {
+        /// What is wrong.
+        problem: String,
+    },
+    /// It couldn't be recorded, so it must not be carried out.
+    #[error("the node's disk is full, so the command can't be recorded; it was not carried out")]
+    DiskFull,
 }
 
 impl CommandError {
@@ -268,6 +292,9 @@ impl CommandError {
             CommandFault::NeedsSignature { .. } => "needs_signature",
             CommandFault::Expired { .. } => "expired",
             CommandFault::Repeated { .. } => "repeated",
+            CommandFault::NotSupported { .. } => "not_supported",
+            CommandFault::Keyring { .. } => "keyring_refused",
+            CommandFault::DiskFull => "disk_full",
         }
     }
 
@@ -301,6 +328,16 @@ impl CommandError {
                     .to_owned()
             }
             CommandFault::Repeated { .. } => "use a new id for a new command".to_owned(),
+            CommandFault::NotSupported { instead, .. } => (*instead).to_owned(),
+            CommandFault::Keyring { .. } => {
+                "put the newer one in place first, by gaisnet keyring accept on the node; the command \
+                 names its version and the SHA-256 of the file"
+                    .to_owned()
+            }
+            CommandFault::DiskFull => {
+                "free space on the node's disk, it recovers by itself; then send it again"
+                    .to_owned()
+            }
         }
     }
 

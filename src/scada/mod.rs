@@ -14,6 +14,8 @@ pub mod command;
 pub mod feed;
 pub mod infer;
 mod object;
+#[cfg(test)]
+mod page_tests;
 pub mod replay;
 mod request_id;
 pub mod tags;

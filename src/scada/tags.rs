@@ -5,6 +5,7 @@
 //! error with its cause, and a sample that is no finite number passes as NaN: the window that it
 //! lies in is dropped, the stream goes on.
 
+use std::num::NonZeroUsize;
 use std::str::FromStr;
 
 use serde_json::Value;
@@ -26,6 +27,8 @@ pub struct Tag {
     format: Format,
     pointer: String,
     binds: Binds,
+    hop: Option<NonZeroUsize>,
+    max_gap_ms: Option<u64>,
 }
 
 /// What a tag's payload is.
@@ -100,7 +103,29 @@ impl Tag {
         if format == Format::F32Le && !matches!(binds, Binds::Feature { .. }) {
             return Err(TagError::BinaryWord);
         }
-        Ok(Self { filter: Filter::new(filter)?, format, pointer: pointer.to_owned(), binds })
+        Ok(Self {
+            filter: Filter::new(filter)?,
+            format,
+            pointer: pointer.to_owned(),
+            binds,
+            hop: None,
+            max_gap_ms: None,
+        })
+    }
+
+    /// Says how its samples become windows, where that differs from the node's own way.
+    pub fn with_windows(self, hop: Option<NonZeroUsize>, max_gap_ms: Option<u64>) -> Self {
+        Self { hop, max_gap_ms, ..self }
+    }
+
+    /// Samples from the start of one window to the start of the next; `None`: no overlap.
+    pub fn hop(&self) -> Option<NonZeroUsize> {
+        self.hop
+    }
+
+    /// A pause between telegrams that breaks a window, in milliseconds; `None`: the node's.
+    pub fn max_gap_ms(&self) -> Option<u64> {
+        self.max_gap_ms
     }
 
     /// The filter to subscribe to.
@@ -125,9 +150,10 @@ impl Tag {
             Format::Json => {
                 let json: Value = serde_json::from_slice(payload)
                     .map_err(|error| TagError::NotJson { cause: error.to_string() })?;
-                let value = json
-                    .pointer(&self.pointer)
-                    .ok_or_else(|| TagError::Absent { pointer: self.pointer.clone() })?;
+                let value = json.pointer(&self.pointer).ok_or_else(|| TagError::Absent {
+                    pointer: self.pointer.clone(),
+                    got: outline(&json),
+                })?;
                 self.read_json(value)
             }
             Format::Csv => {
@@ -262,10 +288,12 @@ pub enum TagError {
         bytes: usize,
     },
     /// Nothing lies where the pointer points.
-    #[error("the telegram has nothing at JSON pointer {pointer:?}")]
+    #[error("the telegram has nothing at JSON pointer {pointer:?}; it is {got}")]
     Absent {
         /// The pointer.
         pointer: String,
+        /// What the telegram is, with its first keys.
+        got: String,
     },
     /// Something else lies there.
     #[error("the tag's value must be {expected}, got {got}")]
@@ -294,6 +322,19 @@ impl TagError {
             Self::Absent { .. } => "tag_absent",
             Self::Wrong { .. } => "tag_wrong",
         }
+    }
+}
+
+/// What a telegram looks like, so that the right pointer can be seen.
+fn outline(json: &Value) -> String {
+    const SHOWN: usize = 5;
+    match json {
+        Value::Object(map) if !map.is_empty() => {
+            let keys =
+                map.keys().take(SHOWN).map(|key| format!("/{}", shorten(key).escape_debug()));
+            format!("an object with {}", keys.collect::<Vec<_>>().join(", "))
+        }
+        other => describe(other),
     }
 }
 
@@ -423,7 +464,11 @@ mod tests {
         let json = tag(Format::Json, "/values", feature());
         for (payload, message) in [
             ("{", "not JSON"),
-            ("{\"value\":1}", "nothing at JSON pointer \"/values\""),
+            (
+                "{\"value\":1,\"ts\":2}",
+                "nothing at JSON pointer \"/values\"; it is an object with /ts, /value",
+            ),
+            ("[1]", "it is an array of 1"),
             ("{\"values\":{}}", "must be a number or an array of numbers, got an object of 0"),
             ("{\"values\":[1,[2]]}", "must be a number, got an array of 1"),
             ("{\"values\":[1,\"x\"]}", "must be a number, got the text \"x\""),

@@ -54,6 +54,8 @@ pub struct WindowStream {
     samples: VecDeque<f32>,
     /// Samples still to pass over before the next window starts (a hop longer than a window).
     skip: usize,
+    /// Samples that have left the front, for whatever reason.
+    passed: u64,
     last: Option<Wall>,
     counts: WindowCounts,
 }
@@ -65,6 +67,7 @@ impl WindowStream {
             config,
             samples: VecDeque::new(),
             skip: 0,
+            passed: 0,
             last: None,
             counts: WindowCounts::default(),
         }
@@ -76,6 +79,7 @@ impl WindowStream {
         let paused = |last: Wall| now.0.saturating_sub(last.0) > self.config.max_gap_ms;
         if self.last.is_some_and(paused) {
             self.counts.gaps += u64::from(!self.samples.is_empty());
+            self.passed += self.samples.len() as u64;
             self.samples.clear();
             self.skip = 0;
         }
@@ -84,31 +88,45 @@ impl WindowStream {
         let overrun = self.samples.len().saturating_sub(self.capacity());
         if overrun > 0 {
             self.samples.drain(..overrun);
+            self.passed += overrun as u64;
             self.counts.overrun_samples += overrun as u64;
         }
     }
 
     /// Takes the next complete window out.
     pub fn next_window(&mut self) -> Option<Window> {
+        self.next_window_with_start().map(|(_, window)| window)
+    }
+
+    /// The same, with the number of its first sample in the stream.
+    pub fn next_window_with_start(&mut self) -> Option<(u64, Window)> {
         let len = self.config.len.get();
         let passed = self.skip.min(self.samples.len());
         self.samples.drain(..passed);
+        self.passed += passed as u64;
         self.skip -= passed;
         if self.skip > 0 || self.samples.len() < len {
             return None;
         }
         let window: Vec<f32> = self.samples.iter().take(len).copied().collect();
+        let start = self.passed;
         let hop = self.config.hop.get();
         let moved = hop.min(self.samples.len());
         self.samples.drain(..moved);
+        self.passed += moved as u64;
         self.skip = hop - moved;
         let non_finite = window.iter().filter(|sample| !sample.is_finite()).count();
         if non_finite > 0 {
             self.counts.bad += 1;
-            return Some(Window::Bad { non_finite });
+            return Some((start, Window::Bad { non_finite }));
         }
         self.counts.good += 1;
-        Some(Window::Good(window))
+        Some((start, Window::Good(window)))
+    }
+
+    /// Samples that came so far: the number of the next one.
+    pub fn seen(&self) -> u64 {
+        self.passed + self.samples.len() as u64
     }
 
     /// What was thrown away so far.
@@ -189,6 +207,18 @@ mod tests {
         assert_eq!(drain(&mut stream), []);
         stream.push(&[4.0, 5.0, 6.0, 7.0, 8.0, 9.0], Wall(20));
         assert_eq!(drain(&mut stream), [good(&[1.0, 2.0, 3.0, 4.0]), good(&[5.0, 6.0, 7.0, 8.0])]);
+    }
+
+    #[test]
+    fn windows_tell_where_they_start_also_after_pauses() {
+        let mut stream = stream(2, 3);
+        stream.push(&[0.0, 1.0, 2.0, 3.0], Wall(0));
+        assert_eq!(stream.next_window_with_start(), Some((0, good(&[0.0, 1.0]))));
+        assert_eq!(stream.next_window_with_start(), None);
+        assert_eq!(stream.seen(), 4);
+        stream.push(&[4.0, 5.0], Wall(1_000));
+        assert_eq!(stream.next_window_with_start(), Some((4, good(&[4.0, 5.0]))));
+        assert_eq!(stream.seen(), 6);
     }
 
     #[test]

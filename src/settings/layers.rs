@@ -348,7 +348,7 @@ mod tests {
         let loaded = layers.load();
         let round = &loaded.settings().unwrap().round;
         assert_eq!((round.rounds, round.quorum, round.deadline_s), (3, 0.8, 32));
-        assert_eq!(origin_of(&loaded, "round.min_members"), "default");
+        assert_eq!(origin_of(&loaded, "round.pause_s"), "default");
         assert_eq!(origin_of(&loaded, "node.roles"), "device");
         assert_eq!(origin_of(&loaded, "round.rounds"), file.display().to_string());
         assert_eq!(origin_of(&loaded, "round.quorum"), "GAISNET__ROUND__QUORUM");

@@ -14,8 +14,6 @@ pub struct RoundSettings {
     pub auto_start: bool,
     /// Stops after so many.
     pub rounds: u64,
-    /// Waits for so many members before the first offer.
-    pub min_members: usize,
     /// Share of the expected members that a deadline needs to close a round.
     pub quorum: f64,
     /// Closes at the latest after so long.
@@ -28,8 +26,6 @@ pub struct RoundSettings {
     pub pause_s: u64,
     /// Versions that a late contribution may be behind; 0 drops it.
     pub late_max_staleness: u64,
-    /// Cap of one member's weight.
-    pub max_member_share: f64,
 }
 
 /// Section `[strategy]`.
@@ -178,9 +174,9 @@ pub enum TagFormat {
 pub enum TagBinds {
     /// An input of the model.
     Feature,
-    /// The truth, to train on.
+    /// What the machine does: answers are judged by it.
     Label,
-    /// The machine stands still: nothing is learned or judged.
+    /// Whether the machine stands still: training waits while it doesn't.
     Idle,
 }
 

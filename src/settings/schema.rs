@@ -137,9 +137,9 @@ pub struct LinkSettings {
     pub connect_timeout_s: u16,
     /// Longest pause between attempts.
     pub reconnect_max_s: u32,
-    /// Rebuilds the connection when messages wait and no receipt came for so long.
+    /// Rebuilds the connection when messages wait and the broker acknowledged nothing for so long.
     pub watchdog_s: u32,
-    /// Largest packet in either direction.
+    /// Largest packet that is sent.
     pub max_packet_bytes: u32,
     /// Size of a chunk of a big body.
     pub chunk_bytes: u32,

@@ -10,7 +10,7 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use crate::ids::Digest;
-use crate::store::{StoreError, directory, sha256};
+use crate::store::{BlobReader, StoreError, directory, sha256};
 
 /// How much may be kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,8 +28,8 @@ impl Default for BlobCaps {
     }
 }
 
-/// The directory of blobs. One process writes; see [`directory::lock`].
-#[derive(Debug)]
+/// The directory of blobs. One process writes, see [`directory::lock`]; clones only read.
+#[derive(Debug, Clone)]
 pub(super) struct BlobDir {
     root: PathBuf,
     caps: BlobCaps,
@@ -57,25 +57,24 @@ impl BlobDir {
         Self { root: root.to_path_buf(), caps, used_bytes: 0 }
     }
 
-    /// Writes `bytes`, durable when this returns. A blob that is there already isn't written again.
-    pub(super) fn put(&mut self, bytes: &[u8]) -> Result<Digest, StoreError> {
-        let digest = sha256(bytes);
-        let path = self.path(&digest);
+    /// Writes `bytes`, whose SHA-256 is `digest`, durable when this returns. A blob that is there
+    /// already isn't written again.
+    pub(super) fn put(&mut self, digest: &Digest, bytes: &[u8]) -> Result<(), StoreError> {
+        let path = self.path(digest);
         let size = bytes.len() as u64;
         if size > self.caps.max_blob_bytes {
             let limit = self.caps.max_blob_bytes;
             let message = format!("a blob of {size} bytes is over the cap of {limit}");
             return Err(StoreError::Io { path: path.display().to_string(), message });
         }
-        let shard = self.shard(&digest);
+        let shard = self.shard(digest);
         directory::create(&shard)?;
         let old_size = size_of_file(&path)?;
         if old_size != Some(size) {
             self.write(&path, bytes, old_size.unwrap_or(0))?;
         }
         // Also for a known blob: the process may have died between its rename and this.
-        directory::sync(&shard)?;
-        Ok(digest)
+        directory::sync(&shard)
     }
 
     /// Deletes all blobs but those in `keep`.
@@ -107,6 +106,12 @@ impl BlobDir {
         } else {
             Err(damaged(format!("its {size} bytes have the digest {found}")))
         }
+    }
+
+    /// Part of the cap on all blobs that is used; 100 means full.
+    pub(super) fn fill_percent(&self) -> u64 {
+        let used = u128::from(self.used_bytes) * 100;
+        u64::try_from(used / u128::from(self.caps.max_total_bytes.max(1))).unwrap_or(100)
     }
 
     fn write(&mut self, path: &Path, bytes: &[u8], old_size: u64) -> Result<(), StoreError> {
@@ -192,6 +197,12 @@ fn remove(path: &Path) -> Result<(), StoreError> {
 /// Extension of a file whose bytes aren't all there yet.
 const UNFINISHED: &str = "new";
 
+impl BlobReader for BlobDir {
+    fn blob(&self, digest: &Digest) -> Result<Option<Vec<u8>>, StoreError> {
+        self.get(digest)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
@@ -204,10 +215,15 @@ mod tests {
         BlobDir::open(&dir.path().join("blobs"), CAPS).unwrap()
     }
 
+    fn put(blobs: &mut BlobDir, bytes: &[u8]) -> Result<Digest, StoreError> {
+        let digest = sha256(bytes);
+        blobs.put(&digest, bytes).map(|()| digest)
+    }
+
     #[test]
     fn blob_has_its_digest_as_name_and_is_private() {
         let dir = tempfile::tempdir().unwrap();
-        let digest = open(&dir).put(b"abc").unwrap();
+        let digest = put(&mut open(&dir), b"abc").unwrap();
         let name = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         assert_eq!(digest.to_string(), name);
         let path = dir.path().join("blobs/ba").join(name);
@@ -222,7 +238,7 @@ mod tests {
     fn blob_with_other_bytes_is_corrupt_and_names_the_file() {
         let dir = tempfile::tempdir().unwrap();
         let mut blobs = open(&dir);
-        let digest = blobs.put(b"abc").unwrap();
+        let digest = put(&mut blobs, b"abc").unwrap();
         for damage in [b"abd".as_slice(), b"ab", b"", &[7; 101]] {
             fs::write(blobs.path(&digest), damage).unwrap();
             let error = blobs.get(&digest).unwrap_err();
@@ -230,7 +246,7 @@ mod tests {
             assert!(error.to_string().contains(&digest.to_string()), "{error}");
         }
         fs::write(blobs.path(&digest), b"ab").unwrap();
-        blobs.put(b"abc").unwrap(); // a shortened one is written anew
+        put(&mut blobs, b"abc").unwrap(); // a shortened one is written anew
         assert_eq!(blobs.get(&digest).unwrap().unwrap(), b"abc");
     }
 
@@ -238,24 +254,24 @@ mod tests {
     fn caps_hold_and_retain_makes_room() {
         let dir = tempfile::tempdir().unwrap();
         let mut blobs = open(&dir);
-        assert_eq!(blobs.put(&[0; 101]).unwrap_err().kind(), "store_io");
-        let first = blobs.put(&[1; 100]).unwrap();
-        let second = blobs.put(&[2; 100]).unwrap();
-        blobs.put(&[2; 100]).unwrap(); // known: counts once
-        assert_eq!(blobs.put(&[3; 51]).unwrap_err().kind(), "store_full");
+        assert_eq!(put(&mut blobs, &[0; 101]).unwrap_err().kind(), "store_io");
+        let first = put(&mut blobs, &[1; 100]).unwrap();
+        let second = put(&mut blobs, &[2; 100]).unwrap();
+        put(&mut blobs, &[2; 100]).unwrap(); // known: counts once
+        assert_eq!(put(&mut blobs, &[3; 51]).unwrap_err().kind(), "store_full");
         drop(blobs);
         let mut reopened = open(&dir);
-        assert_eq!(reopened.put(&[3; 51]).unwrap_err().kind(), "store_full");
+        assert_eq!(put(&mut reopened, &[3; 51]).unwrap_err().kind(), "store_full");
         reopened.retain(&BTreeSet::from([second])).unwrap();
         assert_eq!(reopened.get(&first).unwrap(), None);
-        reopened.put(&[3; 51]).unwrap();
+        put(&mut reopened, &[3; 51]).unwrap();
         assert_eq!(reopened.get(&second).unwrap().unwrap(), [2; 100]);
     }
 
     #[test]
     fn half_written_blob_of_a_crash_is_cleared_and_strangers_stay() {
         let dir = tempfile::tempdir().unwrap();
-        let digest = open(&dir).put(b"abc").unwrap();
+        let digest = put(&mut open(&dir), b"abc").unwrap();
         let shard = dir.path().join("blobs/ba");
         let half = shard.join(format!("{digest}.{UNFINISHED}"));
         fs::write(&half, b"a").unwrap();

@@ -102,7 +102,7 @@ pub enum KeyFileError {
     #[error("the system gives no random numbers: no key can be made")]
     NoRandom,
     /// Missing, no permission, disk.
-    #[error("key file {path}: {source}", path = path.display())]
+    #[error("key file {path}: {source} (gaisnet init and gaisnet keys new make one)", path = path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,

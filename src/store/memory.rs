@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::ids::Digest;
-use crate::store::{Batch, MAX_KPIS, OutboxItem, Store, StoreError, sha256};
+use crate::store::{Batch, BlobReader, MAX_KPIS, OutboxItem, Store, StoreError, sha256};
 use crate::time::Wall;
 
 /// What a failpoint lets a commit fail with.
@@ -37,6 +37,7 @@ struct Shared {
     commits: u64,
     failpoints: BTreeMap<u64, Failure>,
     full: bool,
+    fill_percent: u64,
 }
 
 impl MemoryStore {
@@ -55,6 +56,11 @@ impl MemoryStore {
     /// Fills the disk, or frees it: commits and new blobs fail with [`StoreError::Full`].
     pub fn set_full(&self, full: bool) {
         self.lock().full = full;
+    }
+
+    /// Sets how much of its quota is used; it still takes everything.
+    pub fn set_fill(&self, percent: u64) {
+        self.lock().fill_percent = percent;
     }
 
     /// Commits that succeeded, over all handles.
@@ -120,21 +126,41 @@ impl Store for MemoryStore {
 
     fn put_blob(&mut self, bytes: &[u8]) -> Result<Digest, StoreError> {
         let digest = sha256(bytes);
+        self.put_checked_blob(&digest, bytes)?;
+        Ok(digest)
+    }
+
+    fn put_checked_blob(&mut self, digest: &Digest, bytes: &[u8]) -> Result<(), StoreError> {
         let mut shared = self.lock();
-        if shared.full && !shared.blobs.contains_key(&digest) {
+        if shared.full && !shared.blobs.contains_key(digest) {
             return Err(full());
         }
-        shared.blobs.insert(digest, bytes.to_vec());
-        Ok(digest)
+        shared.blobs.insert(*digest, bytes.to_vec());
+        Ok(())
     }
 
     fn blob(&self, digest: &Digest) -> Result<Option<Vec<u8>>, StoreError> {
         Ok(self.lock().blobs.get(digest).cloned())
     }
 
+    fn fill_percent(&self) -> u64 {
+        let shared = self.lock();
+        if shared.full { 100 } else { shared.fill_percent }
+    }
+
+    fn blob_reader(&self) -> Box<dyn BlobReader> {
+        Box::new(self.clone())
+    }
+
     fn retain_blobs(&mut self, keep: &BTreeSet<Digest>) -> Result<(), StoreError> {
         self.lock().blobs.retain(|digest, _| keep.contains(digest));
         Ok(())
+    }
+}
+
+impl BlobReader for MemoryStore {
+    fn blob(&self, digest: &Digest) -> Result<Option<Vec<u8>>, StoreError> {
+        Store::blob(self, digest)
     }
 }
 

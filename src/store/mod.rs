@@ -176,11 +176,23 @@ pub trait Store: Send {
     /// [`StoreError`].
     fn put_blob(&mut self, bytes: &[u8]) -> Result<Digest, StoreError>;
 
+    /// The same for bytes whose digest the caller has just checked: it isn't taken again.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn put_checked_blob(&mut self, digest: &Digest, bytes: &[u8]) -> Result<(), StoreError>;
+
     /// Reads a blob and checks its digest.
     ///
     /// # Errors
     /// [`StoreError::Corrupt`] when the bytes don't have this digest.
     fn blob(&self, digest: &Digest) -> Result<Option<Vec<u8>>, StoreError>;
+
+    /// Part of the store's own quota that is used, in percent.
+    fn fill_percent(&self) -> u64;
+
+    /// Reads blobs too, from another thread.
+    fn blob_reader(&self) -> Box<dyn BlobReader>;
 
     /// Deletes blobs that aren't in `keep`, as room has to be made.
     ///
@@ -188,6 +200,15 @@ pub trait Store: Send {
     /// [`StoreError`].
     fn retain_blobs(&mut self, keep: &std::collections::BTreeSet<Digest>)
     -> Result<(), StoreError>;
+}
+
+/// Reads a store's blobs beside its owner: long work takes them one by one.
+pub trait BlobReader: Send + std::fmt::Debug {
+    /// As [`Store::blob`].
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] when the bytes don't have this digest.
+    fn blob(&self, digest: &Digest) -> Result<Option<Vec<u8>>, StoreError>;
 }
 
 fn sha256(bytes: &[u8]) -> Digest {

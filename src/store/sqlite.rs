@@ -20,7 +20,7 @@ use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
 use crate::ids::Digest;
 use crate::store::blobs::{BlobCaps, BlobDir};
-use crate::store::{Batch, OutboxItem, Store, StoreError, directory};
+use crate::store::{Batch, BlobReader, OutboxItem, Store, StoreError, directory, sha256};
 use crate::time::Wall;
 
 mod fault;
@@ -135,12 +135,26 @@ impl Store for SqliteStore {
     }
 
     fn put_blob(&mut self, bytes: &[u8]) -> Result<Digest, StoreError> {
+        let digest = sha256(bytes);
+        self.put_checked_blob(&digest, bytes)?;
+        Ok(digest)
+    }
+
+    fn put_checked_blob(&mut self, digest: &Digest, bytes: &[u8]) -> Result<(), StoreError> {
         self.check_writable()?;
-        self.blobs.put(bytes)
+        self.blobs.put(digest, bytes)
     }
 
     fn blob(&self, digest: &Digest) -> Result<Option<Vec<u8>>, StoreError> {
         self.blobs.get(digest)
+    }
+
+    fn fill_percent(&self) -> u64 {
+        self.blobs.fill_percent()
+    }
+
+    fn blob_reader(&self) -> Box<dyn BlobReader> {
+        Box::new(self.blobs.clone())
     }
 
     fn retain_blobs(&mut self, keep: &BTreeSet<Digest>) -> Result<(), StoreError> {

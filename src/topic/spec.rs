@@ -275,6 +275,38 @@ mod tests {
         }
     }
 
+    /// Topics after `-t` in the lines to copy, shell variables filled in, wildcards by a level.
+    fn topics_of(section: &str, page: &str) -> Vec<String> {
+        let variable = |name: &str| {
+            let line = page.lines().find_map(|line| line.strip_prefix(&format!("{name}=")));
+            line.unwrap().split_whitespace().next().unwrap().to_owned()
+        };
+        let words: Vec<&str> = section.split_whitespace().collect();
+        let topics = words.windows(2).filter(|two| two[0] == "-t" && two[1] != "...");
+        let filled = topics.map(|two| {
+            let topic = two[1].trim_matches('\'').replace(['+', '#'], "x");
+            ["P1", "EDGE", "CLOUD"]
+                .into_iter()
+                .fold(topic, |topic, name| topic.replace(&format!("${name}"), &variable(name)))
+        });
+        filled.collect()
+    }
+
+    #[test]
+    fn the_lines_to_copy_are_about_their_topic() {
+        let page = include_str!("../../docs/topics.md");
+        let prefix: crate::topic::Prefix = "gaisnet".parse().unwrap();
+        for section in page.split("\n### `").skip(1) {
+            let pattern = section.split('`').next().unwrap();
+            let topics = topics_of(section.split("\n## ").next().unwrap(), page);
+            assert!(!topics.is_empty(), "no topic in the lines of {pattern}");
+            for topic in topics {
+                let leaf = crate::topic::parse(&prefix, &topic).unwrap().leaf;
+                assert_eq!(TopicSpec::of(&leaf).map(|spec| spec.pattern), Some(pattern), "{topic}");
+            }
+        }
+    }
+
     #[test]
     fn each_leaf_finds_its_line_and_unknown_kinds_find_none() {
         for spec in TOPICS {

@@ -3,6 +3,7 @@
 use ring::digest::{Context, SHA256};
 
 use crate::ids::{BootId, Digest, Epoch, Name, NodeId, RoundNo, UpdateId};
+use crate::time::Wall;
 use crate::wire::{Body, Head};
 
 /// A message whose sender, place, age and form were checked.
@@ -56,6 +57,11 @@ impl Verified {
     /// The sender's start and the message's number in it: guards commands against replay.
     pub fn sequence(&self) -> (BootId, u64) {
         (self.head.boot, self.head.seq)
+    }
+
+    /// From when on it changes nothing any more, by its sender's clock.
+    pub fn expires_at(&self) -> Wall {
+        self.head.expires_at
     }
 
     /// Name of the contribution that it carries.

@@ -15,8 +15,10 @@ pub(crate) mod openssl;
 mod pae;
 mod pem;
 mod seal;
+mod sequences;
 
 pub use message::{Verified, update_id};
 pub use open::{Door, Refusal, open};
 pub use pae::pae;
 pub use seal::{Sealer, To};
+pub use sequences::{Sequences, StateChanges};

@@ -87,13 +87,13 @@ fn a_learning_rate_that_is_no_number_does_not_come_through_the_door() {
 fn another_model_or_another_base_is_declined_and_is_no_offence() {
     for (reason, change) in [
         ("base_mismatch", (|offer| offer.base = Digest([8; 32])) as fn(&mut Offer)),
-        ("unknown_model", |offer| offer.model = super::plant::name("other")),
+        ("unknown_model", |offer| offer.model = super::federation::name("other")),
     ] {
         on_stage("dev0-0", move |mut stage| async move {
             let bad = stage.offer_with(1, change);
             let before = stage.counted();
             stage.send(From::Above, &bad.topic, bad.wire(), false);
-            super::plant::a_moment().await;
+            super::stage::a_moment().await;
             assert_eq!(stage.answer(&bad).unwrap().reason, reason);
             assert!(stage.since(&before).is_empty());
             let good = stage.offer_with(2, |_| {});

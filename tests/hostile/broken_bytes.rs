@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::plant::a_moment;
-use super::stage::{Forged, From, Stage, on_stage};
+use super::stage::{Forged, From, Stage, a_moment, on_stage};
 
 /// Messages at once: fewer than a broker queues.
 const BATCH: usize = 200;

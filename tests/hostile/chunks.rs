@@ -3,8 +3,7 @@
 use gaisnet::ids::Digest;
 use gaisnet::wire::{Blob, Body, Chunk, Manifest, Verdict, Wanted, encode};
 
-use super::plant::a_moment;
-use super::stage::{Forged, From, Stage, on_stage, packed};
+use super::stage::{Forged, From, Stage, a_moment, on_stage, packed};
 
 /// A contribution of which the delta has to be fetched, and the delta.
 fn in_chunks(
@@ -25,7 +24,7 @@ fn send(stage: &Stage, good: &Forged) {
 
 /// The sender's chunks go straight to the cloud.
 fn chunk(stage: &Stage, sha256: Digest, index: u32, data: &[u8]) -> (String, Vec<u8>) {
-    let topic = stage.branch("edge0").to(&super::plant::name("cloud"), "chunk");
+    let topic = stage.branch("edge0").to(&super::federation::name("cloud"), "chunk");
     (topic, encode(&Chunk { sha256, index, data: data.to_vec() }).unwrap())
 }
 

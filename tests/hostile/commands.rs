@@ -8,8 +8,8 @@ use gaisnet::scada::command::{self, CommandPolicy};
 use gaisnet::time::Wall;
 use gaisnet::wire::{Body, Command};
 
-use super::plant::{a_moment, name, paused};
-use super::stage::{Forged, From, Stage, on_stage};
+use super::federation::{name, paused};
+use super::stage::{Forged, From, Stage, a_moment, on_stage};
 
 /// A sound command of the operator.
 fn signed(stage: &mut Stage, command: &str) -> Forged {

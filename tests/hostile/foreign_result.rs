@@ -5,8 +5,7 @@ use gaisnet::learn::{Tensor, TensorSet};
 use gaisnet::protocol::update;
 use gaisnet::wire::{Blob, Body, Coding, PackedSet, PackedTensor};
 
-use super::plant::a_moment;
-use super::stage::{From, Stage, on_stage, packed};
+use super::stage::{From, Stage, a_moment, on_stage, packed};
 
 fn of(name: &str, shape: &[usize], value: f32) -> Vec<u8> {
     let data = vec![value; shape.iter().product()];

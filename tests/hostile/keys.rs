@@ -10,7 +10,7 @@ use gaisnet::trust::keys::{SigningKey, VerifyingKey, key_id};
 use gaisnet::trust::{Sealer, To};
 use gaisnet::wire::{Answer, Body, Envelope, Signature, decode};
 
-use super::plant::{DAY_MS, START, key_of, name, paused, root_key};
+use super::federation::{DAY_MS, START, key_of, name, paused, root_key};
 use super::stage::{From, Stage, on_stage, seal};
 
 #[test]
@@ -30,8 +30,8 @@ fn a_revoked_key_is_refused() {
         let mut stage = Stage::new("cloud");
         let until = START.plus_ms(365 * DAY_MS);
         let key = key_of(&name("edge2")).public().key_id();
-        let keyring = stage.plant.keyring.revoke(key, START, until).unwrap();
-        stage.plant.keyring = Arc::new(keyring);
+        let keyring = stage.plant.members.keyring.revoke(key, START, until).unwrap();
+        stage.plant.members.keyring = Arc::new(keyring);
         stage.begin().await;
         // In a branch that is still listened to: nobody reads that of a node without a key.
         let good = stage.contribution("edge0");
@@ -95,7 +95,7 @@ fn a_small_order_key_is_no_key_and_its_signature_opens_nothing() {
 #[test]
 fn a_keyring_with_a_small_order_key_is_refused_though_the_root_signed_it() {
     paused(async {
-        let keyring = Stage::new("cloud").plant.keyring;
+        let keyring = Stage::new("cloud").plant.members.keyring;
         let good = seal_document(&keyring, &[&root_key()]).unwrap();
         assert!(open_document(&good, None).is_ok());
         let envelope = Envelope::from_bytes(&good, 1 << 20).unwrap();

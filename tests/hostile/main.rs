@@ -26,5 +26,5 @@ mod stage;
 mod tensors;
 mod unknown_kind;
 
-#[path = "../support/plant.rs"]
-mod plant;
+#[path = "../support/federation.rs"]
+mod federation;

@@ -1,7 +1,7 @@
 //! Sound messages in the wrong place: of another federation, for another topic, for another node.
 
-use super::plant::{a_moment, name};
-use super::stage::{Forged, From, on_stage};
+use super::federation::name;
+use super::stage::{Forged, From, a_moment, on_stage};
 
 /// Spoils a good contribution; a cloud must refuse it for this reason and take the good one.
 fn spoilt(reason: &'static str, spoil: impl FnOnce(&mut Forged) + 'static) {

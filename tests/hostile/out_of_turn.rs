@@ -5,8 +5,7 @@ use gaisnet::ids::Digest;
 use gaisnet::ledger::Event;
 use gaisnet::wire::{Blob, Contribution, Verdict};
 
-use super::plant::a_moment;
-use super::stage::{From, on_stage, packed};
+use super::stage::{From, a_moment, on_stage, packed};
 
 #[test]
 fn two_bodies_for_one_offer_are_equivocation_and_the_first_one_counts() {

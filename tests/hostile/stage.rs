@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use gaisnet::bus::memory::{Faults, MemoryBroker, MemoryBus};
 use gaisnet::bus::{Bus, BusEvent, Priority, Publish};
@@ -19,7 +20,7 @@ use gaisnet::wire::{
 };
 use tokio::sync::mpsc;
 
-use super::plant::{Plant, a_moment, adapter, key_of, learning, name, paused};
+use super::federation::{Plant, adapter, key_of, learning, name, paused};
 
 /// See the module.
 pub(crate) struct Stage {
@@ -311,7 +312,7 @@ impl Stage {
     /// The part of the tree that a node writes to.
     pub(crate) fn branch(&self, node: &str) -> Branch {
         let prefix = gaisnet::topic::Prefix::new("gaisnet").unwrap();
-        let place = self.plant.places.iter().find(|place| place.node.as_str() == node);
+        let place = self.plant.members.places.iter().find(|place| place.node.as_str() == node);
         let (site, line) = match place {
             Some(place) => (place.site.clone(), place.line.clone()),
             None => (name("_"), name("_")), // the operator
@@ -329,7 +330,8 @@ impl Stage {
     }
 
     fn parent(&self) -> String {
-        let place = self.plant.places.iter().find(|place| place.node == self.target).unwrap();
+        let place =
+            self.plant.members.places.iter().find(|place| place.node == self.target).unwrap();
         place.parent.as_ref().unwrap().to_string()
     }
 
@@ -341,6 +343,11 @@ impl Stage {
         };
         if on_federation { &self.federation } else { &self.site }
     }
+}
+
+/// Long enough for everything that was sent to be done.
+pub(crate) async fn a_moment() {
+    tokio::time::sleep(Duration::from_secs(2)).await;
 }
 
 impl Wire {

@@ -4,11 +4,10 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use gaisnet::actors::{Task, Workbench};
+use gaisnet::actors::{Done, Task, Workbench};
 use gaisnet::bus::{self, Ack, BusError, BusEvent, Delivery, Publish};
 use gaisnet::ids::Digest;
-use gaisnet::protocol::Input;
-use gaisnet::store::{Batch, OutboxItem, SqliteStore, Store, StoreError};
+use gaisnet::store::{Batch, BlobReader, OutboxItem, SqliteStore, Store, StoreError};
 use gaisnet::time::Wall;
 use tokio::sync::mpsc;
 
@@ -140,12 +139,34 @@ impl Store for Memory {
         self.effect(|store| store.put_blob(bytes))
     }
 
+    fn put_checked_blob(&mut self, digest: &Digest, bytes: &[u8]) -> Result<(), StoreError> {
+        self.effect(|store| store.put_checked_blob(digest, bytes))
+    }
+
+    fn fill_percent(&self) -> u64 {
+        self.with(|store| Ok(store.fill_percent())).unwrap_or(0)
+    }
+
+    fn blob_reader(&self) -> Box<dyn BlobReader> {
+        self.with(|store| Ok(store.blob_reader())).unwrap_or_else(|_| Box::new(Gone))
+    }
+
     fn blob(&self, digest: &Digest) -> Result<Option<Vec<u8>>, StoreError> {
         self.with(|store| store.blob(digest))
     }
 
     fn retain_blobs(&mut self, keep: &BTreeSet<Digest>) -> Result<(), StoreError> {
         self.effect(|store| store.retain_blobs(keep))
+    }
+}
+
+/// Reads from a store that was taken away.
+#[derive(Debug)]
+struct Gone;
+
+impl BlobReader for Gone {
+    fn blob(&self, _: &Digest) -> Result<Option<Vec<u8>>, StoreError> {
+        Err(dead())
     }
 }
 
@@ -229,7 +250,7 @@ impl Bench {
 }
 
 impl Workbench for Bench {
-    fn start(&mut self, task: Task, done: Box<dyn FnOnce(Input) + Send>) {
+    fn start(&mut self, task: Task, done: Done) {
         if self.knife.lets_through() {
             self.bench.start(task, done);
         }

@@ -4,6 +4,9 @@
 //! Each test binary uses a part of it.
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+#[cfg(feature = "cli")]
+pub(crate) mod process;
+
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -59,6 +62,27 @@ impl Mosquitto {
     pub(crate) fn start_in(dir: TempDir, lines: &str) -> Option<Self> {
         let listener = "persistence false\nset_tcp_nodelay true\nlistener PORT 127.0.0.1";
         Self::start_as(dir, &format!("{listener}\n{lines}"))
+    }
+
+    /// Starts one with a configuration of `brokers/mosquitto`, this access list, and users whose
+    /// passwords are their names. Everything is logged.
+    pub(crate) fn shipped(config: &str, list: &str, users: &[&str]) -> Option<Self> {
+        let dir = TempDir::new().unwrap();
+        certificates(dir.path());
+        std::fs::write(dir.path().join("gaisnet.acl"), list).unwrap();
+        std::fs::write(dir.path().join("gaisnet.passwd"), "").unwrap();
+        for user in users {
+            let _ = Command::new("mosquitto_passwd")
+                .args(["-b", "gaisnet.passwd", user, user])
+                .current_dir(dir.path())
+                .output();
+        }
+        let config = config
+            .replace("listener 1883", "listener PORT")
+            .replace("listener 8883", "listener PORT")
+            .replace("/etc/mosquitto/", "DIR/")
+            .replace("/var/lib/mosquitto/", "DIR/");
+        Self::start_as(dir, &format!("{config}\nlog_type all\n"))
     }
 
     /// Starts one with a whole configuration, `PORT` and `DIR` filled in.

@@ -14,7 +14,7 @@ use super::acks::{AckQueue, Ticket};
 use super::backoff::Backoff;
 use super::budget::{Budget, Share};
 use super::outbox::Outbox;
-use super::reason::reason;
+use super::reason::{is_too_large, reason};
 use super::sender;
 use super::settings::MqttSettings;
 use crate::bus::{Ack, BusEvent, Delivery};
@@ -35,7 +35,12 @@ pub(super) struct State {
     pub(super) filters: BTreeSet<String>,
     /// Those of them that have to be sent to the broker.
     pub(super) unsubscribed: BTreeSet<String>,
+    /// Those that the broker refused: asked again at each connection, since its access list may have
+    /// been mended.
+    pub(super) refused: BTreeSet<String>,
     pub(super) connected: bool,
+    /// The next client begins a new session: the old one holds a packet that can't be read.
+    forget_session: bool,
     pub(super) order: Order,
 }
 
@@ -68,7 +73,9 @@ impl Link {
             acks: AckQueue::default(),
             filters: BTreeSet::new(),
             unsubscribed: BTreeSet::new(),
+            refused: BTreeSet::new(),
             connected: false,
+            forget_session: false,
             order: Order::Run,
         };
         let budget = Budget::new(settings.inbox_bytes);
@@ -109,6 +116,8 @@ impl Link {
     fn connected(&self, fresh: bool) {
         let mut state = self.state();
         state.connected = true;
+        let refused = std::mem::take(&mut state.refused);
+        state.unsubscribed.extend(refused);
         if fresh {
             state.resubscribe();
         }
@@ -155,8 +164,11 @@ pub(super) async fn run(
     let forwarder = tokio::spawn(forward(Arc::clone(&link), arrivals, events));
     let mut backoff = Backoff::new(seed, link.settings.retry_min_ms, link.settings.retry_max_ms);
     loop {
+        let forgets = std::mem::take(&mut link.state().forget_session);
+        let mut options = options.clone();
+        options.set_clean_session(forgets);
         let (client, mut event_loop) =
-            match AsyncClient::builder(options.clone()).capacity(REQUESTS).try_build() {
+            match AsyncClient::builder(options).capacity(REQUESTS).try_build() {
                 Ok(built) => built,
                 Err(error) => {
                     let _ = inbox.send(BusEvent::Disconnected { reason: error.to_string() });
@@ -171,7 +183,7 @@ pub(super) async fn run(
             inbox.clone(),
             Arc::clone(&signals),
         ));
-        poll(&link, &client, &mut event_loop, &signals, &inbox, &mut backoff).await;
+        poll(&link, &client, &mut event_loop, &signals, &inbox, &mut backoff, forgets).await;
         drop(event_loop);
         sending.abort();
         let _ = sending.await;
@@ -202,6 +214,7 @@ async fn poll(
     signals: &Signals,
     inbox: &mpsc::UnboundedSender<BusEvent>,
     backoff: &mut Backoff,
+    forgets: bool,
 ) {
     let mut up_since = None;
     loop {
@@ -230,8 +243,15 @@ async fn poll(
                 // What was read before the error is sent again by the broker.
                 event_loop.state.events.clear();
                 link.disconnected();
+                let unreadable = is_too_large(&error);
                 let reason = reason(&error, &link.settings);
-                let _ = inbox.send(BusEvent::Disconnected { reason });
+                let _ = inbox.send(BusEvent::Disconnected { reason: reason.clone() });
+                if unreadable || forgets {
+                    // A session that holds it would bring it at each connection; the one without
+                    // memory is for one connection only.
+                    link.state().forget_session = unreadable && !forgets;
+                    link.kick(&reason);
+                }
                 let lived = up_since.take().map(|since: Instant| since.elapsed());
                 if lived.is_some_and(|lived| lived >= backoff.good_after()) {
                     backoff.reset();

@@ -47,6 +47,16 @@ pub(super) fn reason(error: &ConnectionError, settings: &MqttSettings) -> String
     }
 }
 
+/// Whether the broker sent a packet that is over our limit.
+pub(super) fn is_too_large(error: &ConnectionError) -> bool {
+    matches!(
+        error,
+        ConnectionError::MqttState(StateError::Deserialization(
+            PacketError::PayloadSizeLimitExceeded(_)
+        ))
+    )
+}
+
 fn refused(code: ConnectReturnCode, settings: &MqttSettings) -> String {
     let MqttSettings { host, port, client_id, username, .. } = settings;
     let user = username.as_deref().unwrap_or("(none)");

@@ -151,6 +151,7 @@ impl Sender {
         };
         for (filter, granted) in filters.into_iter().zip(granted) {
             if !granted {
+                self.link.state().refused.insert(filter.clone());
                 let _ = self.inbox.send(BusEvent::SubscriptionRefused { filter });
             }
         }

@@ -32,6 +32,9 @@ pub struct MqttSettings {
     pub connection_timeout_s: u64,
     /// Largest packet, both ways, with its header. Stay below the broker's limit. 256 KiB.
     pub max_packet_bytes: usize,
+    /// Largest packet that is read, if that is more: what is larger ends the connection, and the next
+    /// one begins a new session, so that it doesn't come again. None: `max_packet_bytes`.
+    pub max_incoming_bytes: Option<usize>,
     /// Bytes that have arrived and aren't acknowledged by us; then we read no more. 16 MiB.
     pub inbox_bytes: usize,
     /// Bytes that wait to be sent; then `publish` says full. 64 MiB.
@@ -112,6 +115,7 @@ impl MqttSettings {
             keep_alive_s: 30,
             connection_timeout_s: 30,
             max_packet_bytes: 256 << 10,
+            max_incoming_bytes: None,
             inbox_bytes: 16 << 20,
             outbox_bytes: 64 << 20,
             in_flight: 10,
@@ -132,7 +136,8 @@ impl MqttSettings {
         let mut options = MqttOptions::new(self.client_id.clone(), broker);
         options.set_clean_session(false);
         options.set_keep_alive(self.keep_alive_s);
-        options.set_max_packet_size(self.max_packet_bytes, self.max_packet_bytes);
+        let incoming = self.max_incoming_bytes.unwrap_or(0).max(self.max_packet_bytes);
+        options.set_max_packet_size(incoming, self.max_packet_bytes);
         options.set_inflight(self.in_flight);
         options.set_ack_mode(AckMode::Manual);
         options.set_max_request_batch(32);

@@ -24,6 +24,11 @@ impl Round {
             self.refuse(message, reason, out);
             return;
         }
+        if self.full {
+            // No receipt, so that its sender keeps it and sends it again.
+            out.push(Effect::Count("disk_full"));
+            return;
+        }
         match &contribution.delta {
             Some(Blob::Manifest(manifest)) => {
                 out.push(Effect::Fetch {

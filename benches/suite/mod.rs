@@ -1,0 +1,72 @@
+//! The benchmarks, used by `benches/gaisnet.rs` and, in their quick form, by `tests/benchmarks.rs`.
+#![allow(
+    unreachable_pub,
+    dead_code,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "measures; fails loudly when a part of it doesn't work"
+)]
+
+pub mod aggregation;
+pub mod bare;
+pub mod chunks;
+pub mod envelope;
+pub mod latency;
+pub mod messages;
+pub mod output;
+pub mod plant;
+pub mod station;
+pub mod stats;
+#[path = "../../tests/support/mod.rs"]
+pub mod support;
+
+pub use stats::{Effort, Row};
+
+/// A group of figures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    Aggregation,
+    Envelope,
+    Messages,
+    Chunks,
+    Latency,
+}
+
+impl Part {
+    /// Aggregation first: its peak of memory would hide under that of the others.
+    pub const ALL: [Self; 5] =
+        [Self::Aggregation, Self::Envelope, Self::Messages, Self::Chunks, Self::Latency];
+
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|part| part.as_str() == word)
+    }
+
+    pub fn words() -> String {
+        Self::ALL.map(Self::as_str).join(", ")
+    }
+
+    pub fn run(self, effort: Effort) -> Vec<Row> {
+        match self {
+            Self::Aggregation => aggregation::run(effort),
+            Self::Envelope => envelope::run(effort),
+            Self::Messages => messages::run(effort),
+            Self::Chunks => chunks::run(effort),
+            Self::Latency => latency::run(effort),
+        }
+    }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Aggregation => "aggregation",
+            Self::Envelope => "envelope",
+            Self::Messages => "messages",
+            Self::Chunks => "chunks",
+            Self::Latency => "latency",
+        }
+    }
+}

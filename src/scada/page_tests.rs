@@ -1,0 +1,66 @@
+//! The samples of `docs/topics.md` are what the program writes and takes.
+
+use std::num::NonZeroUsize;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::command::{self, CommandPolicy};
+use super::infer;
+use super::telegram::{Event, Inference, Kpi, Meta, Reply, Status};
+use crate::time::Wall;
+
+/// JSON samples under a topic's heading: a block is one value, or one a line.
+fn samples(pattern: &str) -> Vec<Value> {
+    let page = include_str!("../../docs/topics.md");
+    let heading = format!("\n### `{pattern}`");
+    let section = page.split(&heading).nth(1).unwrap_or_default();
+    let section = section.split("\n### ").next().unwrap_or_default();
+    let blocks = section.split("```json\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let found: Vec<Value> = blocks
+        .flat_map(|block| {
+            let values = serde_json::Deserializer::from_str(block).into_iter();
+            values.collect::<Result<Vec<Value>, _>>().unwrap()
+        })
+        .collect();
+    assert!(!found.is_empty(), "no sample under {pattern}");
+    found
+}
+
+/// Nothing of the sample is unknown to the type, and nothing of the type is missing in the sample.
+fn is_written<T: DeserializeOwned + Serialize>(sample: Value) {
+    let read: T = serde_json::from_value(sample.clone()).unwrap();
+    assert_eq!(serde_json::to_value(read).unwrap(), sample);
+}
+
+#[test]
+fn each_telegram_on_the_topics_page_is_one_that_is_written() {
+    samples("status").into_iter().for_each(is_written::<Status>);
+    samples("meta").into_iter().for_each(is_written::<Meta>);
+    samples("kpi").into_iter().for_each(is_written::<Kpi>);
+    samples("inference/{model}").into_iter().for_each(is_written::<Inference>);
+    samples("event/{kind}").into_iter().for_each(is_written::<Event>);
+    for mut sample in samples("reply/{name}") {
+        // The answer to a request is flat, with `status` beside it.
+        if sample.get("tier").is_some() {
+            assert_eq!(sample.as_object_mut().unwrap().remove("status").unwrap(), "ok");
+            is_written::<Inference>(sample);
+        } else {
+            is_written::<Reply>(sample);
+        }
+    }
+}
+
+#[test]
+fn each_request_and_command_on_the_topics_page_is_taken() {
+    let policy = CommandPolicy::new(["infer", "round.start"]).unwrap();
+    let window = NonZeroUsize::new(3).unwrap();
+    for sample in samples("infer/{model}") {
+        infer::parse(sample.to_string().as_bytes(), false, window, &policy).unwrap();
+    }
+    for sample in samples("cmd/{name}") {
+        let payload = sample.to_string();
+        command::parse("round.start", payload.as_bytes(), false, Wall(0), &policy).unwrap();
+    }
+}

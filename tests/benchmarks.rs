@@ -1,0 +1,54 @@
+//! The benchmarks run and give sound figures; how quick we are is no business of a test.
+
+#![cfg(feature = "cli")]
+
+#[path = "../benches/suite/mod.rs"]
+#[allow(dead_code, reason = "the table is printed by the benchmark alone")]
+mod suite;
+
+use suite::{Effort, Part};
+
+fn check(part: Part) {
+    for row in part.run(Effort::Quick) {
+        assert!(row.ours > 0.0 && row.reference > 0.0 && row.ratio.is_finite(), "{row:?}");
+        assert!((row.ours / row.reference - row.ratio).abs() < 1e-9, "{row:?}");
+    }
+}
+
+#[test]
+fn aggregation_is_measured_beside_a_copy() {
+    check(Part::Aggregation);
+}
+
+#[test]
+fn envelopes_are_measured_beside_bare_signatures() {
+    check(Part::Envelope);
+}
+
+#[test]
+fn messages_are_measured_beside_a_bare_client() {
+    check(Part::Messages);
+}
+
+#[test]
+fn chunks_are_measured_beside_a_bare_client() {
+    check(Part::Chunks);
+}
+
+#[test]
+fn answers_are_measured_beside_a_bare_round_trip() {
+    check(Part::Latency);
+}
+
+#[test]
+fn the_json_has_one_object_a_figure_with_its_five_keys() {
+    let rows = Part::Envelope.run(Effort::Quick);
+    let json: Vec<serde_json::Value> =
+        serde_json::from_str(&suite::output::json(&rows)).expect("an array");
+    assert_eq!(json.len(), rows.len());
+    for object in &json {
+        let keys: Vec<&str> =
+            object.as_object().expect("an object").keys().map(String::as_str).collect();
+        assert_eq!(keys, ["name", "ours", "ratio", "reference", "unit"]);
+    }
+}

@@ -1,0 +1,193 @@
+//! `gaisnet run` as a process against mosquitto: what a service manager, Prometheus and an operator
+//! with `mosquitto_pub` see of a node.
+#![cfg(feature = "cli")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    reason = "a test"
+)]
+
+mod support;
+
+use gaisnet::bus::Bus;
+use serde_json::Value;
+use support::process::{Federation, gaisnet, mosquitto_pub, page_says, text};
+use support::{Mosquitto, Peer, kept, message};
+
+const CLOUD: &str = "gaisnet/v1/_/_/cloud";
+const PAGE: &str = "telemetry.metrics_listen=127.0.0.1:0";
+
+/// Waits for a telegram on this topic that holds `words`.
+async fn hears(peer: &mut Peer, leaf: &str, words: &str) -> (Value, bool) {
+    loop {
+        let (topic, payload, retained) = peer.delivery().await;
+        if topic.ends_with(leaf) && payload.contains(words) {
+            return (serde_json::from_str(&payload).unwrap(), retained);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_is_ready_answers_mosquitto_pub_and_says_goodbye_on_sigterm() {
+    let Some(broker) = Mosquitto::start() else { return };
+    let federation = Federation::with_cloud();
+    let mut cloud = federation.run("cloud", broker.port, &[PAGE]);
+    let page = cloud.page();
+    page_says(&page, "/readyz", 200);
+    page_says(&page, "/livez", 200);
+    let metrics = page_says(&page, "/metrics", 200);
+    for part in ["gaisnet_build_info{", "gaisnet_ledger_entries 1\n", "gaisnet_store_commits"] {
+        assert!(metrics.contains(part), "{part} is missing in\n{metrics}");
+    }
+
+    let mut scada = Peer::up(broker.port, "scada").await;
+    scada.listen(&[&format!("{CLOUD}/reply/+")]).await;
+    mosquitto_pub(broker.port, &["-t", &format!("{CLOUD}/cmd/status"), "-m", r#"{"id":"q-1"}"#]);
+    let (reply, _) = hears(&mut scada, "/reply/status", "q-1").await;
+    assert_eq!((&reply["status"], &reply["data"]["version"]), (&"ok".into(), &0.into()));
+
+    assert_eq!(cloud.terminate(), Some(0), "{}", cloud.log());
+    scada.bus.subscribe(&[format!("{CLOUD}/status")]).unwrap();
+    let (status, retained) = hears(&mut scada, "/status", "").await;
+    assert_eq!((&status["online"], retained), (&false.into(), true));
+    let store = federation.path("cloud/store");
+    let show = gaisnet(&["audit", "show", "--store", &store, "--tail", "1"]);
+    assert!(text(&show).contains("node_stop"), "{}", text(&show));
+    let verify = gaisnet(&["audit", "verify", "--store", &store]);
+    assert!(verify.status.success(), "{}", text(&verify));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_node_is_offline_by_its_last_will_and_a_lie_about_a_living_one_is_corrected() {
+    let Some(broker) = Mosquitto::start() else { return };
+    let federation = Federation::with_cloud();
+    let mut cloud = federation.run("cloud", broker.port, &[]);
+    let mut scada = Peer::up(broker.port, "scada").await;
+    scada.bus.subscribe(&[format!("{CLOUD}/status")]).unwrap();
+    hears(&mut scada, "/status", r#""online":true"#).await;
+    scada.bus.publish(kept(&format!("{CLOUD}/status"), r#"{"online":false}"#)).unwrap();
+    hears(&mut scada, "/status", r#""online":false"#).await;
+    hears(&mut scada, "/status", r#""online":true"#).await;
+    cloud.kill();
+    hears(&mut scada, "/status", r#""online":false"#).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_edge_is_present_at_both_brokers_and_away_at_both_when_it_dies() {
+    let (Some(site), Some(top)) = (Mosquitto::start(), Mosquitto::start()) else { return };
+    let federation = Federation::with_cloud();
+    federation.init(&["edge", "--name", "edge-n", "--site", "north", "--parent", "cloud"]);
+    let parent = format!("bus.parent.port={}", top.port);
+    let set = ["bus.parent.host=127.0.0.1", &parent, PAGE];
+    let mut edge = federation.run("edge-n", site.port, &set);
+    let page = edge.page();
+    let topic = "gaisnet/v1/north/_/edge-n/status";
+    let mut peers = Vec::new();
+    for port in [site.port, top.port] {
+        let mut peer = Peer::up(port, "watch").await;
+        peer.bus.subscribe(&[topic.into()]).unwrap();
+        hears(&mut peer, "/status", r#""online":true"#).await;
+        peers.push(peer);
+    }
+    page_says(&page, "/readyz", 200);
+    edge.kill();
+    for peer in &mut peers {
+        hears(peer, "/status", r#""online":false"#).await;
+    }
+}
+
+#[test]
+fn a_node_without_its_broker_lives_and_says_why_it_is_not_ready() {
+    let federation = Federation::with_cloud();
+    let port = support::free_port();
+    let mut cloud = federation.run("cloud", port, &[PAGE]);
+    let page = cloud.page();
+    page_says(&page, "/livez", 200);
+    let answer = page_says(&page, "/readyz", 503);
+    assert!(answer.contains("link_down"), "{answer}");
+    cloud.logs("nothing listens there");
+    support::process::wait_for("the reason", || {
+        let (_, answer) = support::process::get(&page, "/readyz");
+        let body = answer.contains(&format!("127.0.0.1:{port} is unreachable"));
+        if body { Ok(()) } else { Err(answer) }
+    });
+    assert_eq!(cloud.terminate(), Some(0), "{}", cloud.log());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn labels_make_accuracy_of_the_answers_on_what_they_are_true_of() {
+    let Some(broker) = Mosquitto::start() else { return };
+    let federation = Federation::with_cloud();
+    let tags = "\n[[tags]]\ntopic = \"plant/vibration\"\nbinds = \"feature\"\nmodel = \"bearing\"\nhop = 4096\n\
+                [[tags]]\ntopic = \"plant/state\"\nbinds = \"label\"\n";
+    let file = federation.path("cloud/gaisnet.toml");
+    let settings = std::fs::read_to_string(&file).unwrap() + tags;
+    std::fs::write(&file, settings).unwrap();
+    let mut scada = Peer::up(broker.port, "scada").await;
+    scada.listen(&[&format!("{CLOUD}/status"), &format!("{CLOUD}/inference/+")]).await;
+    let mut cloud = federation.run("cloud", broker.port, &[]);
+    hears(&mut scada, "/status", r#""online":true"#).await;
+    let samples: Vec<f64> = (0..2_048).map(|at| f64::from(at).sin()).collect();
+    let samples = serde_json::to_vec(&samples).unwrap();
+    // Half a window before the label: the window that it lies in isn't judged.
+    let half = serde_json::to_vec(&vec![0.5; 1_024]).unwrap();
+    let say = |topic: &str, payload: &[u8]| scada.bus.publish(message(topic, payload)).unwrap();
+    say("plant/vibration", &half);
+    say("plant/state", br#""healthy""#);
+    say("plant/vibration", &half);
+    // With a hop of two windows the next one is left out.
+    say("plant/vibration", &samples);
+    say("plant/vibration", &samples);
+    say("plant/state", br#""outer""#);
+    say("plant/vibration", &samples);
+    say("plant/vibration", &samples);
+    for _ in 0..3 {
+        hears(&mut scada, "/inference/bearing", r#""quality":"good""#).await;
+    }
+    scada.bus.subscribe(&[format!("{CLOUD}/kpi")]).unwrap();
+    let (kpi, _) = hears(&mut scada, "/kpi", r#""answers":3"#).await;
+    // An untrained model says the first class each time: right once of two.
+    assert_eq!(kpi["accuracy"], 0.5, "{kpi}");
+    assert_eq!(cloud.terminate(), Some(0), "{}", cloud.log());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_signed_keyring_update_starts_the_node_again_and_a_wrong_one_changes_nothing() {
+    let Some(broker) = Mosquitto::start() else { return };
+    let federation = Federation::with_cloud();
+    let (key, request) = (federation.path("ops/anna.pem"), federation.path("anna.json"));
+    assert!(gaisnet(&["keys", "new", &key]).status.success());
+    let who = ["--name", "anna", "--federation", "pilot", "--role", "operator"];
+    let prove = gaisnet(&[&["keys", "prove", "--key", &key, "--out", &request], &who[..]].concat());
+    assert!(prove.status.success(), "{}", text(&prove));
+    federation.enrol(&request);
+    let mut cloud = federation.run("cloud", broker.port, &[]);
+    cloud.says("is running");
+    let mut scada = Peer::up(broker.port, "scada").await;
+    scada.listen(&[&format!("{CLOUD}/reply/+")]).await;
+
+    federation.init(&["edge", "--name", "edge-n", "--site", "north", "--parent", "cloud"]);
+    let keyring = federation.path("keyring");
+    let bytes = std::fs::read(&keyring).unwrap();
+    let right = gaisnet::ids::Digest::of(&bytes).to_string();
+    for (digest, words) in [("0".repeat(64), "the command names"), (right, r#""status":"ok""#)] {
+        let args = serde_json::json!({ "args": { "version": 4, "digest": digest } }).to_string();
+        let line = ["cmd", "sign", "keyring.update", "--to", "_/_/cloud", "--json", &args];
+        let signed = gaisnet(&[&line[..], &["--key", &key, "--keyring", &keyring]].concat());
+        assert!(signed.status.success(), "{}", text(&signed));
+        scada.bus.publish(message(&format!("{CLOUD}/cmd/keyring.update"), signed.stdout)).unwrap();
+        hears(&mut scada, "/reply/keyring.update", words).await;
+    }
+    cloud.says("has stopped");
+    cloud.says("is running");
+    assert_eq!(cloud.terminate(), Some(0), "{}", cloud.log());
+    let store = federation.path("cloud/store");
+    let show = text(&gaisnet(&["audit", "show", "--store", &store, "--json"]));
+    for words in ["keyring_refused", "key_add", "edge-n"] {
+        assert!(show.contains(words), "{words} is missing in {show}");
+    }
+    assert_eq!(show.matches("node_start").count(), 2, "{show}");
+}
