@@ -138,8 +138,11 @@ impl World {
         let keys = [*key_of(node).public()];
         verify(&origin, &keys, &entries, &heads).map_err(|error| format!("{node}: {error}"))?;
         let mut book = Book::default();
+        let mut story = Vec::new();
         for bytes in &entries {
-            book.read(Entry::parse(bytes).unwrap().event)?;
+            let event = Entry::parse(bytes).unwrap().event;
+            story.push(format!("{event:?}"));
+            book.read(event).map_err(|what| format!("{node}: {what}\n{}", story.join("\n")))?;
         }
         Ok(book)
     }

@@ -221,8 +221,9 @@ async fn shell_scripts_watch_ask_and_steer() {
     let refused = reply(site.script("command.sh", &["rollback", "{}"], &[]));
     assert_eq!(refused["status"], "error");
     assert!(refused["error"]["hint"].as_str().unwrap().contains("gaisnet cmd sign"), "{refused}");
-    let (nobody, well) = site.script("ask.sh", &[], &[("BRANCH", "gaisnet/v1/north/_/press-8")]);
-    assert!(!well && nobody.is_empty(), "{nobody}");
+    let nobody = [("BRANCH", "gaisnet/v1/north/_/press-8"), ("TIMEOUT", "1")];
+    let (printed, well) = site.script("ask.sh", &[], &nobody);
+    assert!(!well && printed.is_empty(), "{printed}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

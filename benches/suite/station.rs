@@ -76,7 +76,6 @@ impl Station {
                 figures: Arc::clone(&figures),
                 seed: 1,
                 bounds: gaisnet::actors::Bounds::default(),
-                adopt: None,
                 served,
                 fatal: Arc::new(|what| panic!("a station gave up: {what}")),
             });

@@ -6,7 +6,9 @@
 # Expect: one line within a second, with the id that was asked for:
 #        {"status":"ok","value":2.0,"label":"outer","confidence":0.8,...,"id":"ask-1234"}
 #        or {"id":"ask-1234","status":"error",...} that says why. Exit 1 when nobody answers in
-#        10 seconds. Needs mosquitto-clients.
+#        TIMEOUT (10) seconds. Needs mosquitto-clients.
+# Broker with users or TLS: put the options (-u NAME, -P WORD, --cafile FILE), one a line, into
+#        ~/.config/mosquitto_pub and ~/.config/mosquitto_sub, which both programs read.
 set -euo pipefail
 
 broker=(-h "${BROKER:-localhost}" -p "${PORT:-1883}" -q 1)
@@ -30,7 +32,7 @@ listen=(mosquitto_sub "${broker[@]}" -i "$id" -t "$branch/reply/infer")
 trap '"${listen[@]}" -E' EXIT # a connection without -c: the broker forgets the session
 mosquitto_pub "${broker[@]}" -t "$branch/infer/$model" -s <<<"$request"
 # Others may ask at the same time: our answer is the one with our id.
-grep -m 1 "\"$id\"" < <("${listen[@]}" -c -W 10 2>/dev/null) || {
+grep -m 1 "\"$id\"" < <("${listen[@]}" -c -W "${TIMEOUT:-10}" 2>/dev/null) || {
   echo "no answer on $branch/reply/infer: is the node online ($branch/status)?" >&2
   exit 1
 }

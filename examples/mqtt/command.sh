@@ -6,8 +6,10 @@
 #        examples/mqtt/command.sh pause '{"args":{}}'     (a second argument is the JSON itself)
 # Expect: {"id":"cmd-1234","status":"ok","data":{...},"error":null}
 #        A wrong command gets "status":"error" with what was wrong and the way out. Exit 1 when
-#        nobody replies in 10 seconds. Commands that change what is served or trusted need a
+#        nobody replies in TIMEOUT (10) seconds. Commands that change what is served or trusted need a
 #        signature: gaisnet cmd sign --help. Needs mosquitto-clients.
+# Broker with users or TLS: put the options (-u NAME, -P WORD, --cafile FILE), one a line, into
+#        ~/.config/mosquitto_pub and ~/.config/mosquitto_sub, which both programs read.
 set -euo pipefail
 
 broker=(-h "${BROKER:-localhost}" -p "${PORT:-1883}" -q 1)
@@ -22,7 +24,7 @@ listen=(mosquitto_sub "${broker[@]}" -i "$id" -t "$branch/reply/$name")
 "${listen[@]}" -c -E
 trap '"${listen[@]}" -E' EXIT # a connection without -c: the broker forgets the session
 mosquitto_pub "${broker[@]}" -t "$branch/cmd/$name" -m "$payload"
-"${listen[@]}" -c -C 1 -W 10 2>/dev/null || {
+"${listen[@]}" -c -C 1 -W "${TIMEOUT:-10}" 2>/dev/null || {
   echo "no reply on $branch/reply/$name: is the node online ($branch/status)?" >&2
   exit 1
 }

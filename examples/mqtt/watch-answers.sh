@@ -6,6 +6,8 @@
 # Expect: first the last answer of each device (retained), then a line with each new one:
 #        gaisnet/v1/north/bearings/p1/inference/bearing {"value":2.0,"label":"outer",...}
 #        Ends after COUNT answers, without COUNT with Ctrl-C. Needs mosquitto-clients.
+# Broker with users or TLS: put the options (-u NAME, -P WORD, --cafile FILE), one a line, into
+#        ~/.config/mosquitto_pub and ~/.config/mosquitto_sub, which both programs read.
 set -euo pipefail
 
 mosquitto_sub -h "${BROKER:-localhost}" -p "${PORT:-1883}" -q 1 -v \

@@ -762,7 +762,13 @@ impl Handler<Introduce> for Runner {
 impl Handler<Keep> for Runner {
     type Result = ();
 
-    fn handle(&mut self, Keep(blobs): Keep, _: &mut Self::Context) {
+    fn handle(&mut self, Keep(blobs): Keep, ctx: &mut Self::Context) {
+        // What the machine no longer needs may still be named by the state on disk, until the step
+        // that left it is there too.
+        self.flush(ctx);
+        if self.stalled.is_some() || !self.pending.is_empty() || self.stopped {
+            return;
+        }
         if let Err(error) = self.parts.store.retain_blobs(&blobs) {
             tracing::warn!(%error, "old blobs can't be deleted");
         }

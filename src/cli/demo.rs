@@ -18,8 +18,10 @@ Examples:
   gaisnet demo --learner softmax            without libtorch: a linear model on spectra
   gaisnet demo --compression int4 --seed 2
   gaisnet demo --json | jq .macro_f1
+  gaisnet demo --broker-config brokers.toml     the same on your brokers, brokers/mosquitto/demo.md
 
-An unfinished run is taken up again; --fresh forgets it.";
+Each node and broker is a process of its own, with its settings, store and log in a folder of its
+name. An unfinished run is taken up again; --fresh forgets it.";
 
 /// Arguments of `gaisnet demo`.
 #[derive(Debug, Args)]
@@ -48,6 +50,18 @@ pub(super) struct DemoArgs {
     /// Speed of the sensor gateways, 1 for real time
     #[arg(long, default_value_t = 0.1)]
     speed: f64,
+    /// Each node and broker is a process of its own. It always is; for scripts that say it
+    #[arg(long)]
+    processes: bool,
+    /// Where the pilot's three brokers are, a TOML file; else the demo runs its own
+    #[arg(long, value_name = "FILE")]
+    broker_config: Option<PathBuf>,
+    /// Only make keys and keyring, from which `gaisnet acl` makes access lists, and end
+    #[arg(long)]
+    prepare: bool,
+    /// Give up after so many seconds without progress
+    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
+    patience: u64,
     /// Forget an unfinished run
     #[arg(long)]
     fresh: bool,
@@ -89,8 +103,12 @@ pub(super) fn run(args: &DemoArgs, out: &mut dyn Write) -> anyhow::Result<Exit> 
         Learner::Softmax => (20, 20, 0.1),
         Learner::SignalTransformer => (15, 16, 0.001),
     };
+    let folder =
+        std::path::absolute(&args.folder).with_context(|| args.folder.display().to_string())?;
     let options = DemoOptions {
-        folder: args.folder.clone(),
+        program: std::env::current_exe().context("the program doesn't find itself")?,
+        folder,
+        brokers: args.broker_config.clone(),
         learner: match learner {
             Learner::Softmax => LearnerName::Softmax,
             Learner::SignalTransformer => LearnerName::SignalTransformer,
@@ -114,8 +132,14 @@ pub(super) fn run(args: &DemoArgs, out: &mut dyn Write) -> anyhow::Result<Exit> 
         seed: args.seed,
         speed: args.speed,
         fresh: args.fresh,
+        patience_s: args.patience,
         quiet: args.json,
     };
+    if args.prepare {
+        demo::prepare(&options)?;
+        writeln!(out, "keyring  {}", options.folder.join("keyring").display())?;
+        return Ok(Exit::Ok);
+    }
     let report = match demo::run(&options) {
         Ok(report) => report,
         Err(error @ DemoError::Interrupted { .. }) => {

@@ -2,6 +2,9 @@
 
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
+use std::thread;
+
+use rustix::process::{Signal, getpid, kill_process};
 
 use crate::ledger::LedgerError;
 use crate::settings::SettingsError;
@@ -58,6 +61,17 @@ pub(super) fn conclude(result: anyhow::Result<Exit>, err: &mut dyn Write) -> Exi
     let refused =
         error.is::<KeyringError>() || error.is::<DocumentError>() || error.is::<LedgerError>();
     if refused { Exit::Refused } else { Exit::Failed }
+}
+
+/// Sends this process SIGTERM once standard input is closed, as the demo's children want it: a
+/// parent that dies can't send a signal any more, but its pipes close.
+pub(super) fn end_with_stdin() -> std::io::Result<()> {
+    let watch = || {
+        // An error is an end too.
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        let _ = kill_process(getpid(), Signal::TERM);
+    };
+    thread::Builder::new().name("stdin".into()).spawn(watch).map(drop)
 }
 
 #[cfg(test)]

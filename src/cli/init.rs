@@ -19,7 +19,7 @@ use crate::settings::{Layers, Tier};
 #[derive(Debug, Args)]
 pub(super) struct InitArgs {
     /// Tier of the node
-    #[arg(value_enum)]
+    #[arg(value_enum, id = "kind", value_name = "TIER")]
     tier: TierArg,
     /// Folder to make; default: the node's name
     folder: Option<PathBuf>,
@@ -27,10 +27,10 @@ pub(super) struct InitArgs {
     #[arg(long)]
     name: Name,
     /// Its site; a cloud has none
-    #[arg(long, required_if_eq_any([("tier", "device"), ("tier", "edge")]))]
+    #[arg(long, required_if_eq_any([("kind", "device"), ("kind", "edge")]))]
     site: Option<Name>,
     /// The node above: a device's edge, an edge's cloud
-    #[arg(long, required_if_eq_any([("tier", "device"), ("tier", "edge")]))]
+    #[arg(long, required_if_eq_any([("kind", "device"), ("kind", "edge")]))]
     parent: Option<Name>,
 }
 

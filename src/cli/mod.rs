@@ -27,6 +27,7 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 
 pub use exit::Exit;
@@ -39,6 +40,9 @@ pub use settings_args::SettingsArgs;
 struct Cli {
     #[command(flatten)]
     settings: SettingsArgs,
+    /// End in order when standard input closes: whoever holds its other end is gone
+    #[arg(long, global = true, hide = true)]
+    end_with_stdin: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -96,7 +100,10 @@ pub fn main(args: impl IntoIterator<Item = OsString>, out: &mut dyn Write) -> Ex
 }
 
 fn run(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Exit> {
-    let Cli { settings, command } = cli;
+    let Cli { settings, end_with_stdin, command } = cli;
+    if end_with_stdin {
+        exit::end_with_stdin().context("no thread that watches standard input")?;
+    }
     match command {
         Command::Config(args) => config::run(&args, &settings, out),
         #[cfg(feature = "broker")]

@@ -4,8 +4,9 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::Duration;
 
 use super::DemoError;
-use super::plant::{Brokers, PLACES};
-use crate::bus::mqtt::{MqttBus, MqttSettings};
+use super::brokers::Brokers;
+use super::plant::PLACES;
+use crate::bus::mqtt::MqttBus;
 use crate::bus::{Ack, Bus, BusEvent, Priority, Publish};
 use crate::data::bearings::{Bearings, RATE_HZ, WINDOW_LEN};
 use crate::scada::feed::Feed;
@@ -26,13 +27,11 @@ pub(super) fn start(
             samples.extend(recording.at_model_rate());
         }
         let client = format!("gateway-{}", place.name);
-        let settings = MqttSettings::new(&broker.ip().to_string(), broker.port(), &client);
-        let (bus, mut events) =
-            MqttBus::connect(settings, 0).map_err(|error| DemoError::Start(error.to_string()))?;
+        let (bus, mut events) = MqttBus::connect(broker.client(&client, "feed")?, 0)?;
         let topic = place.sensor_topic();
         let rate = NonZeroU32::new(RATE_HZ).unwrap_or(NonZeroU32::MIN);
         let chunk = NonZeroUsize::new(WINDOW_LEN).unwrap_or(NonZeroUsize::MIN);
-        gateways.push(actix::spawn(async move {
+        gateways.push(tokio::spawn(async move {
             tokio::spawn(async move {
                 while let Some(event) = events.recv().await {
                     if let BusEvent::Delivery(delivery) = event {

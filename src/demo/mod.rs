@@ -1,27 +1,46 @@
 //! The pilot on one machine: three brokers, a cloud, two sites with an edge and two devices each,
 //! real recordings, real MQTT; then the two arms to compare with, the audit, and the report.
 //!
-//! Called by `gaisnet demo`. Nodes are the same as those of `gaisnet run`; each has an arbiter
-//! (a thread) of its own here.
+//! ```text
+//! run.rs         data, folder, keys; the federation; the arms; the report
+//! federation.rs  children.rs  gaisnet broker x 3 (or brokers.rs: yours), gaisnet run x 7
+//!                feeder.rs    recordings onto plant topics
+//!                listener.rs -> heard.rs   what anybody sees at the brokers: progress, bytes, answers
+//!                progress.rs  each version as it came out, on disk: a second start goes on from it
+//! ledgers.rs     what the nodes have recorded, and whether it verifies
+//! compare.rs     arms.rs      each device alone, all data in one place
+//! ```
+//! Every node and broker is a process of its own, started from settings that lie in the demo's
+//! folder: what runs here is what runs in a plant. Called by `gaisnet demo`.
 
 mod arms;
 mod brokers;
+mod children;
+mod compare;
+mod federation;
 mod feeder;
+mod heard;
+mod ledgers;
+mod listener;
 mod plant;
+mod progress;
 mod run;
-mod tap;
 
 use std::path::PathBuf;
 
 use crate::settings::{Compression, Contribute, LearnerName};
 
-pub use run::run;
+pub use run::{prepare, run};
 
 /// What the demo is asked for.
 #[derive(Debug, Clone)]
 pub struct DemoOptions {
-    /// Where keys, stores and the report go.
+    /// The `gaisnet` program that the nodes and brokers are processes of.
+    pub program: PathBuf,
+    /// Where keys, settings, stores, logs and the report go.
     pub folder: PathBuf,
+    /// A file that says where the pilot's three brokers are; without it the demo runs its own.
+    pub brokers: Option<PathBuf>,
     /// Model.
     pub learner: LearnerName,
     /// Rounds of the federation.
@@ -40,6 +59,8 @@ pub struct DemoOptions {
     pub speed: f64,
     /// Forget an unfinished run.
     pub fresh: bool,
+    /// Give up after so many seconds without progress.
+    pub patience_s: u64,
     /// No progress bars.
     pub quiet: bool,
 }
@@ -54,18 +75,43 @@ pub enum DemoError {
     /// Parts of a node.
     #[error(transparent)]
     Parts(#[from] crate::node::SettingsProblem),
-    /// A node.
+    /// A link to a broker.
     #[error(transparent)]
-    Node(#[from] crate::node::NodeError),
+    Link(#[from] crate::bus::mqtt::MqttError),
+    /// The file that tells where the brokers are.
+    #[error("{path}: {problem}")]
+    Brokers {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A broker doesn't let the demo in.
+    #[error("the broker of {site} can't be used: {reason}")]
+    Broker {
+        /// `federation` or a site.
+        site: String,
+        /// Why.
+        reason: String,
+    },
+    /// A node or broker ends again and again.
+    #[error("{name} doesn't stay up ({status}); the end of its log, {log}:\n{tail}")]
+    Child {
+        /// Which.
+        name: String,
+        /// How it ended last.
+        status: String,
+        /// Its log.
+        log: String,
+        /// The log's last lines.
+        tail: String,
+    },
     /// The data set.
     #[error(transparent)]
     Data(#[from] crate::data::DataError),
     /// Learning.
     #[error(transparent)]
     Learn(#[from] crate::learn::LearnError),
-    /// A broker.
-    #[error(transparent)]
-    Broker(#[from] crate::bus::embedded::BrokerError),
     /// A key file.
     #[error(transparent)]
     Key(#[from] crate::store::keyfile::KeyFileError),
@@ -93,12 +139,14 @@ pub enum DemoError {
     #[error(transparent)]
     Update(#[from] crate::protocol::update::UpdateError),
     /// No round was finished in time.
-    #[error("no progress for {seconds} s at version {version}: see the log (RUST_LOG=info)")]
+    #[error("no progress for {seconds} s at version {version}: {hint}")]
     Stuck {
         /// How long.
         seconds: u64,
         /// Where.
         version: u64,
+        /// Who keeps still, and on which topic.
+        hint: String,
     },
     /// The user stopped it; a second start goes on from here.
     #[error("stopped; start it again to go on from version {version}")]
@@ -106,4 +154,17 @@ pub enum DemoError {
         /// Where.
         version: u64,
     },
+}
+
+impl DemoError {
+    /// A file that can't be read or written.
+    fn file(path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.display().to_string();
+        move |error| Self::File { path, error }
+    }
+
+    /// Something that isn't there to begin with.
+    fn start(what: &dyn std::fmt::Display) -> Self {
+        Self::Start(what.to_string())
+    }
 }

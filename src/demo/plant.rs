@@ -1,11 +1,10 @@
 //! Who takes part in the pilot, their keys, and the settings of each.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::collections::BTreeSet;
 use std::num::NonZeroU32;
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 
+use super::brokers::Brokers;
 use super::{DemoError, DemoOptions};
 use crate::ids::{Name, NodeId};
 use crate::settings::{Compression, Contribute, Layers, LearnerName, PILOT, Settings, Tier};
@@ -41,6 +40,9 @@ const fn place(
 /// Where the demo puts the base that ships with the program, below its folder.
 pub(super) const BASE_CARD: &str = "base/signal-bearing.toml";
 
+/// First level of the pilot's topics.
+pub(super) const PREFIX: &str = "gaisnet";
+
 /// The pilot: a cloud, two sites, two test rigs each.
 pub(super) const PLACES: [Place; 7] = [
     place("cloud", "_", None, Tier::Cloud, None),
@@ -52,24 +54,47 @@ pub(super) const PLACES: [Place; 7] = [
     place("p4", "south", Some("edge-south"), Tier::Device, Some(3)),
 ];
 
-/// Brokers by site; `_` is the federation's.
-pub(super) type Brokers = BTreeMap<&'static str, SocketAddr>;
+/// The place of this name.
+pub(super) fn place_of(name: &str) -> Option<&'static Place> {
+    PLACES.iter().find(|place| place.name == name)
+}
 
 impl Place {
+    /// Its part of the topic tree.
+    pub(super) fn branch(&self) -> String {
+        format!("{PREFIX}/v1/{}/{}/{}", self.site, self.line, self.name)
+    }
+
+    /// Nodes under it.
+    pub(super) fn children(&self) -> impl Iterator<Item = &'static Place> {
+        let name = self.name;
+        PLACES.iter().filter(move |place| place.parent == Some(name))
+    }
+
+    /// Its folder in the demo's.
+    pub(super) fn folder(&self, options: &DemoOptions) -> PathBuf {
+        options.folder.join(self.name)
+    }
+
+    /// Its settings file, as `gaisnet run --config` takes it.
+    pub(super) fn settings_file(&self, options: &DemoOptions) -> PathBuf {
+        self.folder(options).join("gaisnet.toml")
+    }
+
     /// Topic that its sensor gateway publishes on.
     pub(super) fn sensor_topic(&self) -> String {
         format!("plant/{}/{}/vibration", self.site, self.name)
     }
 
-    /// Its settings, as its config file would say them.
+    /// Its settings, and the file that says them.
     pub(super) fn settings(
         &self,
         options: &DemoOptions,
         brokers: &Brokers,
-    ) -> Result<Settings, DemoError> {
+    ) -> Result<(Settings, String), DemoError> {
         let mut layers = Layers::new();
         layers.tier(self.tier).text("pilot", PILOT);
-        let folder = options.folder.join(self.name);
+        let folder = self.folder(options);
         let mut own = String::new();
         let mut set = |key: &str, value: String| own.extend([key, " = ", &value, "\n"]);
         set("node.name", quoted(self.name));
@@ -82,13 +107,12 @@ impl Place {
         set("paths.keys", quoted(&folder.join("keys").display().to_string()));
         set("paths.keyring", quoted(&options.folder.join("keyring").display().to_string()));
         if let Some(at) = brokers.get(self.site) {
-            set("bus.site.port", at.port().to_string());
+            at.settings_of("bus.site", self.name, &mut set);
         }
         if self.tier == Tier::Edge
             && let Some(at) = brokers.get("_")
         {
-            set("bus.parent.host", quoted("127.0.0.1"));
-            set("bus.parent.port", at.port().to_string());
+            at.settings_of("bus.parent", self.name, &mut set);
         }
         set(
             "model.learner",
@@ -119,30 +143,38 @@ impl Place {
             Contribute::ClassLogits => "\"class_logits\"",
         });
         set("strategy.contribute", format!("[{}]", kinds.collect::<Vec<_>>().join(", ")));
+        let mut tags = String::new();
         if self.data.is_some() {
+            set("data.set", quoted("bearings"));
+            set("data.client", quoted(self.name));
             let topic = quoted(&self.sensor_topic());
-            let tag = format!(
-                "[[tags]]\ntopic = {topic}\nformat = \"json\"\npointer = \"/values\"\nbinds = \
+            tags = format!(
+                "\n[[tags]]\ntopic = {topic}\nformat = \"json\"\npointer = \"/values\"\nbinds = \
                  \"feature\"\nmodel = \"bearing\"\n"
             );
-            own.push_str(&tag);
         }
+        own.push_str(&tags);
         layers.text("demo", &own);
-        Ok(layers.load().into_settings()?)
+        let loaded = layers.load();
+        // Only what isn't a default, so that the file stays readable.
+        let mut file = format!("# {}, as the demo has set it up.\n", self.name);
+        for (key, value, origin) in loaded.values() {
+            if origin.0 != "default" && !key.starts_with("tags[") {
+                file.extend([key, " = ", value, "\n"]);
+            }
+        }
+        file.push_str(&tags);
+        Ok((loaded.into_settings()?, file))
     }
 }
 
-/// Makes the keys that are missing and a keyring of all nodes.
-pub(super) fn enrol(
-    folder: &Path,
-    now: Wall,
-) -> Result<(Arc<Keyring>, BTreeMap<&'static str, SigningKey>), DemoError> {
+/// Makes the keys that are missing, and the keyring of all nodes as a file.
+pub(super) fn enrol(folder: &Path, now: Wall) -> Result<Keyring, DemoError> {
     let federation = name("pilot");
     let root_key = key(&folder.join("root"))?;
     let until = now.plus_ms(YEAR_MS);
     let root = RootRole { threshold: NonZeroU32::MIN, keys: vec![*root_key.public()] };
     let mut keyring = Keyring::first(federation.clone(), root, now, until)?;
-    let mut keys = BTreeMap::new();
     for place in &PLACES {
         let key = key(&folder.join(place.name).join("keys"))?;
         let role = match place.tier {
@@ -161,14 +193,12 @@ pub(super) fn enrol(
             key: *key.public(),
         };
         keyring = keyring.enrol(&Enrolment { entry, proof }, now, until)?;
-        keys.insert(place.name, key);
     }
-    // For auditors: `gaisnet audit verify --all demo --keyring demo/keyring`.
+    // For the nodes, and for auditors: `gaisnet audit verify --all demo --keyring demo/keyring`.
     let document = seal_document(&keyring, &[&root_key])?;
     let path = folder.join("keyring");
-    std::fs::write(&path, document)
-        .map_err(|error| DemoError::File { path: path.display().to_string(), error })?;
-    Ok((Arc::new(keyring), keys))
+    std::fs::write(&path, document).map_err(DemoError::file(&path))?;
+    Ok(keyring)
 }
 
 /// A name that stands in this file.
@@ -187,8 +217,9 @@ fn key(folder: &Path) -> Result<SigningKey, DemoError> {
     }
 }
 
-fn quoted(text: &str) -> String {
-    format!("{text:?}")
+/// As TOML text.
+pub(super) fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
 }
 
 const YEAR_MS: u64 = 365 * 86_400_000;

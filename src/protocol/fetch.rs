@@ -227,7 +227,7 @@ mod tests {
             }
             asked.len()
         };
-        assert_eq!(wanted(fetches.begin(Mono(0), node, Side::Down, manifest.clone())), 8);
+        assert_eq!(wanted(fetches.begin(Mono(0), node, Side::Down, manifest.clone()).unwrap()), 8);
         for index in 0..39 {
             let Ok(Taken::More(ask)) = fetches.chunk(Mono(1), piece(&bytes, &manifest, index))
             else {

@@ -34,6 +34,7 @@ pub fn to_json(report: &DemoReport) -> Value {
             "up_per_device_round": report.up_per_device_round,
             "raw_f32_per_device_round": report.raw_f32_per_device_round,
             "tiers": report.traffic,
+            "in_sites": report.in_sites,
         },
         "latency_ms": report.latency_ms,
         "cpu_seconds": report.cpu_seconds,

@@ -40,8 +40,10 @@ pub struct DemoReport {
     pub curve: Vec<RoundPoint>,
     /// The federated model on the test part.
     pub confusion: ConfusionTable,
-    /// Bytes by tier, counted at the brokers.
+    /// Bytes of learning by tier, counted at the brokers.
     pub traffic: Vec<TierTraffic>,
+    /// Bytes of answers and telegrams (up) and of samples and commands (down) inside the sites.
+    pub in_sites: TierTraffic,
     /// Uplink bytes of one device in one round, mean over the run.
     pub up_per_device_round: u64,
     /// The same adapter as raw f32, in bytes.
@@ -52,9 +54,9 @@ pub struct DemoReport {
     pub contributions: Vec<Contribution>,
     /// Wall time of the federated arm.
     pub seconds: f64,
-    /// CPU time of all processes.
+    /// CPU time of all processes of the federated arm.
     pub cpu_seconds: f64,
-    /// Largest resident memory of all processes together.
+    /// Largest resident memory of each process, summed; shared libraries count once a process.
     pub peak_rss_mib: f64,
     /// Answers over MQTT while training ran.
     pub latency_ms: Latency,
@@ -70,12 +72,12 @@ impl DemoReport {
         self.curve.last().map_or(0, |point| point.round)
     }
 
-    /// Bytes towards the cloud, all tiers.
+    /// Bytes of learning towards the cloud, all tiers.
     pub fn bytes_up(&self) -> u64 {
         self.traffic.iter().map(|tier| tier.up).sum()
     }
 
-    /// Bytes towards the devices, all tiers.
+    /// Bytes of learning towards the devices, all tiers.
     pub fn bytes_down(&self) -> u64 {
         self.traffic.iter().map(|tier| tier.down).sum()
     }
@@ -271,6 +273,7 @@ mod tests {
                 tier("device - relay", 3_120_400, 2_810_000),
                 tier("relay - cloud", 1_145_600, 880_000),
             ],
+            in_sites: tier("answers, samples inside the sites", 512_000, 9_400_000),
             up_per_device_round: 12_480,
             raw_f32_per_device_round: 48_640,
             crossings: vec![

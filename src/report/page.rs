@@ -172,7 +172,7 @@ fn costs(report: &DemoReport, page: &mut String) {
         "Answer over MQTT while training, median / 99th percentile",
         format!("{p50:.2} / {p99:.2} ms ({answers} answers)"),
     );
-    for tier in &report.traffic {
+    for tier in report.traffic.iter().chain([&report.in_sites]) {
         row(
             &format!("Bytes {}, up / down", tier.tier),
             format!("{} / {}", human_bytes(tier.up), human_bytes(tier.down)),

@@ -40,6 +40,7 @@ fn traffic(report: &DemoReport, rows: &mut Vec<String>) {
         row(&tier.tier, tier.up, tier.down);
     }
     row("all tiers", report.bytes_up(), report.bytes_down());
+    row(&report.in_sites.tier, report.in_sites.up, report.in_sites.down);
 }
 
 fn contributions(report: &DemoReport, rows: &mut Vec<String>) {

@@ -7,16 +7,23 @@ use std::path::{Path, PathBuf};
 pub struct Usage {
     /// User and system time of all threads, in seconds; a tick is usually 10 ms.
     pub cpu_seconds: f64,
+    /// The same of child processes that have ended and were waited for.
+    pub children_cpu_seconds: f64,
     /// Largest resident set so far.
     pub peak_rss_bytes: u64,
 }
 
 impl Usage {
     /// Largest resident set so far, in MiB.
-    #[expect(clippy::cast_precision_loss, reason = "a figure to show")]
     pub fn peak_rss_mib(&self) -> f64 {
-        self.peak_rss_bytes as f64 / f64::from(1 << 20)
+        mib(self.peak_rss_bytes)
     }
+}
+
+/// Bytes in MiB, as a figure to show.
+#[expect(clippy::cast_precision_loss, reason = "a figure to show")]
+pub fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
 }
 
 /// Room on the file system of a path.
@@ -75,14 +82,24 @@ impl ResourceError {
 /// [`ResourceError`] where there is no Linux `/proc`.
 pub fn usage() -> Result<Usage, ResourceError> {
     let stat = Path::new("/proc/self/stat");
-    let ticks = cpu_ticks(&read(stat)?)
+    let (ticks, children) = cpu_ticks(&read(stat)?)
         .ok_or_else(|| ResourceError::Format { path: stat.into(), field: "processor time" })?;
-    let status = Path::new("/proc/self/status");
-    let peak_kib = peak_rss_kib(&read(status)?)
-        .ok_or_else(|| ResourceError::Format { path: status.into(), field: "VmHWM" })?;
+    let peak_rss_bytes = peak_rss_bytes_at(Path::new("/proc/self/status"))?;
     #[expect(clippy::cast_precision_loss, reason = "2^53 ticks are millions of years")]
-    let cpu_seconds = ticks as f64 / rustix::param::clock_ticks_per_second() as f64;
-    Ok(Usage { cpu_seconds, peak_rss_bytes: peak_kib.saturating_mul(1024) })
+    let seconds = |ticks: u64| ticks as f64 / rustix::param::clock_ticks_per_second() as f64;
+    Ok(Usage {
+        cpu_seconds: seconds(ticks),
+        children_cpu_seconds: seconds(children),
+        peak_rss_bytes,
+    })
+}
+
+/// Largest resident set so far of a process of ours.
+///
+/// # Errors
+/// [`ResourceError`] when it is gone.
+pub fn peak_rss_bytes_of(process: u32) -> Result<u64, ResourceError> {
+    peak_rss_bytes_at(&Path::new("/proc").join(process.to_string()).join("status"))
 }
 
 /// Room where `path` is, or will be: a path that isn't there yet is asked for its nearest parent.
@@ -105,14 +122,20 @@ fn read(path: &Path) -> Result<String, ResourceError> {
         .map_err(|error| ResourceError::Io { path: path.into(), message: error.to_string() })
 }
 
-/// User plus system time of `/proc/<pid>/stat` in clock ticks: fields 14 and 15 of proc(5). The
-/// second field is a program name in brackets that may itself hold spaces and brackets.
-fn cpu_ticks(stat: &str) -> Option<u64> {
+/// User plus system time of `/proc/<pid>/stat` in clock ticks, its own and its dead children's:
+/// fields 14 to 17 of proc(5). The second field is a program name in brackets that may itself hold
+/// spaces and brackets.
+fn cpu_ticks(stat: &str) -> Option<(u64, u64)> {
     let (_, after_name) = stat.rsplit_once(')')?;
     let mut fields = after_name.split_ascii_whitespace().skip(11);
-    let user: u64 = fields.next()?.parse().ok()?;
-    let system: u64 = fields.next()?.parse().ok()?;
-    Some(user + system)
+    let mut next = || -> Option<u64> { fields.next()?.parse().ok() };
+    Some((next()? + next()?, next()? + next()?))
+}
+
+fn peak_rss_bytes_at(status: &Path) -> Result<u64, ResourceError> {
+    let peak_kib = peak_rss_kib(&read(status)?)
+        .ok_or_else(|| ResourceError::Format { path: status.into(), field: "VmHWM" })?;
+    Ok(peak_kib.saturating_mul(1024))
 }
 
 fn peak_rss_kib(status: &str) -> Option<u64> {
@@ -126,8 +149,8 @@ mod tests {
 
     #[test]
     fn ticks_are_found_behind_any_program_name() {
-        let stat = "42 (a) b (c) R 1 42 42 0 -1 4194304 100 0 0 0 17 5 0 0 20 0 1 0";
-        assert_eq!(cpu_ticks(stat), Some(22));
+        let stat = "42 (a) b (c) R 1 42 42 0 -1 4194304 100 0 0 0 17 5 3 1 20 0 1 0";
+        assert_eq!(cpu_ticks(stat), Some((22, 4)));
         assert_eq!(cpu_ticks("42 (gaisnet) R 1"), None);
         assert_eq!(cpu_ticks(""), None);
     }

@@ -377,3 +377,36 @@ fn a_fetched_adapter_of_another_model_is_refused_too() {
     assert_eq!(answer(&effects), Some(Err("layout_mismatch".into())));
     assert!(trains(&say(&mut member, 1, offer(2, 0))));
 }
+
+#[test]
+fn without_room_an_offer_is_declined_and_taken_when_it_comes_again_with_room() {
+    let mut member = member();
+    member.step(Now::default(), Input::Full(true));
+    assert_eq!(answer(&say(&mut member, 1, offer(1, 0))), Some(Err("disk_full".into())));
+    member.step(Now::default(), Input::Full(false));
+    assert_eq!(answer(&say(&mut member, 1, offer(1, 0))), Some(Ok(())));
+}
+
+#[test]
+fn a_summary_that_waited_too_long_is_given_up_and_an_update_never_is() {
+    let sent = |update: Option<Vec<u8>>| {
+        let mut member = member();
+        let task = offer(1, 0);
+        say(&mut member, 1, task.clone());
+        let effects = done(&mut member, &task, Ok(Work { update, ..work() }));
+        let (_, key) = contribution(&effects).unwrap();
+        (member, key)
+    };
+    let (mut member, key) = sent(None);
+    assert!(key.starts_with(Member::SUMMARY));
+    let given_up = member.step(Now::default(), Input::Expired(key.clone()));
+    assert!(given_up.contains(&Effect::Settle(key.clone())));
+    assert!(given_up.contains(&Effect::Count("outbox_overflow")));
+    let recorded = |event: &Effect| matches!(event, Effect::Record(Event::Decline { .. }));
+    assert!(given_up.iter().any(recorded));
+    assert_eq!(member.step(Now::default(), Input::Expired(key)), [], "once");
+
+    let (mut member, key) = sent(work().update);
+    let kept = member.step(Now::default(), Input::Expired(key));
+    assert_eq!(kept, [Effect::Count("updates_are_never_dropped")]);
+}

@@ -587,3 +587,23 @@ fn a_damaged_state_names_its_key() {
         assert!(error.starts_with(key), "{error}");
     }
 }
+
+#[test]
+fn without_room_no_round_opens_and_contributions_wait_at_their_senders() {
+    let mut bench = Bench::open();
+    let work = bench.work(1);
+    bench.step(Input::Full(true));
+    let waits = bench.send("a", &work);
+    assert_eq!(waits, [Effect::Count("disk_full")], "no receipt, so it comes again");
+    bench.step(Input::Full(false));
+    assert_eq!(verdict(&bench.send("a", &work)), Some(Verdict::Accepted));
+
+    let mut idle = Bench::new(Owner::Root);
+    idle.step(Input::Full(true));
+    assert_eq!(idle.step(Input::StartRound), [Effect::Count("disk_full")]);
+    assert_eq!(idle.phase(), "idle");
+    let again = idle.step(Input::Full(false));
+    assert!(again.iter().all(|effect| matches!(effect, Effect::Timer { .. })), "{again:?}");
+    idle.step(Input::StartRound);
+    assert_eq!(idle.phase(), "open");
+}

@@ -1,0 +1,172 @@
+//! Nodes and brokers as child processes: started, watched, started again, stopped.
+//!
+//! A child holds the reading end of a pipe as its standard input and ends in order when the pipe
+//! closes (`--end-with-stdin`). So stopping is closing, and a demo that is killed takes its
+//! children along. Each child is in a process group of its own: Ctrl-C reaches the demo alone.
+
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+use tokio::time::timeout;
+
+use super::DemoError;
+
+/// All child processes of a demo.
+pub(super) struct Children {
+    program: PathBuf,
+    folder: PathBuf,
+    nodes: Vec<Process>,
+    brokers: Vec<Process>,
+}
+
+/// One of them.
+struct Process {
+    name: String,
+    args: Vec<OsString>,
+    log: PathBuf,
+    child: Child,
+    deaths: u32,
+    peak_rss_bytes: u64,
+}
+
+impl Children {
+    /// None yet; their logs will be `<folder>/<name>/log.txt`.
+    pub(super) fn new(program: &Path, folder: &Path) -> Self {
+        let (program, folder) = (program.to_owned(), folder.to_owned());
+        Self { program, folder, nodes: Vec::new(), brokers: Vec::new() }
+    }
+
+    /// Starts a broker on a free port of loopback, which it keeps; gives the port.
+    pub(super) async fn start_broker(&mut self, name: &str) -> Result<u16, DemoError> {
+        let args = |port: u16| -> Vec<OsString> {
+            ["broker", "--json", "--listen", &format!("127.0.0.1:{port}"), "--end-with-stdin"]
+                .map(OsString::from)
+                .into()
+        };
+        let log = self.log_of(name)?;
+        let mut child = spawn(&self.program, &args(0), &log, Stdio::piped())?;
+        let told = child.stdout.take().map(BufReader::new);
+        let mut line = String::new();
+        if let Some(mut told) = told {
+            let _ = timeout(START_WITHIN, told.read_line(&mut line)).await;
+        }
+        let address: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
+        let port = address.get("port").and_then(serde_json::Value::as_u64);
+        let Some(port) = port.and_then(|port| u16::try_from(port).ok()) else {
+            return Err(ended(name, "it told no port", &log));
+        };
+        self.brokers.push(Process::new(name, args(port), log, child));
+        Ok(port)
+    }
+
+    /// Starts a node with its settings.
+    pub(super) fn start_node(&mut self, name: &str, settings: &Path) -> Result<(), DemoError> {
+        let args: Vec<OsString> =
+            vec!["run".into(), "--config".into(), settings.into(), "--end-with-stdin".into()];
+        let log = self.log_of(name)?;
+        let child = spawn(&self.program, &args, &log, Stdio::null())?;
+        self.nodes.push(Process::new(name, args, log, child));
+        Ok(())
+    }
+
+    /// Starts again what has ended by itself, and says so.
+    ///
+    /// # Errors
+    /// [`DemoError::Child`] for one whose settings are wrong, or that has ended too often.
+    pub(super) fn tend(&mut self) -> Result<Vec<String>, DemoError> {
+        let mut news = Vec::new();
+        for process in self.brokers.iter_mut().chain(&mut self.nodes) {
+            process.measure();
+            let status = process.child.try_wait().map_err(|error| DemoError::start(&error))?;
+            let Some(status) = status else { continue };
+            process.deaths += 1;
+            if status.code() == Some(WRONG_SETTINGS) || process.deaths > MAX_DEATHS {
+                return Err(ended(&process.name, &status.to_string(), &process.log));
+            }
+            news.push(process.again(&self.program, status)?);
+        }
+        Ok(news)
+    }
+
+    /// Sum of the largest resident memory of each process, in bytes.
+    pub(super) fn peak_rss_bytes(&self) -> u64 {
+        self.brokers.iter().chain(&self.nodes).map(|process| process.peak_rss_bytes).sum()
+    }
+
+    /// Ends the nodes, then the brokers; who doesn't go in time is killed.
+    pub(super) async fn stop(mut self) {
+        for group in [&mut self.nodes, &mut self.brokers] {
+            for process in group.iter_mut() {
+                process.child.stdin = None;
+            }
+            for process in group.iter_mut() {
+                if timeout(STOP_WITHIN, process.child.wait()).await.is_err() {
+                    // Gone already is as good.
+                    let _ = process.child.kill().await;
+                }
+            }
+        }
+    }
+
+    fn log_of(&self, name: &str) -> Result<PathBuf, DemoError> {
+        let folder = self.folder.join(name);
+        std::fs::create_dir_all(&folder).map_err(DemoError::file(&folder))?;
+        Ok(folder.join("log.txt"))
+    }
+}
+
+impl Process {
+    fn new(name: &str, args: Vec<OsString>, log: PathBuf, child: Child) -> Self {
+        Self { name: name.to_owned(), args, log, child, deaths: 0, peak_rss_bytes: 0 }
+    }
+
+    fn measure(&mut self) {
+        let peak = self.child.id().and_then(|id| crate::telemetry::peak_rss_bytes_of(id).ok());
+        self.peak_rss_bytes = self.peak_rss_bytes.max(peak.unwrap_or(0));
+    }
+
+    fn again(&mut self, program: &Path, status: ExitStatus) -> Result<String, DemoError> {
+        self.child = spawn(program, &self.args, &self.log, Stdio::null())?;
+        let Self { name, deaths, .. } = self;
+        Ok(format!(
+            "{name} ended ({status}) and was started again ({deaths} of {MAX_DEATHS} times)"
+        ))
+    }
+}
+
+fn spawn(program: &Path, args: &[OsString], log: &Path, stdout: Stdio) -> Result<Child, DemoError> {
+    let append = || -> Result<File, DemoError> {
+        OpenOptions::new().create(true).append(true).open(log).map_err(DemoError::file(log))
+    };
+    Command::new(program)
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(stdout)
+        .stderr(append()?)
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(DemoError::file(program))
+}
+
+fn ended(name: &str, status: &str, log: &Path) -> DemoError {
+    let text = std::fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    let tail = lines.get(lines.len().saturating_sub(TAIL_LINES)..).unwrap_or_default().join("\n");
+    let (name, status, log) = (name.to_owned(), status.to_owned(), log.display().to_string());
+    DemoError::Child { name, status, log, tail }
+}
+
+/// Restarts of one child in one run.
+const MAX_DEATHS: u32 = 10;
+/// The exit code of a command whose settings are wrong: no restart mends them.
+const WRONG_SETTINGS: i32 = 2;
+const START_WITHIN: Duration = Duration::from_secs(30);
+/// More than a node takes to drain its links.
+const STOP_WITHIN: Duration = Duration::from_secs(10);
+const TAIL_LINES: usize = 5;

@@ -1,0 +1,52 @@
+//! What the nodes have recorded: whether it verifies, and what they refused.
+
+use std::collections::BTreeMap;
+
+use super::plant::{self, PLACES};
+use super::{DemoError, DemoOptions};
+use crate::ledger::{Entry, Event, Origin, verify};
+use crate::report::AuditSummary;
+use crate::store::{SqliteStore, Store};
+use crate::trust::keyring::Keyring;
+
+/// All ledgers, read once.
+pub(super) struct Ledgers {
+    pub(super) audit: AuditSummary,
+    /// Refused messages and commands by reason. A node records a bounded number a sender.
+    pub(super) refused: BTreeMap<String, u64>,
+}
+
+/// Derives each node's ledger from its store, checks every signed head, and counts.
+pub(super) fn read(options: &DemoOptions, keyring: &Keyring) -> Result<Ledgers, DemoError> {
+    let mut audit = AuditSummary { entries: 0, verified: true };
+    let mut refused: BTreeMap<String, u64> = BTreeMap::new();
+    for place in &PLACES {
+        let store = SqliteStore::open_read_only(&place.folder(options).join("store"))?;
+        let total = store.num_entries()?;
+        let entries = store.entries(0, total)?;
+        let notes = store.checkpoints()?;
+        let node = plant::name(place.name);
+        let origin = Origin { federation: keyring.federation().clone(), node: node.clone() };
+        let keys: Vec<_> = keyring.node(&node).map(|entry| entry.key).into_iter().collect();
+        audit.entries += total;
+        if let Err(error) = verify(&origin, &keys, &entries, &notes) {
+            tracing::error!(node = place.name, %error, "the ledger can't be verified");
+            audit.verified = false;
+        }
+        for reason in entries.iter().filter_map(|bytes| reason_of(bytes)) {
+            *refused.entry(reason).or_default() += 1;
+        }
+    }
+    Ok(Ledgers { audit, refused })
+}
+
+fn reason_of(entry: &[u8]) -> Option<String> {
+    match Entry::parse(entry).ok()?.event {
+        Event::Refusal { reason, .. } => Some(reason.as_str().to_owned()),
+        Event::Equivocation { .. } => Some("equivocation".to_owned()),
+        Event::Command { outcome, .. } if outcome.as_str() != "ok" => {
+            Some(outcome.as_str().to_owned())
+        }
+        _ => None,
+    }
+}
