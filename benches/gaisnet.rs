@@ -37,10 +37,10 @@ fn main() -> ExitCode {
     println!("{}\n{}", suite::output::machine(), suite::output::heading());
     let mut rows = Vec::new();
     for part in parts {
-        for row in part.run(effort) {
+        part.run(effort, &mut |row| {
             println!("{}", suite::output::line(&row));
             rows.push(row);
-        }
+        });
     }
     if let Some(path) = json
         && let Err(error) = std::fs::write(&path, suite::output::json(&rows))

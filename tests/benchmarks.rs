@@ -3,13 +3,18 @@
 #![cfg(feature = "cli")]
 
 #[path = "../benches/suite/mod.rs"]
-#[allow(dead_code, reason = "the table is printed by the benchmark alone")]
 mod suite;
 
-use suite::{Effort, Part};
+use suite::{Effort, Part, Row};
+
+fn rows(part: Part) -> Vec<Row> {
+    let mut rows = Vec::new();
+    part.run(Effort::Quick, &mut |row| rows.push(row));
+    rows
+}
 
 fn check(part: Part) {
-    for row in part.run(Effort::Quick) {
+    for row in rows(part) {
         assert!(row.ours > 0.0 && row.reference > 0.0 && row.ratio.is_finite(), "{row:?}");
         assert!((row.ours / row.reference - row.ratio).abs() < 1e-9, "{row:?}");
     }
@@ -42,7 +47,7 @@ fn answers_are_measured_beside_a_bare_round_trip() {
 
 #[test]
 fn the_json_has_one_object_a_figure_with_its_five_keys() {
-    let rows = Part::Envelope.run(Effort::Quick);
+    let rows = rows(Part::Envelope);
     let json: Vec<serde_json::Value> =
         serde_json::from_str(&suite::output::json(&rows)).expect("an array");
     assert_eq!(json.len(), rows.len());

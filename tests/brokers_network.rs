@@ -209,7 +209,9 @@ impl Network {
         let (running, gate) = (BTreeMap::new(), Arc::default());
         let mut this = Self { kind, members, brokers, stores, running, gate };
         let nodes: Vec<NodeId> = this.stores.keys().cloned().collect();
-        nodes.iter().for_each(|node| this.start_node(node));
+        for node in &nodes {
+            this.start_node(node);
+        }
         Some(this)
     }
 

@@ -131,9 +131,9 @@ async fn labels_make_accuracy_of_the_answers_on_what_they_are_true_of() {
     let mut cloud = federation.run("cloud", broker.port, &[]);
     hears(&mut scada, "/status", r#""online":true"#).await;
     let samples: Vec<f64> = (0..2_048).map(|at| f64::from(at).sin()).collect();
-    let samples = serde_json::to_vec(&samples).unwrap();
     // Half a window before the label: the window that it lies in isn't judged.
-    let half = serde_json::to_vec(&vec![0.5; 1_024]).unwrap();
+    let half = serde_json::to_vec(&samples[..1_024]).unwrap();
+    let samples = serde_json::to_vec(&samples).unwrap();
     let say = |topic: &str, payload: &[u8]| scada.bus.publish(message(topic, payload)).unwrap();
     say("plant/vibration", &half);
     say("plant/state", br#""healthy""#);

@@ -14,15 +14,15 @@ use gaisnet::wire::{Coding, Plan};
 use super::plant::name;
 use super::stats::{Effort, Row, in_turns, time};
 
-pub fn run(effort: Effort) -> Vec<Row> {
+pub fn run(effort: Effort, report: &mut dyn FnMut(Row)) {
     let dense = Pool::new(["down", "up"]);
-    let mut rows = vec![dense.memory(effort), dense.mean(effort)];
-    rows.push(dense.combine(effort, Coding::F32, effort.count(MEMBERS), "dense, packed as f32"));
-    rows.push(dense.combine(effort, Coding::Int8, effort.count(MEMBERS), "dense, packed as int8"));
-    rows.push(dense.on_disk(effort));
+    report(dense.memory(effort));
+    report(dense.mean(effort));
+    report(dense.combine(effort, Coding::F32, effort.count(MEMBERS), "dense, packed as f32"));
+    report(dense.combine(effort, Coding::Int8, effort.count(MEMBERS), "dense, packed as int8"));
+    report(dense.on_disk(effort));
     let lora = Pool::new(["lora_a", "lora_b"]);
-    rows.push(lora.combine(effort, Coding::Int8, effort.count(FEW), "LoRA products, int8"));
-    rows
+    report(lora.combine(effort, Coding::Int8, effort.count(FEW), "LoRA products, int8"));
 }
 
 /// Different adapters that members are made of.
@@ -182,7 +182,7 @@ fn adapter(seed: u64, [a, b]: [&str; 2]) -> TensorSet {
 }
 
 const MEMBERS: usize = 1_000;
-/// Products of more than 64 members are cut to their leading columns, which costs SVDs.
-const FEW: usize = 32;
+/// Products of pairs cost an SVD each; from 65 members on, several.
+const FEW: usize = 16;
 const POOL: usize = 64;
 const BLOCK: u16 = 128;

@@ -6,6 +6,8 @@
 //! bare: rumqttc -> mosquitto -> rumqttc, as many bytes a message
 //! ```
 
+use std::fs::File;
+use std::io::Write as _;
 use std::time::Duration;
 
 use gaisnet::bus::mqtt::MqttBus;
@@ -22,21 +24,24 @@ use super::bare::{self, pause};
 use super::messages::BROKER;
 use super::plant::{CHUNK_BYTES, DEVICE, EDGE, Plant, contribution, name};
 use super::station::{Station, Step, settings};
-use super::stats::{Effort, Row, in_turns, time};
+use super::stats::{Effort, Row, in_turns, median, time};
 use super::support::Mosquitto;
 
-pub fn run(effort: Effort) -> Vec<Row> {
-    let Some(mosquitto) = Mosquitto::start_with(BROKER) else { return Vec::new() };
+pub fn run(effort: Effort, report: &mut dyn FnMut(Row)) {
+    let Some(mosquitto) = Mosquitto::start_with(BROKER) else { return };
     let (port, chunks) = (mosquitto.port, effort.count(CHUNKS));
     let mut ours = Ours::start(port, chunks, effort.turns() + 1);
-    let rates =
-        in_turns(effort, || ours.rate(), || bare::rate(port, CHUNK_BYTES as usize, 2 * chunks));
-    vec![Row::new(
-        "messages 64 KiB against bare MQTT",
-        rates,
-        "1/s",
-        "rumqttc, QoS 1; target >= 0.8",
-    )]
+    let mut disk = Vec::new();
+    let references = || {
+        disk.push(disk_rate(chunks));
+        bare::rate(port, CHUNK_BYTES as usize, 2 * chunks)
+    };
+    let (our_rate, bare_rate) = in_turns(effort, || ours.rate(), references);
+    let row = |name: &str, reference, remark: &str| {
+        Row::new(format!("messages 64 KiB {name}"), (our_rate, reference), "1/s", remark)
+    };
+    report(row("against bare MQTT", bare_rate, "rumqttc, QoS 1; target >= 0.8"));
+    report(row("against the disk", median(&mut disk), "as many bytes written and synced"));
 }
 
 /// A device that has blobs and an edge that fetches them.
@@ -148,6 +153,18 @@ fn giving() -> Step {
         let to = message.sender().clone();
         vec![Effect::SendChunks { to, side: Side::Up, sha256, chunk_bytes: CHUNK_BYTES, indices }]
     })
+}
+
+/// Chunks a second that the disk takes, synced once: nothing that is committed is quicker.
+fn disk_rate(chunks: usize) -> f64 {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = vec![0x5a; chunks * CHUNK_BYTES as usize];
+    let write = || {
+        let mut file = File::create(folder.path().join("blob")).unwrap();
+        file.write_all(&bytes).unwrap();
+        file.sync_all().unwrap();
+    };
+    chunks as f64 / time(write).as_secs_f64()
 }
 
 /// Bytes that nothing compresses.

@@ -6,12 +6,10 @@ use gaisnet::trust::{To, open};
 use super::plant::{DEVICE, EDGE, Plant, contribution, key, name};
 use super::stats::{Effort, Row, in_turns, micros_each};
 
-pub fn run(effort: Effort) -> Vec<Row> {
-    let mut rows = Vec::new();
+pub fn run(effort: Effort, report: &mut dyn FnMut(Row)) {
     for (label, bytes) in [("1 KiB", 1 << 10), ("32 KiB", 32 << 10)] {
-        rows.extend(of_size(effort, label, bytes));
+        of_size(effort, label, bytes).into_iter().for_each(&mut *report);
     }
-    rows
 }
 
 fn of_size(effort: Effort, label: &str, bytes: usize) -> [Row; 2] {

@@ -24,8 +24,8 @@ use super::plant::{DEVICE, EDGE, Plant, key, name};
 use super::stats::{Effort, Row, median, micros_each};
 use super::support::Mosquitto;
 
-pub fn run(effort: Effort) -> Vec<Row> {
-    let Some(mosquitto) = Mosquitto::start() else { return Vec::new() };
+pub fn run(effort: Effort, report: &mut dyn FnMut(Row)) {
+    let Some(mosquitto) = Mosquitto::start() else { return };
     let port = mosquitto.port;
     let store = tempfile::tempdir().unwrap();
     let mut alone = engine(&settings(port, store.path())).predictor;
@@ -49,11 +49,12 @@ pub fn run(effort: Effort) -> Vec<Row> {
     }
     let pass = median(&mut passes);
     let [p50, p99] = [0.50, 0.99].map(|part| (at(&mut answers, part), at(&mut trips, part) + pass));
-    vec![
+    let rows = [
         Row::new("answer p50", p50, "ms", "round trip + forward pass; target within 1 ms"),
         Row::new("answer p99", p99, "ms", "round trip + forward pass"),
         Row::new("forward pass", (pass, at(&mut trips, 0.50)), "ms", "the bare round trip"),
-    ]
+    ];
+    rows.into_iter().for_each(report);
 }
 
 /// A whole device node; ends when dropped.

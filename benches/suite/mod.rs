@@ -6,6 +6,7 @@
     clippy::expect_used,
     clippy::indexing_slicing,
     clippy::panic,
+    clippy::print_stderr,
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -50,13 +51,14 @@ impl Part {
         Self::ALL.map(Self::as_str).join(", ")
     }
 
-    pub fn run(self, effort: Effort) -> Vec<Row> {
+    /// Measures; each figure is reported as it comes.
+    pub fn run(self, effort: Effort, report: &mut dyn FnMut(Row)) {
         match self {
-            Self::Aggregation => aggregation::run(effort),
-            Self::Envelope => envelope::run(effort),
-            Self::Messages => messages::run(effort),
-            Self::Chunks => chunks::run(effort),
-            Self::Latency => latency::run(effort),
+            Self::Aggregation => aggregation::run(effort, report),
+            Self::Envelope => envelope::run(effort, report),
+            Self::Messages => messages::run(effort, report),
+            Self::Chunks => chunks::run(effort, report),
+            Self::Latency => latency::run(effort, report),
         }
     }
 

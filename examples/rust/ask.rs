@@ -21,6 +21,7 @@
 //! `asked` is about the made-up ringing that was sent along, `seen` about the device's own sensor,
 //! --watch times (default 1). Exit 1 and a reason when nothing comes for 10 seconds.
 #![allow(clippy::print_stdout, reason = "a program for people")]
+#![allow(clippy::indexing_slicing, reason = "a JSON value has null for a key that isn't there")]
 
 use std::error::Error;
 use std::fmt::Write;
@@ -67,8 +68,8 @@ fn run() -> Result<(), Box<dyn Error>> {
     // Retained, so it is there at once: what the device serves.
     client.subscribe(format!("{branch}/meta"), QoS::AtLeastOnce)?;
     let meta = next(&mut connection, |_, _| true)?;
-    let served = meta["models"].as_array().into_iter().flatten();
-    let served = served.filter(|served| served["name"] == model.as_str()).next();
+    let mut models = meta["models"].as_array().into_iter().flatten();
+    let served = models.find(|served| served["name"] == model.as_str());
     let served = served.ok_or_else(|| format!("{branch} doesn't serve {model:?}: {meta}"))?;
     let node = branch.rsplit('/').next().unwrap_or_default();
     let labels: Vec<&str> =

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::sync::Arc;
 
 use anyhow::Context;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::trust_files::read_keyring;
 use super::{Exit, SettingsArgs};
@@ -40,13 +41,15 @@ pub(super) fn run(settings: &SettingsArgs, out: &mut dyn Write) -> anyhow::Resul
     let parts = parts_of(&settings, identity, brain(&settings)?, data)?;
     let name = settings.node.branch();
     let again = actix::System::new().block_on(async {
+        // Before anybody can know that we run, and so before anybody can end us.
+        let stop = StopSignal::listen().context("no signal handler")?;
         let page = Page::open(&settings, out).await?;
         let node = node::start(parts)?;
         writeln!(out, "{name} is running; Ctrl-C ends it")?;
         out.flush()?;
         let again = tokio::select! {
             biased;
-            told = stop_signal() => told.map(|()| false).context("no signal handler")?,
+            () = stop.comes() => false,
             () = node.must_start_again() => true,
             ended = page.keep(&node) => ended.map(|()| false)?,
         };
@@ -70,13 +73,25 @@ fn start_again() -> anyhow::Error {
     anyhow::Error::from(error).context("can't start again")
 }
 
-async fn stop_signal() -> std::io::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = signal(SignalKind::terminate())?;
-    tokio::select! {
-        biased;
-        _ = terminate.recv() => Ok(()),
-        done = tokio::signal::ctrl_c() => done,
+/// SIGTERM or Ctrl-C.
+struct StopSignal {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl StopSignal {
+    /// From now on neither ends the process by itself.
+    fn listen() -> std::io::Result<Self> {
+        let terminate = signal(SignalKind::terminate())?;
+        Ok(Self { terminate, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn comes(mut self) {
+        tokio::select! {
+            biased;
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use crate::protocol::update;
 use crate::report::{
     Arm, AuditSummary, ConfusionTable, Contribution, DemoReport, Latency, RoundPoint, TierTraffic,
 };
-use crate::settings::{Compression, Settings};
+use crate::settings::{Compression, Contribute, LearnerName, Settings};
 
 /// Trains the arms, judges all of them on the test part, and fills what they show into a report.
 pub(super) fn compare(
@@ -74,7 +74,7 @@ pub(super) fn compare(
         version: env!("CARGO_PKG_VERSION").to_owned(),
         commit: commit(),
         data: "bearings: 20 recordings of MFPT bearing test rigs, 4 plants".to_owned(),
-        model: format!("{:?}, {} values in the adapter", options.learner, start.num_values()),
+        model: format!("{}, {} values in the adapter", called(options), start.num_values()),
         settings: described(options, settings),
         alone,
         federated: federated_score,
@@ -90,7 +90,7 @@ pub(super) fn compare(
         raw_f32_per_device_round: raw as u64,
         crossings: counts.crossings.clone(),
         contributions: vec![Contribution {
-            kind: format!("{:?}, {}", options.contribute, coding(options.compression)),
+            kind: contributed(options),
             bytes_per_device_round: per_round,
             macro_f1: federated_score.macro_f1,
         }],
@@ -126,6 +126,21 @@ fn described(options: &DemoOptions, settings: &Settings) -> Vec<(String, String)
     ]
     .map(|(key, value)| (key.to_owned(), value))
     .to_vec()
+}
+
+fn called(options: &DemoOptions) -> &'static str {
+    match options.learner {
+        LearnerName::Softmax => "softmax regression on spectra",
+        LearnerName::SignalTransformer => "pre-trained transformer with LoRA",
+    }
+}
+
+fn contributed(options: &DemoOptions) -> String {
+    let kinds = options.contribute.iter().map(|kind| match kind {
+        Contribute::AdapterDelta => format!("{} delta", coding(options.compression)),
+        Contribute::ClassLogits => "class logits".to_owned(),
+    });
+    kinds.collect::<Vec<_>>().join(", ")
 }
 
 fn coding(compression: Compression) -> &'static str {

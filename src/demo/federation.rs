@@ -14,10 +14,11 @@ use super::progress::{self, Seen};
 use super::run::{Interrupt, bar, say};
 use super::{DemoError, DemoOptions, feeder};
 use crate::data::bearings::Bearings;
-use crate::ids::Version;
+use crate::ids::{KeyId, Version};
 use crate::node::SystemClock;
 use crate::store::{SqliteStore, Store};
 use crate::time::Clock;
+use crate::trust::keyring::Keyring;
 use crate::wire::Blob;
 
 /// What a run leaves behind.
@@ -32,6 +33,7 @@ pub(super) struct Outcome {
 pub(super) struct Federation<'a> {
     pub(super) options: &'a DemoOptions,
     pub(super) brokers: &'a Brokers,
+    pub(super) keyring: &'a Keyring,
     pub(super) clock: &'a SystemClock,
 }
 
@@ -56,7 +58,8 @@ impl Federation<'_> {
         data: &Bearings,
         interrupt: &mut Interrupt,
     ) -> Result<Outcome, DemoError> {
-        let mut watch = Watch::new(self.options)?;
+        let keys = self.keyring.nodes().map(|entry| entry.key.key_id()).collect();
+        let mut watch = Watch::new(self.options, keys)?;
         let mut listener = tokio::select! {
             biased;
             () = interrupt.asked() => return Err(watch.interrupted()),
@@ -65,11 +68,12 @@ impl Federation<'_> {
         for (site, at) in self.brokers {
             say(self.options, &format!("broker of {}: {}:{}", called(site), at.host, at.port));
         }
+        // Reading the recordings takes a while; nothing is to be missed meanwhile.
+        let wall = self.clock.now().wall;
+        let gateways = feeder::start(data, self.brokers, self.options.speed, wall)?;
         for place in &PLACES {
             children.start_node(place.name, &place.settings_file(self.options))?;
         }
-        let wall = self.clock.now().wall;
-        let gateways = feeder::start(data, self.brokers, self.options.speed, wall)?;
         let watched = self.watch(&mut watch, &mut listener, children, interrupt).await;
         for gateway in &gateways {
             gateway.abort();
@@ -128,10 +132,11 @@ impl Federation<'_> {
 }
 
 impl<'a> Watch<'a> {
-    fn new(options: &'a DemoOptions) -> Result<Self, DemoError> {
+    fn new(options: &'a DemoOptions, keys: BTreeSet<KeyId>) -> Result<Self, DemoError> {
         let versions = progress::load(options)?;
         let bar = bar(options.quiet, options.rounds, "federation");
         let counts = versions.last().map(|seen| seen.counts.clone()).unwrap_or_default();
+        let counts = counts.with(keys);
         let this = Self { options, versions, counts, ready: BTreeSet::new(), bar };
         if this.version() > 0 {
             say(options, &format!("goes on from version {}", this.version()));

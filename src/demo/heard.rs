@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::plant::{PLACES, PREFIX, Place, place_of};
-use crate::ids::{RoundNo, Version};
+use crate::ids::{KeyId, RoundNo, Version};
 use crate::report::Crossing;
 use crate::scada::telegram::{Inference, Quality, Reply, Status};
 use crate::settings::Tier;
@@ -39,6 +39,9 @@ pub(super) struct Counts {
     /// Milliseconds from input to answer, of the devices.
     #[serde(skip)]
     pub(super) latencies_ms: Vec<f64>,
+    /// Keys of this federation: a broker may keep what another run has left there.
+    #[serde(skip)]
+    keys: BTreeSet<KeyId>,
     #[serde(skip)]
     online: BTreeSet<&'static str>,
     #[serde(skip)]
@@ -73,6 +76,11 @@ pub(super) enum News {
 }
 
 impl Counts {
+    /// Goes on counting, in the federation with these keys.
+    pub(super) fn with(self, keys: BTreeSet<KeyId>) -> Self {
+        Self { keys, ..self }
+    }
+
     /// Takes a message that `site`'s broker passed on. What was retained there counts no second
     /// time.
     pub(super) fn hear(
@@ -97,8 +105,8 @@ impl Counts {
         let place = place_of(parsed.branch.node.as_str())?;
         if !retained {
             self.count(site, place, &parsed.leaf, bytes);
+            self.spoke.insert(place.name);
         }
-        self.spoke.insert(place.name);
         self.understand(place, &parsed.leaf, payload, retained)
     }
 
@@ -112,7 +120,7 @@ impl Counts {
         self.online.len()
     }
 
-    /// Who keeps the federation waiting, and which topics that may hang on.
+    /// Who keeps the federation waiting, the lowest first, and which topics that may hang on.
     pub(super) fn silence(&self) -> String {
         let silent = |place: &&Place| !self.spoke.contains(place.name);
         if let Some(place) = PLACES.iter().find(silent) {
@@ -122,7 +130,7 @@ impl Counts {
                 place.branch(),
             );
         }
-        for owner in &PLACES {
+        for owner in PLACES.iter().rev() {
             let Some(round) = self.offered.get(owner.name) else { continue };
             let late = |member: &&Place| self.contributed.get(member.name) < Some(round);
             if let Some(member) = owner.children().find(late) {
@@ -239,7 +247,7 @@ impl Counts {
         retained: bool,
     ) -> Option<News> {
         let (head, body) = match kind {
-            Kind::Offer | Kind::Contribution | Kind::Result => read(kind, payload)?,
+            Kind::Offer | Kind::Contribution | Kind::Result => self.read(kind, payload)?,
             _ => return None,
         };
         match body {
@@ -262,12 +270,15 @@ impl Counts {
         }
         None
     }
-}
 
-fn read(kind: Kind, payload: &[u8]) -> Option<(Head, Body)> {
-    let envelope = Envelope::from_bytes(payload, MAX_MESSAGE_BYTES).ok()?;
-    let (head, body) = split_pair(&envelope.payload, MAX_MESSAGE_BYTES).ok()?;
-    Some((decode(head, MAX_MESSAGE_BYTES).ok()?, Body::from_bytes(kind, body).ok()?))
+    fn read(&self, kind: Kind, payload: &[u8]) -> Option<(Head, Body)> {
+        let envelope = Envelope::from_bytes(payload, MAX_MESSAGE_BYTES).ok()?;
+        if !envelope.signatures.iter().any(|signature| self.keys.contains(&signature.key)) {
+            return None;
+        }
+        let (head, body) = split_pair(&envelope.payload, MAX_MESSAGE_BYTES).ok()?;
+        Some((decode(head, MAX_MESSAGE_BYTES).ok()?, Body::from_bytes(kind, body).ok()?))
+    }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "as many as there are nodes")]
@@ -291,10 +302,16 @@ mod tests {
         std::fs::read(format!("{folder}{kind}.sealed.bin")).unwrap()
     }
 
+    /// In the federation of the golden messages.
+    fn counts() -> Counts {
+        let envelope = Envelope::from_bytes(&golden("offer"), MAX_MESSAGE_BYTES).unwrap();
+        Counts::default().with(envelope.signatures.iter().map(|s| s.key).collect())
+    }
+
     #[test]
     fn what_tells_of_samples_is_told_from_what_does_not() {
         let of = |topic: &str| {
-            let mut counts = Counts::default();
+            let mut counts = counts();
             counts.hear("_", topic, b"1", false);
             counts.crossings.pop().map(|crossing| (crossing.what, crossing.per_sample))
         };
@@ -309,7 +326,7 @@ mod tests {
 
     #[test]
     fn bytes_go_up_or_down_a_tier_and_what_is_for_all_children_counts_for_each() {
-        let mut counts = Counts::default();
+        let mut counts = counts();
         let mut hear = |site: &str, topic: &str| {
             let before = counts.clone();
             counts.hear(site, topic, &[0; 100], false);
@@ -339,7 +356,7 @@ mod tests {
 
     #[test]
     fn a_contribution_that_comes_twice_costs_twice_and_counts_once() {
-        let mut counts = Counts::default();
+        let mut counts = counts();
         let (topic, sealed) = (format!("{P1}/m/contribution"), golden("contribution"));
         counts.hear("north", &topic, &sealed, false);
         assert_eq!(counts.contributions, (sealed.len() as u64, 1));
@@ -351,12 +368,15 @@ mod tests {
 
     #[test]
     fn the_clouds_result_is_news_and_an_edges_is_not() {
-        let mut counts = Counts::default();
+        let mut counts = counts();
         let sealed = golden("result");
         let news = counts.hear("_", "gaisnet/v1/_/_/cloud/m/result", &sealed, true);
         assert!(matches!(news, Some(News::Out { .. })), "{news:?}");
         assert_eq!(counts.hear("north", &format!("{EDGE}/m/result"), &sealed, false), None);
         assert_eq!(counts.federation, Flow::default());
+        // What a federation with other keys has left at the broker is no news.
+        let mut other = Counts::default();
+        assert_eq!(other.hear("_", "gaisnet/v1/_/_/cloud/m/result", &sealed, true), None);
         let reply = br#"{"id":"1","status":"ok","data":{"version":7},"error":null}"#;
         let news = counts.hear("north", &format!("{P1}/reply/status"), reply, false);
         assert_eq!(news, Some(News::Has { node: "p1", version: 7 }));
@@ -364,7 +384,7 @@ mod tests {
 
     #[test]
     fn the_silent_are_named_with_their_topics() {
-        let mut counts = Counts::default();
+        let mut counts = counts();
         for place in PLACES.iter().filter(|place| place.name != "p3") {
             counts.hear(place.site, &format!("{}/status", place.branch()), b"{}", false);
         }

@@ -48,7 +48,7 @@ async fn learn_and_compare(
     let mut interrupt = Interrupt::new()?;
     let began = clock.now();
     let mut children = Children::new(&options.program, &options.folder);
-    let learned = learn(options, clock, &mut children, &data, &mut interrupt).await;
+    let learned = learn(options, clock, keyring, &mut children, &data, &mut interrupt).await;
     let seconds = seconds(clock.now().micros - began.micros);
     let peak_rss_bytes = children.peak_rss_bytes();
     children.stop().await;
@@ -76,6 +76,7 @@ async fn learn_and_compare(
 async fn learn(
     options: &DemoOptions,
     clock: &SystemClock,
+    keyring: &Keyring,
     children: &mut Children,
     data: &Bearings,
     interrupt: &mut Interrupt,
@@ -86,7 +87,7 @@ async fn learn(
     };
     let settings = write_settings(options, &brokers)?;
     let device = settings.get("p1").ok_or_else(|| DemoError::start(&"no device"))?.clone();
-    let federation = Federation { options, brokers: &brokers, clock };
+    let federation = Federation { options, brokers: &brokers, keyring, clock };
     Ok((device, federation.learn(children, data, interrupt).await?))
 }
 
@@ -131,10 +132,10 @@ pub fn prepare(options: &DemoOptions) -> Result<Keyring, DemoError> {
     let report = folder.join("report.html");
     let finished = report.exists();
     if folder.exists() && (options.fresh || finished || !same) {
-        // Only what the demo itself has made is removed; the keys stay, with the access lists
-        // that were made for their names.
-        let stores = PLACES.iter().map(|place| place.folder(options).join("store"));
-        for path in stores.chain([progress::folder(options)]).filter(|path| path.exists()) {
+        // Only what the demo itself has made is removed. The keys go too: a broker that isn't ours
+        // may still hold what the old ones have signed, which nobody must believe now.
+        let nodes = PLACES.iter().map(|place| place.folder(options));
+        for path in nodes.chain([progress::folder(options)]).filter(|path| path.exists()) {
             std::fs::remove_dir_all(&path).map_err(DemoError::file(&path))?;
         }
         if finished {

@@ -178,7 +178,9 @@ fn costs(report: &DemoReport, page: &mut String) {
             format!("{} / {}", human_bytes(tier.up), human_bytes(tier.down)),
         );
     }
-    let ratio = report.compression().map_or(String::new(), |r| format!(", {r:.1} times smaller"));
+    // The message's head makes a tiny adapter larger than its bare values: nothing to boast of.
+    let smaller = report.compression().filter(|ratio| *ratio >= 1.0);
+    let ratio = smaller.map_or(String::new(), |ratio| format!(", {ratio:.1} times smaller"));
     row(
         "Uplink of a device in a round",
         format!(

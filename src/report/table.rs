@@ -48,6 +48,8 @@ fn contributions(report: &DemoReport, rows: &mut Vec<String>) {
         "  {:<34}{:>10}{:>10}{:>10}",
         "contribution, device and round", "bytes", "macro-F1", "price"
     ));
+    let raw = human_bytes(report.raw_f32_per_device_round);
+    rows.push(format!("  {:<34}{raw:>10}", "the adapter as raw f32"));
     let reference = report.contributions.first().map_or(f64::NAN, |first| first.macro_f1);
     for way in &report.contributions {
         rows.push(format!(
