@@ -131,62 +131,6 @@ async fn a_moment() {
 }
 
 #[test]
-fn a_signed_command_works_once_and_by_an_operator_only() {
-    paused(async {
-        let mut plant = Plant::new(1, 1, 0, &Faults::none(1));
-        let (bus, _events) = plant.federation_bus.connect("ops", None);
-        plant.start(&name("cloud"));
-        a_moment().await;
-        let counted = |plant: &Plant, reason: &str| {
-            let view = plant.running[&name("cloud")].figures.view();
-            view.counted.get(reason).copied().unwrap_or(0)
-        };
-        let good = signed("ops", "round.start");
-        // Another name in the body than in the topic; a device's key; then the twin that is right.
-        publish(&bus, signed("ops", "pause"), false);
-        publish(&bus, signed("dev0-0", "round.start"), false);
-        a_moment().await;
-        assert_eq!((counted(&plant, "wrong_topic"), counted(&plant, "not_allowed")), (1, 1));
-        let round = plant.running[&name("cloud")].view().await.unwrap().round;
-        assert_eq!(round, 0);
-        publish(&bus, good.clone(), false);
-        a_moment().await;
-        assert_eq!(plant.running[&name("cloud")].view().await.unwrap().round, 1);
-        publish(&bus, good, false);
-        a_moment().await;
-        assert_eq!(counted(&plant, "replayed_command"), 1);
-        let mut outcomes = Vec::new();
-        for event in plant.entries("cloud") {
-            match event {
-                Event::Command { outcome, operator, .. } => {
-                    assert_eq!(operator, Some(name("ops")));
-                    outcomes.push(outcome.as_str().to_owned());
-                }
-                // The device's signature was never looked at: nobody is named.
-                Event::Refusal { sender, .. } => assert_eq!(sender, None),
-                _ => {}
-            }
-        }
-        assert_eq!(outcomes, ["ok", "replayed_command"]);
-    });
-}
-
-#[test]
-fn a_command_that_was_kept_by_the_broker_is_refused() {
-    paused(async {
-        let mut plant = Plant::new(1, 1, 0, &Faults::none(1));
-        let (bus, _events) = plant.federation_bus.connect("ops", None);
-        publish(&bus, signed("ops", "round.start"), true);
-        a_moment().await;
-        plant.start(&name("cloud"));
-        a_moment().await;
-        let cloud = &plant.running[&name("cloud")];
-        assert_eq!(cloud.figures.view().counted.get("retained_command"), Some(&1));
-        assert_eq!(cloud.view().await.unwrap().round, 0);
-    });
-}
-
-#[test]
 fn a_captured_command_works_neither_again_nor_after_a_restart_but_it_would_without_the_store() {
     paused(async {
         let mut plant = Plant::new(1, 1, 0, &Faults::none(1));

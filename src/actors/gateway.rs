@@ -160,8 +160,8 @@ impl Gateway {
                 let stimulus = Stimulus { input: Input::Message(message), ack };
                 ctx.wait(async move { role.send(stimulus).await.unwrap_or(()) }.into_actor(self));
             }
-            // On one broker everyone sees everyone's messages; those for others are no offence.
-            Err(refusal @ (Refusal::WrongAudience | Refusal::NotAllowed { .. })) => {
+            // On one broker everyone sees everyone's messages.
+            Err(refusal) if refusal.is_for_others() => {
                 self.parts.figures.count(refusal.kind());
                 ack.release();
             }
@@ -171,7 +171,7 @@ impl Gateway {
 
     fn refuse(&self, refusal: &Refusal, payload: &[u8], ack: Ack, ctx: &mut Context<Self>) {
         tracing::warn!(reason = refusal.kind(), %refusal, "a message was refused");
-        if let Refusal::Expired { .. } = refusal {
+        if let Refusal::Expired { .. } | Refusal::FromTheFuture { .. } = refusal {
             tracing::warn!(
                 "is this node's clock right, and the sender's? gaisnet doctor looks at ours"
             );
@@ -180,13 +180,13 @@ impl Gateway {
             self.parts.figures.count(refusal.kind());
             return ack.release();
         }
-        // Whom the message names is hearsay: its signature may not even have been looked at.
+        // Without a good signature, whom the message names is hearsay.
         let effects = vec![
             Effect::Count(refusal.kind()),
             Effect::Record(Event::Refusal {
                 message: Digest::of(payload),
                 reason: Word::new(refusal.kind()),
-                sender: None,
+                sender: refusal.culprit().cloned(),
             }),
         ];
         let runner = self.parts.runner.clone();
@@ -206,7 +206,8 @@ impl Gateway {
                 ctx.wait(arrived.into_actor(self));
             }
             Err(error) => {
-                self.parts.figures.count(error.kind());
+                tracing::warn!(%error, "a malformed chunk was refused");
+                self.parts.figures.count("malformed_chunk");
                 ack.release();
             }
         }

@@ -551,11 +551,10 @@ impl Runner {
     ) {
         match self.parts.store.blob(&manifest.sha256) {
             Ok(Some(bytes)) => self.feed(Input::Fetched { digest: manifest.sha256, bytes }, ctx),
-            Ok(None) => {
-                if let Some(ask) = self.fetches.begin(now.mono, from, side, manifest) {
-                    self.ask(ask, now);
-                }
-            }
+            Ok(None) => match self.fetches.begin(now.mono, from, side, manifest) {
+                Ok(ask) => ask.into_iter().for_each(|ask| self.ask(ask, now)),
+                Err(reason) => self.parts.figures.count(reason),
+            },
             Err(error) => self.fail(&error.to_string(), ctx),
         }
     }

@@ -247,8 +247,11 @@ fn read_metadata(path: &Path) -> Result<Metadata, DataError> {
         .map_err(|e| DataError::BadRecording { path: path.to_owned(), why: e.to_string() })
 }
 
-/// Reads one number a line.
-fn parse_samples(path: &Path, text: &str, expected: usize) -> Result<Vec<f32>, DataError> {
+/// Reads one number a line; `path` is for the error.
+///
+/// # Errors
+/// [`DataError::BadRecording`] names the first line that is no finite number, or the wrong count.
+pub fn parse_samples(path: &Path, text: &str, expected: usize) -> Result<Vec<f32>, DataError> {
     let bad = |why| DataError::BadRecording { path: path.to_owned(), why };
     let mut samples = Vec::with_capacity(text.len() / 10);
     for (at, line) in text.lines().enumerate() {

@@ -29,7 +29,7 @@ use crate::ids::{BootId, Digest, Name, NodeId, Side};
 use crate::ledger::{Event, LedgerError, Log, Origin, Replay, SignedCheckpoint, Word};
 use crate::privacy::Gate;
 use crate::protocol::{
-    Effect, Input, Member, MemberConfig, Owner, Relay, RelayConfig, Round, RoundConfig,
+    Effect, Input, Member, MemberConfig, Owner, Relay, RelayConfig, Round, RoundConfig, update,
 };
 use crate::scada::command::CommandPolicy;
 use crate::scada::replay::ReplayWindow;
@@ -408,12 +408,15 @@ fn member(
     state: &[(String, Vec<u8>)],
 ) -> Result<Member, NodeError> {
     let Shared { me, federation, entry, learning } = shared;
+    let adapter = update::unpack(&learning.adapter);
+    let layout = adapter.map_err(|error| NodeError::State(error.to_string()))?.layout();
     let config = MemberConfig {
         federation: federation.clone(),
         me: me.clone(),
         parent: entry.parent.clone().ok_or_else(|| NodeError::NoRole(me.clone()))?,
         model: learning.model.name.clone(),
         base: learning.base,
+        layout,
         relay,
         gate: learning.gate,
         resync_ms: learning.resync_ms,

@@ -48,27 +48,39 @@ pub struct Ask {
 impl Fetches {
     /// Blobs at a time; more are refused and asked for again by their machines.
     pub const MAX_OPEN: usize = 64;
+    /// Blobs of one neighbour at a time: nobody can take the places of the others.
+    pub const MAX_EACH: usize = 4;
     /// Missing chunks are asked for again after this long without a new one.
     pub const RETRY_MS: u64 = 2_000;
     /// Requests without an answer after which a fetch makes room for others.
     pub const MAX_TRIES: u32 = 16;
 
-    /// Begins, unless it is under way; gives the first request.
+    /// Begins and gives the first request, or nothing if it is under way.
+    ///
+    /// # Errors
+    /// A word for the counter when all places are taken, or all of this neighbour.
     pub fn begin(
         &mut self,
         now: Mono,
         from: NodeId,
         side: Side,
         manifest: Manifest,
-    ) -> Option<Ask> {
-        if self.open.contains_key(&manifest.sha256) || self.open.len() >= Self::MAX_OPEN {
-            return None;
+    ) -> Result<Option<Ask>, &'static str> {
+        if self.open.contains_key(&manifest.sha256) {
+            return Ok(None);
+        }
+        let of_theirs = self.open.values().filter(|fetch| fetch.from == from).count();
+        if of_theirs >= Self::MAX_EACH {
+            return Err("fetches_of_one_neighbour");
+        }
+        if self.open.len() >= Self::MAX_OPEN {
+            return Err("fetches_full");
         }
         let (name, missing) = (manifest.sha256, manifest.chunks.len());
         let chunks = vec![None; missing];
         let (asked, asked_at, tries) = (0, now, 0);
         let fetch = Fetch { from, side, manifest, chunks, missing, asked, asked_at, tries };
-        self.open.entry(name).or_insert(fetch).next_window()
+        Ok(self.open.entry(name).or_insert(fetch).next_window())
     }
 
     /// Takes a chunk: the next request, or the whole blob when it was the last one.
@@ -81,6 +93,9 @@ impl Fetches {
         let expected = fetch.manifest.chunks.get(index).ok_or("chunk_out_of_range")?;
         if Digest::of(&chunk.data) != *expected {
             return Err("chunk_digest_mismatch");
+        }
+        if fetch.manifest.chunk_len(chunk.index) != Some(chunk.data.len() as u64) {
+            return Err("chunk_length_lies"); // the manifest's sizes and digests disagree
         }
         let place = fetch.chunks.get_mut(index).ok_or("chunk_out_of_range")?;
         if place.replace(chunk.data).is_some() {
@@ -104,13 +119,13 @@ impl Fetches {
         }
     }
 
-    /// What to ask for again. Called every [`Fetches::RETRY_MS`]. What nobody answers is given up:
-    /// the machine that wants it asks again.
+    /// What to ask for again, each no more often than every [`Fetches::RETRY_MS`]. What nobody answers
+    /// is given up: the machine that wants it asks again.
     pub fn overdue(&mut self, now: Mono) -> Vec<Ask> {
         self.open.retain(|_, fetch| fetch.tries < Self::MAX_TRIES);
         let late = |fetch: &&mut Fetch| now.0.saturating_sub(fetch.asked_at.0) >= Self::RETRY_MS;
         let again = |fetch: &mut Fetch| {
-            fetch.tries += 1;
+            (fetch.asked_at, fetch.tries) = (now, fetch.tries + 1);
             fetch.ask(0)
         };
         self.open.values_mut().filter(late).map(again).collect()
@@ -173,7 +188,7 @@ mod tests {
         let manifest = Manifest::of(&bytes, 4096);
         let mut fetches = Fetches::default();
         let node = NodeId::new("p1").unwrap();
-        let mut ask = fetches.begin(Mono(0), node, Side::Down, manifest.clone());
+        let mut ask = fetches.begin(Mono(0), node, Side::Down, manifest.clone()).unwrap();
         let mut now = 0;
         for turn in 0.. {
             assert!(turn < 100, "does not end");
@@ -212,7 +227,7 @@ mod tests {
             }
             asked.len()
         };
-        assert_eq!(wanted(fetches.begin(Mono(0), node, Side::Down, manifest.clone())), 8);
+        assert_eq!(wanted(fetches.begin(Mono(0), node, Side::Down, manifest.clone()).unwrap()), 8);
         for index in 0..39 {
             let Ok(Taken::More(ask)) = fetches.chunk(Mono(1), piece(&bytes, &manifest, index))
             else {
@@ -229,7 +244,8 @@ mod tests {
         let bytes = blob(40_000);
         let manifest = Manifest::of(&bytes, 32_768);
         let mut fetches = Fetches::default();
-        fetches.begin(Mono(0), NodeId::new("p1").unwrap(), Side::Down, manifest.clone());
+        let node = NodeId::new("p1").unwrap();
+        fetches.begin(Mono(0), node, Side::Down, manifest.clone()).unwrap();
         let good = piece(&bytes, &manifest, 0);
         let forged = Chunk { data: vec![0; 32_768], ..good.clone() };
         let beyond = Chunk { index: 9, ..good.clone() };
@@ -238,5 +254,48 @@ mod tests {
         assert_eq!(fetches.chunk(Mono(1), beyond), Err("chunk_out_of_range"));
         assert_eq!(fetches.chunk(Mono(1), foreign), Err("chunk_not_asked_for"));
         assert_eq!(fetches.chunk(Mono(1), good), Ok(Taken::More(None)));
+    }
+
+    #[test]
+    fn a_neighbour_fills_its_own_places_only() {
+        let mut fetches = Fetches::default();
+        let mut begin = |node: &str, n: u8| {
+            let manifest = Manifest::of(&vec![n; 40_000], 32_768);
+            fetches.begin(Mono(0), NodeId::new(node).unwrap(), Side::Down, manifest)
+        };
+        for n in 0..4 {
+            assert!(matches!(begin("greedy", n), Ok(Some(_))));
+        }
+        assert_eq!(begin("greedy", 4), Err("fetches_of_one_neighbour"));
+        assert!(matches!(begin("other", 5), Ok(Some(_))));
+    }
+
+    #[test]
+    fn chunks_that_are_not_as_long_as_the_manifest_says_are_refused() {
+        let bytes = blob(40_000);
+        let good = Manifest::of(&bytes, 32_768);
+        let node = NodeId::new("p1").unwrap();
+        for (bytes_said, expected) in [(32_769, Err("chunk_length_lies")), (40_000, Ok(()))] {
+            let mut fetches = Fetches::default();
+            let manifest = Manifest { bytes: bytes_said, ..good.clone() };
+            fetches.begin(Mono(0), node.clone(), Side::Down, manifest).unwrap();
+            let last = fetches.chunk(Mono(0), piece(&bytes, &good, 1));
+            assert_eq!(last.map(|_| ()), expected);
+        }
+    }
+
+    #[test]
+    fn what_nobody_answers_is_asked_for_every_two_seconds_and_given_up_after_sixteen_times() {
+        let mut fetches = Fetches::default();
+        let node = NodeId::new("p1").unwrap();
+        let manifest = Manifest::of(&blob(40_000), 32_768);
+        fetches.begin(Mono(0), node, Side::Down, manifest).unwrap();
+        let asked: Vec<u64> = (0..200)
+            .map(|tick| tick * 250)
+            .filter(|now| !fetches.overdue(Mono(*now)).is_empty())
+            .collect();
+        let expected: Vec<u64> = (1..=16).map(|n| n * Fetches::RETRY_MS).collect();
+        assert_eq!(asked, expected);
+        assert!(fetches.is_empty());
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::{MemberConfig, Owner, RoundConfig};
 use crate::ids::{BootId, Digest, Epoch, Name, NodeId, RoundNo};
-use crate::learn::{Tensor, TensorSet};
+use crate::learn::{Layout, Tensor, TensorSet};
 use crate::privacy::{Gate, Profile};
 use crate::rng::Stream;
 use crate::time::Wall;
@@ -93,7 +93,7 @@ pub(crate) fn round_config(owner: Owner, members: &BTreeSet<NodeId>, plan: Plan)
     }
 }
 
-/// A member that lets everything leave.
+/// A member that lets everything leave and has [`first_adapter`] of 4.
 pub(crate) fn member_config(me: &NodeId, parent: &NodeId, relay: bool) -> MemberConfig {
     MemberConfig {
         federation: federation(),
@@ -101,11 +101,17 @@ pub(crate) fn member_config(me: &NodeId, parent: &NodeId, relay: bool) -> Member
         parent: parent.clone(),
         model: Name::new("m").unwrap(),
         base: Digest([1; 32]),
+        layout: layout_of(&first_adapter(4)),
         relay,
         gate: Gate::from(Profile::Lab),
         resync_ms: 5_000,
         chunk_bytes: CHUNK_BYTES,
     }
+}
+
+/// Names and shapes of a packed set.
+pub(crate) fn layout_of(packed: &[u8]) -> Layout {
+    update::unpack(packed).unwrap().layout()
 }
 
 /// A value as adapters have them.

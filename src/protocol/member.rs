@@ -22,8 +22,10 @@ use serde::{Deserialize, Serialize};
 use super::effect::{Delivery, Effect, Input, Job, Timer, To, TrainTask, Work};
 use super::guard::{self, Guard};
 use super::round::put;
+use super::sense;
 use super::update::check_summary;
 use crate::ids::{Digest, Epoch, Name, NodeId, RoundNo, Side, UpdateId, Version};
+use crate::learn::Layout;
 use crate::ledger::{Event, Word};
 use crate::privacy::Gate;
 use crate::time::Now;
@@ -46,6 +48,8 @@ pub struct MemberConfig {
     pub model: Name,
     /// The base it has.
     pub base: Digest,
+    /// Names and shapes of every version of its adapter.
+    pub layout: Layout,
     /// A relay's work is an inner round, not a training run.
     pub relay: bool,
     /// What may leave.
@@ -71,7 +75,9 @@ pub struct Member {
     /// An offer that waits for its adapter, or for the work under way.
     next: Option<Offered>,
     /// A result that waits for its adapter.
-    result: Option<RoundResult>,
+    result: Option<Announced>,
+    /// Body of the last result that was refused: it is published again and again, and recorded once.
+    refused: Option<Digest>,
     residual: Option<Digest>,
     paused: bool,
     /// The disk has no room for new work.
@@ -91,6 +97,13 @@ struct Offered {
     digest: Digest,
     epoch: Epoch,
     offer: Offer,
+}
+
+#[derive(Debug)]
+struct Announced {
+    /// Digest of its body.
+    body: Digest,
+    result: RoundResult,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -156,6 +169,7 @@ impl Member {
             sent: BTreeMap::new(),
             next: None,
             result: None,
+            refused: None,
             residual: None,
             paused: false,
             full: false,
@@ -185,7 +199,7 @@ impl Member {
         match input {
             Input::Start => self.start(&mut out),
             Input::Message(message) => self.message(&message, &mut out),
-            Input::Fetched { digest, .. } => self.fetched(digest, &mut out),
+            Input::Fetched { digest, bytes } => self.fetched(digest, &bytes, &mut out),
             Input::Timer(Timer::Resync) => self.resync(&mut out),
             Input::Worked { offer, work } => self.worked(offer, work, &mut out),
             Input::Pause(paused) => {
@@ -222,7 +236,7 @@ impl Member {
         let offers = self.active.iter().chain(&self.next);
         keep.extend(offers.map(|offered| offered.offer.adapter.sha256()));
         keep.extend(self.sent.values().filter_map(|sent| sent.delta).map(|(delta, _)| delta));
-        keep.extend(self.result.as_ref().map(|result| result.adapter.sha256()));
+        keep.extend(self.result.as_ref().map(|waiting| waiting.result.adapter.sha256()));
         keep.extend(self.residual);
         keep
     }
@@ -271,7 +285,10 @@ impl Member {
                 self.offered(offered, out);
             }
             Body::Receipt(receipt) => self.receipt(receipt, out),
-            Body::Result(result) => self.result(result.clone(), out),
+            Body::Result(result) => {
+                let body = message.body_digest();
+                self.result(Announced { body, result: result.clone() }, out);
+            }
             Body::Answer(_)
             | Body::Contribution(_)
             | Body::Get(_)
@@ -317,22 +334,36 @@ impl Member {
         if self.next.as_ref().is_some_and(|next| round < next.offer.round) {
             return;
         }
+        if let Err(reason) = sense::check_offer(&offered.offer) {
+            return self.refuse_offer(&offered, reason, out);
+        }
         if let Err(reason) = self.willing(&offered.offer) {
             return self.turn_down(&offered, reason, out);
         }
-        let adapter = offered.offer.adapter.clone();
-        self.next = Some(offered);
-        match adapter {
+        match offered.offer.adapter.clone() {
             Blob::Inline(bytes) => {
+                if let Err(reason) = sense::check_adapter(&bytes, &self.config.layout) {
+                    return self.refuse_offer(&offered, reason, out);
+                }
+                self.next = Some(offered);
                 out.push(Effect::SaveBlob(bytes));
                 self.begin_next(out);
             }
-            Blob::Manifest(manifest) => out.push(Effect::Fetch {
-                from: self.config.parent.clone(),
-                side: Side::Up,
-                manifest,
-            }),
+            Blob::Manifest(manifest) => {
+                self.next = Some(offered);
+                out.push(Effect::Fetch {
+                    from: self.config.parent.clone(),
+                    side: Side::Up,
+                    manifest,
+                });
+            }
         }
+    }
+
+    /// Declines what no parent should ever ask for; counted.
+    fn refuse_offer(&mut self, offered: &Offered, reason: &'static str, out: &mut Vec<Effect>) {
+        out.push(Effect::Count(reason));
+        self.turn_down(offered, reason, out);
     }
 
     /// Declines an offer before any work; recorded once.
@@ -362,9 +393,6 @@ impl Member {
         }
         if offer.version < self.version() {
             return Err("version_goes_back");
-        }
-        if !offer.adapter.is_sound() {
-            return Err("unsound_blob");
         }
         if self.config.relay {
             Ok(())
@@ -527,23 +555,45 @@ impl Member {
         out.push(Effect::Record(self.decline(sent.round, "outbox_overflow")));
     }
 
-    fn result(&mut self, result: RoundResult, out: &mut Vec<Effect>) {
-        if self.current.is_some() && result.version <= self.version()
-            || !result.adapter.is_sound()
-            || self.result.as_ref().is_some_and(|waiting| waiting.version > result.version)
-        {
+    fn result(&mut self, news: Announced, out: &mut Vec<Effect>) {
+        let version = news.result.version;
+        if self.current.is_some() && version <= self.version() {
+            if version < self.version() {
+                out.push(Effect::Count("older_version"));
+            }
             return;
         }
-        match result.adapter.clone() {
-            Blob::Inline(bytes) => {
-                out.push(Effect::SaveBlob(bytes));
-                self.adopt(&result, out);
-            }
+        if self.result.as_ref().is_some_and(|waiting| waiting.result.version > version) {
+            return;
+        }
+        if let Err(reason) = sense::check_result(&news.result) {
+            return self.refuse_result(&news, reason, out);
+        }
+        match news.result.adapter.clone() {
+            Blob::Inline(bytes) => match sense::check_adapter(&bytes, &self.config.layout) {
+                Ok(()) => {
+                    out.push(Effect::SaveBlob(bytes));
+                    self.adopt(&news.result, out);
+                }
+                Err(reason) => self.refuse_result(&news, reason, out),
+            },
             Blob::Manifest(manifest) => {
-                self.result = Some(result);
+                self.result = Some(news);
                 let from = self.config.parent.clone();
                 out.push(Effect::Fetch { from, side: Side::Up, manifest });
             }
+        }
+    }
+
+    /// What isn't an adapter of our model is never served nor passed on.
+    fn refuse_result(&mut self, news: &Announced, reason: &'static str, out: &mut Vec<Effect>) {
+        out.push(Effect::Count(reason));
+        if self.refused.replace(news.body) != Some(news.body) {
+            out.push(Effect::Record(Event::Refusal {
+                message: news.body,
+                reason: Word::new(reason),
+                sender: Some(self.config.parent.clone()),
+            }));
         }
     }
 
@@ -560,14 +610,24 @@ impl Member {
         }
     }
 
-    fn fetched(&mut self, digest: Digest, out: &mut Vec<Effect>) {
-        if let Some(result) = self.result.take_if(|r| r.adapter.sha256() == digest)
-            && result.version > self.version()
+    fn fetched(&mut self, digest: Digest, bytes: &[u8], out: &mut Vec<Effect>) {
+        let fits = |layout: &Layout| sense::check_adapter(bytes, layout);
+        if let Some(news) = self.result.take_if(|news| news.result.adapter.sha256() == digest)
+            && news.result.version > self.version()
         {
-            self.adopt(&result, out);
+            match fits(&self.config.layout) {
+                Ok(()) => self.adopt(&news.result, out),
+                Err(reason) => self.refuse_result(&news, reason, out),
+            }
         }
-        if self.next.as_ref().is_some_and(|o| o.offer.adapter.sha256() == digest) {
-            self.begin_next(out);
+        if let Some(offered) = self.next.take_if(|o| o.offer.adapter.sha256() == digest) {
+            match fits(&self.config.layout) {
+                Ok(()) => {
+                    self.next = Some(offered);
+                    self.begin_next(out);
+                }
+                Err(reason) => self.refuse_offer(&offered, reason, out),
+            }
         }
     }
 

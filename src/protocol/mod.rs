@@ -20,6 +20,7 @@ pub(crate) mod guard;
 mod member;
 mod relay;
 mod round;
+mod sense;
 pub mod update;
 
 pub use effect::{

@@ -92,6 +92,11 @@ pub fn unpack(bytes: &[u8]) -> Result<TensorSet, UpdateError> {
     Ok(tensors)
 }
 
+/// Whether values can be written so: a block of a size that the coding takes.
+pub fn can_code(coding: Coding, block: u16) -> bool {
+    quantizer(coding, block).is_ok()
+}
+
 /// Checks a contribution's delta against the layout of the model's adapter.
 ///
 /// A relay's stack may have factors of another rank, up to a bound; all else must be equal.

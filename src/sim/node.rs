@@ -70,7 +70,8 @@ impl Node {
             Round::new(config, &settings.adapter, &of(Round::PREFIX)).unwrap()
         };
         let member = |parent: &NodeId, relay| {
-            let config = fixture::member_config(&self.id, parent, relay);
+            let mut config = fixture::member_config(&self.id, parent, relay);
+            config.layout = fixture::layout_of(&settings.adapter);
             Member::new(config, &of(Member::PREFIX)).unwrap()
         };
         self.machine = Some(match &self.parent {

@@ -380,7 +380,7 @@ impl World {
             let (life, input) = (node.life, Input::Fetched { digest, bytes });
             return self.after(0, Event::Worked { node: name.clone(), life, input });
         }
-        if let Some(ask) = node.fetches.begin(now, from, side, manifest) {
+        if let Ok(Some(ask)) = node.fetches.begin(now, from, side, manifest) {
             self.ask(name, ask);
         }
     }

@@ -1,8 +1,9 @@
 //! Opening: every check that a message has to pass, in one order.
 //!
-//! Size, topic, envelope, key and role, signature, payload, head against topic and audience, age.
-//! Nothing is allocated from a foreign number before the signature is good. What comes after
-//! (repeats, epochs, the meaning) is the machines' business. Whoever is refused learns nothing.
+//! Size, topic, envelope, key and place, signature, role, payload, head against topic and audience,
+//! age. Nothing is allocated from a foreign number before the signature is good, and nobody is blamed
+//! for what they didn't sign. What comes after (repeats, epochs, the meaning) is the machines'
+//! business. Whoever is refused learns nothing.
 
 use super::keyring::{Keyring, NodeEntry, Role, Standing};
 use super::keys;
@@ -73,9 +74,17 @@ pub enum Refusal {
     /// The signer isn't the owner of the branch that the topic lies in.
     #[error("published in a branch that is not the sender's")]
     ForeignBranch,
-    /// The sender may not say this to us, or not on this link.
-    #[error("{sender} may not send a {kind} here")]
-    NotAllowed {
+    /// None of the sender's roles may ever say this. It did sign it.
+    #[error("{sender} has no role that may send a {kind}")]
+    RoleNotAllowed {
+        /// Who.
+        sender: NodeId,
+        /// What.
+        kind: &'static str,
+    },
+    /// The sender may say this, but to others or on another link: what a shared broker brings along.
+    #[error("{sender} may not send a {kind} to us on this link")]
+    NotOurNeighbour {
         /// Who.
         sender: NodeId,
         /// What.
@@ -100,6 +109,26 @@ pub enum Refusal {
         expires_at: Wall,
         /// Our clock.
         now: Wall,
+    },
+    /// Sealed later than any sound clock could say.
+    #[error(
+        "sealed at {issued_at:?}, it is {now:?}: one of the two clocks is wrong, set it (gaisnet doctor)"
+    )]
+    FromTheFuture {
+        /// When.
+        issued_at: Wall,
+        /// Our clock.
+        now: Wall,
+    },
+    /// Wants to be able to change something for longer than its kind may.
+    #[error("good for {ms} ms, a {kind} is for at most {most_ms}")]
+    OverlongLife {
+        /// The kind.
+        kind: &'static str,
+        /// What it claims, in milliseconds.
+        ms: u64,
+        /// Its kind's, in milliseconds.
+        most_ms: u64,
     },
     /// Our keyring is too old to let anything change.
     #[error("the keyring has expired: nothing may change until a newer one is here")]
@@ -150,15 +179,31 @@ impl Refusal {
             Self::RevokedKey => "revoked_key",
             Self::BadSignature => "bad_signature",
             Self::ForeignBranch => "foreign_branch",
-            Self::NotAllowed { .. } => "not_allowed",
+            Self::RoleNotAllowed { .. } => "role_not_allowed",
+            Self::NotOurNeighbour { .. } => "not_our_neighbour",
             Self::WrongFederation => "wrong_federation",
             Self::WrongSender => "wrong_sender",
             Self::WrongAudience => "wrong_audience",
             Self::WrongTopic => "wrong_topic",
             Self::Expired { .. } => "expired",
+            Self::FromTheFuture { .. } => "from_the_future",
+            Self::OverlongLife { .. } => "overlong_life",
             Self::KeyringExpired => "keyring_expired",
             Self::RetainedCommand => "retained_command",
         }
+    }
+
+    /// Who is to blame, where a good signature proves it.
+    pub fn culprit(&self) -> Option<&NodeId> {
+        match self {
+            Self::RoleNotAllowed { sender, .. } => Some(sender),
+            _ => None,
+        }
+    }
+
+    /// Whether it is no offence: on one broker everyone sees what is meant for others.
+    pub fn is_for_others(&self) -> bool {
+        matches!(self, Self::WrongAudience | Self::NotOurNeighbour { .. })
     }
 }
 
@@ -187,13 +232,14 @@ pub fn open(
     }
     let sender = signer(door.keyring, &envelope)?;
     check_place(door, sender, &parsed.branch, kind)?;
-    check_allowed(door, side, sender, kind)?;
     check_signature(sender, &envelope)?;
+    check_allowed(door, side, sender, kind)?;
 
     let (head, body_bytes) =
         split_pair(&envelope.payload, kind.cap_bytes()).map_err(malformed(Part::Payload))?;
     let head: Head = decode(head, kind.cap_bytes()).map_err(malformed(Part::Head))?;
-    check_head(door, &head, sender, topic, now)?;
+    check_head(door, &head, sender, topic)?;
+    check_age(&head, kind, now)?;
     if changes_something(kind) && door.keyring.standing(now) == Standing::Expired {
         return Err(Refusal::KeyringExpired);
     }
@@ -257,15 +303,19 @@ fn check_allowed(
     let has = |role: Role| sender.roles.contains(&role);
     let owner = has(Role::Cloud) || has(Role::Edge);
     let worker = has(Role::Device) || has(Role::Edge);
-    let allowed = match kind {
-        Kind::Offer | Kind::Receipt | Kind::Result | Kind::Keyring => from_parent && owner,
-        Kind::Answer | Kind::Contribution => from_child && worker,
-        Kind::Get => (from_parent && owner) || (from_child && worker),
-        Kind::Checkpoint => from_parent || from_child,
-        Kind::Command => has(Role::Operator),
+    let (role, neighbour) = match kind {
+        Kind::Offer | Kind::Receipt | Kind::Result | Kind::Keyring => (owner, from_parent),
+        Kind::Answer | Kind::Contribution => (worker, from_child),
+        Kind::Get => (owner || worker, (from_parent && owner) || (from_child && worker)),
+        Kind::Checkpoint => (owner || worker, from_parent || from_child),
+        Kind::Command => (has(Role::Operator), true),
     };
-    let refused = || Refusal::NotAllowed { sender: sender.node.clone(), kind: kind.as_str() };
-    if allowed { Ok(()) } else { Err(refused()) }
+    let (sender, kind) = (sender.node.clone(), kind.as_str());
+    match (role, neighbour) {
+        (false, _) => Err(Refusal::RoleNotAllowed { sender, kind }),
+        (true, false) => Err(Refusal::NotOurNeighbour { sender, kind }),
+        (true, true) => Ok(()),
+    }
 }
 
 fn check_signature(sender: &NodeEntry, envelope: &Envelope) -> Result<(), Refusal> {
@@ -275,13 +325,7 @@ fn check_signature(sender: &NodeEntry, envelope: &Envelope) -> Result<(), Refusa
     sender.key.verify(&signed, &signature).map_err(|_| Refusal::BadSignature)
 }
 
-fn check_head(
-    door: Door<'_>,
-    head: &Head,
-    sender: &NodeEntry,
-    topic: &str,
-    now: Wall,
-) -> Result<(), Refusal> {
+fn check_head(door: Door<'_>, head: &Head, sender: &NodeEntry, topic: &str) -> Result<(), Refusal> {
     if head.minor > MINOR {
         return Err(Refusal::UnknownVersion(head.minor));
     }
@@ -297,8 +341,21 @@ fn check_head(
     if head.audience.as_ref().is_some_and(|audience| audience != door.me) {
         return Err(Refusal::WrongAudience);
     }
-    if head.expires_at < now {
-        return Err(Refusal::Expired { expires_at: head.expires_at, now });
+    Ok(())
+}
+
+/// Clocks may differ by as much as a message of the kind lives; nothing lives longer than its kind.
+fn check_age(head: &Head, kind: Kind, now: Wall) -> Result<(), Refusal> {
+    let (issued_at, expires_at, most_ms) = (head.issued_at, head.expires_at, kind.lifetime_ms());
+    if expires_at < now {
+        return Err(Refusal::Expired { expires_at, now });
+    }
+    if issued_at > now.plus_ms(most_ms) {
+        return Err(Refusal::FromTheFuture { issued_at, now });
+    }
+    let ms = expires_at.0.saturating_sub(issued_at.0);
+    if ms > most_ms {
+        return Err(Refusal::OverlongLife { kind: kind.as_str(), ms, most_ms });
     }
     Ok(())
 }

@@ -96,7 +96,7 @@ impl Manifest {
     fn is_sound(&self) -> bool {
         Self::CHUNK_BYTES.contains(&self.chunk_bytes)
             && self.bytes <= MAX_UPDATE_BYTES
-            && self.chunks.len() <= Self::MAX_CHUNKS
+            && (1..=Self::MAX_CHUNKS).contains(&self.chunks.len())
             && self.bytes.div_ceil(u64::from(self.chunk_bytes)) == self.chunks.len() as u64
     }
 }

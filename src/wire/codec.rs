@@ -57,6 +57,34 @@ pub enum CodecError {
         /// The marker.
         byte: u8,
     },
+    /// What it unpacks to is over the cap: a decompression bomb.
+    #[error("it unpacks to more than the cap of {cap} bytes")]
+    Bomb {
+        /// The cap.
+        cap: usize,
+    },
+    /// The compressed bytes can't be unpacked.
+    #[error("can't be unpacked: {0}")]
+    Compression(String),
+    /// More tensors than a set may have.
+    #[error("{actual} tensors, a set has at most {cap}")]
+    TooManyTensors {
+        /// The cap.
+        cap: usize,
+        /// What came.
+        actual: usize,
+    },
+    /// Not a dotted path, or not in order: it could be taken for a file's.
+    #[error("tensor {name:?}: {what}")]
+    TensorName {
+        /// The name.
+        name: String,
+        /// The rule that it breaks.
+        what: &'static str,
+    },
+    /// Shapes that the bytes don't bear, or that nothing could.
+    #[error("{0}")]
+    TensorShape(&'static str),
     /// Well-formed msgpack that isn't what was expected.
     #[error("wrong structure: {0}")]
     Structure(String),
@@ -73,6 +101,11 @@ impl CodecError {
             Self::NotCanonical { .. } => "not_canonical",
             Self::NotFinite { .. } => "not_finite",
             Self::ForeignType { .. } => "foreign_type",
+            Self::Bomb { .. } => "decompression_bomb",
+            Self::Compression(_) => "bad_compression",
+            Self::TooManyTensors { .. } => "too_many_tensors",
+            Self::TensorName { .. } => "bad_tensor_name",
+            Self::TensorShape(_) => "bad_tensor_shape",
             Self::Structure(_) => "wrong_structure",
         }
     }

@@ -3,8 +3,11 @@
 //! Only the container is here. How values become `int8` blocks is in `learn/quant.rs`; the two
 //! meet in `protocol/update.rs`.
 
+use std::fmt;
 use std::io::Read;
+use std::marker::PhantomData;
 
+use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use super::codec::{CodecError, decode, encode};
@@ -39,6 +42,7 @@ pub struct PackedTensor {
     /// Dotted path.
     pub name: String,
     /// Sizes, outermost first.
+    #[serde(deserialize_with = "one_more_than::<_, _, { PackedSet::MAX_DIMS }>")]
     pub shape: Vec<u32>,
 }
 
@@ -47,6 +51,7 @@ pub struct PackedTensor {
 #[serde(deny_unknown_fields)]
 pub struct PackedSet {
     /// At most [`PackedSet::MAX_TENSORS`].
+    #[serde(deserialize_with = "one_more_than::<_, _, { PackedSet::MAX_TENSORS }>")]
     pub tensors: Vec<PackedTensor>,
     /// How `data` is written.
     pub coding: Coding,
@@ -64,29 +69,36 @@ impl PackedSet {
     pub const MAX_DIMS: usize = 8;
     /// Longest name in bytes.
     pub const MAX_NAME_BYTES: usize = 256;
+    /// Largest window of a zstd frame, as a power of two: that of [`super::MAX_UPDATE_BYTES`].
+    const MAX_WINDOW_LOG: u32 = 26;
     /// zstd's level: updates are nearly random, higher ones gain less than 1 %.
     const LEVEL: i32 = 3;
 
     /// Encodes and compresses.
     ///
     /// # Errors
-    /// [`CodecError::Structure`] when a cap isn't kept or zstd fails.
+    /// The cap that isn't kept, or [`CodecError::Compression`].
     pub fn to_bytes(&self) -> Result<Vec<u8>, CodecError> {
         self.check()?;
         zstd::bulk::compress(&encode(self)?, Self::LEVEL)
-            .map_err(|e| CodecError::Structure(e.to_string()))
+            .map_err(|e| CodecError::Compression(e.to_string()))
     }
 
     /// Decompresses to at most `cap` bytes, decodes and checks.
     ///
     /// # Errors
-    /// [`CodecError::TooLarge`] for a decompression bomb; else what is wrong first.
+    /// [`CodecError::Bomb`] for a decompression bomb; else what is wrong first.
     pub fn from_bytes(bytes: &[u8], cap: usize) -> Result<Self, CodecError> {
-        let bad = |e: std::io::Error| CodecError::Structure(format!("zstd: {e}"));
+        let bad = |e: std::io::Error| CodecError::Compression(e.to_string());
         let limit = u64::try_from(cap).unwrap_or(u64::MAX).saturating_add(1);
         let mut plain = Vec::new();
-        let decoder = zstd::stream::read::Decoder::new(bytes).map_err(bad)?;
+        let mut decoder = zstd::stream::read::Decoder::new(bytes).map_err(bad)?;
+        // What a frame's header claims is allocated: no more than a whole update.
+        decoder.window_log_max(Self::MAX_WINDOW_LOG).map_err(bad)?;
         decoder.take(limit).read_to_end(&mut plain).map_err(bad)?;
+        if plain.len() > cap {
+            return Err(CodecError::Bomb { cap });
+        }
         let set: Self = decode(&plain, cap)?;
         set.check()?;
         Ok(set)
@@ -103,44 +115,84 @@ impl PackedSet {
     }
 
     fn check(&self) -> Result<(), CodecError> {
-        if self.tensors.len() > Self::MAX_TENSORS {
-            return Err(CodecError::TooLarge {
-                cap: Self::MAX_TENSORS,
-                actual: self.tensors.len(),
-            });
+        let (cap, actual) = (Self::MAX_TENSORS, self.tensors.len());
+        if actual > cap {
+            return Err(CodecError::TooManyTensors { cap, actual });
         }
-        let bad = |what: &str| Err(CodecError::Structure(what.into()));
         for (a, b) in self.tensors.iter().zip(self.tensors.iter().skip(1)) {
             if a.name >= b.name {
-                return bad("tensors are not in order of names");
+                let what = "it is not behind the one before it in the order of names";
+                return Err(CodecError::TensorName { name: b.shown(), what });
             }
         }
         self.tensors.iter().try_for_each(PackedTensor::check)?;
-        let Some(values) = self.num_values() else { return bad("a shape overflows") };
+        let Some(values) = self.num_values() else {
+            return Err(CodecError::TensorShape("a shape overflows"));
+        };
         let sizes_agree = match self.coding {
             Coding::F32 => self.block == 0 && values.checked_mul(4) == Some(self.data.len()),
             Coding::Int8 | Coding::Int4 => self.block > 0,
         };
-        if sizes_agree { Ok(()) } else { bad("the shapes don't agree with the number of bytes") }
+        if sizes_agree {
+            Ok(())
+        } else {
+            Err(CodecError::TensorShape("the shapes don't agree with the number of bytes"))
+        }
     }
 }
 
 impl PackedTensor {
     fn check(&self) -> Result<(), CodecError> {
-        let bad =
-            |what: &str| Err(CodecError::Structure(format!("tensor {:?}: {what}", self.name)));
         let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.');
         let named = self.name.len() <= PackedSet::MAX_NAME_BYTES
             && self.name.bytes().all(plain)
             && self.name.split('.').all(|part| !part.is_empty());
         if !named {
-            return bad("the name is not a dotted path of [A-Za-z0-9_-] up to 256 bytes");
+            let what = "the name is not a dotted path of [A-Za-z0-9_-] up to 256 bytes";
+            return Err(CodecError::TensorName { name: self.shown(), what });
         }
         if self.shape.len() > PackedSet::MAX_DIMS {
-            return bad("more than 8 dimensions");
+            return Err(CodecError::TensorShape("a tensor has more than 8 dimensions"));
         }
         Ok(())
     }
+
+    /// Its name for an error's text: nobody's megabytes.
+    fn shown(&self) -> String {
+        self.name.chars().take(64).collect()
+    }
+}
+
+/// Reads a sequence of any length, but keeps one element more than `N` at most: enough to be refused,
+/// and a few kilobytes of bomb can't become a gigabyte of elements.
+fn one_more_than<'de, D, T, const N: usize>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    struct Kept<T, const N: usize>(PhantomData<T>);
+
+    impl<'de, T: Deserialize<'de>, const N: usize> Visitor<'de> for Kept<T, N> {
+        type Value = Vec<T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a sequence")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Vec<T>, A::Error> {
+            let mut kept = Vec::new();
+            while kept.len() <= N {
+                match elements.next_element()? {
+                    Some(element) => kept.push(element),
+                    None => return Ok(kept),
+                }
+            }
+            while elements.next_element::<IgnoredAny>()?.is_some() {}
+            Ok(kept)
+        }
+    }
+
+    deserializer.deserialize_seq(Kept::<T, N>(PhantomData))
 }
 
 #[cfg(test)]
@@ -191,6 +243,18 @@ mod tests {
         let bomb = zstd::bulk::compress(&vec![0; 64 << 20], 3).unwrap();
         assert!(bomb.len() < 8192);
         let refused = PackedSet::from_bytes(&bomb, CAP).unwrap_err();
-        assert_eq!(refused, CodecError::TooLarge { cap: CAP, actual: CAP + 1 });
+        assert_eq!(refused, CodecError::Bomb { cap: CAP });
+    }
+
+    #[test]
+    fn more_elements_than_a_set_may_have_are_counted_but_not_kept() {
+        let many: Vec<String> = (0..5_000).map(|n| format!("t{n:05}")).collect();
+        let shape: &[u32] = &[0];
+        let tensors: Vec<(&str, &[u32])> = many.iter().map(|n| (n.as_str(), shape)).collect();
+        let (cap, actual) = (PackedSet::MAX_TENSORS, PackedSet::MAX_TENSORS + 1);
+        assert_eq!(taken(&set(&tensors, 0)), Err(CodecError::TooManyTensors { cap, actual }));
+        assert!(taken(&set(&tensors[..cap], 0)).is_ok());
+        let deep = taken(&set(&[("a", &vec![1; 1_000_000])], 4)).unwrap_err();
+        assert_eq!(deep.kind(), "bad_tensor_shape");
     }
 }

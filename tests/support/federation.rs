@@ -26,7 +26,7 @@ use gaisnet::protocol::update;
 use gaisnet::scada::command::CommandPolicy;
 use gaisnet::scada::telegram::ModelMeta;
 use gaisnet::store::{MemoryStore, Store};
-use gaisnet::time::Wall;
+use gaisnet::time::{Clock, Wall};
 use gaisnet::topic::{Branch, CommandName, Prefix};
 use gaisnet::trust::keyring::{Enrolment, Keyring, NodeEntry, Role, RootRole};
 use gaisnet::trust::keys::SigningKey;
@@ -163,8 +163,10 @@ pub(crate) struct Plant {
     pub(crate) members: Members,
     pub(crate) stores: BTreeMap<NodeId, MemoryStore>,
     pub(crate) running: BTreeMap<NodeId, Node>,
+    /// One for all: a node that starts again doesn't go back in time.
+    pub(crate) clock: Arc<dyn Clock>,
     boots: u8,
-    versions: u64,
+    pub(crate) versions: u64,
     /// Why nodes gave up, for a test that wants one to; without it, giving up fails the test.
     pub(crate) gave_up: Option<Arc<Mutex<Vec<String>>>>,
 }
@@ -180,6 +182,7 @@ impl Plant {
             stores: members.places.iter().map(store).collect(),
             members,
             running: BTreeMap::new(),
+            clock: Arc::new(SystemClock::starting_at(START)),
             boots: 0,
             versions,
             gave_up: None,
@@ -194,6 +197,19 @@ impl Plant {
     }
 
     pub(crate) fn start(&mut self, node: &NodeId) {
+        let parts = self.parts(node);
+        self.run(parts);
+    }
+
+    /// Starts a node of these parts.
+    pub(crate) fn run(&mut self, parts: NodeParts) {
+        let me = parts.identity.me.clone();
+        self.running.insert(me, gaisnet::node::start(parts).unwrap());
+    }
+
+    /// What a node is started from, connected already: a test may put other things in the place of
+    /// some.
+    pub(crate) fn parts(&mut self, node: &NodeId) -> NodeParts {
         self.boots += 1;
         let place = self.members.place(node);
         let mut links = Links::new();
@@ -212,10 +228,11 @@ impl Plant {
         let store = Box::new(self.stores[node].clone());
         let learning = learning(self.versions);
         let mut parts = self.members.parts(node, self.boots, learning, store, links);
+        parts.clock = Arc::clone(&self.clock);
         if let Some(list) = self.gave_up.clone() {
             parts.fatal = Arc::new(move |what| list.lock().unwrap().push(what.to_owned()));
         }
-        self.running.insert(node.clone(), gaisnet::node::start(parts).unwrap());
+        parts
     }
 
     /// Ends a node in order and starts it again, from its store alone.

@@ -1,5 +1,5 @@
 use super::*;
-use crate::protocol::fixture::{first_adapter, member_config, plan, verified};
+use crate::protocol::fixture::{first_adapter, layout_of, member_config, plan, verified};
 use crate::protocol::guard::tests::without;
 use crate::wire::Coding;
 
@@ -239,7 +239,9 @@ fn big_manifest() -> crate::wire::Manifest {
 
 #[test]
 fn an_adapter_in_chunks_is_fetched_and_one_on_disk_starts_at_once() {
-    let mut member = member();
+    let mut config = member_config(&node("d1"), &node("edge"), false);
+    config.layout = layout_of(&big());
+    let mut member = Member::new(config, &[]).unwrap();
     let task = Offer { adapter: Blob::Manifest(big_manifest()), ..offer(1, 0) };
     for _ in 0..2 {
         let effects = say(&mut member, 1, task.clone());
@@ -286,11 +288,10 @@ fn versions_rise_only_and_a_late_joiner_asks_for_the_latest() {
     };
     assert!(start.iter().any(latest));
     let result = |version| {
-        let bytes = first_adapter(usize::try_from(version).unwrap() + 4);
         Body::Result(RoundResult {
             offer: Digest([0; 32]),
             version,
-            adapter: Blob::of(&bytes, 4096),
+            adapter: Blob::of(&first_adapter(4), 4096),
             class_targets: None,
             contributors: 1,
             contributor_set: Digest([0; 32]),
@@ -332,6 +333,49 @@ fn others_than_the_parent_are_not_listened_to() {
     let message = verified(&node("x"), 1, 9, Body::Offer(offer(1, 0)));
     let effects = member.step(Now::default(), Input::Message(message));
     assert_eq!(effects, [Effect::Count("not_from_the_parent")]);
+}
+
+#[test]
+fn an_adapter_of_another_model_is_neither_trained_from_nor_served_and_its_twin_is() {
+    let served =
+        |effects: &[Effect]| effects.iter().any(|effect| matches!(effect, Effect::Apply { .. }));
+    let recorded = |effects: &[Effect]| {
+        effects.iter().any(|e| matches!(e, Effect::Record(Event::Refusal { sender: Some(_), .. })))
+    };
+    let of = |width| Blob::of(&first_adapter(width), 4096);
+    let result = |width| {
+        let result = RoundResult {
+            offer: Digest([0; 32]),
+            version: 1,
+            adapter: of(width),
+            class_targets: None,
+            contributors: 1,
+            contributor_set: Digest([0; 32]),
+        };
+        from_edge(1, 1, Body::Result(result))
+    };
+    let mut member = member();
+    let refused = say(&mut member, 1, Offer { adapter: of(5), ..offer(1, 0) });
+    assert_eq!(answer(&refused), Some(Err("layout_mismatch".into())));
+    assert!(!served(&refused) && !trains(&refused));
+    for again in [false, true] {
+        let effects = member.step(Now::default(), result(5));
+        assert!(effects.contains(&Effect::Count("layout_mismatch")) && !served(&effects));
+        assert_eq!(recorded(&effects), !again, "published again and again, recorded once");
+    }
+    assert!(served(&member.step(Now::default(), result(4))));
+}
+
+#[test]
+fn a_fetched_adapter_of_another_model_is_refused_too() {
+    let mut member = member();
+    let big = big();
+    let adapter = Blob::Manifest(big_manifest());
+    say(&mut member, 1, Offer { adapter, ..offer(1, 0) });
+    let input = Input::Fetched { digest: Digest::of(&big), bytes: big };
+    let effects = member.step(Now::default(), input);
+    assert_eq!(answer(&effects), Some(Err("layout_mismatch".into())));
+    assert!(trains(&say(&mut member, 1, offer(2, 0))));
 }
 
 #[test]

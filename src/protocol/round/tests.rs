@@ -396,7 +396,7 @@ fn what_does_not_fit_its_offer_is_refused_before_any_receipt_and_its_twin_is_tak
         (Contribution { delta: None, ..good.clone() }, "wrong_contribution_kind"),
         (Contribution { class_logits: Some(summary), ..good.clone() }, "wrong_contribution_kind"),
         (Contribution { delta: Some(Blob::Manifest(manifest)), ..good.clone() }, "unsound_blob"),
-        (Contribution { delta: Some(Blob::Inline(vec![1, 2])), ..good.clone() }, "wrong_structure"),
+        (Contribution { delta: Some(Blob::Inline(vec![1, 2])), ..good.clone() }, "bad_compression"),
         (Contribution { delta: Some(Blob::Inline(nan())), ..good.clone() }, "not_finite"),
         (Contribution { delta: Some(Blob::Inline(delta(1e9))), ..good.clone() }, "out_of_range"),
         (

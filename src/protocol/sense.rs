@@ -1,0 +1,140 @@
+//! Whether what a parent says makes sense, before anything is trained, fetched, served or passed on.
+//!
+//! A parent's signature proves who speaks, not that it can be followed: a plan of no examples a step
+//! would stop a learner, an adapter of another model would be answered with. The bounds are those of
+//! the settings that plans are made from.
+//!
+//! Called by [`super::Member`].
+
+use super::update;
+use crate::learn::Layout;
+use crate::wire::{ClassSummary, Offer, Plan, Result as RoundResult};
+
+/// Checks all of an offer but the bytes of its adapter.
+///
+/// # Errors
+/// A word for the decline.
+pub(super) fn check_offer(offer: &Offer) -> Result<(), &'static str> {
+    if !(1..=MAX_DEADLINE_MS).contains(&offer.deadline_ms) || !makes_sense(&offer.plan) {
+        return Err("senseless_plan");
+    }
+    if !offer.adapter.is_sound() {
+        return Err("unsound_blob");
+    }
+    check_targets(offer.class_targets.as_ref())
+}
+
+/// Checks all of a result but the bytes of its adapter.
+///
+/// # Errors
+/// A word for the counter and the ledger.
+pub(super) fn check_result(result: &RoundResult) -> Result<(), &'static str> {
+    if !result.adapter.is_sound() {
+        return Err("unsound_blob");
+    }
+    check_targets(result.class_targets.as_ref())
+}
+
+/// Checks that bytes are a packed adapter of the model: its names and shapes, finite values.
+///
+/// # Errors
+/// A word for the counter and the ledger.
+pub(super) fn check_adapter(bytes: &[u8], layout: &Layout) -> Result<(), &'static str> {
+    let adapter = update::unpack(bytes).map_err(|error| error.kind())?;
+    adapter.check_layout(layout).map_err(|error| error.kind())
+}
+
+fn check_targets(targets: Option<&ClassSummary>) -> Result<(), &'static str> {
+    let checked = targets.map_or(Ok(()), update::check_summary);
+    checked.map_err(|_| "bad_class_targets")
+}
+
+fn makes_sense(plan: &Plan) -> bool {
+    (plan.adapter_delta || plan.class_logits)
+        && (1..=1_000_000).contains(&plan.local_steps)
+        && (1..=65_536).contains(&plan.batch_size)
+        // 0 where a cosine has come to its end.
+        && (0.0..=10.0).contains(&plan.learning_rate)
+        && (0.0..=10.0).contains(&plan.prox_mu)
+        && (0.0..=100.0).contains(&plan.distill_lambda)
+        && (1..=256).contains(&plan.rank)
+        && (0.001..=4096.0).contains(&plan.alpha)
+        && update::can_code(plan.coding, plan.block)
+}
+
+/// Longest deadline of a round: 30 days, as long as an offer lives.
+const MAX_DEADLINE_MS: u64 = 30 * 24 * 60 * 60 * 1_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{Digest, Name};
+    use crate::protocol::fixture::{first_adapter, plan};
+    use crate::wire::{Blob, Coding};
+
+    fn offer(plan: Plan) -> Offer {
+        Offer {
+            round: 1,
+            model: Name::new("m").unwrap(),
+            base: Digest([1; 32]),
+            version: 0,
+            adapter: Blob::of(&first_adapter(4), 4096),
+            class_targets: None,
+            plan,
+            deadline_ms: 1_000,
+            outer: None,
+        }
+    }
+
+    #[test]
+    fn plans_that_no_learner_can_follow_are_refused_and_their_twin_is_taken() {
+        let good = plan(Coding::Int8);
+        assert_eq!(check_offer(&offer(good.clone())), Ok(()));
+        assert_eq!(check_offer(&offer(Plan { learning_rate: 0.0, ..good.clone() })), Ok(()));
+        let bad: [fn(&mut Plan); 17] = [
+            |p| p.adapter_delta = false, // and no class logits either
+            |p| p.local_steps = 0,
+            |p| p.local_steps = u32::MAX,
+            |p| p.batch_size = 0,
+            |p| p.batch_size = u32::MAX,
+            |p| p.learning_rate = f32::NAN,
+            |p| p.learning_rate = f32::INFINITY,
+            |p| p.learning_rate = -0.1,
+            |p| p.prox_mu = f32::NAN,
+            |p| p.prox_mu = -1.0,
+            |p| p.distill_lambda = f32::INFINITY,
+            |p| p.rank = 0,
+            |p| p.rank = u32::MAX,
+            |p| p.alpha = 0.0,
+            |p| p.alpha = f32::NAN,
+            |p| p.block = 0,
+            |p| p.block = u16::MAX,
+        ];
+        for (case, spoil) in bad.into_iter().enumerate() {
+            let mut plan = good.clone();
+            spoil(&mut plan);
+            assert_eq!(check_offer(&offer(plan)), Err("senseless_plan"), "case {case}");
+        }
+        for deadline_ms in [0, u64::MAX] {
+            let offer = Offer { deadline_ms, ..offer(good.clone()) };
+            assert_eq!(check_offer(&offer), Err("senseless_plan"));
+        }
+    }
+
+    #[test]
+    fn class_targets_that_are_no_numbers_are_refused_and_their_twin_is_taken() {
+        for (value, expected) in [(f32::NAN, Err("bad_class_targets")), (0.5, Ok(()))] {
+            let mean_logits = [value; 4].iter().flat_map(|x| x.to_le_bytes()).collect();
+            let targets = ClassSummary { mean_logits, counts: vec![20, 20] };
+            let offer = Offer { class_targets: Some(targets), ..offer(plan(Coding::F32)) };
+            assert_eq!(check_offer(&offer), expected);
+        }
+    }
+
+    #[test]
+    fn adapters_of_another_shape_are_refused_and_their_twin_is_taken() {
+        let layout = update::unpack(&first_adapter(4)).unwrap().layout();
+        assert_eq!(check_adapter(&first_adapter(5), &layout), Err("layout_mismatch"));
+        assert_eq!(check_adapter(&first_adapter(4), &layout), Ok(()));
+    }
+}

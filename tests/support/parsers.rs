@@ -1,0 +1,239 @@
+//! Everything that reads bytes from outside, as functions of bytes: for the fuzz targets and for the
+//! stable test that replays their corpus.
+//!
+//! Each must come back without a panic, and must not take more memory than its caps say. Where there
+//! is a way back, what was read is written and read again.
+#![allow(dead_code, reason = "each fuzz target uses one")]
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+
+use gaisnet::ids::{Digest, Name};
+use gaisnet::ledger::tiles::verify_export;
+use gaisnet::ledger::{Entry, InclusionProof, Origin, SignedCheckpoint};
+use gaisnet::protocol::update;
+use gaisnet::scada::tags::{Binds, Format, Tag};
+use gaisnet::scada::{command, infer};
+use gaisnet::time::Wall;
+use gaisnet::topic::filter::Filter;
+use gaisnet::topic::{Leaf, Prefix};
+use gaisnet::trust::keyring_document::{open_document, seal_document};
+use gaisnet::wire::{Body, Chunk, Envelope, Head, Kind, PackedSet, decode, encode, split_pair};
+
+/// A parser that is fuzzed.
+pub(crate) type Parser = fn(&[u8]);
+
+/// The parsers of the pure half, by the name of their target and of their corpus.
+pub(crate) const PURE: [(&str, Parser); 12] = [
+    ("envelope", envelope),
+    ("body", body),
+    ("chunk", chunk),
+    ("packed_set", packed_set),
+    ("keyring", keyring),
+    ("checkpoint", checkpoint),
+    ("tiles", tiles),
+    ("command", command),
+    ("infer", infer),
+    ("tags", tags),
+    ("topic", topic),
+    ("ledger_entry", ledger_entry),
+];
+
+/// Those of the program's own files.
+#[cfg(feature = "cli")]
+pub(crate) const CLI: [(&str, Parser); 2] = [("settings", settings), ("bearings", bearings)];
+
+/// Those of the embedded broker.
+#[cfg(feature = "broker")]
+pub(crate) const BROKER: [(&str, Parser); 1] = [("packets", packets)];
+
+const CAP: usize = 1 << 20;
+
+/// A sealed message: envelope, head, body of the kind that its type names.
+pub(crate) fn envelope(bytes: &[u8]) {
+    let Ok(envelope) = Envelope::from_bytes(bytes, CAP) else { return };
+    assert_eq!(envelope.to_bytes().as_deref(), Ok(bytes), "two encodings of one envelope");
+    let Ok((head, body)) = split_pair(&envelope.payload, CAP) else { return };
+    if let Ok(head) = decode::<Head>(head, CAP) {
+        assert_eq!(decode(&encode(&head).unwrap(), CAP), Ok(head));
+    }
+    for kind in Kind::ALL {
+        if envelope.payload_type == kind.payload_type() {
+            read_body(kind, body);
+        }
+    }
+}
+
+/// The first byte names the kind.
+pub(crate) fn body(bytes: &[u8]) {
+    let Some((first, body)) = bytes.split_first() else { return };
+    read_body(Kind::ALL[usize::from(*first) % Kind::ALL.len()], body);
+}
+
+fn read_body(kind: Kind, bytes: &[u8]) {
+    let Ok(body) = Body::from_bytes(kind, bytes) else { return };
+    assert_eq!(body.kind(), kind);
+    let again = body.to_bytes().and_then(|bytes| Body::from_bytes(kind, &bytes));
+    assert_eq!(again, Ok(body));
+}
+
+pub(crate) fn chunk(bytes: &[u8]) {
+    if let Ok(chunk) = decode::<Chunk>(bytes, CAP) {
+        assert_eq!(decode(&encode(&chunk).unwrap(), CAP), Ok(chunk));
+    }
+}
+
+/// The container, and the numbers in it; also as if the bytes had come uncompressed.
+pub(crate) fn packed_set(bytes: &[u8]) {
+    if let Ok(set) = PackedSet::from_bytes(bytes, CAP) {
+        assert_eq!(PackedSet::from_bytes(&set.to_bytes().unwrap(), CAP), Ok(set));
+    }
+    for bytes in [bytes.to_vec(), zstd::bulk::compress(bytes, 1).unwrap()] {
+        if let Ok(set) = update::unpack(&bytes) {
+            assert!(set.check_finite().is_ok());
+            let _ = update::check(&bytes, &set.layout(), false);
+            let _ = update::check(&bytes, &set.layout(), true);
+        }
+    }
+}
+
+/// A keyring document, and the keyring in it without its signatures.
+pub(crate) fn keyring(bytes: &[u8]) {
+    let _ = open_document(bytes, None);
+    if let Ok(keyring) = decode::<gaisnet::trust::keyring::Keyring>(bytes, CAP) {
+        assert_eq!(decode(&encode(&keyring).unwrap(), CAP), Ok(keyring.clone()));
+        let _ = seal_document(&keyring, &[]);
+        for entry in keyring.nodes() {
+            assert!(keyring.by_key(entry.key.key_id()).is_some());
+        }
+    }
+}
+
+/// A signed head and a proof.
+pub(crate) fn checkpoint(bytes: &[u8]) {
+    if let Ok(note) = SignedCheckpoint::parse(bytes) {
+        assert_eq!(note.to_text().as_bytes(), bytes, "two texts of one checkpoint");
+    }
+    if let Ok(proof) = InclusionProof::parse(bytes) {
+        assert_eq!(proof.to_text().as_bytes(), bytes, "two texts of one proof");
+    }
+}
+
+/// An export: `name NUL length (2 bytes) content`, one behind the other.
+pub(crate) fn tiles(bytes: &[u8]) {
+    let mut files = BTreeMap::new();
+    let mut rest = bytes;
+    while let Some(end) = rest.iter().position(|byte| *byte == 0) {
+        let (name, behind) = rest.split_at(end);
+        let [_, high, low, content @ ..] = behind else { break };
+        let length = usize::from(u16::from_be_bytes([*high, *low])).min(content.len());
+        let (content, more) = content.split_at(length);
+        files.insert(String::from_utf8_lossy(name).into_owned(), content.to_vec());
+        rest = more;
+    }
+    let origin = Origin { federation: name("fed"), node: name("cloud") };
+    let _ = verify_export(&files, &origin, &[]);
+}
+
+/// An operator's JSON, under each name.
+pub(crate) fn command(bytes: &[u8]) {
+    let policy = command::CommandPolicy::new(["status", "pause"]).unwrap();
+    let _ = command::is_signed(bytes);
+    for kind in command::CommandKind::ALL {
+        for outcome in [
+            command::parse(kind.as_str(), bytes, false, Wall(0), &policy),
+            command::parse_signed(kind.as_str(), bytes, Wall(0)),
+        ] {
+            if let Err(error) = outcome {
+                assert!(serde_json::to_vec(&error.reply()).unwrap().len() < 4_096);
+            }
+        }
+    }
+}
+
+/// A request for an answer.
+pub(crate) fn infer(bytes: &[u8]) {
+    let policy = command::CommandPolicy::new(["infer"]).unwrap();
+    let length = NonZeroUsize::new(3).unwrap();
+    match infer::parse(bytes, false, length, &policy) {
+        Ok(request) => assert_eq!(request.window.len(), 3),
+        Err(error) => assert!(serde_json::to_vec(&error.reply()).unwrap().len() < 4_096),
+    }
+}
+
+/// A sensor's telegram, in each format and for each use. The first byte chooses the pointer.
+pub(crate) fn tags(bytes: &[u8]) {
+    let Some((first, payload)) = bytes.split_first() else { return };
+    let pointer = ["", "/value", "/a/0", "/~1/~0"][usize::from(*first) % 4];
+    for format in [Format::Json, Format::Csv, Format::F32Le] {
+        for binds in [Binds::Feature { model: name("m") }, Binds::Label, Binds::Idle] {
+            let pointer = if format == Format::Json { pointer } else { "" };
+            if let Ok(tag) = Tag::new("a/+/b", format, pointer, binds) {
+                let _ = tag.read(payload);
+            }
+        }
+    }
+    if let Ok(text) = std::str::from_utf8(payload) {
+        let _ = Tag::new("a", Format::Json, text, Binds::Idle);
+    }
+}
+
+/// A topic, a leaf, and a filter over them.
+pub(crate) fn topic(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let (filter, topic) = text.split_once('\n').unwrap_or((text, text));
+    if let Ok(filter) = Filter::new(filter) {
+        let _ = filter.covers(topic);
+    }
+    if let Ok(leaf) = topic.parse::<Leaf>() {
+        assert_eq!(leaf.to_string(), topic);
+    }
+    let prefix = Prefix::new("gaisnet").unwrap();
+    if let Some(parsed) = gaisnet::topic::parse(&prefix, topic) {
+        assert_eq!(parsed.branch.topic(&parsed.leaf), topic);
+    }
+    let _ = (Prefix::new(topic), Name::new(topic), topic.parse::<Digest>());
+}
+
+pub(crate) fn ledger_entry(bytes: &[u8]) {
+    if let Ok(entry) = Entry::parse(bytes) {
+        assert_eq!(entry.to_bytes(), bytes, "two forms of one entry");
+    }
+}
+
+/// A settings file over each tier's defaults.
+#[cfg(feature = "cli")]
+pub(crate) fn settings(bytes: &[u8]) {
+    use gaisnet::settings::{Layers, Tier};
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    for tier in [Tier::Device, Tier::Edge, Tier::Cloud] {
+        let mut layers = Layers::new();
+        layers.tier(tier).text("fuzz", text);
+        let _ = layers.load().into_settings();
+        let mut layers = Layers::new();
+        layers.tier(tier).set(text);
+        let _ = layers.load();
+    }
+}
+
+/// A recording's CSV.
+#[cfg(feature = "cli")]
+pub(crate) fn bearings(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let path = std::path::Path::new("fuzz.csv");
+    if let Ok(samples) = gaisnet::data::bearings::parse_samples(path, text, 16) {
+        assert_eq!(samples.len(), 16);
+    }
+}
+
+/// What a client sends to the embedded broker, through the codec of its front.
+#[cfg(feature = "broker")]
+pub(crate) fn packets(bytes: &[u8]) {
+    use rumqttd::protocol::Protocol;
+    let mut stream = bytes::BytesMut::from(bytes);
+    while rumqttd::protocol::v4::V4.read_mut(&mut stream, 4_096).is_ok() {}
+}
+
+fn name(text: &str) -> Name {
+    Name::new(text).unwrap()
+}
