@@ -77,7 +77,7 @@ fn root_signers(
     envelope: &Envelope,
     root: &RootRole,
 ) -> Result<BTreeSet<VerifyingKey>, DocumentError> {
-    signers_of(envelope, root.keys.iter()).map_err(|key| DocumentError::BadSignature { key })
+    signers_of(envelope, &root.keys).map_err(|key| DocumentError::BadSignature { key })
 }
 
 /// Why a keyring document is refused.

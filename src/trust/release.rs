@@ -66,8 +66,8 @@ impl ReleaseTrust {
             return Err(ReleaseError::WrongType);
         }
         let root_keys = self.root.iter().flat_map(|root| &root.keys);
-        let known = self.keys.iter().chain(root_keys);
-        let signers = signers_of(&envelope, known).map_err(|key| ReleaseError::Bad { key })?;
+        let known: Vec<VerifyingKey> = self.keys.iter().chain(root_keys).copied().collect();
+        let signers = signers_of(&envelope, &known).map_err(|key| ReleaseError::Bad { key })?;
         let by_root = self.root.as_ref().is_some_and(|root| root.is_met_by(&signers));
         if !by_root && self.keys.is_disjoint(&signers) {
             let keys = envelope.signatures.iter().map(|signature| signature.key).collect();
@@ -230,6 +230,6 @@ mod tests {
         }
         assert!(pinned(1).check(CARD, &[&good[..], &[0]].concat()).is_err());
         assert!(seal_card(CARD, &[]).is_err());
-        assert!(seal_card(&[b' '; MAX_CARD_BYTES + 1], &[&key(1)]).is_err());
+        assert!(seal_card(&vec![b' '; MAX_CARD_BYTES + 1], &[&key(1)]).is_err());
     }
 }

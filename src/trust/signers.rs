@@ -31,15 +31,15 @@ pub(super) fn seal_for_all(
 ///
 /// # Errors
 /// The key that is named and known, but whose signature is wrong: the payload was changed.
-pub(super) fn signers_of<'a>(
+pub(super) fn signers_of(
     envelope: &Envelope,
-    known: impl Iterator<Item = &'a VerifyingKey> + Clone,
+    known: &[VerifyingKey],
 ) -> Result<BTreeSet<VerifyingKey>, KeyId> {
     let signed = pae(&envelope.payload_type, &envelope.payload);
     let mut signers = BTreeSet::new();
     for signature in &envelope.signatures {
         // A key id is a hint: all keys that it may mean are tried.
-        let mut named = known.clone().filter(|key| key.key_id() == signature.key).peekable();
+        let mut named = known.iter().filter(|key| key.key_id() == signature.key).peekable();
         if named.peek().is_none() {
             continue;
         }

@@ -175,7 +175,10 @@ fn learner(settings: &Settings) -> Check {
         (LearnerName::SignalTransformer, Some(base)) if !base.with_extension("sig").is_file() => {
             Check::bad(
                 name,
-                format!("nobody signed the base model {}: there is no .sig beside it", base.display()),
+                format!(
+                    "nobody signed the base model {}: there is no .sig beside it",
+                    base.display()
+                ),
                 "fetch it from where the base came from, or sign it: gaisnet model sign",
             )
         }
