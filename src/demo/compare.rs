@@ -71,7 +71,7 @@ pub(super) fn compare(
     let counts = &outcome.counts;
     let per_round = counts.contributions.0 / counts.contributions.1.max(1);
     let first = plants.first().ok_or_else(|| DemoError::start(&"no plant"))?;
-    let reached = (per_round, federated_score.macro_f1);
+    let reached = federated_score.macro_f1;
     let contributions = prices::ways(&mut mine, options, settings, first, &federated, reached)?;
     let tier = |tier: &str, Flow { up, down }| TierTraffic { tier: tier.to_owned(), up, down };
     Ok(DemoReport {

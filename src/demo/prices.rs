@@ -10,16 +10,15 @@ use crate::wire::{ClassSummary, Coding, Plan, encode};
 
 /// Trains a round on `data` from `start`, and really packs the outcome in each way.
 ///
-/// The way that the run took gets what it reached, `macro_f1`, and the bytes that the devices sent
-/// on average, `sent`: what is around the work in its signed message is added to the other ways too.
-/// What those would reach only a run of theirs can tell.
+/// Bytes are those of the work, without the signed message around it (some 0.4 kB in any way). The
+/// way that the run took gets what it reached; what others would reach only a run of theirs can tell.
 pub(super) fn ways(
     brain: &mut Brain,
     options: &DemoOptions,
     settings: &Settings,
     data: &Windows,
     start: &TensorSet,
-    (sent, macro_f1): (u64, f64),
+    macro_f1: f64,
 ) -> Result<Vec<Contribution>, DemoError> {
     let plan = plan_of(settings);
     let job = TrainJob {
@@ -58,17 +57,16 @@ pub(super) fn ways(
         (false, true) => (CLASS_LOGITS.to_owned(), logits),
         _ => (coding.to_owned(), delta),
     };
-    let around = sent.saturating_sub(work);
     let way = |kind: &str, bytes| Contribution {
         kind: kind.to_owned(),
-        bytes_per_device_round: if kind == ran { sent } else { bytes },
+        bytes_per_device_round: bytes,
         macro_f1: (kind == ran).then_some(macro_f1),
     };
     let mut ways = vec![way(RAW, raw_bytes(start))];
-    ways.extend(deltas.map(|(kind, bytes)| way(kind, bytes + around)));
-    ways.push(way(CLASS_LOGITS, logits + around));
+    ways.extend(deltas.map(|(kind, bytes)| way(kind, bytes)));
+    ways.push(way(CLASS_LOGITS, logits));
     if ways.iter().all(|way| way.kind != ran) {
-        ways.push(way(&ran, sent));
+        ways.push(way(&ran, work));
     }
     Ok(ways)
 }
@@ -78,8 +76,8 @@ pub(super) fn raw_bytes(adapter: &TensorSet) -> u64 {
     adapter.num_values() as u64 * 4
 }
 
-const RAW: &str = "raw f32, values only";
-const F32: &str = "f32";
+const RAW: &str = "raw f32";
+const F32: &str = "f32, packed";
 const INT8: &str = "int8";
 const INT4: &str = "int4";
 const CLASS_LOGITS: &str = "class logits";

@@ -167,7 +167,7 @@ pub struct Crossing {
 pub struct Contribution {
     /// Its name, e.g. `int8`.
     pub kind: String,
-    /// Uplink of one device in one round.
+    /// Bytes of one device's work in one round, without the signed message around it.
     pub bytes_per_device_round: u64,
     /// What the federation reaches with it, where this run did it.
     pub macro_f1: Option<f64>,

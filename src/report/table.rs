@@ -46,7 +46,7 @@ fn traffic(report: &DemoReport, rows: &mut Vec<String>) {
 fn contributions(report: &DemoReport, rows: &mut Vec<String>) {
     rows.push(format!(
         "  {:<34}{:>10}{:>10}{:>10}",
-        "contribution, device and round", "bytes", "smaller", "macro-F1"
+        "work of a device and round", "bytes", "smaller", "macro-F1"
     ));
     for way in &report.contributions {
         rows.push(format!(
