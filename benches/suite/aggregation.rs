@@ -159,7 +159,8 @@ fn job(members: usize, coding: Coding, pool: &[(Digest, Vec<u8>)]) -> CombineJob
     };
     let inputs = (0..members).map(input).collect();
     let offer = Digest([7; 32]);
-    CombineJob { offer, global, plan, class_targets: None, inputs, relay: false }
+    let norms = Vec::new();
+    CombineJob { offer, global, plan, class_targets: None, inputs, relay: false, norms }
 }
 
 /// Rank 8 on q and v of 30 layers of width 576 (as for `SmolLM2`-135M): 460,800 values in 120 tensors.

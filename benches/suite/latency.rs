@@ -125,7 +125,7 @@ fn settings(port: u16, store: &std::path::Path) -> Settings {
 
 /// The model with its untrained adapter.
 fn engine(settings: &Settings) -> Brain {
-    let mut brain = brain(settings).unwrap();
+    let mut brain = brain(settings, &Plant::new().keyring).unwrap();
     brain.predictor.load(&update::unpack(&brain.adapter).unwrap()).unwrap();
     brain
 }

@@ -222,5 +222,6 @@ fn work_of(
         loss_first: trained.loss_first,
         loss_last: trained.loss_last,
         residual,
+        weighed: Vec::new(),
     })
 }

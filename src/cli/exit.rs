@@ -60,6 +60,11 @@ pub(super) fn conclude(result: anyhow::Result<Exit>, err: &mut dyn Write) -> Exi
     }
     let refused =
         error.is::<KeyringError>() || error.is::<DocumentError>() || error.is::<LedgerError>();
+    #[cfg(feature = "torch")]
+    let refused = refused
+        || error
+            .downcast_ref::<crate::torch::safetensors::WeightsError>()
+            .is_some_and(|e| e.kind() != "io");
     if refused { Exit::Refused } else { Exit::Failed }
 }
 

@@ -19,6 +19,10 @@ mod feed;
 mod init;
 mod keyring;
 mod keys;
+#[cfg(feature = "torch")]
+mod model;
+#[cfg(feature = "torch")]
+mod pretrain;
 mod run;
 mod settings_args;
 mod trust_files;
@@ -74,6 +78,13 @@ enum Command {
     Cmd(cmd::CmdArgs),
     /// Fetch, list and show real data sets
     Data(data::DataArgs),
+    /// Make a base for vibration from a seed, on generated signals
+    #[cfg(feature = "torch")]
+    #[command(after_help = pretrain::HELP)]
+    Pretrain(pretrain::PretrainArgs),
+    /// Sign or check a base
+    #[cfg(feature = "torch")]
+    Model(model::ModelArgs),
     /// Run this node until it is told to stop
     #[command(after_help = run::HELP)]
     Run,
@@ -116,6 +127,10 @@ fn run(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Exit> {
         Command::Acl(args) => acl::run(&args, &settings, out),
         Command::Cmd(args) => cmd::run(&args, &settings, out, &mut std::io::stderr().lock()),
         Command::Data(args) => data::run(&args, out),
+        #[cfg(feature = "torch")]
+        Command::Pretrain(args) => pretrain::run(&args, out),
+        #[cfg(feature = "torch")]
+        Command::Model(args) => model::run(&args, out),
         #[cfg(feature = "broker")]
         Command::Broker(args) => broker::run(&args, out),
         Command::Feed(args) => feed::run(&args, out),

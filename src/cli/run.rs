@@ -36,9 +36,10 @@ pub(super) fn run(settings: &SettingsArgs, out: &mut dyn Write) -> anyhow::Resul
         .context("no keyring that could be used: get it by gaisnet keyring accept")?;
     let key_file = settings.paths.keys.join("node.pem");
     let key = read_signing_key(&key_file, None)?;
+    let brain = brain(&settings, &keyring)?;
     let identity = identity_of(&settings, key, Arc::new(keyring))?;
     let data = if settings.node.has(NodeRole::Trainer) { data_of(&settings)? } else { None };
-    let parts = parts_of(&settings, identity, brain(&settings)?, data)?;
+    let parts = parts_of(&settings, identity, brain, data)?;
     let name = settings.node.branch();
     let again = actix::System::new().block_on(async {
         // Before anybody can know that we run, and so before anybody can end us.

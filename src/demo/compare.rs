@@ -6,27 +6,29 @@ use super::federation::Outcome;
 use super::heard::Flow;
 use super::plant::PLACES;
 use super::run::bar;
-use super::{DemoError, DemoOptions, arms};
+use super::{DemoError, DemoOptions, arms, prices};
 use crate::data::bearings::{Bearings, CLASSES, Dataset};
 use crate::learn::{TensorSet, percentile};
 use crate::node::{brain, plan_of};
 use crate::protocol::update;
 use crate::report::{
-    Arm, AuditSummary, ConfusionTable, Contribution, DemoReport, Latency, RoundPoint, TierTraffic,
+    Arm, AuditSummary, ConfusionTable, DemoReport, Latency, RoundPoint, TierTraffic,
 };
-use crate::settings::{Compression, Contribute, LearnerName, Settings};
+use crate::settings::{Compression, LearnerName, Settings};
+use crate::trust::keyring::Keyring;
 
 /// Trains the arms, judges all of them on the test part, and fills what they show into a report.
 pub(super) fn compare(
     options: &DemoOptions,
     settings: &Settings,
+    keyring: &Keyring,
     bearings: &Bearings,
     outcome: &Outcome,
 ) -> Result<DemoReport, DemoError> {
     let Dataset { plants, pooled, test } = bearings.load()?;
     let arms = plants.len() as u64 + 1;
     let bar = bar(options.quiet, arms * options.rounds, "to compare with");
-    let mut mine = brain(settings)?;
+    let mut mine = brain(settings, keyring)?;
     let start = mine.learner.initial_adapter();
     let mut trained = Vec::new();
     for (place, data) in PLACES.iter().filter(|place| place.data.is_some()).zip(&plants) {
@@ -66,9 +68,11 @@ pub(super) fn compare(
             bytes_down,
         });
     }
-    let raw = start.num_values() * 4;
     let counts = &outcome.counts;
     let per_round = counts.contributions.0 / counts.contributions.1.max(1);
+    let first = plants.first().ok_or_else(|| DemoError::start(&"no plant"))?;
+    let reached = federated_score.macro_f1;
+    let contributions = prices::ways(&mut mine, options, settings, first, &federated, reached)?;
     let tier = |tier: &str, Flow { up, down }| TierTraffic { tier: tier.to_owned(), up, down };
     Ok(DemoReport {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -87,13 +91,9 @@ pub(super) fn compare(
         ],
         in_sites: tier("answers, samples inside the sites", counts.plant),
         up_per_device_round: per_round,
-        raw_f32_per_device_round: raw as u64,
+        raw_f32_per_device_round: prices::raw_bytes(&start),
         crossings: counts.crossings.clone(),
-        contributions: vec![Contribution {
-            kind: contributed(options),
-            bytes_per_device_round: per_round,
-            macro_f1: federated_score.macro_f1,
-        }],
+        contributions,
         seconds: 0.0,
         cpu_seconds: 0.0,
         peak_rss_mib: 0.0,
@@ -133,14 +133,6 @@ fn called(options: &DemoOptions) -> &'static str {
         LearnerName::Softmax => "softmax regression on spectra",
         LearnerName::SignalTransformer => "pre-trained transformer with LoRA",
     }
-}
-
-fn contributed(options: &DemoOptions) -> String {
-    let kinds = options.contribute.iter().map(|kind| match kind {
-        Contribute::AdapterDelta => format!("{} delta", coding(options.compression)),
-        Contribute::ClassLogits => "class logits".to_owned(),
-    });
-    kinds.collect::<Vec<_>>().join(", ")
 }
 
 fn coding(compression: Compression) -> &'static str {

@@ -23,6 +23,7 @@ mod heard;
 mod ledgers;
 mod listener;
 mod plant;
+mod prices;
 mod progress;
 mod run;
 

@@ -58,8 +58,9 @@ async fn learn_and_compare(
     let usage = telemetry::usage().map_err(|error| DemoError::start(&error))?;
     let version = outcome.versions.last().map_or(0, |seen| seen.version);
     let ledgers = ledgers::read(options, keyring)?;
-    let own = options.clone();
-    let compared = tokio::task::spawn_blocking(move || compare(&own, &settings, &data, &outcome));
+    let (own, ring) = (options.clone(), keyring.clone());
+    let compared =
+        tokio::task::spawn_blocking(move || compare(&own, &settings, &ring, &data, &outcome));
     let mut report = tokio::select! {
         biased;
         () = interrupt.asked() => return Err(DemoError::Interrupted { version }),
@@ -148,13 +149,17 @@ pub fn prepare(options: &DemoOptions) -> Result<Keyring, DemoError> {
     }
     // The shipped base, so that the program needs no checkout to run from.
     let card = folder.join(plant::BASE_CARD);
-    let weights = card.with_extension("safetensors");
     let base = card.parent().unwrap_or(folder);
     std::fs::create_dir_all(base).map_err(DemoError::file(base))?;
-    let shipped = include_bytes!("../../models/signal-bearing.toml");
-    std::fs::write(&card, shipped).map_err(DemoError::file(&card))?;
-    let shipped = include_bytes!("../../models/signal-bearing.safetensors");
-    std::fs::write(&weights, shipped).map_err(DemoError::file(&weights))?;
+    let shipped: [(&str, &[u8]); 3] = [
+        ("toml", include_bytes!("../../models/signal-bearing.toml")),
+        ("sig", include_bytes!("../../models/signal-bearing.sig")),
+        ("safetensors", include_bytes!("../../models/signal-bearing.safetensors")),
+    ];
+    for (extension, bytes) in shipped {
+        let path = card.with_extension(extension);
+        std::fs::write(&path, bytes).map_err(DemoError::file(&path))?;
+    }
     std::fs::write(&note, wanted).map_err(DemoError::file(&note))?;
     plant::enrol(folder, SystemClock::new().now().wall)
 }

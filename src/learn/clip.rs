@@ -1,46 +1,52 @@
-//! Norm clipping: no update is longer than the usual one.
+//! Norm clipping: no update counts as longer than the usual one.
 //!
 //! ```text
-//! D <- D * min(1, S / ||D||)        S = median of the last norms
+//! D <- D * min(1, S / ||D||)        S = median of the norms of this round and of the last ones
 //! ```
-//! While fewer than half of the norms are an attacker's, S stays within the honest ones.
-//! The norms are remembered as they came, not as they were clipped.
+//! D is what an update *does* (`effect_norm`), not how its factors are written. So that the result
+//! doesn't depend on who arrived first, a round's owner first observes all norms of the round in the
+//! order of sender ids, then clips: the first round has its bound too. Norms are remembered as they
+//! came, not as they were clipped, so that S can rise when everybody's work grows.
 //!
-//! So that the result doesn't depend on who arrived first, a round's owner first observes all norms
-//! of the round in the order of sender ids, then clips: the first round has its bound too.
+//! While fewer than half of the norms are an attacker's, S stays within the honest ones. Two members
+//! can't outvote each other: nobody can tell which of two norms is the odd one, so nothing is clipped
+//! until [`LEAST_NORMS`] are known, which an owner of two members reaches in its second round. What
+//! clipping bounds is length; a lie of the usual length still counts by its weight.
 //!
 //! Source: Sun et al. 2019, arXiv:1911.07963 (a fixed bound; here the running median).
 
-use std::collections::VecDeque;
-use std::num::NonZeroUsize;
+use super::LearnError;
 
-use super::{LearnError, TensorSet, narrow};
+/// Norms that are remembered from round to round; a round's own all count.
+pub const NORMS_REMEMBERED: usize = 32;
 
-/// What clipping did to one update.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct ClipReport {
-    /// Euclidean norm before.
-    pub norm: f64,
-    /// The bound S; none while no norm has been observed.
-    pub bound: Option<f64>,
-    /// What the update was multiplied with, 0 to 1; 1 means untouched.
-    pub factor: f64,
-}
+/// Below this number of norms a median is no majority, and nothing is clipped.
+pub const LEAST_NORMS: usize = 3;
 
 /// The running median of the last norms.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NormClip {
-    norms: VecDeque<f64>,
-    capacity: NonZeroUsize,
+    /// Oldest first.
+    norms: Vec<f64>,
+    earlier: usize,
 }
 
 impl NormClip {
-    /// Remembers the last `capacity` norms.
-    pub fn new(capacity: NonZeroUsize) -> Self {
-        Self { norms: VecDeque::new(), capacity }
+    /// Starts a round on the norms that earlier ones left, oldest first.
+    ///
+    /// # Errors
+    /// Those of [`NormClip::observe`].
+    pub fn resume(earlier: &[f64]) -> Result<Self, LearnError> {
+        let mut clip = Self { norms: Vec::new(), earlier: 0 };
+        for norm in earlier {
+            clip.observe(*norm)?;
+        }
+        clip.earlier = clip.norms.len();
+        Ok(clip)
     }
 
-    /// Remembers a norm; the oldest goes when there are too many.
+    /// Takes a norm of this round. It pushes out the oldest of the earlier ones when there are more
+    /// than [`NORMS_REMEMBERED`].
     ///
     /// # Errors
     /// [`LearnError::OutOfRange`] when it is negative, infinite or NaN.
@@ -52,58 +58,42 @@ impl NormClip {
                 actual: norm.to_string(),
             });
         }
-        if self.norms.len() >= self.capacity.get() {
-            self.norms.pop_front();
+        if self.norms.len() >= NORMS_REMEMBERED && self.earlier > 0 {
+            self.norms.remove(0);
+            self.earlier -= 1;
         }
-        self.norms.push_back(norm);
+        self.norms.push(norm);
         Ok(())
     }
 
-    /// Shortens `delta` to the bound when it is longer.
+    /// What an update of this norm is to be multiplied with, 0 to 1; 1 leaves it alone.
     ///
-    /// # Errors
-    /// [`LearnError::NotFinite`] when a value isn't finite; then nothing has changed.
     /// # Examples
     /// ```
-    /// use gaisnet::learn::{NormClip, Tensor, TensorSet};
-    /// let mut clip = NormClip::new(100.try_into().unwrap());
+    /// use gaisnet::learn::NormClip;
+    /// let mut clip = NormClip::resume(&[])?;
     /// for norm in [2.0, 2.5, 1000.0] { clip.observe(norm)?; } // the median is 2.5
-    /// let data = vec![3.0, 4.0]; // norm 5
-    /// let mut delta = TensorSet::new(vec![Tensor { name: "w".into(), shape: vec![2], data }])?;
-    /// assert_eq!(clip.clip(&mut delta)?.factor, 0.5);
-    /// assert_eq!(delta.tensors()[0].data, [1.5, 2.0]);
+    /// assert_eq!([2.0, 5.0, 1000.0].map(|norm| clip.factor(norm)), [1.0, 0.5, 0.0025]);
     /// # Ok::<(), gaisnet::learn::LearnError>(())
     /// ```
-    pub fn clip(&self, delta: &mut TensorSet) -> Result<ClipReport, LearnError> {
-        delta.check_finite()?;
-        let norm = delta.norm();
-        let bound = self.bound();
-        let factor = match bound {
+    pub fn factor(&self, norm: f64) -> f64 {
+        match self.bound() {
             Some(bound) if norm > bound => bound / norm,
             _ => 1.0,
-        };
-        if factor < 1.0 {
-            for values in delta.values_mut() {
-                for x in values {
-                    *x = narrow(f64::from(*x) * factor);
-                }
-            }
         }
-        Ok(ClipReport { norm, bound, factor })
     }
 
-    /// The bound S: the median, the mean of the middle two when their number is even.
+    /// The bound S: the median, the mean of the middle two when their number is even; none while
+    /// fewer than [`LEAST_NORMS`] norms are known.
     pub fn bound(&self) -> Option<f64> {
-        let mut sorted: Vec<f64> = self.norms.iter().copied().collect();
+        if self.norms.len() < LEAST_NORMS {
+            return None;
+        }
+        let mut sorted = self.norms.clone();
         sorted.sort_by(f64::total_cmp);
         let upper = *sorted.get(sorted.len() / 2)?;
         let lower = *sorted.get(sorted.len().checked_sub(1)? / 2)?;
         Some(lower.midpoint(upper))
-    }
-
-    /// The remembered norms, oldest first, to be stored.
-    pub fn norms(&self) -> impl Iterator<Item = f64> + '_ {
-        self.norms.iter().copied()
     }
 }
 
@@ -113,69 +103,57 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::learn::Tensor;
 
-    fn set(data: &[f32]) -> TensorSet {
-        let tensor = Tensor { name: "w".into(), shape: vec![data.len()], data: data.to_vec() };
-        TensorSet::new(vec![tensor]).unwrap()
+    #[test]
+    fn the_bound_is_the_median_of_the_last_norms_once_there_are_three() {
+        let bound = |norms: &[f64]| NormClip::resume(norms).unwrap().bound();
+        assert_eq!(bound(&[]), None);
+        assert_eq!(bound(&[4.0, 1000.0]), None, "two can't outvote each other");
+        assert_eq!(bound(&[4.0, 1000.0, 3.0]), Some(4.0));
+        assert_eq!(bound(&[4.0, 2.0, 3.0, 9.0]), Some(3.5));
     }
 
-    fn clip_after(norms: &[f64], capacity: usize) -> NormClip {
-        let mut clip = NormClip::new(capacity.try_into().unwrap());
-        for norm in norms {
-            clip.observe(*norm).unwrap();
+    #[test]
+    fn a_round_pushes_old_norms_out_and_keeps_its_own() {
+        let old = vec![1.0; NORMS_REMEMBERED];
+        let mut clip = NormClip::resume(&old).unwrap();
+        for _ in 0..NORMS_REMEMBERED {
+            clip.observe(5.0).unwrap();
         }
-        clip
+        assert_eq!(clip.bound(), Some(5.0));
+        for _ in 0..3 * NORMS_REMEMBERED {
+            clip.observe(7.0).unwrap();
+        }
+        assert_eq!(clip.bound(), Some(7.0), "all of a big round count");
     }
 
     #[test]
-    fn the_bound_is_the_median_of_the_last_norms() {
-        assert_eq!(clip_after(&[], 3).bound(), None);
-        assert_eq!(clip_after(&[4.0], 3).bound(), Some(4.0));
-        assert_eq!(clip_after(&[4.0, 2.0], 3).bound(), Some(3.0));
-        let full = clip_after(&[100.0, 4.0, 2.0, 3.0], 3);
-        assert_eq!((full.bound(), full.norms().count()), (Some(3.0), 3));
+    fn a_median_of_zero_silences_an_update_and_a_zero_update_stays() {
+        let clip = NormClip::resume(&[0.0; 3]).unwrap();
+        assert_eq!((clip.factor(5.0), clip.factor(0.0)), (0.0, 1.0));
     }
 
     #[test]
-    fn without_any_norm_nothing_is_clipped() {
-        let mut delta = set(&[3.0, 4.0]);
-        let report = clip_after(&[], 3).clip(&mut delta).unwrap();
-        assert_eq!(report, ClipReport { norm: 5.0, bound: None, factor: 1.0 });
-        assert_eq!(delta, set(&[3.0, 4.0]));
-    }
-
-    #[test]
-    fn a_median_of_zero_silences_an_update_and_a_zero_update_stays_zero() {
-        let clip = clip_after(&[0.0], 3);
-        let (mut delta, mut zero) = (set(&[3.0, 4.0]), set(&[0.0, 0.0]));
-        assert_eq!(clip.clip(&mut delta).unwrap().factor, 0.0);
-        assert_eq!(clip.clip(&mut zero).unwrap().factor, 1.0);
-        assert_eq!((delta, zero), (set(&[0.0, 0.0]), set(&[0.0, 0.0])));
-    }
-
-    #[test]
-    fn values_that_are_not_finite_are_refused() {
-        let mut clip = clip_after(&[1.0], 3);
+    fn norms_that_are_not_finite_are_refused() {
+        let mut clip = NormClip::resume(&[1.0]).unwrap();
         for bad in [-1.0, f64::NAN, f64::INFINITY] {
             assert_eq!(clip.observe(bad).unwrap_err().kind(), "out_of_range");
         }
-        assert_eq!(clip.clip(&mut set(&[f32::NAN])).unwrap_err().kind(), "not_finite");
-        assert_eq!(clip, clip_after(&[1.0], 3));
+        assert_eq!(clip, NormClip::resume(&[1.0]).unwrap());
     }
 
     proptest! {
         #[test]
-        fn a_clipped_update_is_no_longer_than_the_bound_and_points_the_same_way(
-            values in prop::collection::vec(-1e3_f32..1e3, 1..20), norm in 1e-3_f64..1e4,
+        fn what_counts_is_no_longer_than_the_bound(
+            norms in prop::collection::vec(0.0_f64..1e4, 3..40),
         ) {
-            let before = set(&values);
-            let mut after = before.clone();
-            let report = clip_after(&[norm], 9).clip(&mut after).unwrap();
-            prop_assert!(after.norm() <= norm * (1.0 + 1e-6));
-            prop_assert!((0.0..=1.0).contains(&report.factor));
-            for (x, y) in before.tensors()[0].data.iter().zip(&after.tensors()[0].data) {
-                prop_assert!((f64::from(*x) * report.factor - f64::from(*y)).abs() < 1e-3);
+            let clip = NormClip::resume(&norms).unwrap();
+            let bound = clip.bound().unwrap();
+            for norm in norms {
+                let factor = clip.factor(norm);
+                prop_assert!((0.0..=1.0).contains(&factor));
+                prop_assert!(norm * factor <= bound * (1.0 + 1e-12));
+                prop_assert!(factor == 1.0 || norm > bound);
             }
         }
 
@@ -185,7 +163,7 @@ mod tests {
             attack in prop::collection::vec(0.0_f64..1e9, 0..4),
         ) {
             let norms: Vec<f64> = honest.into_iter().chain(attack).collect();
-            let bound = clip_after(&norms, 100).bound().unwrap();
+            let bound = NormClip::resume(&norms).unwrap().bound().unwrap();
             prop_assert!((1.0..2.0).contains(&bound));
         }
     }

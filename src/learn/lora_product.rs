@@ -271,25 +271,25 @@ impl<'g> LoraAverage<'g> {
 
 /// A tensor set taken apart.
 #[derive(Debug, Clone)]
-struct Parts<'a> {
+pub(super) struct Parts<'a> {
     /// By module name.
-    pairs: BTreeMap<&'a str, Pair<'a>>,
+    pub(super) pairs: BTreeMap<&'a str, Pair<'a>>,
     /// Everything else, in order of names.
-    dense: Vec<&'a Tensor>,
+    pub(super) dense: Vec<&'a Tensor>,
 }
 
 /// One LoRA pair: `b` is `[d, rank]`, `a` is `[rank, k]`.
 #[derive(Debug, Clone, Copy)]
-struct Pair<'a> {
-    b: &'a [f32],
-    a: &'a [f32],
+pub(super) struct Pair<'a> {
+    pub(super) b: &'a [f32],
+    pub(super) a: &'a [f32],
     d: usize,
-    k: usize,
-    rank: usize,
+    pub(super) k: usize,
+    pub(super) rank: usize,
 }
 
 impl<'a> Parts<'a> {
-    fn of(set: &'a TensorSet) -> Result<Self, LearnError> {
+    pub(super) fn of(set: &'a TensorSet) -> Result<Self, LearnError> {
         set.check_finite()?;
         let (mut pairs, mut dense) = (BTreeMap::new(), Vec::new());
         for tensor in set.tensors() {
@@ -309,7 +309,7 @@ impl<'a> Parts<'a> {
     }
 
     /// Checks names and shapes, all but the ranks, against the global adapter.
-    fn check_fits(&self, global: &Parts<'_>) -> Result<(), LearnError> {
+    pub(super) fn check_fits(&self, global: &Parts<'_>) -> Result<(), LearnError> {
         for at in 0..self.dense.len().max(global.dense.len()) {
             let (own, wanted) = (self.dense.get(at), global.dense.get(at));
             let key = |t: &&Tensor| (t.name.clone(), t.shape.clone());
@@ -407,7 +407,7 @@ fn check_rank(rank: usize) -> Result<(), LearnError> {
     Err(LearnError::OutOfRange { what: "rank", expected: "at least 1".into(), actual: "0".into() })
 }
 
-fn rank_weight(rank: usize) -> f64 {
+pub(super) fn rank_weight(rank: usize) -> f64 {
     count_weight(u64::try_from(rank).unwrap_or(u64::MAX))
 }
 

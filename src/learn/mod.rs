@@ -7,6 +7,7 @@ mod augment;
 mod batches;
 mod class_logits;
 mod clip;
+mod effect_norm;
 mod error_feedback;
 mod factors;
 mod fedavg;
@@ -27,7 +28,8 @@ mod window;
 pub use augment::Augment;
 pub use batches::Batches;
 pub use class_logits::{LOGIT_BOUND, average_class_logits};
-pub use clip::{ClipReport, NormClip};
+pub use clip::{LEAST_NORMS, NORMS_REMEMBERED, NormClip};
+pub use effect_norm::effect_norm;
 pub use error_feedback::ErrorFeedback;
 pub use fedavg::{Accumulator, Share, WeightedDelta, fed_avg, weights};
 pub use learner::{

@@ -171,6 +171,17 @@ pub enum Event {
         /// Its id.
         update: UpdateId,
     },
+    /// A contribution was longer than the usual one, and counted in part.
+    Clip {
+        /// What was left of it, in millionths.
+        kept_ppm: u32,
+        /// The round.
+        round: RoundNo,
+        /// Who sent it.
+        sender: NodeId,
+        /// Its id.
+        update: UpdateId,
+    },
     /// One sender, one round, two bodies.
     Equivocation {
         /// The contribution that counts.
@@ -291,6 +302,7 @@ impl Event {
             Self::Decline { .. } => "decline",
             Self::Refusal { .. } => "refusal",
             Self::Late { .. } => "late",
+            Self::Clip { .. } => "clip",
             Self::Equivocation { .. } => "equivocation",
             Self::KeyAdd { .. } => "key_add",
             Self::KeyRotate { .. } => "key_rotate",
@@ -396,6 +408,7 @@ pub(crate) mod tests {
             Event::Refusal { message: digest, reason: word(), sender: Some(name()) },
             Event::Refusal { message: digest, reason: word(), sender: None },
             Event::Late { round: n, sender: name(), update },
+            Event::Clip { kept_ppm: u32::MAX, round: n, sender: name(), update },
             Event::Equivocation { first: update, round: n, second: update, sender: name() },
             Event::KeyAdd { key, keyring: n, subject: name() },
             Event::KeyRotate { keyring: n, new: key, old: key, subject: name() },

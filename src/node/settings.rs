@@ -40,6 +40,8 @@ use crate::topic::Prefix;
 use crate::trust::keyring::Keyring;
 use crate::trust::keyring_document::open_document;
 use crate::trust::keys::SigningKey;
+#[cfg(feature = "torch")]
+use crate::trust::{keys::VerifyingKey, release::ReleaseTrust};
 use crate::wire::{Coding, Plan};
 
 /// Why settings don't make a node.
@@ -116,11 +118,11 @@ pub fn identity_of(
     })
 }
 
-/// Makes the model that the settings name.
+/// Makes the model that the settings name; a base must be one that settings or keyring let in.
 ///
 /// # Errors
 /// [`SettingsProblem`].
-pub fn brain(settings: &Settings) -> Result<Brain, SettingsProblem> {
+pub fn brain(settings: &Settings, keyring: &Keyring) -> Result<Brain, SettingsProblem> {
     let (classes, len) = (bearings::CLASSES.len(), bearings::WINDOW_LEN);
     let model = ModelMeta {
         name: settings.model.name.clone(),
@@ -139,7 +141,7 @@ pub fn brain(settings: &Settings) -> Result<Brain, SettingsProblem> {
                 Box::new(SoftmaxPredictor::new(speeds, len, classes)?),
             )
         }
-        LearnerName::SignalTransformer => signal_transformer(settings)?,
+        LearnerName::SignalTransformer => signal_transformer(settings, keyring)?,
     };
     let adapter = pack(&learner.initial_adapter())?;
     Ok(Brain { model, base, adapter, learner, predictor })
@@ -147,12 +149,13 @@ pub fn brain(settings: &Settings) -> Result<Brain, SettingsProblem> {
 
 /// The pre-trained base with LoRA on it.
 #[cfg(feature = "torch")]
-fn signal_transformer(settings: &Settings) -> Result<Engine, SettingsProblem> {
+fn signal_transformer(settings: &Settings, keyring: &Keyring) -> Result<Engine, SettingsProblem> {
     use crate::torch::{LoraConfig, SignalLearner, SignalPredictor, TrainerConfig, load_base};
 
     let default = || std::path::PathBuf::from("models/signal-bearing.toml");
     let path = settings.model.base.clone().unwrap_or_else(default);
-    let (card, base) = load_base(&path).map_err(|error| SettingsProblem::Key {
+    let trust = release_trust(settings, keyring)?;
+    let (card, base) = load_base(&path, &trust).map_err(|error| SettingsProblem::Key {
         key: "model.base",
         problem: format!("{}: {error}", path.display()),
     })?;
@@ -184,12 +187,25 @@ fn core_share(limits: &LimitSettings, cores: Option<NonZeroUsize>) -> CoreShare 
     CoreShare { serve: threads(limits.serve_threads), train: threads(limits.train_threads) }
 }
 
+/// Whose signature on a base's card is believed.
+#[cfg(feature = "torch")]
+fn release_trust(settings: &Settings, keyring: &Keyring) -> Result<ReleaseTrust, SettingsProblem> {
+    let bad = |problem| SettingsProblem::Key { key: "model.release_key", problem };
+    let pem = match &settings.model.release_key {
+        None => crate::torch::SHIPPED_KEY.to_owned(),
+        Some(path) => std::fs::read_to_string(path)
+            .map_err(|error| bad(format!("{}: {error}", path.display())))?,
+    };
+    let key = VerifyingKey::from_pem(&pem).map_err(|error| bad(error.to_string()))?;
+    Ok(ReleaseTrust::pinned(key).and_keyring(keyring))
+}
+
 /// The factors of version 0 are the same on each node.
 #[cfg(feature = "torch")]
 const ADAPTER_SEED: u64 = 1;
 
 #[cfg(not(feature = "torch"))]
-fn signal_transformer(_: &Settings) -> Result<Engine, SettingsProblem> {
+fn signal_transformer(_: &Settings, _: &Keyring) -> Result<Engine, SettingsProblem> {
     Err(SettingsProblem::Key {
         key: "model.learner",
         problem: "this gaisnet was built without libtorch: use softmax, or build it with the \

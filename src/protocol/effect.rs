@@ -238,6 +238,21 @@ pub struct CombineJob {
     pub inputs: Vec<CombineInput>,
     /// A relay stacks, the root makes the next adapter.
     pub relay: bool,
+    /// Norms of earlier contributions, oldest first: what is usual.
+    pub norms: Vec<f64>,
+}
+
+/// How much of a contribution counted.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Weighed {
+    /// Who.
+    pub sender: NodeId,
+    /// Its update.
+    pub update: UpdateId,
+    /// Length of what it does.
+    pub norm: f64,
+    /// What was left of it by norm clipping, 0 to 1.
+    pub factor: f64,
 }
 
 /// What training or combining came to.
@@ -259,4 +274,6 @@ pub struct Work {
     pub loss_last: f32,
     /// What compression left out, for the next round (devices only).
     pub residual: Option<Vec<u8>>,
+    /// How much of each delta counted, in the order of the job (combinations only).
+    pub weighed: Vec<Weighed>,
 }

@@ -9,6 +9,8 @@ pub(crate) enum Guard {
     Repeats,
     /// Who speaks with a lower epoch isn't listened to.
     Epochs,
+    /// No contribution counts as longer than the usual one.
+    Norms,
 }
 
 #[cfg(not(test))]

@@ -20,12 +20,15 @@ use ring::digest::{Context, SHA256};
 use serde::Serialize;
 
 use self::state::{
-    Closing, EPOCH, GLOBAL, Global, NUMBER, Open, PAUSED, Phase, Recent, Told, accepted, late,
+    Closing, EPOCH, GLOBAL, Global, NORMS, NUMBER, Open, PAUSED, Phase, Recent, Told, accepted,
+    late,
 };
-use super::effect::{CombineInput, CombineJob, Delivery, Effect, Input, Job, Timer, To, Work};
+use super::effect::{
+    CombineInput, CombineJob, Delivery, Effect, Input, Job, Timer, To, Weighed, Work,
+};
 use super::update;
 use crate::ids::{Digest, Epoch, Name, NodeId, RoundNo, Side, UpdateId, Version};
-use crate::learn::{Layout, half_cosine};
+use crate::learn::{Layout, NORMS_REMEMBERED, half_cosine};
 use crate::ledger::{Event, Word};
 use crate::time::Now;
 use crate::trust::Verified;
@@ -97,6 +100,8 @@ pub struct Round {
     late: BTreeMap<UpdateId, CombineInput>,
     /// Contributions whose blob is being fetched.
     waiting: BTreeMap<NodeId, Verified>,
+    /// Lengths of the last combined contributions, oldest first: what is usual.
+    norms: Vec<f64>,
     paused: bool,
     /// The disk has no room for new work.
     full: bool,
@@ -155,6 +160,7 @@ impl Round {
             recent: Vec::new(),
             late: BTreeMap::new(),
             waiting: BTreeMap::new(),
+            norms: Vec::new(),
             paused: false,
             full: false,
         };
@@ -547,6 +553,7 @@ impl Round {
             class_targets: closing.offer.class_targets.clone(),
             inputs: closing.set.clone(),
             relay: self.config.owner == Owner::Relay,
+            norms: self.norms.clone(),
         })
     }
 
@@ -562,6 +569,9 @@ impl Round {
         }
         let closing = closing.clone();
         self.phase = Phase::Idle;
+        if let Ok(work) = &outcome {
+            self.remember_norms(closing.offer.round, &work.weighed, out);
+        }
         match (outcome, closing.offer.outer) {
             (Ok(work), None) => self.commit(&closing, work, out),
             (Ok(work), Some(outer)) => {
@@ -587,6 +597,27 @@ impl Round {
         }
         self.put_phase(out);
         self.schedule_next(out);
+    }
+
+    /// Adds the lengths of a combined set to those that later rounds are measured against, and records
+    /// what counted in part.
+    ///
+    /// In the same step as the end of the round, so that a crash combines against the same ones.
+    fn remember_norms(&mut self, round: RoundNo, weighed: &[Weighed], out: &mut Vec<Effect>) {
+        for Weighed { sender, update, factor, .. } in weighed.iter().filter(|w| w.factor < 1.0) {
+            out.push(Effect::Record(Event::Clip {
+                kept_ppm: millionths(*factor),
+                round,
+                sender: sender.clone(),
+                update: *update,
+            }));
+        }
+        if weighed.is_empty() {
+            return;
+        }
+        self.norms.extend(weighed.iter().map(|weighed| weighed.norm));
+        self.norms.drain(..self.norms.len().saturating_sub(NORMS_REMEMBERED));
+        put(NORMS, &self.norms, out);
     }
 
     fn commit(&mut self, closing: &Closing, work: Work, out: &mut Vec<Effect>) {
@@ -686,6 +717,11 @@ impl Round {
     fn send(&self, to: To, body: Body, delivery: Delivery) -> Effect {
         Effect::Send { to, body, round: self.number, epoch: self.epoch, delivery }
     }
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to a million")]
+fn millionths(factor: f64) -> u32 {
+    (factor.clamp(0.0, 1.0) * 1e6) as u32
 }
 
 /// SHA-256 over the update ids in the order of the set.

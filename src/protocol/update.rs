@@ -5,11 +5,12 @@
 
 use std::collections::BTreeMap;
 
-use super::effect::{CombineInput, CombineJob, Work};
+use super::effect::{CombineInput, CombineJob, Weighed, Work};
+use super::guard::{self, Guard};
 use crate::ids::{Digest, NodeId, UpdateId};
 use crate::learn::{
-    ClassLogits, ErrorFeedback, LOGIT_BOUND, Layout, LearnError, LoraAverage, Quantizer, Share,
-    Tensor, TensorSet, Width, average_class_logits, weights,
+    ClassLogits, ErrorFeedback, LOGIT_BOUND, Layout, LearnError, LoraAverage, NormClip, Quantizer,
+    Share, Tensor, TensorSet, Width, average_class_logits, effect_norm, weights,
 };
 use crate::wire::{
     ClassSummary, CodecError, Coding, MAX_UPDATE_BYTES, PackedSet, PackedTensor, Plan,
@@ -159,7 +160,8 @@ pub fn pack_delta(
 /// Combines the contributions of a round; a pure function of the job and the blobs that it names.
 ///
 /// The root makes the next adapter. A relay makes a stack: factors side by side with their weights
-/// in them, everything else as the difference from what was offered.
+/// in them, everything else as the difference from what was offered. What a delta does is clipped to
+/// the usual length first: a clipped one counts as the same step, only shorter.
 ///
 /// # Determinism
 /// f64 sums in the order of senders; sequential kernels; the same bytes on each run.
@@ -174,6 +176,7 @@ pub fn combine(
     let set = |digest: &Digest| unpack(&blob(digest).ok_or(UpdateError::Missing(*digest))?);
     let with_delta: Vec<(&CombineInput, Digest)> =
         job.inputs.iter().filter_map(|input| Some((input, input.delta?))).collect();
+    let mut weighed = Vec::new();
     let update = if with_delta.is_empty() {
         None
     } else {
@@ -181,12 +184,30 @@ pub fn combine(
         let mut sum = LoraAverage::new(f64::from(job.plan.alpha), &global)?;
         let shares = with_delta.iter().map(|(input, _)| (key(input), share(input))).collect();
         let weights = weights(&shares)?;
-        for (input, delta) in with_delta {
+        // What a member has learned, and from where unless from what was offered.
+        let learned = |(input, delta): &(&CombineInput, Digest)| {
             let older = (input.base != job.global).then(|| set(&input.base)).transpose()?;
             let base = older.as_ref().unwrap_or(&global);
-            let adapter = adapter_of(set(&delta)?, base, input.stacked)?;
+            let adapter = adapter_of(set(delta)?, base, input.stacked)?;
+            Ok::<_, UpdateError>((adapter, older))
+        };
+        // The bound has to be known before anything is added, so each blob is read twice.
+        let mut clip = NormClip::resume(&job.norms)?;
+        let mut norms = Vec::with_capacity(with_delta.len());
+        for member in &with_delta {
+            let (adapter, older) = learned(member)?;
+            let base = older.as_ref().unwrap_or(&global);
+            let norm = effect_norm(f64::from(job.plan.alpha), &adapter, base)?;
+            clip.observe(norm)?;
+            norms.push(norm);
+        }
+        for (member, norm) in with_delta.iter().zip(norms) {
+            let (input, (adapter, older)) = (member.0, learned(member)?);
             let weight = weights.get(&key(input)).copied().unwrap_or(0.0);
-            sum.add(weight, &adapter, base)?;
+            let factor = if guard::stands(Guard::Norms) { clip.factor(norm) } else { 1.0 };
+            sum.add(weight * factor, &adapter, older.as_ref().unwrap_or(&global))?;
+            let (sender, update) = key(input);
+            weighed.push(Weighed { sender, update, norm, factor });
         }
         Some(if job.relay {
             let stack = sum.stack(MAX_STACKED_RANK)?.adapter;
@@ -209,6 +230,7 @@ pub fn combine(
         loss_first: mean_loss(&job.inputs, examples, |input| input.loss_first),
         loss_last: mean_loss(&job.inputs, examples, |input| input.loss_last),
         residual: None,
+        weighed,
     })
 }
 
@@ -373,3 +395,7 @@ fn mean_loss(inputs: &[CombineInput], examples: u64, of: impl Fn(&CombineInput) 
     let weigh = |input: &CombineInput| f64::from(of(input)) * input.num_examples as f64;
     (inputs.iter().map(weigh).sum::<f64>() / (examples.max(1) as f64)) as f32
 }
+
+#[cfg(test)]
+#[path = "clip_tests.rs"]
+mod clip_tests;

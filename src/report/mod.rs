@@ -50,7 +50,7 @@ pub struct DemoReport {
     pub raw_f32_per_device_round: u64,
     /// Everything that crossed from the sites to the federation.
     pub crossings: Vec<Crossing>,
-    /// Ways to contribute, the uncompressed one first.
+    /// Ways to contribute, the uncompressed one first; the others are measured against it.
     pub contributions: Vec<Contribution>,
     /// Wall time of the federated arm.
     pub seconds: f64,
@@ -86,6 +86,12 @@ impl DemoReport {
     pub fn compression(&self) -> Option<f64> {
         let (raw, sent) = (self.raw_f32_per_device_round, self.up_per_device_round);
         (sent > 0).then(|| to_f64(raw) / to_f64(sent))
+    }
+
+    /// How many times smaller a way is than the first, as people read it.
+    fn times_smaller(&self, way: &Contribution) -> String {
+        let first = self.contributions.first().map_or(0, |first| first.bytes_per_device_round);
+        format!("{:.2} x", to_f64(first) / to_f64(way.bytes_per_device_round.max(1)))
     }
 
     /// The best plant on its own.
@@ -161,10 +167,10 @@ pub struct Crossing {
 pub struct Contribution {
     /// Its name, e.g. `int8`.
     pub kind: String,
-    /// Uplink of one device in one round.
+    /// Bytes of one device's work in one round, without the signed message around it.
     pub bytes_per_device_round: u64,
-    /// What the federation reaches with it.
-    pub macro_f1: f64,
+    /// What the federation reaches with it, where this run did it.
+    pub macro_f1: Option<f64>,
 }
 
 /// Counts of answers: `counts[true][answered]`.
@@ -282,10 +288,10 @@ mod tests {
                 crossing("receipts and status", 240, 120_400),
             ],
             contributions: vec![
-                way("raw f32", 48_640, 0.935),
-                way("int8", 12_480, 0.934),
-                way("int4", 6_600, 0.921),
-                way("class logits", 130, 0.742),
+                way("raw f32", 48_640, None),
+                way("int8", 12_480, Some(0.934)),
+                way("int4", 6_600, None),
+                way("class logits", 130, None),
             ],
             seconds: 48.2,
             cpu_seconds: 61.7,

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::chart::{self, Bar, Line};
 use super::html::Escaped;
-use super::table::price;
+use super::table::reached;
 use super::{DemoReport, Latency, RoundPoint, human_bytes, to_f64};
 
 /// Tells the run as HTML that loads nothing: styles and plots are in it, there is no script.
@@ -82,7 +82,6 @@ fn plots(report: &DemoReport, page: &mut String) {
         chart::columns(label, &rounds, human_bytes)
     });
 
-    let reference = report.contributions.first().map_or(f64::NAN, |first| first.macro_f1);
     let ways: Vec<Bar> = report
         .contributions
         .iter()
@@ -95,16 +94,16 @@ fn plots(report: &DemoReport, page: &mut String) {
         .collect();
     let top = ways.iter().map(|bar| bar.value).fold(0.0, f64::max);
     let mut prices = String::from(
-        "<table class=\"wide\"><tr><th scope=\"col\">kind</th><th scope=\"col\">macro-F1</th>\
-         <th scope=\"col\">price</th></tr>",
+        "<table class=\"wide\"><tr><th scope=\"col\">kind</th><th scope=\"col\">smaller</th>\
+         <th scope=\"col\">macro-F1</th></tr>",
     );
     for way in &report.contributions {
         let _ = write!(
             prices,
-            "<tr><th scope=\"row\">{}</th><td>{:.3}</td><td>{:.3}</td></tr>",
+            "<tr><th scope=\"row\">{}</th><td>{}</td><td>{}</td></tr>",
             Escaped(&way.kind),
-            way.macro_f1,
-            price(reference, way.macro_f1),
+            report.times_smaller(way),
+            reached(way),
         );
     }
     prices.push_str("</table>");

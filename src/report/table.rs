@@ -1,6 +1,6 @@
 //! The table at the end of a run in the terminal.
 
-use super::{DemoReport, Score, human_bytes};
+use super::{Contribution, DemoReport, Score, human_bytes};
 
 /// Tells the run in plain text of at most 80 columns (longer names make it wider).
 pub fn to_table(report: &DemoReport) -> String {
@@ -46,18 +46,15 @@ fn traffic(report: &DemoReport, rows: &mut Vec<String>) {
 fn contributions(report: &DemoReport, rows: &mut Vec<String>) {
     rows.push(format!(
         "  {:<34}{:>10}{:>10}{:>10}",
-        "contribution, device and round", "bytes", "macro-F1", "price"
+        "work of a device and round", "bytes", "smaller", "macro-F1"
     ));
-    let raw = human_bytes(report.raw_f32_per_device_round);
-    rows.push(format!("  {:<34}{raw:>10}", "the adapter as raw f32"));
-    let reference = report.contributions.first().map_or(f64::NAN, |first| first.macro_f1);
     for way in &report.contributions {
         rows.push(format!(
-            "  {:<34}{:>10}{:>10.3}{:>10.3}",
+            "  {:<34}{:>10}{:>10}{:>10}",
             way.kind,
             human_bytes(way.bytes_per_device_round),
-            way.macro_f1,
-            price(reference, way.macro_f1),
+            report.times_smaller(way),
+            reached(way),
         ));
     }
 }
@@ -77,10 +74,9 @@ fn costs(report: &DemoReport, rows: &mut Vec<String>) {
     row("audit verified", if report.audit.verified { "yes" } else { "NO" }.to_owned());
 }
 
-/// What macro-F1 is lost against the uncompressed way; never "-0.000".
-pub(super) fn price(reference: f64, macro_f1: f64) -> f64 {
-    let lost = reference - macro_f1;
-    if lost.abs() < 0.000_5 { 0.0 } else { lost }
+/// What the federation reached with a way; only a run of it can tell.
+pub(super) fn reached(way: &Contribution) -> String {
+    way.macro_f1.map_or_else(|| "not run".to_owned(), |macro_f1| format!("{macro_f1:.3}"))
 }
 
 #[cfg(test)]

@@ -109,6 +109,7 @@ pub(super) const KEYS: &[Key] = &[
     key("model.name", Expect::Name),
     key("model.learner", OneOf(&["softmax", "signal-transformer"])),
     key("model.base", Path),
+    key("model.release_key", Path),
     key("data.set", OneOf(&["bearings"])),
     key("data.client", Expect::Name),
     key("data.cache", Path),

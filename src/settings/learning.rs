@@ -110,8 +110,10 @@ pub struct ModelSettings {
     pub name: Name,
     /// What learns.
     pub learner: LearnerName,
-    /// The frozen base model.
+    /// Card of the frozen base model.
     pub base: Option<PathBuf>,
+    /// Public key whose signature on the card is believed.
+    pub release_key: Option<PathBuf>,
 }
 
 /// What learns.

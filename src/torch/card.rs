@@ -1,11 +1,12 @@
-//! Cards of bases: a base is a safetensors file and beside it a card that pins its digest.
+//! Cards of bases: a base is a safetensors file, beside it a card that pins its digest, and the seal
+//! of a release key on the card (`trust/release.rs`).
 //!
 //! `models/signal-bearing.toml` tells what the weights are, how they were made and under which
-//! licence; nothing loads weights that their card doesn't know.
+//! licence; nothing loads weights that their card doesn't know, or a card that nobody answers for.
 
 use std::fs;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
@@ -15,6 +16,10 @@ use super::safetensors::{self, WeightsError};
 use super::signal::SignalTransformerConfig;
 use crate::ids::Digest;
 use crate::learn::{Control, LearnError, Progress, TensorSet, physics};
+use crate::trust::keys::SigningKey;
+use crate::trust::release::{
+    MAX_CARD_BYTES, MAX_SEAL_BYTES, ReleaseError, ReleaseTrust, seal_card,
+};
 
 /// What is known of a base.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -42,9 +47,9 @@ impl ModelCard {
     /// Reads a card.
     ///
     /// # Errors
-    /// [`WeightsError::Malformed`] when it isn't TOML or has missing or unknown keys.
+    /// [`WeightsError::BadCard`] when it isn't TOML or has missing or unknown keys.
     pub fn parse(text: &str) -> Result<Self, WeightsError> {
-        toml::from_str(text).map_err(|e| WeightsError::Malformed(e.to_string()))
+        toml::from_str(text).map_err(|e| WeightsError::BadCard(e.to_string()))
     }
 
     /// The card as TOML.
@@ -108,12 +113,47 @@ pub fn make_base(
     Ok(card)
 }
 
-/// Reads a card and the weights beside it.
+/// Seals the card of a base with release keys, as `<name>.sig` beside it; gives that path.
 ///
 /// # Errors
-/// [`WeightsError`] when size, digest, names, shapes or values aren't those of the card.
-pub fn load_base(card_path: &Path) -> Result<(ModelCard, TensorSet), WeightsError> {
-    let card = ModelCard::parse(&fs::read_to_string(card_path).map_err(io(card_path))?)?;
+/// [`WeightsError`] when card and weights don't belong together: then nothing is sealed.
+pub fn seal_base(card_path: &Path, release: &[&SigningKey]) -> Result<PathBuf, WeightsError> {
+    let card = read_card(card_path)?;
+    read_weights(card_path, &card)?;
+    let seal = seal_card(&card, release).map_err(ReleaseError::from)?;
+    let path = card_path.with_extension(SEAL);
+    replace(&path, &seal)?;
+    Ok(path)
+}
+
+/// Reads a card that a trusted key has sealed, and the weights beside it.
+///
+/// Nothing of a card is looked at before its seal is good.
+///
+/// # Errors
+/// [`WeightsError`] when the seal is missing or isn't one of `trust`, or when size, digest, names,
+/// shapes or values aren't those of the card.
+pub fn load_base(
+    card_path: &Path,
+    trust: &ReleaseTrust,
+) -> Result<(ModelCard, TensorSet), WeightsError> {
+    let card = read_card(card_path)?;
+    let path = card_path.with_extension(SEAL);
+    if !path.exists() {
+        return Err(WeightsError::Unsigned { path });
+    }
+    let cap = u64::try_from(MAX_SEAL_BYTES).unwrap_or(u64::MAX);
+    trust.check(&card, &safetensors::read_bytes(&path, cap)?)?;
+    read_weights(card_path, &card)
+}
+
+fn read_card(card_path: &Path) -> Result<Vec<u8>, WeightsError> {
+    safetensors::read_bytes(card_path, u64::try_from(MAX_CARD_BYTES).unwrap_or(u64::MAX))
+}
+
+fn read_weights(card_path: &Path, card: &[u8]) -> Result<(ModelCard, TensorSet), WeightsError> {
+    let text = std::str::from_utf8(card).map_err(|e| WeightsError::BadCard(e.to_string()))?;
+    let card = ModelCard::parse(text)?;
     card.architecture.check()?;
     if card.bytes > MAX_BASE_BYTES {
         let (max, actual) = (MAX_BASE_BYTES, card.bytes);
@@ -160,6 +200,12 @@ fn sha256(bytes: &[u8]) -> Digest {
     Digest(out)
 }
 
+/// The public half of the key that sealed the bases in `models/`.
+pub const SHIPPED_KEY: &str = include_str!("../../models/release.pub.pem");
+
+/// Extension of the seal on a card.
+const SEAL: &str = "sig";
+
 /// A base for sensor windows that is larger than this is none.
 const MAX_BASE_BYTES: u64 = 64 * 1024 * 1024;
 
@@ -167,6 +213,7 @@ const MAX_BASE_BYTES: u64 = 64 * 1024 * 1024;
 mod tests {
     use super::*;
     use crate::torch::transformer::BlockConfig;
+    use crate::trust::keys::VerifyingKey;
 
     fn make(dir: &Path) -> ModelCard {
         let model = SignalTransformerConfig {
@@ -179,14 +226,54 @@ mod tests {
         make_base(&config, dir, "tiny", &mut |_| Control::Continue).unwrap()
     }
 
+    fn key(seed: u8) -> SigningKey {
+        SigningKey::generate(&[seed; 32])
+    }
+
+    fn trust() -> ReleaseTrust {
+        ReleaseTrust::pinned(*key(1).public())
+    }
+
+    fn kind(card: &Path) -> &'static str {
+        load_base(card, &trust()).map_or_else(|e| e.kind(), |_| "ok")
+    }
+
     #[test]
-    fn a_base_comes_back_with_its_card() {
+    fn a_sealed_base_comes_back_with_its_card() {
         let dir = tempfile::tempdir().unwrap();
         let card = make(dir.path());
-        let (read, weights) = load_base(&dir.path().join("tiny.toml")).unwrap();
+        let path = dir.path().join("tiny.toml");
+        assert_eq!(seal_base(&path, &[&key(1)]).unwrap(), dir.path().join("tiny.sig"));
+        let (read, weights) = load_base(&path, &trust()).unwrap();
         assert_eq!(read, card);
         assert_eq!(weights.layout(), card.architecture.layout());
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "nothing is left over");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3, "nothing is left over");
+    }
+
+    #[test]
+    fn a_base_without_the_seal_of_a_trusted_key_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        make(dir.path());
+        let card = dir.path().join("tiny.toml");
+        assert_eq!(kind(&card), "unsigned");
+        let text = load_base(&card, &trust()).unwrap_err().to_string();
+        assert!(text.contains("tiny.sig") && text.contains("gaisnet model sign"), "{text}");
+        seal_base(&card, &[&key(2)]).unwrap();
+        assert_eq!(kind(&card), "release_foreign_key");
+        seal_base(&card, &[&key(1)]).unwrap();
+        assert_eq!(kind(&card), "ok", "the valid twin");
+        fs::write(card.with_extension(SEAL), vec![0; MAX_SEAL_BYTES + 1]).unwrap();
+        assert_eq!(kind(&card), "too_big");
+    }
+
+    #[test]
+    fn what_its_card_does_not_pin_is_not_sealed() {
+        let dir = tempfile::tempdir().unwrap();
+        make(dir.path());
+        let card = dir.path().join("tiny.toml");
+        fs::write(card.with_extension("safetensors"), b"other weights").unwrap();
+        assert_eq!(seal_base(&card, &[&key(1)]).unwrap_err().kind(), "bad_digest");
+        assert!(!card.with_extension(SEAL).exists());
     }
 
     #[test]
@@ -194,7 +281,8 @@ mod tests {
         use crate::learn::Predictor;
         use crate::torch::{LoraConfig, SignalPredictor};
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/signal-bearing.toml");
-        let (card, weights) = load_base(&path).unwrap();
+        let trust = ReleaseTrust::pinned(VerifyingKey::from_pem(SHIPPED_KEY).unwrap());
+        let (card, weights) = load_base(&path, &trust).unwrap();
         assert_eq!(card.architecture, PretrainConfig::default().model);
         assert!(card.bytes < 2_000_000);
         let fresh = physics::windows(&mut crate::rng::Stream::new(77, "fresh"), 90);
@@ -212,7 +300,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let card = make(dir.path());
         let (card_path, path) = (dir.path().join("tiny.toml"), dir.path().join("tiny.safetensors"));
-        let kind = || load_base(&card_path).map_or_else(|e| e.kind(), |_| "ok");
+        let kind = || kind(&card_path);
+        let seal = || seal_base(&card_path, &[&key(1)]);
+        seal().unwrap();
         let good = fs::read(&path).unwrap();
         let mut flipped = good.clone();
         *flipped.last_mut().unwrap() ^= 1;
@@ -223,9 +313,18 @@ mod tests {
         fs::write(&path, &good).unwrap();
         assert_eq!(kind(), "ok");
         let deeper = card.to_toml().replace("layers = 1", "layers = 2");
-        fs::write(&card_path, deeper).unwrap();
+        fs::write(&card_path, &deeper).unwrap();
+        assert_eq!(kind(), "release_other_card");
+        assert_eq!(seal().unwrap_err().kind(), "layout_mismatch");
+        // Also where a release key was careless.
+        let careless = |card: &str| {
+            fs::write(&card_path, card).unwrap();
+            let seal = seal_card(card.as_bytes(), &[&key(1)]).unwrap();
+            fs::write(card_path.with_extension(SEAL), seal).unwrap();
+        };
+        careless(&deeper);
         assert_eq!(kind(), "layout_mismatch");
-        fs::write(&card_path, card.to_toml() + "extra = 1\n").unwrap();
-        assert_eq!(kind(), "malformed");
+        careless(&(card.to_toml() + "extra = 1\n"));
+        assert_eq!(kind(), "bad_card");
     }
 }

@@ -25,7 +25,7 @@ pub mod trainer;
 pub mod transformer;
 pub mod weights;
 
-pub use card::{ModelCard, load_base, make_base};
+pub use card::{ModelCard, SHIPPED_KEY, load_base, make_base, seal_base};
 pub use lora::LoraConfig;
 pub use predictor::SignalPredictor;
 pub use pretrain::{PretrainConfig, pretrain};

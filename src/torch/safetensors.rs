@@ -5,12 +5,13 @@
 
 use std::fs;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use crate::ids::Digest;
 use crate::learn::{LearnError, Tensor, TensorSet};
+use crate::trust::release::ReleaseError;
 
 /// Why weights were refused.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +65,21 @@ pub enum WeightsError {
         /// Of the file.
         actual: Digest,
     },
+    /// A card isn't TOML with the keys of one.
+    #[error("not the card of a model: {0}")]
+    BadCard(String),
+    /// A card has no seal.
+    #[error(
+        "{} is missing: a base is only taken with the signature of a release key on its card; \
+         fetch it from where the base came from, or sign it (gaisnet model sign)", path.display()
+    )]
+    Unsigned {
+        /// Where the seal should be.
+        path: PathBuf,
+    },
+    /// Nobody who may release models sealed the card.
+    #[error(transparent)]
+    Release(#[from] ReleaseError),
     /// Names, shapes or values aren't those that the model wants.
     #[error(transparent)]
     Learn(#[from] LearnError),
@@ -80,6 +96,9 @@ impl WeightsError {
             Self::BadDtype { .. } => "bad_dtype",
             Self::BadShape { .. } => "bad_shape",
             Self::BadDigest { .. } => "bad_digest",
+            Self::BadCard(_) => "bad_card",
+            Self::Unsigned { .. } => "unsigned",
+            Self::Release(error) => error.kind(),
             Self::Learn(error) => error.kind(),
         }
     }

@@ -102,6 +102,17 @@ pub struct RootRole {
     pub keys: Vec<VerifyingKey>,
 }
 
+impl RootRole {
+    /// Says if enough of the root's keys are among these signers.
+    pub fn is_met_by(&self, signers: &BTreeSet<VerifyingKey>) -> bool {
+        u32::try_from(self.count(signers)).is_ok_and(|found| found >= self.threshold.get())
+    }
+
+    fn count(&self, signers: &BTreeSet<VerifyingKey>) -> usize {
+        self.keys.iter().filter(|key| signers.contains(key)).count()
+    }
+}
+
 /// One node and its key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeEntry {
@@ -256,13 +267,11 @@ impl Keyring {
     /// # Errors
     /// [`KeyringError::TooFewSigners`].
     pub fn check_signers(&self, signers: &BTreeSet<VerifyingKey>) -> Result<(), KeyringError> {
-        let found = self.root.keys.iter().filter(|key| signers.contains(key)).count();
-        let needed = self.root.threshold.get();
-        if u32::try_from(found).is_ok_and(|found| found >= needed) {
-            Ok(())
-        } else {
-            Err(KeyringError::TooFewSigners { version: self.version, needed, found })
+        if self.root.is_met_by(signers) {
+            return Ok(());
         }
+        let (needed, found) = (self.root.threshold.get(), self.root.count(signers));
+        Err(KeyringError::TooFewSigners { version: self.version, needed, found })
     }
 
     /// Decides whether `next` may follow this one; `signers` are the keys whose signature over

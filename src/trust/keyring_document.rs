@@ -10,10 +10,10 @@
 use std::collections::BTreeSet;
 
 use super::keyring::{Keyring, KeyringError, RootRole};
-use super::keys::{self, SigningKey, VerifyingKey};
-use super::pae::pae;
+use super::keys::{SigningKey, VerifyingKey};
+use super::signers::{seal_for_all, signers_of};
 use crate::ids::{Digest, KeyId};
-use crate::wire::{CodecError, Envelope, Kind, Signature, decode, encode};
+use crate::wire::{CodecError, Envelope, Kind, decode, encode};
 
 /// Longest document in bytes: ten thousand nodes. Up to some four hundred it fits into one message.
 pub const MAX_DOCUMENT_BYTES: usize = 4 * 1024 * 1024;
@@ -26,17 +26,7 @@ pub const MAX_DOCUMENT_BYTES: usize = 4 * 1024 * 1024;
 /// [`DocumentError::Codec`] without a key, with more than eight, or for a keyring over
 /// [`MAX_DOCUMENT_BYTES`].
 pub fn seal_document(keyring: &Keyring, root: &[&SigningKey]) -> Result<Vec<u8>, DocumentError> {
-    let payload_type = Kind::Keyring.payload_type();
-    let payload = encode(keyring)?;
-    let signed = pae(&payload_type, &payload);
-    let mut signatures: Vec<Signature> = Vec::new();
-    for key in root {
-        let id = key.public().key_id();
-        if signatures.iter().all(|earlier| earlier.key != id) {
-            signatures.push(Signature { key: id, bytes: key.sign(&signed).0 });
-        }
-    }
-    let bytes = Envelope { payload_type, payload, signatures }.to_bytes()?;
+    let bytes = seal_for_all(Kind::Keyring.payload_type(), encode(keyring)?, root)?;
     if bytes.len() > MAX_DOCUMENT_BYTES {
         let (cap, actual) = (MAX_DOCUMENT_BYTES, bytes.len());
         return Err(CodecError::TooLarge { cap, actual }.into());
@@ -60,11 +50,11 @@ pub fn open_document(bytes: &[u8], trusted: Option<&Keyring>) -> Result<Keyring,
     }
     let mut signers = BTreeSet::new();
     if let Some(trusted) = trusted {
-        signers = signers_of(&envelope, trusted.root())?;
+        signers = root_signers(&envelope, trusted.root())?;
         trusted.check_signers(&signers)?;
     }
     let keyring: Keyring = decode(&envelope.payload, MAX_DOCUMENT_BYTES)?;
-    signers.extend(signers_of(&envelope, keyring.root())?);
+    signers.extend(root_signers(&envelope, keyring.root())?);
     if let Some(trusted) = trusted {
         return Ok(trusted.accept(keyring, &signers)?);
     }
@@ -83,26 +73,11 @@ pub fn root_fingerprint(root: &RootRole) -> Digest {
     Digest::of(&statement)
 }
 
-/// The keys of `root` whose signature is in the envelope and verifies.
-fn signers_of(
+fn root_signers(
     envelope: &Envelope,
     root: &RootRole,
 ) -> Result<BTreeSet<VerifyingKey>, DocumentError> {
-    let signed = pae(&envelope.payload_type, &envelope.payload);
-    let mut signers = BTreeSet::new();
-    for signature in &envelope.signatures {
-        // A key id is a hint: all keys that it may mean are tried.
-        let mut named = root.keys.iter().filter(|key| key.key_id() == signature.key).peekable();
-        if named.peek().is_none() {
-            continue;
-        }
-        let bytes = keys::Signature(signature.bytes);
-        match named.find(|key| key.verify(&signed, &bytes).is_ok()) {
-            Some(key) => signers.insert(*key),
-            None => return Err(DocumentError::BadSignature { key: signature.key }),
-        };
-    }
-    Ok(signers)
+    signers_of(envelope, &root.keys).map_err(|key| DocumentError::BadSignature { key })
 }
 
 /// Why a keyring document is refused.
@@ -148,6 +123,8 @@ mod tests {
     use crate::ids::Name;
     use crate::time::Wall;
     use crate::trust::keyring::{Enrolment, NodeEntry, Role};
+    use crate::trust::pae::pae;
+    use crate::wire::Signature;
 
     fn key(seed: u8) -> SigningKey {
         SigningKey::generate(&[seed; 32])

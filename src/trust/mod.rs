@@ -14,8 +14,10 @@ mod open;
 pub(crate) mod openssl;
 mod pae;
 mod pem;
+pub mod release;
 mod seal;
 mod sequences;
+mod signers;
 
 pub use message::{Verified, update_id};
 pub use open::{Door, Refusal, open};

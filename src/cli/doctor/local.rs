@@ -170,8 +170,18 @@ fn learner(settings: &Settings) -> Check {
         (LearnerName::SignalTransformer, Some(base)) if !base.is_file() => Check::bad(
             name,
             format!("the base model {} isn't there", base.display()),
-            "set model.base to the file that the cloud serves",
+            "set model.base to the card of the base that the cloud has",
         ),
+        (LearnerName::SignalTransformer, Some(base)) if !base.with_extension("sig").is_file() => {
+            Check::bad(
+                name,
+                format!(
+                    "nobody signed the base model {}: there is no .sig beside it",
+                    base.display()
+                ),
+                "fetch it from where the base came from, or sign it: gaisnet model sign",
+            )
+        }
         (LearnerName::SignalTransformer, _) => Check::good(name, "signal-transformer on libtorch"),
     }
 }
@@ -284,5 +294,18 @@ mod tests {
         let transformer = ["model.learner=signal-transformer", "model.base=/nowhere/base"];
         let check = learner(&settings(&transformer));
         assert!(!check.ok && check.what_to_do.is_some());
+    }
+
+    #[cfg(feature = "torch")]
+    #[test]
+    fn a_base_without_a_signature_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let card = folder.path().join("base.toml");
+        let base = format!("model.base={}", card.display());
+        let check = || learner(&settings(&["model.learner=signal-transformer", &base]));
+        write(&card, "", 0o644);
+        assert!(check().found.contains("nobody signed"), "{:?}", check());
+        write(&card.with_extension("sig"), "", 0o644);
+        assert!(check().ok);
     }
 }

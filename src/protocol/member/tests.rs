@@ -47,6 +47,7 @@ fn work() -> Work {
         loss_first: 1.0,
         loss_last: 0.5,
         residual: None,
+        weighed: Vec::new(),
     }
 }
 

@@ -14,6 +14,7 @@ pub(super) const GLOBAL: &str = "round/global";
 pub(super) const PHASE: &str = "round/phase";
 pub(super) const NUMBER: &str = "round/number";
 pub(super) const RECENT: &str = "round/recent";
+pub(super) const NORMS: &str = "round/norms";
 pub(super) const PAUSED: &str = "round/paused";
 /// Most bytes of one state value when it is read back.
 const STATE_CAP: usize = 64 << 20;
@@ -114,6 +115,7 @@ impl Round {
             PHASE => self.phase = decode(value, STATE_CAP)?,
             NUMBER => self.number = decode(value, STATE_CAP)?,
             RECENT => self.recent = decode(value, STATE_CAP)?,
+            NORMS => self.norms = decode(value, STATE_CAP)?,
             PAUSED => self.paused = decode(value, STATE_CAP)?,
             _ if key.starts_with(LATE) => {
                 let input: CombineInput = decode(value, STATE_CAP)?;

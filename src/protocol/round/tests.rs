@@ -101,6 +101,10 @@ impl Bench {
     }
 
     fn combine(&mut self) -> Vec<Effect> {
+        self.combine_weighed(Vec::new())
+    }
+
+    fn combine_weighed(&mut self, weighed: Vec<Weighed>) -> Vec<Effect> {
         let (offer, _) = self.offer();
         let outcome = Ok(Work {
             update: Some(first_adapter(4)),
@@ -111,6 +115,7 @@ impl Bench {
             loss_first: 1.0,
             loss_last: 0.5,
             residual: None,
+            weighed,
         });
         self.step(Input::Combined { offer, outcome })
     }
@@ -358,6 +363,52 @@ fn a_restart_while_closing_combines_the_same_set_again() {
     let before = job(&bench.send("c", &work));
     assert!(before.is_some());
     assert_eq!(job(&bench.restart()), before);
+}
+
+#[test]
+fn lengths_are_remembered_over_rounds_and_restarts_and_what_was_clipped_is_recorded() {
+    let mut bench = Bench::open();
+    let work = bench.work(1);
+    for sender in ["a", "b", "c"] {
+        bench.send(sender, &work);
+    }
+    let weighed = |name: &str, norm, factor| Weighed {
+        sender: node(name),
+        update: UpdateId([1; 16]),
+        norm,
+        factor,
+    };
+    let all = vec![weighed("a", 2.0, 1.0), weighed("b", 8.0, 0.25), weighed("c", 1.0, 1.0)];
+    let effects = bench.combine_weighed(all);
+    let clipped: Vec<_> = effects
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Record(Event::Clip { sender, kept_ppm, .. }) => {
+                Some((sender.as_str(), *kept_ppm))
+            }
+            _ => None,
+        })
+        .collect();
+    assert_eq!(clipped, [("b", 250_000)]);
+    bench.restart();
+    bench.step(Input::StartRound);
+    let work = bench.work(2);
+    bench.send("a", &work);
+    bench.send("b", &work);
+    let before = job(&bench.send("c", &work)).unwrap();
+    assert_eq!(before.norms, [2.0, 8.0, 1.0]);
+    assert_eq!(job(&bench.restart()).unwrap(), before, "dies while it combines");
+    let (offer, _) = bench.offer();
+    bench.step(Input::Combined { offer, outcome: Err("not_finite") });
+    assert_eq!(bench.round.norms, before.norms, "a failed combination tells nothing");
+    let many = (0..100).map(|_| weighed("a", 3.0, 1.0)).collect();
+    bench.step(Input::StartRound);
+    let work = bench.work(3);
+    for sender in ["a", "b", "c"] {
+        bench.send(sender, &work);
+    }
+    bench.combine_weighed(many);
+    assert_eq!(bench.round.norms, [3.0; NORMS_REMEMBERED], "bounded");
 }
 
 #[test]
