@@ -6,6 +6,7 @@ use super::plant::{self, PLACES};
 use super::{DemoError, DemoOptions};
 use crate::ledger::{Entry, Event, Origin, verify};
 use crate::report::AuditSummary;
+use crate::settings::Tier;
 use crate::store::{SqliteStore, Store};
 use crate::trust::keyring::Keyring;
 
@@ -14,12 +15,22 @@ pub(super) struct Ledgers {
     pub(super) audit: AuditSummary,
     /// Refused messages and commands by reason. A node records a bounded number a sender.
     pub(super) refused: BTreeMap<String, u64>,
+    /// Bytes of the work that devices contributed, without the message around it, and how often.
+    work: (u64, u64),
+}
+
+impl Ledgers {
+    /// Mean bytes of a device's work in a round.
+    pub(super) fn work_per_round(&self) -> u64 {
+        self.work.0 / self.work.1.max(1)
+    }
 }
 
 /// Derives each node's ledger from its store, checks every signed head, and counts.
 pub(super) fn read(options: &DemoOptions, keyring: &Keyring) -> Result<Ledgers, DemoError> {
     let mut audit = AuditSummary { entries: 0, verified: true };
     let mut refused: BTreeMap<String, u64> = BTreeMap::new();
+    let mut work = (0, 0);
     for place in &PLACES {
         let store = SqliteStore::open_read_only(&place.folder(options).join("store"))?;
         let total = store.num_entries()?;
@@ -33,15 +44,22 @@ pub(super) fn read(options: &DemoOptions, keyring: &Keyring) -> Result<Ledgers, 
             tracing::error!(node = place.name, %error, "the ledger can't be verified");
             audit.verified = false;
         }
-        for reason in entries.iter().filter_map(|bytes| reason_of(bytes)) {
-            *refused.entry(reason).or_default() += 1;
+        for event in entries.iter().filter_map(|bytes| Some(Entry::parse(bytes).ok()?.event)) {
+            if let Event::Contribute { bytes, .. } = &event
+                && place.tier == Tier::Device
+            {
+                work = (work.0 + bytes, work.1 + 1);
+            }
+            if let Some(reason) = reason_of(event) {
+                *refused.entry(reason).or_default() += 1;
+            }
         }
     }
-    Ok(Ledgers { audit, refused })
+    Ok(Ledgers { audit, refused, work })
 }
 
-fn reason_of(entry: &[u8]) -> Option<String> {
-    match Entry::parse(entry).ok()?.event {
+fn reason_of(event: Event) -> Option<String> {
+    match event {
         Event::Refusal { reason, .. } => Some(reason.as_str().to_owned()),
         Event::Equivocation { .. } => Some("equivocation".to_owned()),
         Event::Command { outcome, .. } if outcome.as_str() != "ok" => {

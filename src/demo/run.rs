@@ -69,6 +69,7 @@ async fn learn_and_compare(
     report.seconds = seconds;
     report.cpu_seconds = usage.cpu_seconds + usage.children_cpu_seconds;
     report.peak_rss_mib = telemetry::mib(peak_rss_bytes);
+    report.up_per_device_round = ledgers.work_per_round();
     report.refused = ledgers.refused;
     report.audit = ledgers.audit;
     Ok(report)

@@ -136,7 +136,7 @@ pub enum Event {
     Contribute {
         /// Digest of its body.
         body: Digest,
-        /// Bytes of its delta.
+        /// Bytes of what it brings, without the message around it: delta and soft labels.
         bytes: u64,
         /// The round.
         round: RoundNo,

@@ -32,7 +32,7 @@ use crate::time::Now;
 use crate::trust::{Verified, update_id};
 use crate::wire::{
     Answer, Blob, Body, Contribution, Get, Offer, Receipt, Result as RoundResult, Verdict, Wanted,
-    decode,
+    decode, encode,
 };
 
 /// What a member has to know.
@@ -473,7 +473,9 @@ impl Member {
     }
 
     fn contribute(&mut self, offered: &Offered, work: Work, out: &mut Vec<Effect>) {
-        let bytes = work.update.as_ref().map_or(0, |bytes| bytes.len() as u64);
+        let summary = work.class_logits.as_ref().and_then(|summary| encode(summary).ok());
+        let bytes = [work.update.as_ref(), summary.as_ref()].into_iter().flatten();
+        let bytes = bytes.map(|bytes| bytes.len() as u64).sum();
         let delta = work.update.map(|bytes| {
             let blob = Blob::of(&bytes, self.config.chunk_bytes);
             out.push(Effect::SaveBlob(bytes));

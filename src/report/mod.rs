@@ -44,8 +44,10 @@ pub struct DemoReport {
     pub traffic: Vec<TierTraffic>,
     /// Bytes of answers and telegrams (up) and of samples and commands (down) inside the sites.
     pub in_sites: TierTraffic,
-    /// Uplink bytes of one device in one round, mean over the run.
+    /// Bytes of what one device contributes in one round, as coded, mean over the run.
     pub up_per_device_round: u64,
+    /// The same with the signed message around it: a few hundred bytes more, whatever the model.
+    pub message_per_device_round: u64,
     /// The same adapter as raw f32, in bytes.
     pub raw_f32_per_device_round: u64,
     /// Everything that crossed from the sites to the federation.
@@ -281,6 +283,7 @@ mod tests {
             ],
             in_sites: tier("answers, samples inside the sites", 512_000, 9_400_000),
             up_per_device_round: 12_480,
+            message_per_device_round: 12_880,
             raw_f32_per_device_round: 48_640,
             crossings: vec![
                 crossing("adapter delta", 40, 1_020_000),

@@ -177,15 +177,15 @@ fn costs(report: &DemoReport, page: &mut String) {
             format!("{} / {}", human_bytes(tier.up), human_bytes(tier.down)),
         );
     }
-    // The message's head makes a tiny adapter larger than its bare values: nothing to boast of.
-    let smaller = report.compression().filter(|ratio| *ratio >= 1.0);
-    let ratio = smaller.map_or(String::new(), |ratio| format!(", {ratio:.1} times smaller"));
+    let ratio =
+        report.compression().map_or(String::new(), |ratio| format!(", {ratio:.1} times smaller"));
     row(
         "Uplink of a device in a round",
         format!(
-            "{} (raw f32: {}{ratio})",
+            "{} (raw f32: {}{ratio}), {} with the signed message around it",
             human_bytes(report.up_per_device_round),
             human_bytes(report.raw_f32_per_device_round),
+            human_bytes(report.message_per_device_round),
         ),
     );
     row(

@@ -57,6 +57,8 @@ fn contributions(report: &DemoReport, rows: &mut Vec<String>) {
             reached(way),
         ));
     }
+    let message = human_bytes(report.message_per_device_round);
+    rows.push(format!("  {:<34}{message:>10}", "as sent, with the signed message"));
 }
 
 fn costs(report: &DemoReport, rows: &mut Vec<String>) {
