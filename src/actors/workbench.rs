@@ -11,7 +11,7 @@ use crate::learn::{ClassLogits, Control, Learner, TrainJob, Trained, Windows};
 use crate::protocol::{CombineJob, Input, TrainTask, Work, update};
 use crate::rng::Stream;
 use crate::store::BlobReader;
-use crate::wire::ClassSummary;
+use crate::wire::{ClassSummary, Coding};
 
 /// Work with the blobs that it needs.
 #[derive(Debug)]
@@ -206,12 +206,14 @@ fn work_of(
     let plan = &task.plan;
     let mut logits = trained.class_logits;
     logits.suppress(u64::from(plan.min_cell));
-    let (update, residual) = if plan.adapter_delta {
+    let (update, residual, own) = if plan.adapter_delta {
         let packed = update::pack_delta(start, &trained.adapter, plan, residual);
         let (bytes, left) = packed.map_err(|error| error.kind())?;
-        (Some(bytes), left)
+        (Some(bytes), left, None)
     } else {
-        (None, None)
+        // Nobody sends an adapter back, so what was learned stays here.
+        let packed = update::pack(&trained.adapter, Coding::F32, 0);
+        (None, None, Some(packed.map_err(|error| error.kind())?))
     };
     Ok(Work {
         update,
@@ -222,6 +224,7 @@ fn work_of(
         loss_first: trained.loss_first,
         loss_last: trained.loss_last,
         residual,
+        own,
         weighed: Vec::new(),
     })
 }

@@ -36,18 +36,20 @@ pub(super) fn train(
     Ok(adapter)
 }
 
-/// Predicts `data` with `adapter` and counts.
+/// Predicts `data` with each of `adapters` and counts all answers together.
 pub(super) fn confusion(
     predictor: &mut dyn Predictor,
-    adapter: &TensorSet,
+    adapters: &[TensorSet],
     data: &Windows,
 ) -> Result<Confusion, LearnError> {
-    predictor.load(adapter)?;
     let mut confusion = Confusion::new(data.classes)?;
-    // In pieces, so that memory stays small whatever the set.
-    for (piece, labels) in data.x.chunks(data.len * PIECE).zip(data.labels.chunks(PIECE)) {
-        for (prediction, label) in predictor.predict(piece, data.len)?.iter().zip(labels) {
-            confusion.record(*label, prediction.class)?;
+    for adapter in adapters {
+        predictor.load(adapter)?;
+        // In pieces, so that memory stays small whatever the set.
+        for (piece, labels) in data.x.chunks(data.len * PIECE).zip(data.labels.chunks(PIECE)) {
+            for (prediction, label) in predictor.predict(piece, data.len)?.iter().zip(labels) {
+                confusion.record(*label, prediction.class)?;
+            }
         }
     }
     Ok(confusion)

@@ -6,7 +6,7 @@ use super::federation::Outcome;
 use super::heard::Flow;
 use super::plant::PLACES;
 use super::run::bar;
-use super::{DemoError, DemoOptions, arms, prices};
+use super::{DemoError, DemoOptions, arms, ledgers, prices};
 use crate::data::bearings::{Bearings, CLASSES, Dataset};
 use crate::learn::{TensorSet, percentile};
 use crate::node::{brain, plan_of};
@@ -14,7 +14,7 @@ use crate::protocol::update;
 use crate::report::{
     Arm, AuditSummary, ConfusionTable, DemoReport, Latency, RoundPoint, TierTraffic,
 };
-use crate::settings::{Compression, LearnerName, Settings};
+use crate::settings::{Compression, Contribute, LearnerName, Settings};
 use crate::trust::keyring::Keyring;
 
 /// Trains the arms, judges all of them on the test part, and fills what they show into a report.
@@ -40,15 +40,19 @@ pub(super) fn compare(
     bar.finish_and_clear();
 
     let last = outcome.versions.last().map(|seen| update::unpack(&seen.adapter)).transpose()?;
-    let federated: TensorSet = last.unwrap_or(start.clone());
+    let shared: TensorSet = last.unwrap_or(start.clone());
+    // With soft labels alone no adapter is shared: each machine has taught its own.
+    let one_adapter = options.contribute.contains(&Contribute::AdapterDelta);
+    let federated =
+        if one_adapter { vec![shared.clone()] } else { ledgers::own_adapters(options)? };
     // The test part is read here and nowhere else: every choice was made before.
     let predictor = mine.predictor.as_mut();
     let mut alone = Vec::new();
     for (name, adapter) in &trained {
-        let confusion = arms::confusion(predictor, adapter, &test)?;
+        let confusion = arms::confusion(predictor, std::slice::from_ref(adapter), &test)?;
         alone.push(Arm { name: (*name).to_owned(), score: arms::score(&confusion) });
     }
-    let pooled_score = arms::score(&arms::confusion(predictor, &pooled_adapter, &test)?);
+    let pooled_score = arms::score(&arms::confusion(predictor, &[pooled_adapter], &test)?);
     let confusion = arms::confusion(predictor, &federated, &test)?;
     let federated_score = arms::score(&confusion);
     let mut curve = Vec::new();
@@ -59,20 +63,19 @@ pub(super) fn compare(
         before = now;
         let Some(loss) = seen.loss else { continue };
         // How it learns is shown on the training recordings.
-        let known = arms::confusion(predictor, &update::unpack(&seen.adapter)?, &pooled)?;
-        curve.push(RoundPoint {
-            round: seen.version,
-            loss,
-            macro_f1: arms::score(&known).macro_f1,
-            bytes_up,
-            bytes_down,
-        });
+        let macro_f1 = if one_adapter {
+            let adapter = update::unpack(&seen.adapter)?;
+            arms::score(&arms::confusion(predictor, &[adapter], &pooled)?).macro_f1
+        } else {
+            f64::NAN // the machines' own adapters of earlier rounds are gone
+        };
+        curve.push(RoundPoint { round: seen.version, loss, macro_f1, bytes_up, bytes_down });
     }
     let counts = &outcome.counts;
     let per_round = counts.contributions.0 / counts.contributions.1.max(1);
     let first = plants.first().ok_or_else(|| DemoError::start(&"no plant"))?;
     let reached = federated_score.macro_f1;
-    let contributions = prices::ways(&mut mine, options, settings, first, &federated, reached)?;
+    let contributions = prices::ways(&mut mine, options, settings, first, &shared, reached)?;
     let tier = |tier: &str, Flow { up, down }| TierTraffic { tier: tier.to_owned(), up, down };
     Ok(DemoReport {
         version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -1,10 +1,13 @@
-//! What the nodes have recorded: whether it verifies, and what they refused.
+//! What the nodes keep on disk: whether their ledgers verify, what they refused, what devices learned
+//! for themselves.
 
 use std::collections::BTreeMap;
 
 use super::plant::{self, PLACES};
 use super::{DemoError, DemoOptions};
+use crate::learn::TensorSet;
 use crate::ledger::{Entry, Event, Origin, verify};
+use crate::protocol::{Member, update};
 use crate::report::AuditSummary;
 use crate::settings::Tier;
 use crate::store::{SqliteStore, Store};
@@ -56,6 +59,19 @@ pub(super) fn read(options: &DemoOptions, keyring: &Keyring) -> Result<Ledgers, 
         }
     }
     Ok(Ledgers { audit, refused, work })
+}
+
+/// The adapters that the devices have trained for themselves; needed where only soft labels travel.
+pub(super) fn own_adapters(options: &DemoOptions) -> Result<Vec<TensorSet>, DemoError> {
+    let mut adapters = Vec::new();
+    for place in PLACES.iter().filter(|place| place.tier == Tier::Device) {
+        let store = SqliteStore::open_read_only(&place.folder(options).join("store"))?;
+        let own = Member::own_adapter(&store.state(Member::PREFIX)?);
+        let bytes = own.map(|digest| store.blob(&digest)).transpose()?.flatten();
+        let missing = || DemoError::start(&format!("{} has learned nothing", place.name));
+        adapters.push(update::unpack(&bytes.ok_or_else(missing)?)?);
+    }
+    Ok(adapters)
 }
 
 fn reason_of(event: Event) -> Option<String> {

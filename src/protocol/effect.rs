@@ -274,6 +274,8 @@ pub struct Work {
     pub loss_last: f32,
     /// What compression left out, for the next round (devices only).
     pub residual: Option<Vec<u8>>,
+    /// The trained adapter, packed, where it stays here since only soft labels were asked for.
+    pub own: Option<Vec<u8>>,
     /// How much of each delta counted, in the order of the job (combinations only).
     pub weighed: Vec<Weighed>,
 }

@@ -79,6 +79,8 @@ pub struct Member {
     /// Body of the last result that was refused: it is published again and again, and recorded once.
     refused: Option<Digest>,
     residual: Option<Digest>,
+    /// The adapter that this device trains for itself while rounds ask for soft labels alone.
+    own: Option<Digest>,
     paused: bool,
     /// The disk has no room for new work.
     full: bool,
@@ -151,6 +153,7 @@ impl Member {
     const LAST: &'static str = "member/last";
     const ACTIVE: &'static str = "member/active";
     const RESIDUAL: &'static str = "member/residual";
+    const OWN: &'static str = "member/own";
     const SENT: &'static str = "member/sent";
     const PAUSED: &'static str = "member/paused";
     const STATE_CAP: usize = 1 << 20;
@@ -171,6 +174,7 @@ impl Member {
             result: None,
             refused: None,
             residual: None,
+            own: None,
             paused: false,
             full: false,
             heard: false,
@@ -183,6 +187,7 @@ impl Member {
                 Self::LAST => decode(value, cap).map(|v| member.last = v),
                 Self::ACTIVE => decode(value, cap).map(|v| member.active = v),
                 Self::RESIDUAL => decode(value, cap).map(|v| member.residual = v),
+                Self::OWN => decode(value, cap).map(|v| member.own = v),
                 Self::SENT => decode(value, cap).map(|v| member.sent = v),
                 Self::PAUSED => decode(value, cap).map(|v| member.paused = v),
                 _ => Ok(()),
@@ -190,6 +195,12 @@ impl Member {
             .map_err(|e| format!("{key}: {e}"))?;
         }
         Ok(member)
+    }
+
+    /// The adapter that a device with this `state` trains for itself, if it does.
+    pub fn own_adapter(state: &[(String, Vec<u8>)]) -> Option<Digest> {
+        let (_, value) = state.iter().find(|(key, _)| key == Self::OWN)?;
+        decode::<Option<Digest>>(value, Self::STATE_CAP).ok().flatten()
     }
 
     /// One step.
@@ -238,14 +249,12 @@ impl Member {
         keep.extend(self.sent.values().filter_map(|sent| sent.delta).map(|(delta, _)| delta));
         keep.extend(self.result.as_ref().map(|waiting| waiting.result.adapter.sha256()));
         keep.extend(self.residual);
+        keep.extend(self.own);
         keep
     }
 
     fn start(&mut self, out: &mut Vec<Effect>) {
-        if let Some(current) = &self.current {
-            let Current { version, adapter } = current.clone();
-            out.push(Effect::Apply { version, adapter });
-        }
+        self.apply(out);
         if let Some(active) = &self.active {
             self.work(active, out);
         }
@@ -418,6 +427,11 @@ impl Member {
         let (round, digest) = (offered.offer.round, offered.digest);
         self.last = Some(Last { round, digest, course: Course::Taken });
         put(Self::LAST, &self.last, out);
+        // Who sends its adapter starts from everybody's again.
+        if offered.offer.plan.adapter_delta && self.own.take().is_some() {
+            put(Self::OWN, &self.own, out);
+            self.apply(out);
+        }
         self.take(offered.offer.version, offered.offer.adapter.sha256(), out);
         out.push(answer(&offered, true, ""));
         self.work(&offered, out);
@@ -431,7 +445,7 @@ impl Member {
         }
         out.push(Effect::Job(Job::Train(TrainTask {
             offer: offered.digest,
-            adapter: offered.offer.adapter.sha256(),
+            adapter: self.own.unwrap_or(offered.offer.adapter.sha256()),
             plan: offered.offer.plan.clone(),
             class_targets: offered.offer.class_targets.clone(),
             residual: self.residual,
@@ -488,6 +502,12 @@ impl Member {
             digest
         });
         put(Self::RESIDUAL, &self.residual, out);
+        if let Some(bytes) = work.own {
+            self.own = Some(Digest::of(&bytes));
+            out.push(Effect::SaveBlob(bytes));
+            put(Self::OWN, &self.own, out);
+            self.apply(out);
+        }
         let body = Body::Contribution(Contribution {
             offer: offered.digest,
             version: offered.offer.version,
@@ -655,7 +675,14 @@ impl Member {
         }
         self.current = Some(current);
         put(Self::CURRENT, &self.current, out);
-        out.push(Effect::Apply { version, adapter });
+        self.apply(out);
+    }
+
+    /// Answers with the current version from now on: the device's own adapter, where it has one.
+    fn apply(&self, out: &mut Vec<Effect>) {
+        if let Some(Current { version, adapter }) = self.current {
+            out.push(Effect::Apply { version, adapter: self.own.unwrap_or(adapter) });
+        }
     }
 
     fn ask_latest(&self, out: &mut Vec<Effect>) {

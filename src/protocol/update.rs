@@ -230,6 +230,7 @@ pub fn combine(
         loss_first: mean_loss(&job.inputs, examples, |input| input.loss_first),
         loss_last: mean_loss(&job.inputs, examples, |input| input.loss_last),
         residual: None,
+        own: None,
         weighed,
     })
 }

@@ -31,6 +31,7 @@ pub(crate) fn train(
         loss_first: 1.0,
         loss_last: 0.5,
         residual,
+        own: None,
         weighed: Vec::new(),
     }
 }

@@ -47,6 +47,7 @@ fn work() -> Work {
         loss_first: 1.0,
         loss_last: 0.5,
         residual: None,
+        own: None,
         weighed: Vec::new(),
     }
 }
@@ -410,4 +411,45 @@ fn a_summary_that_waited_too_long_is_given_up_and_an_update_never_is() {
     let (mut member, key) = sent(work().update);
     let kept = member.step(Now::default(), Input::Expired(key));
     assert_eq!(kept, [Effect::Count("updates_are_never_dropped")]);
+}
+
+/// The blob that a training run starts from.
+fn starts_from(effects: &[Effect]) -> Option<Digest> {
+    effects.iter().find_map(|effect| match effect {
+        Effect::Job(Job::Train(task)) => Some(task.adapter),
+        _ => None,
+    })
+}
+
+#[test]
+fn with_soft_labels_alone_a_device_goes_on_from_its_own_adapter_until_deltas_are_asked_for() {
+    let labels_only = |round, version| {
+        let mut offer = offer(round, version);
+        (offer.plan.adapter_delta, offer.plan.class_logits) = (false, true);
+        offer
+    };
+    let everybodys = offer(1, 0).adapter.sha256();
+    let mut member = member();
+    let mut all = vec![say(&mut member, 1, labels_only(1, 0))];
+    assert_eq!(starts_from(&all[0]), Some(everybodys));
+
+    let own = vec![7; 9];
+    let mine = Digest::of(&own);
+    let learned = Work { update: None, own: Some(own.clone()), ..work() };
+    all.push(done(&mut member, &labels_only(1, 0), Ok(learned)));
+    assert!(all[1].contains(&Effect::SaveBlob(own)), "on disk before the state names it");
+    assert!(all[1].contains(&Effect::Apply { version: 0, adapter: mine }));
+    assert!(member.blobs().contains(&mine));
+
+    let mut again = reborn(&all);
+    let restarted = again.step(Now::default(), Input::Start);
+    assert!(restarted.contains(&Effect::Apply { version: 0, adapter: mine }));
+    for member in [&mut member, &mut again] {
+        assert_eq!(starts_from(&say(member, 1, labels_only(2, 0))), Some(mine));
+        done(member, &labels_only(2, 0), Err("stopped"));
+        let back = say(member, 1, offer(3, 0));
+        assert_eq!(starts_from(&back), Some(everybodys));
+        assert!(back.contains(&Effect::Apply { version: 0, adapter: everybodys }));
+        assert!(!member.blobs().contains(&mine));
+    }
 }

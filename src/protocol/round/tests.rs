@@ -115,6 +115,7 @@ impl Bench {
             loss_first: 1.0,
             loss_last: 0.5,
             residual: None,
+            own: None,
             weighed,
         });
         self.step(Input::Combined { offer, outcome })
