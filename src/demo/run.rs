@@ -47,6 +47,7 @@ async fn learn_and_compare(
 ) -> Result<DemoReport, DemoError> {
     let mut interrupt = Interrupt::new()?;
     let began = clock.now();
+    let cpu_before = cpu_seconds()?;
     let mut children = Children::new(&options.program, &options.folder);
     let learned = learn(options, clock, keyring, &mut children, &data, &mut interrupt).await;
     let seconds = seconds(clock.now().micros - began.micros);
@@ -55,7 +56,7 @@ async fn learn_and_compare(
     let (settings, outcome) = learned?;
 
     // Its own part of the work, and that of the children, which are all gone by now.
-    let usage = telemetry::usage().map_err(|error| DemoError::start(&error))?;
+    let cpu_seconds = cpu_seconds()? - cpu_before;
     let version = outcome.versions.last().map_or(0, |seen| seen.version);
     let ledgers = ledgers::read(options, keyring)?;
     let (own, ring) = (options.clone(), keyring.clone());
@@ -67,12 +68,19 @@ async fn learn_and_compare(
         report = compared => report.map_err(|error| DemoError::start(&error))??,
     };
     report.seconds = seconds;
-    report.cpu_seconds = usage.cpu_seconds + usage.children_cpu_seconds;
+    report.cpu_seconds = cpu_seconds;
     report.peak_rss_mib = telemetry::mib(peak_rss_bytes);
     report.up_per_device_round = ledgers.work_per_round();
     report.refused = ledgers.refused;
     report.audit = ledgers.audit;
     Ok(report)
+}
+
+/// Of this process and its children that are gone. They may be older than the demo: `cargo run`
+/// becomes the program that it has built, and the compilers count as its children.
+fn cpu_seconds() -> Result<f64, DemoError> {
+    let usage = telemetry::usage().map_err(|error| DemoError::start(&error))?;
+    Ok(usage.cpu_seconds + usage.children_cpu_seconds)
 }
 
 async fn learn(
