@@ -67,7 +67,7 @@ fn run() -> Result<(), Box<dyn Error>> {
 
     // Retained, so it is there at once: what the device serves.
     client.subscribe(format!("{branch}/meta"), QoS::AtLeastOnce)?;
-    let meta = next(&mut connection, |_, _| true)?;
+    let meta = next(&mut connection, PATIENCE, |_, _| true)?.ok_or(NOTHING)?;
     let mut models = meta["models"].as_array().into_iter().flatten();
     let served = models.find(|served| served["name"] == model.as_str());
     let served = served.ok_or_else(|| format!("{branch} doesn't serve {model:?}: {meta}"))?;
@@ -84,12 +84,22 @@ fn run() -> Result<(), Box<dyn Error>> {
     // Listen first, then ask. Others ask too: ours is the answer with our id.
     client.subscribe(format!("{branch}/reply/infer"), QoS::AtLeastOnce)?;
     let window = ringing(served["window"].as_u64().ok_or("no window in meta")?);
-    let request = json!({ "id": id, "input": window }).to_string();
-    let once = PublishOptions::new(QoS::AtLeastOnce);
-    client.publish(format!("{branch}/infer/{model}"), request, once)?;
-    let answer = next(&mut connection, |topic, answer| {
-        topic.ends_with("/reply/infer") && answer["id"] == id.as_str()
-    })?;
+    let ours = |topic: &str, answer: &Value| {
+        topic.ends_with("/reply/infer")
+            && answer["id"].as_str().is_some_and(|it| it.starts_with(&id))
+    };
+    let mut answer = None;
+    // A node that has only just come online may not listen yet: nobody keeps a question for it.
+    for attempt in 1..=ATTEMPTS {
+        let request = json!({ "id": format!("{id}-{attempt}"), "input": window }).to_string();
+        let once = PublishOptions::new(QoS::AtLeastOnce);
+        client.publish(format!("{branch}/infer/{model}"), request, once)?;
+        answer = next(&mut connection, PATIENCE / ATTEMPTS, ours)?;
+        if answer.is_some() {
+            break;
+        }
+    }
+    let answer = answer.ok_or(NOTHING)?;
     if answer["status"] != "ok" {
         return Err(format!("refused: {answer}").into());
     }
@@ -97,28 +107,31 @@ fn run() -> Result<(), Box<dyn Error>> {
 
     client.subscribe(format!("{branch}/inference/{model}"), QoS::AtLeastOnce)?;
     for _ in 0..watch {
-        let seen = next(&mut connection, |topic, _| topic.contains("/inference/"))?;
+        let seen = next(&mut connection, PATIENCE, |topic, _| topic.contains("/inference/"))?;
+        let seen = seen.ok_or(NOTHING)?;
         println!("seen: {}", described(&seen));
     }
     client.disconnect()?;
     Ok(())
 }
 
-/// Polls the connection until a telegram comes that is wanted.
+/// Polls the connection until a telegram comes that is wanted; `None` when nothing comes for so long.
 fn next(
     connection: &mut Connection,
+    patience: Duration,
     is_wanted: impl Fn(&str, &Value) -> bool,
-) -> Result<Value, Box<dyn Error>> {
+) -> Result<Option<Value>, Box<dyn Error>> {
     loop {
-        let event = connection.recv_timeout(PATIENCE).map_err(|error| match error {
-            RecvTimeoutError::Timeout { .. } => "nothing came: is the node online (its `status`)?",
-            RecvTimeoutError::Disconnected => "the connection has ended",
-        })?;
+        let event = match connection.recv_timeout(patience) {
+            Ok(event) => event,
+            Err(RecvTimeoutError::Timeout { .. }) => return Ok(None),
+            Err(RecvTimeoutError::Disconnected) => return Err("the connection has ended".into()),
+        };
         // An error here is the connection's; polling again would connect anew.
         if let Event::Incoming(Packet::Publish(Publish { topic, payload, .. })) = event? {
             let telegram: Value = serde_json::from_slice(&payload)?;
             if is_wanted(str::from_utf8(&topic)?, &telegram) {
-                return Ok(telegram);
+                return Ok(Some(telegram));
             }
         }
     }
@@ -176,3 +189,8 @@ fn options() -> Result<Options, Box<dyn Error>> {
 
 /// Longest wait for anything.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Questions that are asked within it.
+const ATTEMPTS: u32 = 5;
+
+const NOTHING: &str = "nothing came: is the node online (its `status`)?";
