@@ -80,7 +80,7 @@ pub struct Member {
     refused: Option<Digest>,
     residual: Option<Digest>,
     /// The adapter that this device trains for itself while rounds ask for soft labels alone.
-    own: Option<Digest>,
+    own: Option<Own>,
     paused: bool,
     /// The disk has no room for new work.
     full: bool,
@@ -91,6 +91,13 @@ pub struct Member {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Current {
     version: Version,
+    adapter: Digest,
+}
+
+/// What a device has trained for itself; good on one base only.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Own {
+    base: Digest,
     adapter: Digest,
 }
 
@@ -194,13 +201,15 @@ impl Member {
             }
             .map_err(|e| format!("{key}: {e}"))?;
         }
+        let base = member.config.base;
+        member.own.take_if(|own| own.base != base);
         Ok(member)
     }
 
     /// The adapter that a device with this `state` trains for itself, if it does.
     pub fn own_adapter(state: &[(String, Vec<u8>)]) -> Option<Digest> {
         let (_, value) = state.iter().find(|(key, _)| key == Self::OWN)?;
-        decode::<Option<Digest>>(value, Self::STATE_CAP).ok().flatten()
+        decode::<Option<Own>>(value, Self::STATE_CAP).ok().flatten().map(|own| own.adapter)
     }
 
     /// One step.
@@ -249,7 +258,7 @@ impl Member {
         keep.extend(self.sent.values().filter_map(|sent| sent.delta).map(|(delta, _)| delta));
         keep.extend(self.result.as_ref().map(|waiting| waiting.result.adapter.sha256()));
         keep.extend(self.residual);
-        keep.extend(self.own);
+        keep.extend(self.own.as_ref().map(|own| own.adapter));
         keep
     }
 
@@ -445,7 +454,7 @@ impl Member {
         }
         out.push(Effect::Job(Job::Train(TrainTask {
             offer: offered.digest,
-            adapter: self.own.unwrap_or(offered.offer.adapter.sha256()),
+            adapter: self.own_or(offered.offer.adapter.sha256()),
             plan: offered.offer.plan.clone(),
             class_targets: offered.offer.class_targets.clone(),
             residual: self.residual,
@@ -503,7 +512,7 @@ impl Member {
         });
         put(Self::RESIDUAL, &self.residual, out);
         if let Some(bytes) = work.own {
-            self.own = Some(Digest::of(&bytes));
+            self.own = Some(Own { base: self.config.base, adapter: Digest::of(&bytes) });
             out.push(Effect::SaveBlob(bytes));
             put(Self::OWN, &self.own, out);
             self.apply(out);
@@ -681,8 +690,12 @@ impl Member {
     /// Answers with the current version from now on: the device's own adapter, where it has one.
     fn apply(&self, out: &mut Vec<Effect>) {
         if let Some(Current { version, adapter }) = self.current {
-            out.push(Effect::Apply { version, adapter: self.own.unwrap_or(adapter) });
+            out.push(Effect::Apply { version, adapter: self.own_or(adapter) });
         }
+    }
+
+    fn own_or(&self, adapter: Digest) -> Digest {
+        self.own.as_ref().map_or(adapter, |own| own.adapter)
     }
 
     fn ask_latest(&self, out: &mut Vec<Effect>) {

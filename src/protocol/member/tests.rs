@@ -441,6 +441,15 @@ fn with_soft_labels_alone_a_device_goes_on_from_its_own_adapter_until_deltas_are
     assert!(all[1].contains(&Effect::Apply { version: 0, adapter: mine }));
     assert!(member.blobs().contains(&mine));
 
+    let rebased =
+        MemberConfig { base: Digest([9; 32]), ..member_config(&node("d1"), &node("edge"), false) };
+    let state = all.iter().flatten().filter_map(|effect| match effect {
+        Effect::Put(key, value) => Some((key.clone(), value.clone())),
+        _ => None,
+    });
+    let on_another_base = Member::new(rebased, &state.collect::<Vec<_>>()).unwrap();
+    assert!(!on_another_base.blobs().contains(&mine), "it is good on its own base only");
+
     let mut again = reborn(&all);
     let restarted = again.step(Now::default(), Input::Start);
     assert!(restarted.contains(&Effect::Apply { version: 0, adapter: mine }));
