@@ -14,6 +14,7 @@ mod fedavg;
 mod learner;
 mod lora_product;
 mod metrics;
+mod packing;
 pub mod physics;
 mod quant;
 mod schedule;
@@ -37,6 +38,7 @@ pub use learner::{
 };
 pub use lora_product::{Combined, Contribution, LoraAverage, combine, stack};
 pub use metrics::{Confusion, percentile};
+pub use packing::{Frame, MAX_LENGTH, Packed, pack};
 pub use quant::{Quantizer, Width};
 pub use schedule::half_cosine;
 pub use soft_labels::mean_class_logits;

@@ -150,7 +150,9 @@ pub fn brain(settings: &Settings, keyring: &Keyring) -> Result<Brain, SettingsPr
 /// The pre-trained base with LoRA on it.
 #[cfg(feature = "torch")]
 fn signal_transformer(settings: &Settings, keyring: &Keyring) -> Result<Engine, SettingsProblem> {
-    use crate::torch::{LoraConfig, SignalLearner, SignalPredictor, TrainerConfig, load_base};
+    use crate::torch::{
+        LoraConfig, PeftConfig, SignalLearner, SignalPredictor, TrainerConfig, load_base,
+    };
 
     let default = || std::path::PathBuf::from("models/signal-bearing.toml");
     let path = settings.model.base.clone().unwrap_or_else(default);
@@ -164,15 +166,16 @@ fn signal_transformer(settings: &Settings, keyring: &Keyring) -> Result<Engine, 
         alpha: narrow(settings.strategy.alpha),
         ..LoraConfig::default()
     };
+    let peft = PeftConfig { lora: Some(lora), ..PeftConfig::default() };
     let share = core_share(&settings.limits, std::thread::available_parallelism().ok());
     let config = TrainerConfig {
         model: card.architecture,
-        lora: lora.clone(),
+        peft: peft.clone(),
         threads: share.train,
         ..TrainerConfig::default()
     };
     let learner = SignalLearner::new(&base, config, ADAPTER_SEED)?;
-    let predictor = SignalPredictor::new(&base, card.architecture, &lora, share.serve)?;
+    let predictor = SignalPredictor::new(&base, card.architecture, &peft, share.serve)?;
     Ok((card.sha256, Box::new(learner), Box::new(predictor)))
 }
 

@@ -279,7 +279,7 @@ mod tests {
     #[test]
     fn the_shipped_base_is_the_one_its_card_pins_and_knows_bearing_physics() {
         use crate::learn::Predictor;
-        use crate::torch::{LoraConfig, SignalPredictor};
+        use crate::torch::{PeftConfig, SignalPredictor};
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/signal-bearing.toml");
         let trust = ReleaseTrust::pinned(VerifyingKey::from_pem(SHIPPED_KEY).unwrap());
         let (card, weights) = load_base(&path, &trust).unwrap();
@@ -287,8 +287,8 @@ mod tests {
         assert!(card.bytes < 2_000_000);
         let fresh = physics::windows(&mut crate::rng::Stream::new(77, "fresh"), 90);
         let threads = std::num::NonZeroU16::MIN;
-        let lora = LoraConfig::default();
-        let mut base = SignalPredictor::new(&weights, card.architecture, &lora, threads).unwrap();
+        let peft = PeftConfig::default();
+        let mut base = SignalPredictor::new(&weights, card.architecture, &peft, threads).unwrap();
         let answers = base.predict(&fresh.x, fresh.len).unwrap();
         let right = answers.iter().zip(&fresh.labels).filter(|(a, label)| a.class == **label);
         let right = right.count();

@@ -1,32 +1,41 @@
 //! Learning with libtorch: the transformer, LoRA, its training and its answers.
 //!
 //! ```text
-//! safetensors -> base (frozen) --+
-//!                                +-> Weights (effective) -> SignalTransformer -> logits
-//! TensorSet -> flat buffer ------+      W + alpha/r B A
+//! safetensors, GGUF -> base (frozen) --+
+//!                                      +-> Parts -> model -> logits
+//! TensorSet -> flat buffer ------------+
 //!                  ^-- AdamW <-- gradient
 //! ```
-//! The model is written once and knows nothing of adapters: [`lora`] hands it effective weights
-//! under the base's own names. All that trains lies in one flat buffer, so that the optimiser is a
-//! few kernels whatever the number of tensors.
+//! The block is written once, and asks [`parts::Parts`] for tensors by name: what an adapter adds or
+//! replaces, [`adapter`] has put there. All that trains lies in one flat buffer, so that the optimiser
+//! is a few kernels whatever the number of tensors.
 //!
 //! Callers are the lanes (a thread each, see `actors/lanes.rs`); nothing here starts a thread. Only
 //! the fallible `f_...` calls of tch are used: a panic would end the node.
 
 pub mod adamw;
+pub mod adapter;
+pub mod attention;
 pub mod card;
 mod evaluate;
-pub mod lora;
+pub mod kv_cache;
+pub mod language;
+pub mod linear;
+pub mod norm;
+pub mod parts;
+pub mod peft;
 pub mod predictor;
 pub mod pretrain;
+pub mod rope;
 pub mod safetensors;
 pub mod signal;
 pub mod trainer;
 pub mod transformer;
 pub mod weights;
 
+pub use attention::Pass;
 pub use card::{ModelCard, SHIPPED_KEY, load_base, make_base, seal_base};
-pub use lora::LoraConfig;
+pub use peft::{LoraConfig, PeftConfig};
 pub use predictor::SignalPredictor;
 pub use pretrain::{PretrainConfig, pretrain};
 pub use signal::SignalTransformerConfig;

@@ -2,7 +2,9 @@
 
 use std::num::NonZeroU16;
 
-use super::lora::{AdapterPlan, LoraConfig};
+use super::adapter::AdapterPlan;
+use super::parts::Parts;
+use super::peft::PeftConfig;
 use super::signal::{SignalTransformer, SignalTransformerConfig, Spectra};
 use super::weights::Weights;
 use super::{evaluate, use_threads};
@@ -28,7 +30,7 @@ impl SignalPredictor {
     pub fn new(
         base: &TensorSet,
         config: SignalTransformerConfig,
-        lora: &LoraConfig,
+        peft: &PeftConfig,
         threads: NonZeroU16,
     ) -> Result<Self, LearnError> {
         config.check()?;
@@ -36,8 +38,8 @@ impl SignalPredictor {
         base.check_finite()?;
         let weights = Weights::from_set(base)?;
         Ok(Self {
-            model: SignalTransformer::new(&weights, &config)?,
-            plan: AdapterPlan::new(&base.layout(), lora)?,
+            model: SignalTransformer::new(&Parts::bare(&weights), &config)?,
+            plan: AdapterPlan::new(&base.layout(), peft)?,
             spectra: Spectra::new(&config)?,
             base: weights,
             config,
@@ -69,8 +71,8 @@ impl Predictor for SignalPredictor {
     fn load(&mut self, adapter: &TensorSet) -> Result<(), LearnError> {
         let _guard = tch::no_grad_guard();
         use_threads(self.threads);
-        let weights = self.plan.effective(&self.base, &self.plan.flatten(adapter)?)?;
-        self.model = SignalTransformer::new(&weights, &self.config)?;
+        let weights = self.plan.merge(&self.base, &self.plan.flatten(adapter)?)?;
+        self.model = SignalTransformer::new(&Parts::bare(&weights), &self.config)?;
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 use std::num::NonZeroU16;
 
 use super::adamw::AdamWConfig;
-use super::lora::LoraConfig;
+use super::peft::PeftConfig;
 use super::signal::SignalTransformerConfig;
 use super::trainer::{SignalLearner, Terms, TrainerConfig};
 use super::use_threads;
@@ -63,10 +63,9 @@ pub fn pretrain(
     model.check()?;
     use_threads(config.threads);
     let initial = model.initial_weights(&mut Stream::new(config.seed, "weights"));
-    let whole = whole_modules(&initial);
     let trainer = TrainerConfig {
         model,
-        lora: LoraConfig { targets: Vec::new(), whole, ..LoraConfig::default() },
+        peft: PeftConfig::whole(vec!["*".into()]),
         augment: Augment::NONE,
         correct_prior: false, // classes take turns
         adamw: AdamWConfig { weight_decay: 0.01, ..AdamWConfig::default() },
@@ -88,14 +87,6 @@ pub fn pretrain(
     let weights = run.adapter()?;
     weights.check_finite()?;
     Ok(weights)
-}
-
-/// Every layer of the model, by full path.
-fn whole_modules(weights: &TensorSet) -> Vec<String> {
-    let paths =
-        weights.tensors().iter().filter_map(|t| Some(t.name.rsplit_once('.')?.0.to_owned()));
-    let modules: std::collections::BTreeSet<String> = paths.collect();
-    modules.into_iter().collect()
 }
 
 /// Fraction of the peak learning rate at a step.

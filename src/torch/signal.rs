@@ -11,8 +11,11 @@
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::transformer::{Block, BlockConfig, LayerNorm, Linear, linear_tensors, norm_tensors};
-use super::weights::Weights;
+use super::attention::Pass;
+use super::linear::Linear;
+use super::norm::{Norm, NormKind};
+use super::parts::Parts;
+use super::transformer::{Block, BlockConfig, linear_tensors, norm_tensors};
 use super::{dim, tensor};
 use crate::learn::{Layout, LearnError, TensorSet};
 use crate::rng::Stream;
@@ -89,10 +92,10 @@ impl SignalTransformerConfig {
         let mut all = linear_tensors("embed", d, self.bins() as usize);
         all.push(("embed.position".into(), vec![self.tokens() as usize, d]));
         for layer in 0..self.layers {
-            let block = self.block.tensors();
+            let block = self.block.spec().tensors();
             all.extend(block.into_iter().map(|(n, s)| (format!("blocks.{layer}.{n}"), s)));
         }
-        all.extend(norm_tensors("norm", d));
+        all.extend(norm_tensors("norm", d, NormKind::Layer));
         all.extend(linear_tensors("head", self.classes as usize, d));
         all.sort();
         Layout(all)
@@ -190,7 +193,7 @@ pub struct SignalTransformer {
     embed: Linear,
     position: Tensor,
     blocks: Vec<Block>,
-    norm: LayerNorm,
+    norm: Norm,
     head: Linear,
 }
 
@@ -199,15 +202,16 @@ impl SignalTransformer {
     ///
     /// # Errors
     /// [`LearnError::LayoutMismatch`] when one is absent or has another shape.
-    pub fn new(weights: &Weights, config: &SignalTransformerConfig) -> Result<Self, LearnError> {
+    pub fn new(parts: &Parts<'_>, config: &SignalTransformerConfig) -> Result<Self, LearnError> {
         let d = config.block.d_model;
-        let block = |i| Block::new(weights, &format!("blocks.{i}"), &config.block);
+        let spec = config.block.spec();
+        let block = |i| Block::new(parts, &format!("blocks.{i}"), &spec);
         Ok(Self {
-            embed: Linear::new(weights, "embed", d, config.bins())?,
-            position: weights.get("embed.position", &[config.tokens().into(), d.into()])?,
+            embed: Linear::new(parts, "embed", d, config.bins())?,
+            position: parts.get("embed.position", &[config.tokens().into(), d.into()])?,
             blocks: (0..config.layers).map(block).collect::<Result<_, _>>()?,
-            norm: LayerNorm::new(weights, "norm", d)?,
-            head: Linear::new(weights, "head", config.classes, d)?,
+            norm: Norm::new(parts, "norm", d, spec.norm, spec.eps)?,
+            head: Linear::new(parts, "head", config.classes, d)?,
         })
     }
 
@@ -218,7 +222,7 @@ impl SignalTransformer {
     pub fn forward(&self, spectra: &Tensor) -> Result<Tensor, LearnError> {
         let mut x = self.embed.forward(spectra)?.f_add(&self.position)?;
         for block in &self.blocks {
-            x = block.forward(&x)?;
+            x = block.forward(&x, &mut Pass::default())?;
         }
         let pooled = self.norm.forward(&x)?.f_mean_dim([1].as_slice(), false, Kind::Float)?;
         self.head.forward(&pooled)
@@ -236,6 +240,7 @@ const MAX_LAYERS: u32 = 64;
 pub(super) mod tests {
     use super::*;
     use crate::torch::values;
+    use crate::torch::weights::Weights;
 
     /// A model small enough for finite differences.
     pub(in crate::torch) fn tiny() -> SignalTransformerConfig {
@@ -304,7 +309,9 @@ pub(super) mod tests {
     fn each_window_has_its_own_logits() {
         let config = tiny();
         let weights = config.initial_weights(&mut Stream::new(1, "weights"));
-        let model = SignalTransformer::new(&Weights::from_set(&weights).unwrap(), &config).unwrap();
+        let model =
+            SignalTransformer::new(&Parts::bare(&Weights::from_set(&weights).unwrap()), &config)
+                .unwrap();
         let spectra = Spectra::new(&config).unwrap();
         let x = noise(3 * 64, 2);
         let logits =
@@ -320,7 +327,7 @@ pub(super) mod tests {
         let weights = tiny().initial_weights(&mut Stream::new(1, "weights"));
         let weights = Weights::from_set(&weights).unwrap();
         let wider = SignalTransformerConfig { classes: 4, ..tiny() };
-        let error = SignalTransformer::new(&weights, &wider).unwrap_err().to_string();
+        let error = SignalTransformer::new(&Parts::bare(&weights), &wider).unwrap_err().to_string();
         assert!(error.contains("head") && error.contains("[4, 8]") && error.contains("[3, 8]"));
     }
 

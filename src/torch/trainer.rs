@@ -10,7 +10,9 @@ use std::num::NonZeroU16;
 use tch::{Kind, Reduction, Tensor};
 
 use super::adamw::{AdamW, AdamWConfig};
-use super::lora::{AdapterPlan, LoraConfig};
+use super::adapter::AdapterPlan;
+use super::parts::Parts;
+use super::peft::PeftConfig;
 use super::signal::{SignalTransformer, SignalTransformerConfig, Spectra};
 use super::weights::Weights;
 use super::{dim, evaluate, tensor, use_threads};
@@ -26,7 +28,7 @@ pub struct TrainerConfig {
     /// Sizes of the model.
     pub model: SignalTransformerConfig,
     /// What trains.
-    pub lora: LoraConfig,
+    pub peft: PeftConfig,
     /// Changes of the windows that keep their labels.
     pub augment: Augment,
     /// Add the logarithm of each class's share on this device to the logits inside the loss, so that
@@ -43,7 +45,7 @@ impl Default for TrainerConfig {
     fn default() -> Self {
         Self {
             model: SignalTransformerConfig::default(),
-            lora: LoraConfig::default(),
+            peft: PeftConfig::default(),
             augment: Augment::default(),
             correct_prior: true,
             adamw: AdamWConfig::default(),
@@ -71,10 +73,11 @@ impl SignalLearner {
         config.model.check()?;
         base.check_layout(&config.model.layout())?;
         base.check_finite()?;
-        let plan = AdapterPlan::new(&base.layout(), &config.lora)?;
+        let plan = AdapterPlan::new(&base.layout(), &config.peft)?;
+        let base = Weights::from_set(base)?;
         Ok(Self {
-            initial: plan.initial(base, seed)?,
-            base: Weights::from_set(base)?,
+            initial: plan.initial(&base, seed)?,
+            base,
             spectra: Spectra::new(&config.model)?,
             plan,
             config,
@@ -173,7 +176,7 @@ impl Learner for SignalLearner {
             }
         }
         let weights = run.weights()?;
-        let model = SignalTransformer::new(&weights, &self.config.model)?;
+        let model = SignalTransformer::new(&Parts::bare(&weights), &self.config.model)?;
         let logits = evaluate::logits(&model, &self.spectra, &data.x, data.len)?;
         let adapter = self.plan.unflatten(&run.flat)?;
         adapter.check_finite()?;
@@ -299,7 +302,7 @@ impl Run<'_> {
         terms: &Terms<'_>,
     ) -> Result<f32, LearnError> {
         let weights = self.weights()?;
-        let model = SignalTransformer::new(&weights, &self.learner.config.model)?;
+        let model = SignalTransformer::new(&Parts::bare(&weights), &self.learner.config.model)?;
         let loss = batch_loss(&model.forward(x)?, y, terms)?;
         let value = loss.f_double_value(&[])?;
         if !value.is_finite() {
@@ -323,7 +326,7 @@ impl Run<'_> {
 
     /// The base with the adapter as it is now.
     pub(super) fn weights(&self) -> Result<Weights, LearnError> {
-        self.learner.plan.effective(&self.learner.base, &self.flat)
+        self.learner.plan.merge(&self.learner.base, &self.flat)
     }
 
     /// The adapter as it is now.
@@ -382,7 +385,7 @@ fn mean<'a>(losses: impl ExactSizeIterator<Item = &'a f32>) -> f32 {
 pub(super) mod tests {
     use super::*;
     use crate::torch::signal::tests::tiny;
-    use crate::torch::values;
+    use crate::torch::{LoraConfig, values};
 
     fn base() -> TensorSet {
         tiny().initial_weights(&mut Stream::new(1, "weights"))
@@ -392,11 +395,14 @@ pub(super) mod tests {
         let words = |all: &[&str]| all.iter().map(|w| (*w).to_owned()).collect();
         TrainerConfig {
             model: tiny(),
-            lora: LoraConfig {
-                rank: 2,
-                alpha: 4.0,
-                targets: words(&["q", "up"]),
-                whole: words(&["head"]),
+            peft: PeftConfig {
+                lora: Some(LoraConfig {
+                    rank: 2,
+                    alpha: 4.0,
+                    targets: words(&["q", "up"]),
+                    ..LoraConfig::default()
+                }),
+                ..PeftConfig::default()
             },
             ..TrainerConfig::default()
         }
@@ -459,8 +465,9 @@ pub(super) mod tests {
         let x = learner.spectra.forward(&data.x).unwrap();
         let y = Tensor::f_from_slice(&[0_i64, 1, 2, 0, 1, 2]).unwrap();
         let loss = |flat: &Tensor| {
-            let weights = plan.effective(&learner.base, flat).unwrap();
-            let logits = SignalTransformer::new(&weights, model).unwrap().forward(&x).unwrap();
+            let weights = plan.merge(&learner.base, flat).unwrap();
+            let logits =
+                SignalTransformer::new(&Parts::bare(&weights), model).unwrap().forward(&x).unwrap();
             batch_loss(&logits, &y, &Terms::default()).unwrap()
         };
         let flat = plan.flatten(&at).unwrap().f_set_requires_grad(true).unwrap();
@@ -629,9 +636,9 @@ pub(super) mod tests {
         use crate::torch::SignalPredictor;
         let data = tones(30, 1);
         let trained = train(&job(&learner(), 80));
-        let lora = config().lora;
+        let peft = config().peft;
         let threads = NonZeroU16::MIN;
-        let mut predictor = SignalPredictor::new(&base(), tiny(), &lora, threads).unwrap();
+        let mut predictor = SignalPredictor::new(&base(), tiny(), &peft, threads).unwrap();
         let bare = predictor.predict(&data.x, 64).unwrap();
         predictor.load(&learner().initial_adapter()).unwrap();
         let untrained = predictor.predict(&data.x, 64).unwrap();

@@ -1,19 +1,23 @@
-//! The transformer block, written once: pre-norm attention and MLP, each with a residual.
+//! The transformer block, written once for all architectures.
 //!
 //! ```text
-//! x -> norm1 -> attention -> + -> norm2 -> up -> GELU -> down -> +
-//! |__________________________|   |________________________________|
+//! pre-norm   x -> norm1 -> attention -> (bottleneck) -> + -> norm2 -> mlp -> (bottleneck) -> +
+//!            |__________________________________________|   |_______________________________|
+//! post-norm  x -> attention -> + -> norm1 -> mlp -> + -> norm2        (BERT)
 //! ```
-//! A block is a handful of tensor handles taken from [`Weights`]; making one costs microseconds, so
-//! training makes them anew each step from the step's effective weights.
+//! A block is a handful of tensor handles taken from [`Parts`]; making one costs microseconds, so
+//! training makes them anew each step from the step's adapter.
 
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use super::weights::Weights;
+use super::attention::{Attention, Pass};
+use super::linear::{Fused, Linear};
+use super::norm::{Norm, NormKind};
+use super::parts::Parts;
 use crate::learn::LearnError;
 
-/// Sizes of a block.
+/// Sizes of a block of the signal transformer and of ViT.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BlockConfig {
@@ -37,167 +41,208 @@ impl BlockConfig {
     /// # Errors
     /// [`LearnError::OutOfRange`] names the first that doesn't.
     pub fn check(&self) -> Result<(), LearnError> {
-        let fits = self.heads > 0 && self.d_model > 0 && self.d_model.is_multiple_of(self.heads);
-        if !fits {
-            return Err(LearnError::OutOfRange {
-                what: "heads",
-                expected: format!("a divisor of d_model {}", self.d_model),
-                actual: self.heads.to_string(),
-            });
+        self.spec().check()
+    }
+
+    /// Layer norm before each half, biases, GELU by its tanh formula, attention over all tokens.
+    pub fn spec(&self) -> BlockSpec {
+        BlockSpec {
+            d_model: self.d_model,
+            heads: self.heads,
+            kv_heads: self.heads,
+            d_ff: self.d_ff,
+            norm: NormKind::Layer,
+            eps: 1e-5,
+            order: Order::PreNorm,
+            mlp: Mlp::GeluTanh,
+            bias: true,
+        }
+    }
+}
+
+/// Where the norms stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// Before attention and MLP.
+    PreNorm,
+    /// After their residuals.
+    PostNorm,
+}
+
+/// The block's second half.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mlp {
+    /// `down(gelu(up(x)))` with GELU's tanh formula.
+    GeluTanh,
+    /// The same with the error function.
+    GeluErf,
+    /// `down(silu(gate(x)) * up(x))` (arXiv:2002.05202).
+    SwiGlu,
+}
+
+/// All that tells one architecture's block from another's.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct BlockSpec {
+    /// Width d of a token.
+    pub d_model: u32,
+    /// Attention heads; they divide `d_model`.
+    pub heads: u32,
+    /// Heads of keys and values; they divide `heads` (arXiv:2305.13245).
+    pub kv_heads: u32,
+    /// Width of the MLP's hidden layer.
+    pub d_ff: u32,
+    /// Kind of the norms.
+    pub norm: NormKind,
+    /// Keeps their division finite.
+    pub eps: f64,
+    /// Where they stand.
+    pub order: Order,
+    /// Kind of the MLP.
+    pub mlp: Mlp,
+    /// Whether the linear layers have biases.
+    pub bias: bool,
+}
+
+impl BlockSpec {
+    /// Width of a head.
+    pub fn head_width(&self) -> u32 {
+        self.d_model / self.heads.max(1)
+    }
+
+    /// Width of all keys (or values) of a token.
+    pub fn kv_width(&self) -> u32 {
+        self.head_width() * self.kv_heads
+    }
+
+    /// Checks that the sizes fit together.
+    ///
+    /// # Errors
+    /// [`LearnError::OutOfRange`] names the first that doesn't.
+    pub fn check(&self) -> Result<(), LearnError> {
+        let bad = |what, expected: String, actual: u32| {
+            Err(LearnError::OutOfRange { what, expected, actual: actual.to_string() })
+        };
+        if self.heads == 0 || self.d_model == 0 || !self.d_model.is_multiple_of(self.heads) {
+            return bad("heads", format!("a divisor of d_model {}", self.d_model), self.heads);
+        }
+        if self.kv_heads == 0 || !self.heads.is_multiple_of(self.kv_heads) {
+            return bad("kv_heads", format!("a divisor of heads {}", self.heads), self.kv_heads);
         }
         if self.d_ff == 0 {
-            return Err(LearnError::OutOfRange {
-                what: "d_ff",
-                expected: "at least 1".into(),
-                actual: "0".into(),
-            });
+            return bad("d_ff", "at least 1".into(), 0);
         }
         Ok(())
     }
 
     /// Names (under the block's path) and shapes of a block's tensors.
     pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
-        let (d, f) = (self.d_model as usize, self.d_ff as usize);
-        let mut all = norm_tensors("norm1", d);
-        for part in ["q", "k", "v", "o"] {
-            all.extend(linear_tensors(&format!("attn.{part}"), d, d));
+        let (d, f, kv) = (self.d_model as usize, self.d_ff as usize, self.kv_width() as usize);
+        let mut all = norm_tensors("norm1", d, self.norm);
+        all.extend(norm_tensors("norm2", d, self.norm));
+        let mut linear = |path: &str, out, input| {
+            all.extend(
+                linear_tensors(path, out, input).into_iter().take(1 + usize::from(self.bias)),
+            );
+        };
+        for (part, out) in [("q", d), ("k", kv), ("v", kv), ("o", d)] {
+            linear(&format!("attn.{part}"), out, d);
         }
-        all.extend(norm_tensors("norm2", d));
-        all.extend(linear_tensors("mlp.up", f, d));
-        all.extend(linear_tensors("mlp.down", d, f));
+        if self.mlp == Mlp::SwiGlu {
+            linear("mlp.gate", f, d);
+        }
+        linear("mlp.up", f, d);
+        linear("mlp.down", d, f);
         all
     }
 }
 
-/// Names and shapes of a linear layer.
+/// Names and shapes of a linear layer, the weight first.
 pub fn linear_tensors(path: &str, out: usize, input: usize) -> Vec<(String, Vec<usize>)> {
     vec![(format!("{path}.weight"), vec![out, input]), (format!("{path}.bias"), vec![out])]
 }
 
-/// Names and shapes of a layer norm.
-pub fn norm_tensors(path: &str, width: usize) -> Vec<(String, Vec<usize>)> {
-    vec![(format!("{path}.weight"), vec![width]), (format!("{path}.bias"), vec![width])]
+/// Names and shapes of a norm.
+pub fn norm_tensors(path: &str, width: usize, kind: NormKind) -> Vec<(String, Vec<usize>)> {
+    let mut all = vec![(format!("{path}.weight"), vec![width])];
+    if kind == NormKind::Layer {
+        all.push((format!("{path}.bias"), vec![width]));
+    }
+    all
 }
 
-/// `y = x W^T + b`.
+/// The block's second half on one set of weights.
 #[derive(Debug)]
-pub struct Linear {
-    weight: Tensor,
-    bias: Tensor,
+enum Feed {
+    Gelu { up: Linear, approximate: &'static str },
+    SwiGlu { gate_up: Fused },
 }
 
-impl Linear {
-    /// Takes `<path>.weight` `[out, input]` and `<path>.bias` `[out]`.
-    ///
-    /// # Errors
-    /// [`LearnError::LayoutMismatch`] when one is absent or has another shape.
-    pub fn new(weights: &Weights, path: &str, out: u32, input: u32) -> Result<Self, LearnError> {
-        let (out, input) = (i64::from(out), i64::from(input));
-        Ok(Self {
-            weight: weights.get(&format!("{path}.weight"), &[out, input])?,
-            bias: weights.get(&format!("{path}.bias"), &[out])?,
-        })
-    }
-
-    /// `[.., input]` to `[.., out]`.
-    ///
-    /// # Errors
-    /// [`LearnError::Engine`] when the input's width differs.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor, LearnError> {
-        Ok(x.f_linear(&self.weight, Some(&self.bias))?)
-    }
-}
-
-/// Layer norm over the last axis.
+/// A small layer between a half and its residual: `x + up(gelu(down(x)))` (arXiv:1902.00751).
 #[derive(Debug)]
-pub struct LayerNorm {
-    weight: Tensor,
-    bias: Tensor,
-    width: i64,
+struct Bottleneck {
+    down: Linear,
+    up: Linear,
 }
 
-impl LayerNorm {
-    /// Takes `<path>.weight` and `<path>.bias`, `[width]`.
-    ///
-    /// # Errors
-    /// [`LearnError::LayoutMismatch`] when one is absent or has another shape.
-    pub fn new(weights: &Weights, path: &str, width: u32) -> Result<Self, LearnError> {
-        let width = i64::from(width);
-        Ok(Self {
-            weight: weights.get(&format!("{path}.weight"), &[width])?,
-            bias: weights.get(&format!("{path}.bias"), &[width])?,
-            width,
-        })
+impl Bottleneck {
+    /// Takes `<path>.{down,up}`, if the adapter has them.
+    fn new(parts: &Parts<'_>, path: &str, width: u32) -> Result<Option<Self>, LearnError> {
+        let Some(weight) = parts.added(&format!("{path}.down.weight")) else { return Ok(None) };
+        let inner = weight.size().first().and_then(|n| u32::try_from(*n).ok()).unwrap_or_default();
+        Ok(Some(Self {
+            down: Linear::new(parts, &format!("{path}.down"), inner, width)?,
+            up: Linear::new(parts, &format!("{path}.up"), width, inner)?,
+        }))
     }
 
-    /// Keeps the shape.
-    ///
-    /// # Errors
-    /// [`LearnError::Engine`] when the input's width differs.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor, LearnError> {
-        Ok(x.f_layer_norm([self.width], Some(&self.weight), Some(&self.bias), NORM_EPS, false)?)
-    }
-}
-
-/// Multi-head self-attention over all tokens (no mask).
-#[derive(Debug)]
-struct Attention {
-    qkv: Linear,
-    out: Linear,
-    heads: i64,
-    head_width: i64,
-}
-
-impl Attention {
-    fn new(weights: &Weights, path: &str, config: &BlockConfig) -> Result<Self, LearnError> {
-        let d = config.d_model;
-        let part = |name: &str| Linear::new(weights, &format!("{path}.{name}"), d, d);
-        let (q, k, v) = (part("q")?, part("k")?, part("v")?);
-        // One matrix product instead of three: joining the weights costs far less.
-        let qkv = Linear {
-            weight: Tensor::f_cat(&[q.weight, k.weight, v.weight], 0)?,
-            bias: Tensor::f_cat(&[q.bias, k.bias, v.bias], 0)?,
-        };
-        let heads = i64::from(config.heads);
-        Ok(Self { qkv, out: part("o")?, heads, head_width: i64::from(d) / heads })
-    }
-
-    fn forward(&self, x: &Tensor) -> Result<Tensor, LearnError> {
-        let (batch, tokens, width) = x.size3()?;
-        let split = [batch, tokens, 3, self.heads, self.head_width];
-        let qkv = self.qkv.forward(x)?.f_view(split)?.f_permute([2, 0, 3, 1, 4])?;
-        let (query, key, value) = (qkv.f_select(0, 0)?, qkv.f_select(0, 1)?, qkv.f_select(0, 2)?);
-        let mask: Option<&Tensor> = None;
-        let mixed = Tensor::f_scaled_dot_product_attention(
-            &query, &key, &value, mask, 0.0, false, None, false,
-        )?;
-        self.out.forward(&mixed.f_transpose(1, 2)?.f_reshape([batch, tokens, width])?)
+    fn forward(&self, x: Tensor) -> Result<Tensor, LearnError> {
+        let hidden = self.down.forward(&x)?.f_gelu("none")?;
+        Ok(x.f_add(&self.up.forward(&hidden)?)?)
     }
 }
 
 /// One transformer block.
 #[derive(Debug)]
 pub struct Block {
-    norm1: LayerNorm,
+    order: Order,
+    norm1: Norm,
     attention: Attention,
-    norm2: LayerNorm,
-    up: Linear,
+    after_attention: Option<Bottleneck>,
+    norm2: Norm,
+    feed: Feed,
     down: Linear,
+    after_mlp: Option<Bottleneck>,
 }
 
 impl Block {
-    /// Takes the tensors of [`BlockConfig::tensors`] under `path`.
+    /// Takes the tensors of [`BlockSpec::tensors`] under `path`, and what an adapter adds there.
     ///
     /// # Errors
     /// [`LearnError::LayoutMismatch`] when one is absent or has another shape.
-    pub fn new(weights: &Weights, path: &str, config: &BlockConfig) -> Result<Self, LearnError> {
-        let (d, f) = (config.d_model, config.d_ff);
+    pub fn new(parts: &Parts<'_>, path: &str, spec: &BlockSpec) -> Result<Self, LearnError> {
+        let (d, f) = (spec.d_model, spec.d_ff);
+        let norm = |name: &str| Norm::new(parts, &format!("{path}.{name}"), d, spec.norm, spec.eps);
+        let mlp = format!("{path}.mlp");
+        let gelu = |approximate| -> Result<Feed, LearnError> {
+            Ok(Feed::Gelu { up: Linear::new(parts, &format!("{mlp}.up"), f, d)?, approximate })
+        };
+        let feed = match spec.mlp {
+            Mlp::GeluTanh => gelu("tanh")?,
+            Mlp::GeluErf => gelu("none")?,
+            Mlp::SwiGlu => {
+                let layers = [("gate", f), ("up", f)];
+                Feed::SwiGlu { gate_up: Fused::new(parts, &mlp, "gate_up", &layers, d)? }
+            }
+        };
         Ok(Self {
-            norm1: LayerNorm::new(weights, &format!("{path}.norm1"), d)?,
-            attention: Attention::new(weights, &format!("{path}.attn"), config)?,
-            norm2: LayerNorm::new(weights, &format!("{path}.norm2"), d)?,
-            up: Linear::new(weights, &format!("{path}.mlp.up"), f, d)?,
-            down: Linear::new(weights, &format!("{path}.mlp.down"), d, f)?,
+            order: spec.order,
+            norm1: norm("norm1")?,
+            attention: Attention::new(parts, &format!("{path}.attn"), spec)?,
+            after_attention: Bottleneck::new(parts, &format!("{path}.attn.bottleneck"), d)?,
+            norm2: norm("norm2")?,
+            feed,
+            down: Linear::new(parts, &format!("{mlp}.down"), d, f)?,
+            after_mlp: Bottleneck::new(parts, &format!("{mlp}.bottleneck"), d)?,
         })
     }
 
@@ -205,11 +250,43 @@ impl Block {
     ///
     /// # Errors
     /// [`LearnError::Engine`] when the input has another shape.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor, LearnError> {
-        let x = x.f_add(&self.attention.forward(&self.norm1.forward(x)?)?)?;
-        let hidden = self.up.forward(&self.norm2.forward(&x)?)?.f_gelu("tanh")?;
-        Ok(x.f_add(&self.down.forward(&hidden)?)?)
+    pub fn forward(&self, x: &Tensor, pass: &mut Pass<'_>) -> Result<Tensor, LearnError> {
+        match self.order {
+            Order::PreNorm => {
+                let x = x.f_add(&self.attend(&self.norm1.forward(x)?, pass)?)?;
+                Ok(x.f_add(&self.feed(&self.norm2.forward(&x)?)?)?)
+            }
+            Order::PostNorm => {
+                let x = self.norm1.forward(&x.f_add(&self.attend(x, pass)?)?)?;
+                self.norm2.forward(&x.f_add(&self.feed(&x)?)?)
+            }
+        }
+    }
+
+    fn attend(&self, x: &Tensor, pass: &mut Pass<'_>) -> Result<Tensor, LearnError> {
+        let y = self.attention.forward(x, pass)?;
+        match &self.after_attention {
+            Some(bottleneck) => bottleneck.forward(y),
+            None => Ok(y),
+        }
+    }
+
+    fn feed(&self, x: &Tensor) -> Result<Tensor, LearnError> {
+        let hidden = match &self.feed {
+            Feed::Gelu { up, approximate } => up.forward(x)?.f_gelu(approximate)?,
+            Feed::SwiGlu { gate_up } => {
+                let both = gate_up.forward(x)?;
+                let [gate, up] = both.as_slice() else {
+                    let message = "gate and up didn't come as two".into();
+                    return Err(LearnError::Engine { engine: "libtorch", message });
+                };
+                gate.f_silu()?.f_mul(up)?
+            }
+        };
+        let y = self.down.forward(&hidden)?;
+        match &self.after_mlp {
+            Some(bottleneck) => bottleneck.forward(y),
+            None => Ok(y),
+        }
     }
 }
-
-const NORM_EPS: f64 = 1e-5;

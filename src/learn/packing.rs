@@ -1,0 +1,261 @@
+//! Puts many short texts into few sequences of one length, so that no text sees another.
+//!
+//! A work order has a dozen tokens, a training step takes 256: several go into one sequence. Each
+//! keeps a segment number (attention stays inside it) and positions of its own from 0 on, so that
+//! what the model learns is the same as if each had a sequence for itself; a property test of the
+//! model can rely on that. What is left at a sequence's end is padding, which nobody learns from.
+//!
+//! ```text
+//! rows       a b c | d e | f g h i
+//! inputs     S a b c S d e .   S f g h i . . .      S: the start token, . padding
+//! targets    a b c E d e E -   f g h i E - - -      E: the end token, - not learned
+//! segments   1 1 1 1 2 2 2 0   1 1 1 1 1 0 0 0
+//! positions  0 1 2 3 0 1 2 0   0 1 2 3 4 0 0 0
+//! ```
+//! A row's first token is foreseen from the start token alone. The end token after the last is learned
+//! too, or a model that writes would never stop.
+
+use super::LearnError;
+
+/// The tokens around a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Frame {
+    /// Comes before a row; its first token is foreseen from this one.
+    pub start: u32,
+    /// Comes after a row and is learned, never judged.
+    pub end: u32,
+}
+
+impl Frame {
+    /// One token for both, as where rows lie end to end with a separator between them.
+    pub fn separator(token: u32) -> Self {
+        Self { start: token, end: token }
+    }
+}
+
+/// Sequences of one length, all row-major `[num, length]`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Packed {
+    /// Tokens a sequence.
+    pub length: usize,
+    /// What the model reads; padding repeats the start token.
+    pub inputs: Vec<u32>,
+    /// What is to be foreseen at each place; none at padding.
+    pub targets: Vec<Option<u32>>,
+    /// From 1 inside a sequence; 0 is padding. A place attends to earlier ones of its segment only.
+    pub segments: Vec<u32>,
+    /// Place inside the segment, from 0.
+    pub positions: Vec<u32>,
+}
+
+impl Packed {
+    /// Number of sequences.
+    pub fn num(&self) -> usize {
+        self.inputs.len().checked_div(self.length).unwrap_or(0)
+    }
+
+    /// Places that are learned from.
+    pub fn num_targets(&self) -> usize {
+        self.targets.iter().flatten().count()
+    }
+
+    fn open_sequence(&mut self, start: u32) -> usize {
+        let at = self.inputs.len();
+        let end = at + self.length;
+        self.inputs.resize(end, start);
+        self.targets.resize(end, None);
+        self.segments.resize(end, 0);
+        self.positions.resize(end, 0);
+        at
+    }
+
+    fn put(&mut self, at: usize, segment: u32, inputs: &[u32], targets: &[u32]) {
+        let places = at..at + inputs.len();
+        let mut place = self.inputs.get_mut(places.clone()).into_iter().flatten();
+        inputs.iter().zip(&mut place).for_each(|(token, to)| *to = *token);
+        let mut place = self.targets.get_mut(places.clone()).into_iter().flatten();
+        targets.iter().zip(&mut place).for_each(|(token, to)| *to = Some(*token));
+        self.segments.get_mut(places.clone()).into_iter().flatten().for_each(|to| *to = segment);
+        let numbers = self.positions.get_mut(places).into_iter().flatten();
+        (0..).zip(numbers).for_each(|(number, to)| *to = number);
+    }
+}
+
+/// Packs rows in their order into sequences of `length` places.
+///
+/// A row goes into the first of the last few open sequences that has room for it, so little is lost to
+/// padding. A row with more than `length` places is cut: each piece is a segment of its own that
+/// begins with the piece's predecessor, so that every token is a target exactly once.
+///
+/// # Determinism
+/// Depends on the rows and their order alone.
+/// # Errors
+/// [`LearnError::OutOfRange`] when `length` is below 2 or above [`MAX_LENGTH`].
+pub fn pack<'a>(
+    rows: impl IntoIterator<Item = &'a [u32]>,
+    frame: Frame,
+    length: usize,
+) -> Result<Packed, LearnError> {
+    if !(2..=MAX_LENGTH).contains(&length) {
+        return Err(LearnError::OutOfRange {
+            what: "tokens a sequence",
+            expected: format!("2 to {MAX_LENGTH}"),
+            actual: length.to_string(),
+        });
+    }
+    let mut packed = Packed { length, ..Packed::default() };
+    let mut open: Vec<Open> = Vec::new();
+    let (mut inputs, mut targets) = (Vec::new(), Vec::new());
+    for row in rows.into_iter().filter(|row| !row.is_empty()) {
+        inputs.clear();
+        inputs.push(frame.start);
+        inputs.extend_from_slice(row);
+        targets.clear();
+        targets.extend_from_slice(row);
+        targets.push(frame.end);
+        for (inputs, targets) in inputs.chunks(length).zip(targets.chunks(length)) {
+            let found = open.iter().position(|sequence| sequence.room(length) >= inputs.len());
+            let at = found.unwrap_or_else(|| {
+                if open.len() == OPEN {
+                    open.remove(0);
+                }
+                let begin = packed.open_sequence(frame.start);
+                open.push(Open { begin, used: 0, segments: 0 });
+                open.len() - 1
+            });
+            let Some(sequence) = open.get_mut(at) else { continue };
+            sequence.segments += 1;
+            packed.put(sequence.begin + sequence.used, sequence.segments, inputs, targets);
+            sequence.used += inputs.len();
+        }
+    }
+    Ok(packed)
+}
+
+/// A sequence that has room left.
+struct Open {
+    begin: usize,
+    used: usize,
+    segments: u32,
+}
+
+impl Open {
+    fn room(&self, length: usize) -> usize {
+        length - self.used
+    }
+}
+
+/// Longest sequence.
+pub const MAX_LENGTH: usize = 1 << 20;
+
+/// Open sequences that a row may still go into.
+const OPEN: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const FRAME: Frame = Frame { start: 100, end: 200 };
+
+    fn packed(rows: &[Vec<u32>], length: usize) -> Packed {
+        pack(rows.iter().map(Vec::as_slice), FRAME, length).unwrap()
+    }
+
+    #[test]
+    fn three_rows_by_hand() {
+        let packed = packed(&[vec![1, 2, 3], vec![4, 5], vec![6, 7, 8, 9]], 8);
+        assert_eq!(packed.inputs, [100, 1, 2, 3, 100, 4, 5, 100, 100, 6, 7, 8, 9, 100, 100, 100]);
+        assert_eq!(packed.segments, [1, 1, 1, 1, 2, 2, 2, 0, 1, 1, 1, 1, 1, 0, 0, 0]);
+        assert_eq!(packed.positions, [0, 1, 2, 3, 0, 1, 2, 0, 0, 1, 2, 3, 4, 0, 0, 0]);
+        let targets: Vec<u32> = packed.targets.iter().map(|t| t.unwrap_or(0)).collect();
+        assert_eq!(targets, [1, 2, 3, 200, 4, 5, 200, 0, 6, 7, 8, 9, 200, 0, 0, 0]);
+        assert_eq!((packed.num(), packed.num_targets()), (2, 12));
+    }
+
+    #[test]
+    fn a_short_row_fills_a_gap_that_a_longer_one_left() {
+        let packed = packed(&[vec![1; 4], vec![2; 5], vec![3]], 7);
+        assert_eq!(packed.num(), 2, "{:?}", packed.segments);
+        assert_eq!(packed.segments[5..7], [2, 2]);
+    }
+
+    #[test]
+    fn a_row_that_is_too_long_is_cut_and_loses_no_target() {
+        let packed = packed(&[(1..=6).collect()], 4);
+        assert_eq!(packed.inputs, [100, 1, 2, 3, 4, 5, 6, 100]);
+        assert_eq!(packed.segments, [1, 1, 1, 1, 1, 1, 1, 0]);
+        let targets: Vec<u32> = packed.targets.iter().flatten().copied().collect();
+        assert_eq!(targets, [1, 2, 3, 4, 5, 6, 200]);
+    }
+
+    #[test]
+    fn no_rows_give_no_sequences_and_odd_lengths_are_refused() {
+        assert_eq!(packed(&[], 4).num(), 0);
+        assert_eq!(packed(&[vec![]], 4).num(), 0);
+        for length in [0, 1, MAX_LENGTH + 1] {
+            let error = pack([], FRAME, length).unwrap_err();
+            assert_eq!(error.kind(), "out_of_range");
+        }
+    }
+
+    fn rows() -> impl Strategy<Value = Vec<Vec<u32>>> {
+        prop::collection::vec(prop::collection::vec(1_u32..50, 0..30), 0..40)
+    }
+
+    proptest! {
+        #[test]
+        fn every_token_is_a_target_once_and_its_input_is_what_came_before(
+            rows in rows(), length in 2_usize..40,
+        ) {
+            let packed = packed(&rows, length);
+            let mut pairs = Vec::new();
+            for (input, target) in packed.inputs.iter().zip(&packed.targets) {
+                pairs.extend(target.map(|target| (*input, target)));
+            }
+            let mut expected = Vec::new();
+            for row in rows.iter().filter(|row| !row.is_empty()) {
+                let before = [&[FRAME.start], row.as_slice()].concat();
+                let after = [row.as_slice(), &[FRAME.end]].concat();
+                expected.extend(before.into_iter().zip(after));
+            }
+            pairs.sort_unstable();
+            expected.sort_unstable();
+            prop_assert_eq!(pairs, expected);
+        }
+
+        #[test]
+        fn a_segment_is_one_run_of_one_row_with_positions_of_its_own(
+            rows in rows(), length in 2_usize..40,
+        ) {
+            let packed = packed(&rows, length);
+            for at in 0..packed.inputs.len() {
+                let first = at % length == 0 || packed.segments[at] != packed.segments[at - 1];
+                let is_padding = packed.segments[at] == 0;
+                prop_assert_eq!(is_padding, packed.targets[at].is_none());
+                if is_padding {
+                    let rest = &packed.segments[at..at + length - at % length];
+                    prop_assert!(rest.iter().all(|segment| *segment == 0), "padding is at the end");
+                } else if first {
+                    prop_assert_eq!(packed.positions[at], 0);
+                } else {
+                    prop_assert_eq!(packed.positions[at], packed.positions[at - 1] + 1);
+                    // The next input is what was to be foreseen: no row goes over into another.
+                    prop_assert_eq!(Some(packed.inputs[at]), packed.targets[at - 1]);
+                }
+            }
+        }
+
+        #[test]
+        fn little_is_lost_to_padding(rows in prop::collection::vec(
+            prop::collection::vec(1_u32..50, 1..20), 60..90,
+        )) {
+            let packed = packed(&rows, 64);
+            let lost = packed.inputs.len() - packed.num_targets();
+            // At most the last few open sequences have a gap that some row would fit into.
+            prop_assert!(lost <= OPEN * 64 + packed.num() * 20, "{lost}");
+            prop_assert!(lost * 3 <= packed.inputs.len() + OPEN * 64, "{lost}");
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! Multi-head self-attention: grouped keys and values, rotary positions, masks, a cache.
+
+use tch::{Kind, Tensor};
+
+use super::kv_cache::LayerCache;
+use super::linear::{Fused, Linear};
+use super::parts::Parts;
+use super::rope::Rope;
+use super::transformer::BlockSpec;
+use crate::learn::LearnError;
+
+/// What a forward pass tells every attention layer.
+#[derive(Debug, Default)]
+pub struct Pass<'a> {
+    /// Positions, for models that turn queries and keys.
+    pub rope: Option<&'a Rope>,
+    /// Added to the scores, `[batch or 1, 1, tokens, keys]`; without it `causal` decides.
+    pub mask: Option<&'a Tensor>,
+    /// A token sees itself and those before it only.
+    pub causal: bool,
+    /// Keys and values of the tokens before these; gets theirs as well.
+    pub cache: Option<&'a mut LayerCache>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Attention {
+    qkv: Fused,
+    out: Linear,
+    heads: i64,
+    kv_heads: i64,
+    head_width: i64,
+    /// Keys and values that stand before all tokens, `[n, kv_width]` each (arXiv:2101.00190).
+    prefix: Option<(Tensor, Tensor)>,
+}
+
+impl Attention {
+    /// Takes `<path>.{q,k,v,o}`, and `<path>.prefix_{k,v}` where an adapter has them.
+    ///
+    /// # Errors
+    /// [`LearnError::LayoutMismatch`] when one is absent or has another shape.
+    pub fn new(parts: &Parts<'_>, path: &str, spec: &BlockSpec) -> Result<Self, LearnError> {
+        let (d, kv) = (spec.d_model, spec.kv_width());
+        let layers = [("q", d), ("k", kv), ("v", kv)];
+        let prefix = |leaf: &str| parts.added(&format!("{path}.{leaf}"));
+        Ok(Self {
+            qkv: Fused::new(parts, path, "qkv", &layers, d)?,
+            out: Linear::new(parts, &format!("{path}.o"), d, d)?,
+            heads: spec.heads.into(),
+            kv_heads: spec.kv_heads.into(),
+            head_width: spec.head_width().into(),
+            prefix: prefix("prefix_k").zip(prefix("prefix_v")),
+        })
+    }
+
+    /// `[batch, tokens, d]` to the same shape.
+    ///
+    /// # Errors
+    /// [`LearnError::Engine`] when shapes differ.
+    pub fn forward(&self, x: &Tensor, pass: &mut Pass<'_>) -> Result<Tensor, LearnError> {
+        let (batch, tokens, _) = x.size3()?;
+        let all = self.qkv.forward(x)?;
+        let [query, key, value] = all.as_slice() else {
+            let message = "queries, keys and values didn't come as three".into();
+            return Err(LearnError::Engine { engine: "libtorch", message });
+        };
+        let split = |t: &Tensor, heads| -> Result<Tensor, LearnError> {
+            Ok(t.f_reshape([batch, tokens, heads, self.head_width])?.f_transpose(1, 2)?)
+        };
+        let mut query = split(query, self.heads)?;
+        let (mut key, mut value) = (split(key, self.kv_heads)?, split(value, self.kv_heads)?);
+        if let Some(rope) = pass.rope {
+            query = rope.turn(&query)?;
+            key = rope.turn(&key)?;
+        }
+        let fresh = pass.cache.as_ref().is_none_or(|cache| cache.is_empty());
+        if let (Some((front_key, front_value)), true) = (&self.prefix, fresh) {
+            key = self.behind(front_key, &key)?;
+            value = self.behind(front_value, &value)?;
+        }
+        if let Some(cache) = &mut pass.cache {
+            (key, value) = cache.append(&key, &value)?;
+        }
+        let mixed = self.mix(&query, &key, &value, pass)?;
+        let joined = mixed.f_transpose(1, 2)?.f_reshape([batch, tokens, -1])?;
+        self.out.forward(&joined)
+    }
+
+    /// Puts an adapter's keys (or values) before those of the tokens.
+    fn behind(&self, front: &Tensor, rest: &Tensor) -> Result<Tensor, LearnError> {
+        let batch = rest.size().first().copied().unwrap_or(1);
+        let shape = [1, -1, self.kv_heads, self.head_width];
+        let front = front.f_to_kind(rest.kind())?.f_reshape(shape)?.f_transpose(1, 2)?;
+        Ok(Tensor::f_cat(&[&front.f_expand([batch, -1, -1, -1], false)?, rest], 2)?)
+    }
+
+    fn mix(
+        &self,
+        query: &Tensor,
+        key: &Tensor,
+        value: &Tensor,
+        pass: &Pass<'_>,
+    ) -> Result<Tensor, LearnError> {
+        let (_, _, tokens, _) = query.size4()?;
+        if tokens == 1 {
+            return self.mix_one(query, key, value, pass.mask);
+        }
+        let mask = match pass.mask {
+            Some(mask) => Some(mask.f_to_kind(query.kind())?),
+            None => self.mask_of_late_tokens(query, key, pass.causal)?,
+        };
+        let causal = pass.causal && mask.is_none();
+        Ok(Tensor::f_scaled_dot_product_attention(
+            query,
+            &self.widen(key)?,
+            &self.widen(value)?,
+            mask.as_ref(),
+            0.0,
+            causal,
+            None,
+            false,
+        )?)
+    }
+
+    /// Where keys stand before the first token, "causal" has to be spelled out.
+    fn mask_of_late_tokens(
+        &self,
+        query: &Tensor,
+        key: &Tensor,
+        causal: bool,
+    ) -> Result<Option<Tensor>, LearnError> {
+        let (_, _, tokens, _) = query.size4()?;
+        let (_, _, keys, _) = key.size4()?;
+        if !causal || keys == tokens {
+            return Ok(None);
+        }
+        let later = Tensor::f_ones([tokens, keys], (Kind::Bool, query.device()))?;
+        let later = later.f_triu(keys - tokens + 1)?;
+        let zeros = Tensor::f_zeros([tokens, keys], (query.kind(), query.device()))?;
+        Ok(Some(zeros.f_masked_fill(&later, f64::NEG_INFINITY)?))
+    }
+
+    /// One query a sequence: the heads of a group share their keys without a copy.
+    #[expect(clippy::cast_precision_loss, reason = "a head's width is small")]
+    fn mix_one(
+        &self,
+        query: &Tensor,
+        key: &Tensor,
+        value: &Tensor,
+        mask: Option<&Tensor>,
+    ) -> Result<Tensor, LearnError> {
+        let batch = query.size().first().copied().unwrap_or(1);
+        let group = self.heads / self.kv_heads;
+        let query = query.f_reshape([batch, self.kv_heads, group, self.head_width])?;
+        let scale = 1.0 / (self.head_width as f64).sqrt();
+        let mut scores = query.f_mul_scalar(scale)?.f_matmul(&key.f_transpose(2, 3)?)?;
+        if let Some(mask) = mask {
+            scores = scores.f_add(&mask.f_to_kind(scores.kind())?)?;
+        }
+        let shares = scores.f_softmax(-1, Kind::Float)?.f_to_kind(value.kind())?;
+        Ok(shares.f_matmul(value)?.f_reshape([batch, self.heads, 1, self.head_width])?)
+    }
+
+    /// Repeats keys (or values) for the heads of their group.
+    fn widen(&self, t: &Tensor) -> Result<Tensor, LearnError> {
+        let group = self.heads / self.kv_heads;
+        if group == 1 {
+            return Ok(t.shallow_clone());
+        }
+        let (batch, _, keys, width) = t.size4()?;
+        let wide = t.f_unsqueeze(2)?.f_expand([batch, self.kv_heads, group, keys, width], false)?;
+        Ok(wide.f_reshape([batch, self.heads, keys, width])?)
+    }
+}
