@@ -102,7 +102,8 @@ fn federate(plants: &[Windows], rounds: u64, seed: u64) -> TensorSet {
                 class_targets: None,
                 seed: seed * 10_000 + round * 10 + plant as u64,
             };
-            let trained = learner.train(windows, &job, &mut |_| Control::Continue).unwrap();
+            let trained =
+                learner.train(&windows.clone().into(), &job, &mut |_| Control::Continue).unwrap();
             let share = windows.num_examples() as f32 / total as f32;
             for (to, from) in mean.values_mut().zip(trained.adapter.tensors()) {
                 to.iter_mut().zip(&from.data).for_each(|(to, x)| *to += share * x);

@@ -17,8 +17,8 @@ use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::thread::{self, JoinHandle};
 
 use crate::learn::{
-    Control, LearnError, Learner, Prediction, Predictor, Progress, TensorSet, TrainJob, Trained,
-    Windows,
+    Control, Examples, LearnError, Learner, Prediction, Predictor, Progress, TensorSet, TrainJob,
+    Trained,
 };
 
 /// Gets a request's result, on the lane's thread.
@@ -27,7 +27,7 @@ pub type Done<T> = Box<dyn FnOnce(Result<T, LearnError>) + Send>;
 /// Work for the lane that trains.
 pub struct TrainRequest {
     /// The device's windows.
-    pub data: Arc<Windows>,
+    pub data: Arc<Examples>,
     /// What to do with them.
     pub job: TrainJob,
     /// Called after each step; may stop the run.
@@ -197,7 +197,7 @@ mod tests {
 
         fn train(
             &mut self,
-            data: &Windows,
+            data: &Examples,
             job: &TrainJob,
             progress: &mut dyn FnMut(Progress) -> Control,
         ) -> Result<Trained, LearnError> {
@@ -211,7 +211,7 @@ mod tests {
             }
             Ok(Trained {
                 adapter: adapter(0.0),
-                class_logits: ClassLogits::of(&[], &[], data.classes),
+                class_logits: ClassLogits::of(&[], &[], data.num_examples()),
                 num_examples: 0,
                 steps,
                 loss_first: 0.5,
@@ -251,7 +251,7 @@ mod tests {
             seed,
         };
         let request = TrainRequest {
-            data: Arc::default(),
+            data: Arc::new(crate::learn::Texts::default().into()),
             job,
             progress: Box::new(|at| if at.step == 3 { Control::Stop } else { Control::Continue }),
             done: Box::new(move |result| sender.send(result).unwrap()),

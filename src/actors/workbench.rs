@@ -7,7 +7,7 @@ use super::busy::Busy;
 use super::figures::Figures;
 use super::lanes::{EndOnPanic, Lane, TrainRequest};
 use crate::ids::{Digest, NodeId};
-use crate::learn::{ClassLogits, Control, Learner, TrainJob, Trained, Windows};
+use crate::learn::{ClassLogits, Control, Examples, Learner, TrainJob, Trained};
 use crate::protocol::{CombineJob, Input, TrainTask, Work, update};
 use crate::rng::Stream;
 use crate::store::BlobReader;
@@ -47,7 +47,7 @@ pub trait Workbench: Send {
 pub struct LaneBench {
     me: NodeId,
     /// None on nodes that don't train.
-    train: Option<(Lane<TrainRequest>, Arc<Windows>)>,
+    train: Option<(Lane<TrainRequest>, Arc<Examples>)>,
     figures: Arc<Figures>,
     busy: Arc<Busy>,
 }
@@ -55,14 +55,14 @@ pub struct LaneBench {
 /// Works at once, on the caller's thread: for networks under a paused clock.
 pub struct InlineBench {
     me: NodeId,
-    train: Option<(Box<dyn Learner>, Windows)>,
+    train: Option<(Box<dyn Learner>, Examples)>,
 }
 
 impl LaneBench {
     /// A bench for a node; devices bring a lane and their data, and train while they aren't `busy`.
     pub fn new(
         me: NodeId,
-        train: Option<(Lane<TrainRequest>, Arc<Windows>)>,
+        train: Option<(Lane<TrainRequest>, Arc<Examples>)>,
         figures: Arc<Figures>,
         busy: Arc<Busy>,
     ) -> Self {
@@ -72,7 +72,7 @@ impl LaneBench {
 
 impl InlineBench {
     /// A bench for a node; devices bring a learner and their data.
-    pub fn new(me: NodeId, train: Option<(Box<dyn Learner>, Windows)>) -> Self {
+    pub fn new(me: NodeId, train: Option<(Box<dyn Learner>, Examples)>) -> Self {
         Self { me, train }
     }
 }

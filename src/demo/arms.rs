@@ -3,7 +3,8 @@
 
 use super::DemoError;
 use crate::learn::{
-    Confusion, Control, LearnError, Learner, Predictor, TensorSet, TrainJob, Windows, half_cosine,
+    Confusion, Control, Examples, LearnError, Learner, Predictor, TensorSet, TrainJob, Windows,
+    half_cosine,
 };
 use crate::node::{Brain, plan_of};
 use crate::report::Score;
@@ -13,7 +14,7 @@ use crate::settings::{Schedule, Settings};
 pub(super) fn train(
     brain: &mut Brain,
     settings: &Settings,
-    data: &Windows,
+    data: &Examples,
     progress: &mut dyn FnMut(),
 ) -> Result<TensorSet, DemoError> {
     let plan = plan_of(settings);

@@ -33,10 +33,14 @@ pub(super) fn compare(
     let mut trained = Vec::new();
     for (place, data) in PLACES.iter().filter(|place| place.data.is_some()).zip(&plants) {
         bar.set_message(format!("{} alone", place.name));
-        trained.push((place.name, arms::train(&mut mine, settings, data, &mut || bar.inc(1))?));
+        trained.push((
+            place.name,
+            arms::train(&mut mine, settings, &data.clone().into(), &mut || bar.inc(1))?,
+        ));
     }
     bar.set_message("all data in one place");
-    let pooled_adapter = arms::train(&mut mine, settings, &pooled, &mut || bar.inc(1))?;
+    let pooled_adapter =
+        arms::train(&mut mine, settings, &pooled.clone().into(), &mut || bar.inc(1))?;
     bar.finish_and_clear();
 
     let last = outcome.versions.last().map(|seen| update::unpack(&seen.adapter)).transpose()?;
@@ -75,7 +79,8 @@ pub(super) fn compare(
     let per_round = counts.contributions.0 / counts.contributions.1.max(1);
     let first = plants.first().ok_or_else(|| DemoError::start(&"no plant"))?;
     let reached = federated_score.macro_f1;
-    let contributions = prices::ways(&mut mine, options, settings, first, &shared, reached)?;
+    let contributions =
+        prices::ways(&mut mine, options, settings, &first.clone().into(), &shared, reached)?;
     let tier = |tier: &str, Flow { up, down }| TierTraffic { tier: tier.to_owned(), up, down };
     Ok(DemoReport {
         version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -1,7 +1,7 @@
 //! What one device's work of one round weighs, in each way that it could travel.
 
 use super::{DemoError, DemoOptions};
-use crate::learn::{Control, TensorSet, TrainJob, Windows};
+use crate::learn::{Control, Examples, TensorSet, TrainJob};
 use crate::node::{Brain, plan_of};
 use crate::protocol::update;
 use crate::report::Contribution;
@@ -16,7 +16,7 @@ pub(super) fn ways(
     brain: &mut Brain,
     options: &DemoOptions,
     settings: &Settings,
-    data: &Windows,
+    data: &Examples,
     start: &TensorSet,
     macro_f1: f64,
 ) -> Result<Vec<Contribution>, DemoError> {

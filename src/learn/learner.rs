@@ -29,6 +29,87 @@ impl Windows {
     }
 }
 
+/// Texts as token ids.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Texts {
+    /// Ids of all texts, laid end to end.
+    pub tokens: Vec<u32>,
+    /// Tokens of each text; they sum to the number of `tokens`.
+    pub lengths: Vec<u32>,
+    /// Characters of all texts.
+    pub chars: u64,
+}
+
+impl Texts {
+    /// The texts' ids, one after the other.
+    pub fn rows(&self) -> impl Iterator<Item = &[u32]> {
+        let mut rest = self.tokens.as_slice();
+        self.lengths.iter().map_while(move |len| {
+            let (row, after) = rest.split_at_checked(*len as usize)?;
+            rest = after;
+            Some(row)
+        })
+    }
+}
+
+/// What a device learns from.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Examples {
+    /// Sensor windows with labels.
+    Windows(Windows),
+    /// Texts.
+    Texts(Texts),
+}
+
+impl Examples {
+    /// Number of windows or texts.
+    pub fn num_examples(&self) -> usize {
+        match self {
+            Self::Windows(windows) => windows.num_examples(),
+            Self::Texts(texts) => texts.lengths.len(),
+        }
+    }
+
+    /// The windows.
+    ///
+    /// # Errors
+    /// [`LearnError::OutOfRange`] when it holds something else.
+    pub fn windows(&self) -> Result<&Windows, LearnError> {
+        match self {
+            Self::Windows(windows) => Ok(windows),
+            Self::Texts(_) => Err(other_kind("sensor windows", "texts")),
+        }
+    }
+
+    /// The texts.
+    ///
+    /// # Errors
+    /// [`LearnError::OutOfRange`] when it holds something else.
+    pub fn texts(&self) -> Result<&Texts, LearnError> {
+        match self {
+            Self::Texts(texts) => Ok(texts),
+            Self::Windows(_) => Err(other_kind("texts", "sensor windows")),
+        }
+    }
+}
+
+impl From<Windows> for Examples {
+    fn from(windows: Windows) -> Self {
+        Self::Windows(windows)
+    }
+}
+
+impl From<Texts> for Examples {
+    fn from(texts: Texts) -> Self {
+        Self::Texts(texts)
+    }
+}
+
+fn other_kind(expected: &str, actual: &str) -> LearnError {
+    let (expected, actual) = (expected.to_owned(), actual.to_owned());
+    LearnError::OutOfRange { what: "examples for this model", expected, actual }
+}
+
 /// Mean logits a class with counts: the soft-label summary of FedDistill (arXiv:1811.11479).
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClassLogits {
@@ -133,7 +214,7 @@ pub trait Learner: Send {
     /// [`LearnError`] when the job doesn't fit the model or a loss isn't finite.
     fn train(
         &mut self,
-        data: &Windows,
+        data: &Examples,
         job: &TrainJob,
         progress: &mut dyn FnMut(Progress) -> Control,
     ) -> Result<Trained, LearnError>;
@@ -184,7 +265,7 @@ impl<L: Learner + ?Sized> Learner for Box<L> {
 
     fn train(
         &mut self,
-        data: &Windows,
+        data: &Examples,
         job: &TrainJob,
         progress: &mut dyn FnMut(Progress) -> Control,
     ) -> Result<Trained, LearnError> {

@@ -34,7 +34,8 @@ pub use effect_norm::effect_norm;
 pub use error_feedback::ErrorFeedback;
 pub use fedavg::{Accumulator, Share, WeightedDelta, fed_avg, weights};
 pub use learner::{
-    ClassLogits, Control, Learner, Prediction, Predictor, Progress, TrainJob, Trained, Windows,
+    ClassLogits, Control, Examples, Learner, Prediction, Predictor, Progress, Texts, TrainJob,
+    Trained, Windows,
 };
 pub use lora_product::{Combined, Contribution, LoraAverage, combine, stack};
 pub use metrics::{Confusion, percentile};

@@ -14,8 +14,8 @@
 
 use super::softmax_head::Head;
 use super::{
-    ClassLogits, Control, LearnError, Learner, MachineSpeeds, Prediction, Predictor, Progress,
-    Spectrum, TensorSet, TrainJob, Trained, Windows, mean_class_logits,
+    ClassLogits, Control, Examples, LearnError, Learner, MachineSpeeds, Prediction, Predictor,
+    Progress, Spectrum, TensorSet, TrainJob, Trained, Windows, mean_class_logits,
 };
 use crate::rng::Stream;
 
@@ -63,11 +63,12 @@ impl Learner for SoftmaxLearner {
 
     fn train(
         &mut self,
-        data: &Windows,
+        data: &Examples,
         job: &TrainJob,
         progress: &mut dyn FnMut(Progress) -> Control,
     ) -> Result<Trained, LearnError> {
         check_job(job)?;
+        let data = data.windows()?;
         check_data(data, self.spectrum.window_len(), self.classes)?;
         let width = self.spectrum.num_features();
         let start = Head::from_tensors(&job.start, self.classes, width)?;
@@ -349,7 +350,7 @@ mod tests {
     }
 
     fn train(job: &TrainJob) -> Trained {
-        learner().train(&windows(1, 32), job, &mut |_| Control::Continue).unwrap()
+        learner().train(&windows(1, 32).into(), job, &mut |_| Control::Continue).unwrap()
     }
 
     fn targets() -> ClassLogits {
@@ -440,14 +441,14 @@ mod tests {
         assert_eq!(train(&job()).adapter, train(&job()).adapter);
         assert_ne!(train(&job()).adapter, train(&TrainJob { seed: 2, ..job() }).adapter);
         let mut twice = learner();
-        let mut again = || twice.train(&windows(1, 32), &job(), &mut |_| Control::Continue);
+        let mut again = || twice.train(&windows(1, 32).into(), &job(), &mut |_| Control::Continue);
         assert_eq!(again().unwrap().adapter, again().unwrap().adapter, "with kept features");
     }
 
     #[test]
     fn a_stopped_run_keeps_what_it_learned() {
         let stop = &mut |p: Progress| if p.step == 5 { Control::Stop } else { Control::Continue };
-        let trained = learner().train(&windows(1, 32), &job(), stop).unwrap();
+        let trained = learner().train(&windows(1, 32).into(), &job(), stop).unwrap();
         assert_eq!(trained.steps, 5);
         assert!(trained.adapter.norm() > 0.0);
     }
@@ -455,7 +456,10 @@ mod tests {
     #[test]
     fn jobs_and_data_that_do_not_fit_are_refused() {
         let refused = |data: &Windows, job: TrainJob| {
-            learner().train(data, &job, &mut |_| Control::Continue).unwrap_err().kind()
+            learner()
+                .train(&data.clone().into(), &job, &mut |_| Control::Continue)
+                .unwrap_err()
+                .kind()
         };
         let good = windows(1, 4);
         assert_eq!(refused(&good, TrainJob { steps: 0, ..job() }), "out_of_range");

@@ -19,7 +19,7 @@ use crate::data::bearings::{self, Bearings};
 use crate::data::{Cache, DataError};
 use crate::ids::{Digest, Name, Side};
 use crate::learn::{
-    LearnError, Learner, MachineSpeeds, Predictor, SoftmaxLearner, SoftmaxPredictor, Windows,
+    Examples, LearnError, Learner, MachineSpeeds, Predictor, SoftmaxLearner, SoftmaxPredictor,
 };
 use crate::ledger::Event;
 use crate::privacy::{Gate, Profile};
@@ -298,7 +298,7 @@ pub fn parts_of(
     settings: &Settings,
     identity: Identity,
     brain: Brain,
-    data: Option<Windows>,
+    data: Option<Examples>,
 ) -> Result<NodeParts, SettingsProblem> {
     let figures = Arc::new(Figures::default());
     let seed = u64::from_le_bytes(super::first_eight(&identity.boot));
@@ -430,7 +430,7 @@ fn bounds_of(settings: &Settings) -> Bounds {
 ///
 /// # Errors
 /// [`SettingsProblem`] when the set or client isn't known, or the set wasn't fetched.
-pub fn data_of(settings: &Settings) -> Result<Option<Windows>, SettingsProblem> {
+pub fn data_of(settings: &Settings) -> Result<Option<Examples>, SettingsProblem> {
     let Some(set) = &settings.data.set else { return Ok(None) };
     let bad = |key, problem: String| SettingsProblem::Key { key, problem };
     if set != "bearings" {
@@ -448,7 +448,7 @@ pub fn data_of(settings: &Settings) -> Result<Option<Windows>, SettingsProblem> 
     let at = at.ok_or_else(|| {
         bad("data.client", format!("{client:?} is none of {:?}", bearings::PLANTS))
     })?;
-    Ok(Some(all.plant(at)?))
+    Ok(Some(all.plant(at)?.into()))
 }
 
 fn tags_of(settings: &Settings) -> Result<Vec<Tag>, SettingsProblem> {

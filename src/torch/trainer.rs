@@ -17,8 +17,8 @@ use super::signal::{SignalTransformer, SignalTransformerConfig, Spectra};
 use super::weights::Weights;
 use super::{dim, evaluate, tensor, use_threads};
 use crate::learn::{
-    Augment, Batches, ClassLogits, Control, LearnError, Learner, Progress, TensorSet, TrainJob,
-    Trained, Windows,
+    Augment, Batches, ClassLogits, Control, Examples, LearnError, Learner, Progress, TensorSet,
+    TrainJob, Trained, Windows,
 };
 use crate::rng::Stream;
 
@@ -141,10 +141,11 @@ impl Learner for SignalLearner {
 
     fn train(
         &mut self,
-        data: &Windows,
+        data: &Examples,
         job: &TrainJob,
         progress: &mut dyn FnMut(Progress) -> Control,
     ) -> Result<Trained, LearnError> {
+        let data = data.windows()?;
         self.check(data, job)?;
         use_threads(self.config.threads);
         let mut run = self.run(&job.start)?;
@@ -440,7 +441,7 @@ pub(super) mod tests {
     }
 
     fn train(job: &TrainJob) -> Trained {
-        learner().train(&tones(30, 1), job, &mut |_| Control::Continue).unwrap()
+        learner().train(&tones(30, 1).into(), job, &mut |_| Control::Continue).unwrap()
     }
 
     fn distance(a: &TensorSet, b: &TensorSet) -> f64 {
@@ -504,7 +505,7 @@ pub(super) mod tests {
         let mut learner = learner();
         let data = tones(30, 1);
         let start = job(&learner, 60);
-        let trained = learner.train(&data, &start, &mut |_| Control::Continue).unwrap();
+        let trained = learner.train(&data.into(), &start, &mut |_| Control::Continue).unwrap();
         assert!(trained.loss_last < 0.6 * trained.loss_first, "{trained:?}");
         assert_eq!(learner.base.to_set().unwrap(), base(), "the base is frozen");
         assert_eq!(learner.initial_adapter(), start.start);
@@ -591,7 +592,7 @@ pub(super) mod tests {
             steps.push(at.step);
             if at.step == 3 { Control::Stop } else { Control::Continue }
         };
-        let trained = learner.train(&tones(12, 1), &job, stop_at_3).unwrap();
+        let trained = learner.train(&tones(12, 1).into(), &job, stop_at_3).unwrap();
         assert_eq!((trained.steps, steps), (3, vec![1, 2, 3]));
     }
 
@@ -601,7 +602,9 @@ pub(super) mod tests {
         let good = job(&learner, 1);
         let data = tones(6, 1);
         let mut kind = |data: &Windows, job: &TrainJob| {
-            learner.train(data, job, &mut |_| Control::Continue).map_or_else(|e| e.kind(), |_| "ok")
+            learner
+                .train(&data.clone().into(), job, &mut |_| Control::Continue)
+                .map_or_else(|e| e.kind(), |_| "ok")
         };
         assert_eq!(kind(&data, &good), "ok");
         let range = "out_of_range";

@@ -16,8 +16,8 @@ use gaisnet::bus::memory::{Faults, MemoryBroker};
 use gaisnet::bus::{Bus, BusEvent};
 use gaisnet::ids::{BootId, Digest, Name, NodeId, Side};
 use gaisnet::learn::{
-    ClassLogits, Control, LearnError, Learner, Progress, Tensor, TensorSet, TrainJob, Trained,
-    Windows,
+    ClassLogits, Control, Examples, LearnError, Learner, Progress, Tensor, TensorSet, TrainJob,
+    Trained, Windows,
 };
 use gaisnet::ledger::{Entry, Event};
 use gaisnet::node::{Identity, Learning, Node, NodeParts, SystemClock};
@@ -51,7 +51,7 @@ impl Learner for Toy {
 
     fn train(
         &mut self,
-        data: &Windows,
+        data: &Examples,
         job: &TrainJob,
         progress: &mut dyn FnMut(Progress) -> Control,
     ) -> Result<Trained, LearnError> {
@@ -129,7 +129,10 @@ impl Members {
         let at = self.places.iter().position(|place| place.node == *node).unwrap();
         let train = (self.places[at].role == Role::Device).then(|| {
             let learner: Box<dyn Learner> = Box::new(Toy(at as f32));
-            (learner, Windows { x: vec![0.0; 120], len: 1, labels: vec![0; 120], classes: 2 })
+            (
+                learner,
+                Windows { x: vec![0.0; 120], len: 1, labels: vec![0; 120], classes: 2 }.into(),
+            )
         });
         NodeParts {
             identity: Identity {
