@@ -17,8 +17,10 @@ pub mod adamw;
 pub mod adapter;
 pub mod attention;
 pub mod card;
+pub mod encoder;
 mod evaluate;
 pub mod gguf;
+pub mod huggingface;
 pub mod kv_cache;
 pub mod language;
 pub mod linear;
@@ -33,6 +35,7 @@ pub mod signal;
 pub mod tokenizer;
 pub mod trainer;
 pub mod transformer;
+pub mod vision;
 pub mod weights;
 pub mod weights_error;
 

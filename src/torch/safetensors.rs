@@ -92,7 +92,7 @@ fn tensor(name: &str, view: &TensorView<'_>) -> Result<Tensor, WeightsError> {
     Ok(Tensor { name: name.to_owned(), shape: view.shape().to_vec(), data })
 }
 
-fn check_name(name: &str) -> Result<(), WeightsError> {
+pub(super) fn check_name(name: &str) -> Result<(), WeightsError> {
     let plain = |part: &str| {
         !part.is_empty()
             && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
