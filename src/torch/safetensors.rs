@@ -5,104 +5,12 @@
 
 use std::fs;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
-use crate::ids::Digest;
-use crate::learn::{LearnError, Tensor, TensorSet};
-use crate::trust::release::ReleaseError;
-
-/// Why weights were refused.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum WeightsError {
-    /// The file can't be read or written.
-    #[error("{path}: {source}")]
-    Io {
-        /// Which file.
-        path: String,
-        /// What the system says.
-        source: std::io::Error,
-    },
-    /// More bytes, tensors or dimensions than weights have.
-    #[error("{what}: at most {max}, got {actual}")]
-    TooBig {
-        /// The quantity.
-        what: &'static str,
-        /// Its cap.
-        max: u64,
-        /// What was found.
-        actual: u64,
-    },
-    /// Not safetensors.
-    #[error("not a safetensors file: {0}")]
-    Malformed(String),
-    /// A tensor's name isn't a plain dotted path.
-    #[error("tensor name {0:?} isn't a dotted path of letters, digits, _ and -")]
-    BadName(String),
-    /// A tensor isn't f32.
-    #[error("tensor {name:?} is {actual}, expected F32")]
-    BadDtype {
-        /// Which tensor.
-        name: String,
-        /// Its type.
-        actual: String,
-    },
-    /// A size is 0.
-    #[error("tensor {name:?} has shape {shape:?}: no size may be 0")]
-    BadShape {
-        /// Which tensor.
-        name: String,
-        /// Its shape.
-        shape: Vec<usize>,
-    },
-    /// The bytes aren't those that the card pins.
-    #[error("digest mismatch: expected {expected}, got {actual}")]
-    BadDigest {
-        /// By the card.
-        expected: Digest,
-        /// Of the file.
-        actual: Digest,
-    },
-    /// A card isn't TOML with the keys of one.
-    #[error("not the card of a model: {0}")]
-    BadCard(String),
-    /// A card has no seal.
-    #[error(
-        "{} is missing: a base is only taken with the signature of a release key on its card; \
-         fetch it from where the base came from, or sign it (gaisnet model sign)", path.display()
-    )]
-    Unsigned {
-        /// Where the seal should be.
-        path: PathBuf,
-    },
-    /// Nobody who may release models sealed the card.
-    #[error(transparent)]
-    Release(#[from] ReleaseError),
-    /// Names, shapes or values aren't those that the model wants.
-    #[error(transparent)]
-    Learn(#[from] LearnError),
-}
-
-impl WeightsError {
-    /// A short word for metrics and logs.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Self::Io { .. } => "io",
-            Self::TooBig { .. } => "too_big",
-            Self::Malformed(_) => "malformed",
-            Self::BadName(_) => "bad_name",
-            Self::BadDtype { .. } => "bad_dtype",
-            Self::BadShape { .. } => "bad_shape",
-            Self::BadDigest { .. } => "bad_digest",
-            Self::BadCard(_) => "bad_card",
-            Self::Unsigned { .. } => "unsigned",
-            Self::Release(error) => error.kind(),
-            Self::Learn(error) => error.kind(),
-        }
-    }
-}
+pub use super::weights_error::WeightsError;
+use crate::learn::{Tensor, TensorSet};
 
 /// Reads a file of weights; it may have at most `max_bytes`.
 ///
@@ -184,7 +92,7 @@ fn tensor(name: &str, view: &TensorView<'_>) -> Result<Tensor, WeightsError> {
     Ok(Tensor { name: name.to_owned(), shape: view.shape().to_vec(), data })
 }
 
-fn check_name(name: &str) -> Result<(), WeightsError> {
+pub(super) fn check_name(name: &str) -> Result<(), WeightsError> {
     let plain = |part: &str| {
         !part.is_empty()
             && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')

@@ -14,6 +14,7 @@ mod open;
 pub(crate) mod openssl;
 mod pae;
 mod pem;
+pub mod pins;
 pub mod release;
 mod seal;
 mod sequences;
