@@ -11,6 +11,7 @@ mod effect_norm;
 mod error_feedback;
 mod factors;
 mod fedavg;
+mod generator;
 mod learner;
 mod lora_product;
 mod metrics;
@@ -32,6 +33,7 @@ pub use clip::{LEAST_NORMS, NORMS_REMEMBERED, NormClip};
 pub use effect_norm::effect_norm;
 pub use error_feedback::ErrorFeedback;
 pub use fedavg::{Accumulator, Share, WeightedDelta, fed_avg, weights};
+pub use generator::{Generator, Tokens};
 pub use learner::{
     ClassLogits, Control, Learner, Prediction, Predictor, Progress, TrainJob, Trained, Windows,
 };
