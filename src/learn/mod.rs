@@ -3,6 +3,7 @@
 //! Everything that combines members takes them in a map by sender, so that a sum has one order and
 //! the result depends neither on arrival nor on repeats.
 
+mod answer_text;
 mod augment;
 mod batches;
 mod class_logits;
@@ -17,6 +18,7 @@ mod lora_product;
 mod metrics;
 pub mod physics;
 mod quant;
+mod sampling;
 mod schedule;
 mod soft_labels;
 mod softmax;
@@ -26,6 +28,7 @@ mod staleness;
 mod tensors;
 mod window;
 
+pub use answer_text::{AnswerText, Piece};
 pub use augment::Augment;
 pub use batches::Batches;
 pub use class_logits::{LOGIT_BOUND, average_class_logits};
@@ -40,6 +43,7 @@ pub use learner::{
 pub use lora_product::{Combined, Contribution, LoraAverage, combine, stack};
 pub use metrics::{Confusion, percentile};
 pub use quant::{Quantizer, Width};
+pub use sampling::{Sampler, Sampling};
 pub use schedule::half_cosine;
 pub use soft_labels::mean_class_logits;
 pub use softmax::{SoftmaxLearner, SoftmaxPredictor};
