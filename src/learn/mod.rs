@@ -3,6 +3,7 @@
 //! Everything that combines members takes them in a map by sender, so that a sum has one order and
 //! the result depends neither on arrival nor on repeats.
 
+mod answer_text;
 mod augment;
 mod batches;
 mod class_logits;
@@ -11,12 +12,14 @@ mod effect_norm;
 mod error_feedback;
 mod factors;
 mod fedavg;
+mod generator;
 mod learner;
 mod lora_product;
 mod metrics;
 mod packing;
 pub mod physics;
 mod quant;
+mod sampling;
 mod schedule;
 mod soft_labels;
 mod softmax;
@@ -26,6 +29,7 @@ mod staleness;
 mod tensors;
 mod window;
 
+pub use answer_text::{AnswerText, Piece};
 pub use augment::Augment;
 pub use batches::Batches;
 pub use class_logits::{LOGIT_BOUND, average_class_logits};
@@ -33,6 +37,7 @@ pub use clip::{LEAST_NORMS, NORMS_REMEMBERED, NormClip};
 pub use effect_norm::effect_norm;
 pub use error_feedback::ErrorFeedback;
 pub use fedavg::{Accumulator, Share, WeightedDelta, fed_avg, weights};
+pub use generator::{Generator, Tokens};
 pub use learner::{
     ClassLogits, Control, Examples, Learner, Prediction, Predictor, Progress, Texts, TrainJob,
     Trained, Windows,
@@ -41,6 +46,7 @@ pub use lora_product::{Combined, Contribution, LoraAverage, combine, stack};
 pub use metrics::{Confusion, percentile};
 pub use packing::{Frame, MAX_LENGTH, Packed, pack};
 pub use quant::{Quantizer, Width};
+pub use sampling::{Sampler, Sampling};
 pub use schedule::half_cosine;
 pub use soft_labels::mean_class_logits;
 pub use softmax::{SoftmaxLearner, SoftmaxPredictor};
