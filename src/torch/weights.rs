@@ -175,6 +175,12 @@ impl Weights {
         Layout(own.map(|(name, t)| (name.clone(), sizes(t))).collect())
     }
 
+    /// Bytes of all values; what is joined counts once.
+    pub fn num_bytes(&self) -> u64 {
+        let own = self.0.iter().filter(|(name, _)| !is_joined(name));
+        own.map(|(_, t)| (t.numel() * t.kind().elt_size_in_bytes()) as u64).sum()
+    }
+
     /// Copies the tensors out of libtorch; joined matrices are left out.
     ///
     /// # Errors

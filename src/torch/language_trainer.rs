@@ -1,0 +1,465 @@
+//! Local training of a language model's adapter on one device's texts.
+//!
+//! ```text
+//! seeded order -> packed sequences -> blocks (frozen base + adapter) -> chunked cross-entropy
+//!      flat <- AdamW <- gradient + mu (w - start)
+//! ```
+//! Under a memory cap a batch goes through in parts (gradient accumulation), and where even one
+//! sequence's activations are too many, a block at a time: its input is kept, the rest is computed again
+//! for the backward pass (arXiv:1604.06174).
+
+use std::num::NonZeroU16;
+
+use tch::{Kind, Tensor};
+
+use super::adamw::{AdamW, AdamWConfig};
+use super::adapter::AdapterPlan;
+use super::cross_entropy::{head_loss, nats_of};
+use super::language::{LanguageBase, LanguageModel, TokenBatch};
+use super::memory::{Budget, Plan};
+use super::peft::PeftConfig;
+use super::use_threads;
+use crate::learn::{
+    ClassLogits, Control, Examples, Frame, LearnError, Learner, Packed, Progress, TensorSet, Texts,
+    TrainJob, Trained, pack,
+};
+use crate::rng::Stream;
+
+/// What doesn't change from job to job.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LanguageTrainerConfig {
+    /// What trains.
+    pub peft: PeftConfig,
+    /// The optimiser.
+    pub adamw: AdamWConfig,
+    /// Tokens a sequence; several texts share one.
+    pub sequence: u32,
+    /// What stands around each text.
+    pub frame: Frame,
+    /// Memory that base and training may take together, in MiB.
+    pub max_memory_mib: Option<u32>,
+    /// Threads of libtorch on the lane that trains.
+    pub threads: NonZeroU16,
+}
+
+/// Trains adapters of one base.
+#[derive(Debug)]
+pub struct LanguageLearner {
+    config: LanguageTrainerConfig,
+    base: LanguageBase,
+    plan: AdapterPlan,
+    initial: TensorSet,
+}
+
+impl LanguageLearner {
+    /// Takes a base; what is drawn in the adapter comes from `seed`, which all nodes share.
+    ///
+    /// # Errors
+    /// [`LearnError`] when base and config don't fit together.
+    pub fn new(
+        base: LanguageBase,
+        config: LanguageTrainerConfig,
+        seed: u64,
+    ) -> Result<Self, LearnError> {
+        let plan = AdapterPlan::new(&base.weights().layout(), &config.peft)?;
+        let initial = plan.initial(base.weights(), seed)?;
+        Ok(Self { config, base, plan, initial })
+    }
+
+    /// What trains.
+    pub fn plan(&self) -> &AdapterPlan {
+        &self.plan
+    }
+
+    /// Nats of all texts' tokens (their end tokens aside) with an adapter, and their characters.
+    ///
+    /// # Errors
+    /// [`LearnError`] when the adapter isn't one of this base.
+    pub fn nats(&self, texts: &Texts, adapter: &TensorSet) -> Result<f64, LearnError> {
+        let _guard = tch::no_grad_guard();
+        use_threads(self.config.threads);
+        let attached = self.plan.attach(&self.flatten(adapter)?)?;
+        let model = self.base.model(Some(&attached))?;
+        let packed = pack(texts.rows(), self.config.frame, self.config.sequence as usize)?;
+        let mut nats = 0.0;
+        for at in 0..packed.num() {
+            let part = Rows::new(&packed, &[at], self.base.device())?;
+            let ends = part.ends(&packed, at, self.config.frame)?;
+            let hidden = model.hidden(&part.batch)?.f_flatten(0, 1)?;
+            let chosen = hidden.f_index_select(0, &part.places)?;
+            let each = nats_of(&chosen, model.head(), &part.targets)?;
+            nats += each.f_mul(&ends)?.f_sum(Kind::Double)?.f_double_value(&[])?;
+        }
+        Ok(nats)
+    }
+
+    /// Starts a run at `start`; each [`LanguageRun::step`] changes it by one batch.
+    ///
+    /// # Errors
+    /// [`LearnError`] when the adapter isn't one of this base, or a step wouldn't fit in memory.
+    pub fn run(&self, start: &TensorSet, rows: usize) -> Result<LanguageRun<'_>, LearnError> {
+        let tokens = self.config.sequence as usize;
+        let budget = Budget::of(&self.base, &self.plan, tokens)?;
+        let how = budget.plan(rows, self.config.max_memory_mib)?;
+        let start = self.flatten(start)?;
+        let flat = start.f_detach_copy()?.f_set_requires_grad(true)?;
+        let adamw = AdamW::new(&flat, self.config.adamw)?;
+        Ok(LanguageRun { learner: self, start, flat, adamw, how })
+    }
+
+    fn flatten(&self, adapter: &TensorSet) -> Result<Tensor, LearnError> {
+        Ok(self.plan.flatten(adapter)?.f_to(self.base.device())?)
+    }
+
+    fn check(job: &TrainJob) -> Result<(), LearnError> {
+        let bad = |what, expected: &str, actual: String| {
+            Err(LearnError::OutOfRange { what, expected: expected.into(), actual })
+        };
+        if job.steps == 0 || job.batch_size == 0 {
+            let actual = format!("{} x {}", job.steps, job.batch_size);
+            return bad("steps and batch size", "both positive", actual);
+        }
+        if !(job.learning_rate > 0.0 && job.learning_rate.is_finite()) {
+            return bad("learning rate", "positive", job.learning_rate.to_string());
+        }
+        if !(job.prox_mu >= 0.0 && job.prox_mu.is_finite()) {
+            return bad("FedProx mu", "0 or more", job.prox_mu.to_string());
+        }
+        Ok(())
+    }
+}
+
+impl Learner for LanguageLearner {
+    fn initial_adapter(&self) -> TensorSet {
+        self.initial.clone()
+    }
+
+    fn train(
+        &mut self,
+        data: &Examples,
+        job: &TrainJob,
+        progress: &mut dyn FnMut(Progress) -> Control,
+    ) -> Result<Trained, LearnError> {
+        let texts = data.texts()?;
+        Self::check(job)?;
+        check_ids(texts, self.base.config().vocab)?;
+        use_threads(self.config.threads);
+        let rows = job.batch_size as usize;
+        let mut run = self.run(&job.start, rows)?;
+        let mut sequences = Sequences::new(texts, &self.config, job.seed)?;
+        let mut losses = Vec::new();
+        for step in 1..=job.steps {
+            let packed = sequences.next(rows)?;
+            if self.config.peft.lora.as_ref().is_some_and(|l| l.dropout > 0.0) {
+                // libtorch draws what drops out: its generator is one for the process, so it is set
+                // anew each step.
+                tch::manual_seed(job.seed.wrapping_add(u64::from(step)).cast_signed());
+            }
+            let loss = run.step(&packed, job.learning_rate.into(), job.prox_mu.into())?;
+            losses.push(loss);
+            if progress(Progress { step, loss }) == Control::Stop {
+                break;
+            }
+        }
+        let adapter = run.adapter()?;
+        adapter.check_finite()?;
+        let tenth = losses.len().div_ceil(10);
+        Ok(Trained {
+            adapter,
+            class_logits: ClassLogits { mean_logits: Vec::new(), counts: Vec::new() },
+            num_examples: texts.lengths.len() as u64,
+            steps: u32::try_from(losses.len()).unwrap_or(u32::MAX),
+            loss_first: mean(losses.iter().take(tenth)),
+            loss_last: mean(losses.iter().rev().take(tenth)),
+        })
+    }
+}
+
+/// One training run: a flat buffer and its optimiser.
+#[derive(Debug)]
+pub struct LanguageRun<'a> {
+    learner: &'a LanguageLearner,
+    start: Tensor,
+    flat: Tensor,
+    adamw: AdamW,
+    how: Plan,
+}
+
+impl LanguageRun<'_> {
+    /// One optimiser step on packed sequences; gives the mean loss a target in nats, without the
+    /// proximal term.
+    ///
+    /// # Errors
+    /// [`LearnError::NotFinite`] when the loss isn't finite: nothing has changed then.
+    pub fn step(&mut self, packed: &Packed, rate: f64, prox_mu: f64) -> Result<f32, LearnError> {
+        let all: Vec<usize> = (0..packed.num()).collect();
+        #[expect(clippy::cast_precision_loss, reason = "a batch has few tokens")]
+        let divisor = packed.num_targets().max(1) as f64;
+        let mut sum = 0.0;
+        let mut gradient: Option<Tensor> = None;
+        for part in all.chunks(self.how.rows.max(1)) {
+            let rows = Rows::new(packed, part, self.learner.base.device())?;
+            let (nats, more) = self.backward(&rows, divisor)?;
+            sum += nats;
+            gradient = Some(match gradient {
+                Some(gradient) => gradient.f_add(&more)?,
+                None => more,
+            });
+        }
+        let loss = sum / divisor;
+        let (true, Some(gradient)) = (loss.is_finite(), gradient) else {
+            return Err(LearnError::NotFinite { name: "loss".into(), index: 0 });
+        };
+        let gradient = if prox_mu > 0.0 {
+            let away = self.flat.f_detach()?.f_sub(&self.start)?;
+            gradient.f_add(&away.f_mul_scalar(prox_mu)?)?
+        } else {
+            gradient
+        };
+        self.adamw.step(&mut self.flat, &gradient, rate)?;
+        #[expect(clippy::cast_possible_truncation, reason = "a loss fits an f32")]
+        Ok(loss as f32)
+    }
+
+    /// The adapter as it is now.
+    ///
+    /// # Errors
+    /// [`LearnError::Engine`] when libtorch refuses.
+    pub fn adapter(&self) -> Result<TensorSet, LearnError> {
+        self.learner.plan.unflatten(&self.flat)
+    }
+
+    /// Sum of the nats of some rows, and the gradient of `sum / divisor`.
+    fn backward(&self, rows: &Rows, divisor: f64) -> Result<(f64, Tensor), LearnError> {
+        let attached = self.learner.plan.attach(&self.flat)?;
+        let model = self.learner.base.model(Some(&attached))?;
+        if self.how.a_block_at_a_time {
+            return self.backward_by_blocks(&model, rows, divisor);
+        }
+        let hidden = model.hidden(&rows.batch)?;
+        let (sum, loss) = loss_of(&model, &hidden, rows, divisor)?;
+        Ok((sum, gradient(&loss, &self.flat)?))
+    }
+
+    /// The same, with the input of each block kept and the rest computed twice.
+    fn backward_by_blocks(
+        &self,
+        model: &LanguageModel<'_>,
+        rows: &Rows,
+        divisor: f64,
+    ) -> Result<(f64, Tensor), LearnError> {
+        let way = model.enter(&rows.batch)?;
+        let mut inputs = Vec::with_capacity(model.layers());
+        let mut x = way.x.f_detach()?;
+        {
+            let _guard = tch::no_grad_guard();
+            for i in 0..model.layers() {
+                inputs.push(x.shallow_clone());
+                x = model.block(i, &x, &way)?;
+            }
+        }
+        let top = x.f_detach()?.f_set_requires_grad(true)?;
+        let (sum, loss) = loss_of(model, &model.leave(&top, &way)?, rows, divisor)?;
+        let mut total = self.flat.f_detach()?.f_zeros_like()?;
+        let mut above = pull(&loss, &top, &self.flat, &mut total)?;
+        for (i, x) in inputs.into_iter().enumerate().rev() {
+            let x = x.f_set_requires_grad(true)?;
+            let y = model.block(i, &x, &way)?;
+            let through = y.f_mul(&above)?.f_sum(Kind::Float)?;
+            above = pull(&through, &x, &self.flat, &mut total)?;
+        }
+        if way.x.requires_grad() {
+            let through = way.x.f_mul(&above)?.f_sum(Kind::Float)?;
+            let _ = total.f_add_(&gradient(&through, &self.flat)?)?;
+        }
+        Ok((sum, total))
+    }
+}
+
+/// Sum of the nats, and a scalar whose gradient is that of `sum / divisor`.
+fn loss_of(
+    model: &LanguageModel<'_>,
+    hidden: &Tensor,
+    rows: &Rows,
+    divisor: f64,
+) -> Result<(f64, Tensor), LearnError> {
+    let chosen = hidden.f_flatten(0, 1)?.f_index_select(0, &rows.places)?;
+    if model.head().requires_grad() {
+        let logits = model.logits(&chosen)?.f_log_softmax(-1, Kind::Float)?;
+        let sum = logits.f_gather(1, &rows.targets.f_unsqueeze(1)?, false)?.f_sum(Kind::Float)?;
+        let nats = -sum.f_double_value(&[])?;
+        return Ok((nats, sum.f_mul_scalar(-1.0 / divisor)?));
+    }
+    let loss = head_loss(&chosen, model.head(), &rows.targets, divisor)?;
+    Ok((loss.sum, chosen.f_mul(&loss.gradient)?.f_sum(Kind::Float)?))
+}
+
+/// Gradient of a scalar with respect to `flat`.
+fn gradient(of: &Tensor, flat: &Tensor) -> Result<Tensor, LearnError> {
+    let gradients = Tensor::f_run_backward(&[of], &[flat], false, false)?;
+    gradients.into_iter().next().ok_or_else(|| LearnError::Engine {
+        engine: "libtorch",
+        message: "no gradient came back".into(),
+    })
+}
+
+/// Gradient of a scalar with respect to `x`; that with respect to `flat` goes into `total`.
+fn pull(
+    of: &Tensor,
+    x: &Tensor,
+    flat: &Tensor,
+    total: &mut Tensor,
+) -> Result<Tensor, LearnError> {
+    // Zero times the buffer: a block without an adapter of its own has a gradient for it as well.
+    let of = of.f_add(&flat.f_narrow(0, 0, 1)?.f_sum(Kind::Float)?.f_mul_scalar(0.0)?)?;
+    let gradients = Tensor::f_run_backward(&[&of], &[x, flat], true, false)?;
+    let [for_x, for_flat] = gradients.as_slice() else {
+        let message = "no gradients came back".into();
+        return Err(LearnError::Engine { engine: "libtorch", message });
+    };
+    let _ = total.f_add_(for_flat)?;
+    Ok(for_x.shallow_clone())
+}
+
+/// Some packed sequences as tensors.
+#[derive(Debug)]
+struct Rows {
+    batch: TokenBatch,
+    /// Places with a target, in the flattened rows.
+    places: Tensor,
+    /// Their targets.
+    targets: Tensor,
+}
+
+impl Rows {
+    fn new(packed: &Packed, rows: &[usize], device: tch::Device) -> Result<Self, LearnError> {
+        let len = packed.length;
+        let mut ids = Vec::with_capacity(rows.len() * len);
+        let (mut positions, mut segments) = (ids.clone(), ids.clone());
+        let (mut places, mut targets) = (Vec::new(), Vec::new());
+        for row in rows {
+            let range = row * len..(row + 1) * len;
+            let pick = |all: &[u32], into: &mut Vec<i64>| {
+                into.extend(all.get(range.clone()).unwrap_or_default().iter().map(|x| i64::from(*x)));
+            };
+            let first = i64::try_from(ids.len()).unwrap_or(i64::MAX);
+            pick(&packed.inputs, &mut ids);
+            pick(&packed.positions, &mut positions);
+            pick(&packed.segments, &mut segments);
+            let wanted = packed.targets.get(range.clone()).unwrap_or_default();
+            for (place, target) in (first..).zip(wanted) {
+                if let Some(target) = target {
+                    places.push(place);
+                    targets.push(i64::from(*target));
+                }
+            }
+        }
+        let one_text_each = segments.chunks(len.max(1)).all(|row| row.iter().all(|s| *s == 1));
+        let shape = [i64::try_from(rows.len()).unwrap_or(0), -1];
+        let matrix = |values: &[i64]| -> Result<Tensor, LearnError> {
+            Ok(Tensor::f_from_slice(values)?.f_reshape(shape)?.f_to(device)?)
+        };
+        let batch = TokenBatch {
+            ids: matrix(&ids)?,
+            positions: if one_text_each { None } else { Some(matrix(&positions)?) },
+            segments: if one_text_each { None } else { Some(matrix(&segments)?) },
+        };
+        let places = Tensor::f_from_slice(&places)?.f_to(device)?;
+        let targets = Tensor::f_from_slice(&targets)?.f_to(device)?;
+        Ok(Self { batch, places, targets })
+    }
+
+    /// 0 at targets that end a text, which are learned and not judged; else 1.
+    fn ends(&self, packed: &Packed, row: usize, frame: Frame) -> Result<Tensor, LearnError> {
+        let range = row * packed.length..(row + 1) * packed.length;
+        let targets = packed.targets.get(range.clone()).unwrap_or_default();
+        let segments = packed.segments.get(range).unwrap_or_default();
+        let mut judged = Vec::with_capacity(targets.len());
+        for (at, target) in targets.iter().enumerate() {
+            let Some(target) = target else { continue };
+            let last = segments.get(at) != segments.get(at + 1);
+            judged.push(if last && *target == frame.end { 0.0_f32 } else { 1.0 });
+        }
+        Ok(Tensor::f_from_slice(&judged)?.f_to(self.targets.device())?)
+    }
+}
+
+/// Sequences of a device's texts, in an order that a seed decides, over and over.
+struct Sequences<'a> {
+    texts: Vec<&'a [u32]>,
+    frame: Frame,
+    length: usize,
+    order: Vec<usize>,
+    stream: Stream,
+}
+
+impl<'a> Sequences<'a> {
+    fn new(
+        texts: &'a Texts,
+        config: &LanguageTrainerConfig,
+        seed: u64,
+    ) -> Result<Self, LearnError> {
+        let rows: Vec<&[u32]> = texts.rows().filter(|row| !row.is_empty()).collect();
+        if rows.is_empty() {
+            return Err(LearnError::OutOfRange {
+                what: "texts",
+                expected: "at least one".into(),
+                actual: "none".into(),
+            });
+        }
+        let length = config.sequence as usize;
+        let stream = Stream::new(seed, "texts");
+        Ok(Self { texts: rows, frame: config.frame, length, order: Vec::new(), stream })
+    }
+
+    /// The next `count` sequences.
+    fn next(&mut self, count: usize) -> Result<Packed, LearnError> {
+        let mut chosen: Vec<&[u32]> = Vec::new();
+        loop {
+            let Some(at) = self.order.pop() else {
+                self.order = (0..self.texts.len()).collect();
+                self.stream.shuffle(&mut self.order);
+                continue;
+            };
+            let Some(text) = self.texts.get(at) else { continue };
+            chosen.push(text);
+            let packed = pack(chosen.iter().copied(), self.frame, self.length)?;
+            if packed.num() > count {
+                // The text that opened one sequence too many begins the next batch.
+                self.order.push(at);
+                chosen.pop();
+                if chosen.is_empty() {
+                    return cut(packed, count);
+                }
+                return pack(chosen.iter().copied(), self.frame, self.length);
+            }
+        }
+    }
+}
+
+/// The first sequences of a text that is longer than a batch; what is left of it is skipped.
+fn cut(mut packed: Packed, count: usize) -> Result<Packed, LearnError> {
+    let places = count * packed.length;
+    packed.inputs.truncate(places);
+    packed.targets.truncate(places);
+    packed.segments.truncate(places);
+    packed.positions.truncate(places);
+    Ok(packed)
+}
+
+fn check_ids(texts: &Texts, vocab: u32) -> Result<(), LearnError> {
+    match texts.tokens.iter().find(|id| **id >= vocab) {
+        None => Ok(()),
+        Some(id) => Err(LearnError::OutOfRange {
+            what: "token id",
+            expected: format!("below {vocab}; is this the model's own tokenizer?"),
+            actual: id.to_string(),
+        }),
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "few losses")]
+fn mean<'a>(losses: impl ExactSizeIterator<Item = &'a f32>) -> f32 {
+    let n = losses.len().max(1) as f64;
+    (losses.map(|l| f64::from(*l)).sum::<f64>() / n) as f32
+}
