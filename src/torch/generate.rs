@@ -5,11 +5,10 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroU16;
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::adapter::AdapterPlan;
-use super::language::{LanguageBase, SequenceCache};
-use super::parts::Attached;
+use super::language::{LanguageBase, LanguageModel, SequenceCache};
 use super::peft::PeftConfig;
 use super::{use_threads, values};
 use crate::learn::{Generator, LearnError, TensorSet};
@@ -19,7 +18,8 @@ use crate::learn::{Generator, LearnError, TensorSet};
 pub struct LanguageGenerator {
     base: LanguageBase,
     plan: AdapterPlan,
-    slots: BTreeMap<u32, Attached>,
+    bare: LanguageModel,
+    slots: BTreeMap<u32, LanguageModel>,
     sequences: BTreeMap<u64, Sequence>,
     threads: NonZeroU16,
 }
@@ -42,20 +42,16 @@ impl LanguageGenerator {
     ) -> Result<Self, LearnError> {
         let plan = AdapterPlan::new(&base.weights().layout(), peft)?;
         let (slots, sequences) = (BTreeMap::new(), BTreeMap::new());
-        Ok(Self { base, plan, slots, sequences, threads })
+        Ok(Self { bare: base.model(None)?, base, plan, slots, sequences, threads })
     }
 
-    /// Runs tokens through one sequence; gives the last one's hidden state `[1, 1, d]`.
-    fn extend(&self, sequence: &mut Sequence, tokens: &[u32]) -> Result<Tensor, LearnError> {
+    /// Runs tokens through one sequence; gives the logits after the last.
+    fn extend(&self, sequence: &mut Sequence, tokens: &[u32]) -> Result<Vec<f32>, LearnError> {
         let ids: Vec<i64> = tokens.iter().map(|t| i64::from(*t)).collect();
         let ids = Tensor::f_from_slice(&ids)?.f_unsqueeze(0)?.f_to(self.base.device())?;
-        let model = self.base.model(self.slots.get(&sequence.slot))?;
-        model.extend(&ids, &mut sequence.cache)
-    }
-
-    fn logits(&self, hidden: &Tensor) -> Result<Vec<f32>, LearnError> {
-        let model = self.base.model(None)?;
-        values(&model.logits(hidden)?.f_to(tch::Device::Cpu)?)
+        let model = self.slots.get(&sequence.slot).unwrap_or(&self.bare);
+        let hidden = model.extend(&ids, &mut sequence.cache)?;
+        values(&model.logits(&hidden)?)
     }
 }
 
@@ -63,7 +59,8 @@ impl Generator for LanguageGenerator {
     fn load(&mut self, slot: u32, adapter: &TensorSet) -> Result<(), LearnError> {
         let _guard = tch::no_grad_guard();
         let flat = self.plan.flatten(adapter)?.f_to(self.base.device())?;
-        self.slots.insert(slot, self.plan.attach(&flat)?);
+        let model = self.base.model(Some(&self.plan.attach(&flat)?))?;
+        self.slots.insert(slot, model);
         Ok(())
     }
 
@@ -75,8 +72,7 @@ impl Generator for LanguageGenerator {
         let _guard = tch::no_grad_guard();
         use_threads(self.threads);
         let mut new = Sequence { slot, cache: SequenceCache::default() };
-        let hidden = self.extend(&mut new, prompt)?;
-        let logits = self.logits(&hidden)?;
+        let logits = self.extend(&mut new, prompt)?;
         self.sequences.insert(sequence, new);
         Ok(logits)
     }
@@ -91,12 +87,11 @@ impl Generator for LanguageGenerator {
                 expected: "one that was started".into(),
                 actual: id.to_string(),
             })?;
-            let hidden = self.extend(&mut sequence, &[*token]);
+            let logits = self.extend(&mut sequence, &[*token]);
             self.sequences.insert(*id, sequence);
-            all.push(hidden?);
+            all.push(logits?);
         }
-        let _ = Kind::Float;
-        all.iter().map(|hidden| self.logits(hidden)).collect()
+        Ok(all)
     }
 
     fn end(&mut self, sequence: u64) {

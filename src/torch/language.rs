@@ -11,6 +11,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::attention::Pass;
 use super::kv_cache::LayerCache;
+use super::matvec::{is_one_token, one_token};
 use super::norm::{Norm, NormKind};
 use super::parts::{Attached, Parts};
 use super::rope::{Rope, RopeTable};
@@ -221,7 +222,7 @@ impl LanguageBase {
     ///
     /// # Errors
     /// [`LearnError::LayoutMismatch`] when the adapter isn't one of this base.
-    pub fn model(&self, adapter: Option<&Attached>) -> Result<LanguageModel<'_>, LearnError> {
+    pub fn model(&self, adapter: Option<&Attached>) -> Result<LanguageModel, LearnError> {
         let parts = match adapter {
             Some(adapter) => Parts::with(&self.weights, adapter),
             None => Parts::bare(&self.weights),
@@ -242,7 +243,9 @@ impl LanguageBase {
             prefix: parts.added("blocks.0.attn.prefix_k").map_or(0, |t| first_size(&t)),
             embed,
             head,
-            base: self,
+            context: config.context.into(),
+            rope: self.rope.share(),
+            kind: self.precision.kind(),
         })
     }
 }
@@ -261,8 +264,7 @@ pub struct TokenBatch {
 
 /// A base with one adapter.
 #[derive(Debug)]
-pub struct LanguageModel<'a> {
-    base: &'a LanguageBase,
+pub struct LanguageModel {
     embed: Tensor,
     blocks: Vec<Block>,
     norm: Norm,
@@ -273,6 +275,10 @@ pub struct LanguageModel<'a> {
     deep_prompts: Vec<Option<Tensor>>,
     /// Keys that stand before all tokens.
     prefix: i64,
+    context: i64,
+    rope: RopeTable,
+    /// What the base's matrices are held in.
+    kind: Kind,
 }
 
 /// What the blocks of one forward pass share, and the input of the first.
@@ -286,7 +292,7 @@ pub struct Entrance {
     front: i64,
 }
 
-impl LanguageModel<'_> {
+impl LanguageModel {
     /// Number of blocks.
     pub fn layers(&self) -> usize {
         self.blocks.len()
@@ -312,7 +318,7 @@ impl LanguageModel<'_> {
             front += first_size(prompts);
         }
         let shift = front + self.prefix;
-        let context = i64::from(self.base.config.context);
+        let context = self.context;
         if tokens + shift > context {
             return Err(LearnError::OutOfRange {
                 what: "tokens of an input",
@@ -326,15 +332,15 @@ impl LanguageModel<'_> {
                 let first =
                     Tensor::f_arange_start(self.prefix, shift, (Kind::Int64, positions.device()))?;
                 let first = first.f_unsqueeze(0)?.f_expand([rows, -1], false)?;
-                self.base.rope.at(&Tensor::f_cat(&[first, rest], 1)?)?
+                self.rope.at(&Tensor::f_cat(&[first, rest], 1)?)?
             }
-            None => self.base.rope.range(self.prefix, front + tokens)?,
+            None => self.rope.range(self.prefix, front + tokens)?,
         };
         let mask = match &batch.segments {
             Some(segments) => Some(text_mask(segments, front, self.prefix)?),
             None => None,
         };
-        Ok(Entrance { x, rope: rope.in_kind(self.base.precision.kind())?, mask, front })
+        Ok(Entrance { x, rope: rope.in_kind(self.kind)?, mask, front })
     }
 
     /// One block of a forward pass.
@@ -383,7 +389,12 @@ impl LanguageModel<'_> {
     /// [`LearnError::Engine`] when shapes differ.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor, LearnError> {
         let hidden = hidden.f_to_kind(self.head.kind())?;
-        Ok(hidden.f_linear(&self.head, None::<&Tensor>)?.f_to_kind(Kind::Float)?)
+        let logits = if is_one_token(&hidden, &self.head) {
+            one_token(&hidden, &self.head)?
+        } else {
+            hidden.f_linear(&self.head, None::<&Tensor>)?
+        };
+        Ok(logits.f_to_kind(Kind::Float)?)
     }
 
     /// The next tokens `[1, tokens]` of one sequence; gives the hidden state `[1, 1, d]` of the last.
@@ -400,7 +411,7 @@ impl LanguageModel<'_> {
             (way.x, way.rope)
         } else {
             let x = Tensor::f_embedding(&self.embed, ids, -1, false, false)?;
-            let context = i64::from(self.base.config.context);
+            let context = self.context;
             if cache.tokens + tokens > context {
                 return Err(LearnError::OutOfRange {
                     what: "tokens of a sequence",
@@ -408,8 +419,8 @@ impl LanguageModel<'_> {
                     actual: (cache.tokens + tokens).to_string(),
                 });
             }
-            let rope = self.base.rope.range(cache.tokens, tokens)?;
-            (x.f_to_kind(Kind::Float)?, rope.in_kind(self.base.precision.kind())?)
+            let rope = self.rope.range(cache.tokens, tokens)?;
+            (x.f_to_kind(Kind::Float)?, rope.in_kind(self.kind)?)
         };
         cache.tokens += tokens;
         cache.layers.resize_with(self.blocks.len(), LayerCache::default);

@@ -229,6 +229,16 @@ impl LanguageRun<'_> {
         self.learner.plan.unflatten(&self.flat)
     }
 
+    /// One step of the optimiser on a copy, for whoever wants to know what it costs.
+    ///
+    /// # Errors
+    /// [`LearnError::Engine`] when libtorch refuses.
+    pub fn optimiser_step(&self) -> Result<(), LearnError> {
+        let mut flat = self.flat.f_detach_copy()?;
+        let gradient = flat.f_zeros_like()?;
+        AdamW::new(&flat, self.learner.config.adamw)?.step(&mut flat, &gradient, 1e-3)
+    }
+
     /// Sum of the nats of some rows, and the gradient of `sum / divisor`.
     fn backward(&self, rows: &Rows, divisor: f64) -> Result<(f64, Tensor), LearnError> {
         let attached = self.learner.plan.attach(&self.flat)?;
@@ -244,7 +254,7 @@ impl LanguageRun<'_> {
     /// The same, with the input of each block kept and the rest computed twice.
     fn backward_by_blocks(
         &self,
-        model: &LanguageModel<'_>,
+        model: &LanguageModel,
         rows: &Rows,
         divisor: f64,
     ) -> Result<(f64, Tensor), LearnError> {
@@ -278,7 +288,7 @@ impl LanguageRun<'_> {
 
 /// Sum of the nats, and a scalar whose gradient is that of `sum / divisor`.
 fn loss_of(
-    model: &LanguageModel<'_>,
+    model: &LanguageModel,
     hidden: &Tensor,
     rows: &Rows,
     divisor: f64,
@@ -304,12 +314,7 @@ fn gradient(of: &Tensor, flat: &Tensor) -> Result<Tensor, LearnError> {
 }
 
 /// Gradient of a scalar with respect to `x`; that with respect to `flat` goes into `total`.
-fn pull(
-    of: &Tensor,
-    x: &Tensor,
-    flat: &Tensor,
-    total: &mut Tensor,
-) -> Result<Tensor, LearnError> {
+fn pull(of: &Tensor, x: &Tensor, flat: &Tensor, total: &mut Tensor) -> Result<Tensor, LearnError> {
     // Zero times the buffer: a block without an adapter of its own has a gradient for it as well.
     let of = of.f_add(&flat.f_narrow(0, 0, 1)?.f_sum(Kind::Float)?.f_mul_scalar(0.0)?)?;
     let gradients = Tensor::f_run_backward(&[&of], &[x, flat], true, false)?;
@@ -340,7 +345,9 @@ impl Rows {
         for row in rows {
             let range = row * len..(row + 1) * len;
             let pick = |all: &[u32], into: &mut Vec<i64>| {
-                into.extend(all.get(range.clone()).unwrap_or_default().iter().map(|x| i64::from(*x)));
+                into.extend(
+                    all.get(range.clone()).unwrap_or_default().iter().map(|x| i64::from(*x)),
+                );
             };
             let first = i64::try_from(ids.len()).unwrap_or(i64::MAX);
             pick(&packed.inputs, &mut ids);

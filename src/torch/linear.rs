@@ -9,6 +9,7 @@
 
 use tch::{Kind, Tensor};
 
+use super::matvec::{is_one_token, one_token};
 use super::parts::Parts;
 use crate::learn::LearnError;
 
@@ -105,7 +106,7 @@ impl Linear {
     /// [`LearnError::Engine`] when the input's width differs.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor, LearnError> {
         let x = self.change.before(&x.f_to_kind(self.weight.kind())?)?;
-        let y = x.f_linear(&self.weight, self.bias.as_ref())?;
+        let y = product(&x, &self.weight, self.bias.as_ref())?;
         self.change.after(&x, y)
     }
 }
@@ -167,10 +168,18 @@ impl Fused {
     /// [`LearnError::Engine`] when the input's width differs.
     pub fn forward(&self, x: &Tensor) -> Result<Vec<Tensor>, LearnError> {
         let x = x.f_to_kind(self.weight.kind())?;
-        let y = x.f_linear(&self.weight, self.bias.as_ref())?;
+        let y = product(&x, &self.weight, self.bias.as_ref())?;
         let each = y.f_split_with_sizes(self.widths.as_slice(), -1)?;
         each.into_iter().zip(&self.changes).map(|(y, change)| change.after(&x, y)).collect()
     }
+}
+
+/// `x W^T + b`.
+fn product(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor, LearnError> {
+    if bias.is_none() && !weight.requires_grad() && is_one_token(x, weight) {
+        return one_token(x, weight);
+    }
+    Ok(x.f_linear(weight, bias)?)
 }
 
 fn bias_of(

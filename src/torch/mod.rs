@@ -17,8 +17,8 @@ pub mod adamw;
 pub mod adapter;
 pub mod attention;
 pub mod card;
-pub mod encoder;
 pub mod cross_entropy;
+pub mod encoder;
 mod evaluate;
 pub mod generate;
 pub mod gguf;
@@ -27,6 +27,7 @@ pub mod kv_cache;
 pub mod language;
 pub mod language_trainer;
 pub mod linear;
+pub mod matvec;
 pub mod memory;
 pub mod norm;
 pub mod parts;
@@ -53,7 +54,7 @@ pub use trainer::{SignalLearner, TrainerConfig};
 
 use std::num::NonZeroU16;
 
-use tch::{TchError, Tensor};
+use tch::{Device, TchError, Tensor};
 
 use crate::learn::LearnError;
 
@@ -71,6 +72,29 @@ impl From<TchError> for LearnError {
 /// libtorch's own setting doesn't reach threads that run already.
 pub fn use_threads(threads: NonZeroU16) {
     tch::set_num_threads(i32::from(threads.get()));
+}
+
+/// The device that a setting names: `cpu`, `cuda:N`, or `auto` for a GPU where there is one.
+///
+/// # Errors
+/// [`LearnError::OutOfRange`] when it is none of these, or the GPU isn't there (a libtorch without CUDA
+/// has none: `make setup` installs such a one, your own by `LIBTORCH` may have it).
+pub fn device_of(name: &str) -> Result<Device, LearnError> {
+    let gpus = tch::Cuda::device_count();
+    let bad = |expected: String| {
+        Err(LearnError::OutOfRange { what: "device", expected, actual: name.to_owned() })
+    };
+    match name.strip_prefix("cuda:") {
+        _ if name == "cpu" => Ok(Device::Cpu),
+        _ if name == "auto" => Ok(if gpus > 0 { Device::Cuda(0) } else { Device::Cpu }),
+        Some(number) => match number.parse::<i64>() {
+            Ok(n) if (0..gpus).contains(&n) => {
+                Ok(Device::Cuda(usize::try_from(n).unwrap_or_default()))
+            }
+            _ => bad(format!("one of the {gpus} GPUs that libtorch sees here")),
+        },
+        None => bad("auto, cpu or cuda:N".into()),
+    }
 }
 
 /// A tensor of `shape` from row-major values.
