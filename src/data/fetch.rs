@@ -149,7 +149,7 @@ fn publish(package: &Package, cache: &Cache, fresh: &Path, room: &Room) -> Resul
     }
 }
 
-fn sha256_of(path: &Path) -> Result<String, DataError> {
+pub(super) fn sha256_of(path: &Path) -> Result<String, DataError> {
     let mut file = File::open(path).map_err(|e| DataError::io(path, e))?;
     let mut hash = Context::new(&SHA256);
     let mut buffer = vec![0; 1 << 16];
@@ -165,10 +165,10 @@ fn sha256_of(path: &Path) -> Result<String, DataError> {
 }
 
 /// A temporary folder of this process; it goes when the fetch ends, whichever way.
-struct Room(PathBuf);
+pub(super) struct Room(pub(super) PathBuf);
 
 impl Room {
-    fn new(data: &Path, set: &str) -> Result<Self, DataError> {
+    pub(super) fn new(data: &Path, set: &str) -> Result<Self, DataError> {
         let path = data.join(format!(".fetching-{set}-{}", std::process::id()));
         if path.exists() {
             fs::remove_dir_all(&path).map_err(|e| DataError::io(&path, e))?;

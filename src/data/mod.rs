@@ -14,7 +14,9 @@ pub mod bearings;
 mod cache;
 pub mod excavators;
 mod fetch;
+pub mod models;
 mod pip;
+mod remote;
 mod wheel;
 
 use std::io;
@@ -113,6 +115,50 @@ pub enum DataError {
         /// The cause.
         source: LearnError,
     },
+    /// A file of a base isn't as long as its card says.
+    #[error("{file} is not the pinned file: expected {expected} bytes, got {actual}")]
+    WrongSize {
+        /// Its name.
+        file: String,
+        /// By the card.
+        expected: u64,
+        /// What was found.
+        actual: u64,
+    },
+    /// A server, or the way to it, failed.
+    #[error(
+        "{address}: {detail} ({kept} of {bytes} bytes are kept, and the same command goes on from there)"
+    )]
+    Address {
+        /// Of the file.
+        address: String,
+        /// What the client says.
+        detail: String,
+        /// Bytes that lie in the cache.
+        kept: u64,
+        /// Bytes of the whole file.
+        bytes: u64,
+    },
+    /// An address that nothing here can read.
+    #[error("{address}: {detail}; expected http, https, s3 or file")]
+    BadAddress {
+        /// As it was given.
+        address: String,
+        /// What is wrong.
+        detail: String,
+    },
+    /// Nobody said where a base can be had.
+    #[error("the card of {name} names no source: say with --from where its files are")]
+    NoSource {
+        /// Of the base.
+        name: String,
+    },
+    /// Another process fetches the same file.
+    #[error("{path} is being fetched by another gaisnet; wait for it")]
+    Busy {
+        /// The unfinished file.
+        path: PathBuf,
+    },
     /// There is no home folder to keep the cache in.
     #[error("no folder for the cache: set GAISNET_CACHE or HOME")]
     NoCache,
@@ -131,6 +177,11 @@ impl DataError {
             Self::BadRecording { .. } => "bad_recording",
             Self::BadTable { .. } => "bad_table",
             Self::BadWindow { .. } => "bad_window",
+            Self::WrongSize { .. } => "wrong_size",
+            Self::Address { .. } => "address",
+            Self::BadAddress { .. } => "bad_address",
+            Self::NoSource { .. } => "no_source",
+            Self::Busy { .. } => "busy",
             Self::NoCache => "no_cache",
         }
     }

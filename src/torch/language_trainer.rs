@@ -304,12 +304,7 @@ fn gradient(of: &Tensor, flat: &Tensor) -> Result<Tensor, LearnError> {
 }
 
 /// Gradient of a scalar with respect to `x`; that with respect to `flat` goes into `total`.
-fn pull(
-    of: &Tensor,
-    x: &Tensor,
-    flat: &Tensor,
-    total: &mut Tensor,
-) -> Result<Tensor, LearnError> {
+fn pull(of: &Tensor, x: &Tensor, flat: &Tensor, total: &mut Tensor) -> Result<Tensor, LearnError> {
     // Zero times the buffer: a block without an adapter of its own has a gradient for it as well.
     let of = of.f_add(&flat.f_narrow(0, 0, 1)?.f_sum(Kind::Float)?.f_mul_scalar(0.0)?)?;
     let gradients = Tensor::f_run_backward(&[&of], &[x, flat], true, false)?;
@@ -340,7 +335,9 @@ impl Rows {
         for row in rows {
             let range = row * len..(row + 1) * len;
             let pick = |all: &[u32], into: &mut Vec<i64>| {
-                into.extend(all.get(range.clone()).unwrap_or_default().iter().map(|x| i64::from(*x)));
+                into.extend(
+                    all.get(range.clone()).unwrap_or_default().iter().map(|x| i64::from(*x)),
+                );
             };
             let first = i64::try_from(ids.len()).unwrap_or(i64::MAX);
             pick(&packed.inputs, &mut ids);
