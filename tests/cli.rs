@@ -113,3 +113,54 @@ fn mosquitto_takes_the_access_list() {
     broker.wait().unwrap();
     assert!(runs, "{seen:?}");
 }
+
+#[cfg(feature = "torch")]
+#[test]
+fn a_model_is_imported_signed_shown_fetched_and_verified() {
+    let room = tempfile::tempdir().unwrap();
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/huggingface/llama");
+    let path = |name: &str| room.path().join(name).to_str().unwrap().to_owned();
+    let run = |line: &[&str]| {
+        let out = Command::new(env!("CARGO_BIN_EXE_gaisnet"))
+            .env("GAISNET_CACHE", room.path().join("cache"))
+            .args(line)
+            .output()
+            .unwrap();
+        let said = [out.stdout.as_slice(), out.stderr.as_slice()].concat();
+        (out.status.code(), String::from_utf8_lossy(&said).into_owned())
+    };
+    let (folder, card, key) = (golden.to_str().unwrap(), path("tiny.toml"), path("k/release.pem"));
+    let about = ["--name", "tiny", "--licence", "Apache-2.0", "--made", "us", "--out", &path("")];
+    let (code, said) = run(&[&["model", "import", folder], &about[..]].concat());
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(run(&[&["model", "import", folder], &about[..]].concat()).0, Some(1), "is there");
+    assert_eq!(run(&["keys", "new", &key]).0, Some(0));
+    let public = path("k/release.pub.pem");
+    // The weights aren't beside the card and not in the cache, so it can't be signed yet.
+    assert_eq!(run(&["model", "sign", &card, "--key", &key]).0, Some(3));
+    for file in ["config.json", "tokenizer.json", "model.safetensors"] {
+        std::fs::copy(golden.join(file), path(file)).unwrap();
+    }
+    assert_eq!(run(&["model", "verify", &card, "--key", &public]).0, Some(3), "unsigned");
+    assert_eq!(run(&["model", "sign", &card, "--key", &key]).0, Some(0));
+    assert_eq!(run(&["model", "verify", &card, "--key", &public]).0, Some(0));
+    assert_eq!(run(&["model", "verify", &card]).0, Some(3), "signed by somebody else");
+    let (code, said) = run(&["model", "show", &card, "--json"]);
+    let shown: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert_eq!((code, &shown["architecture"]["d_model"]), (Some(0), &16.into()));
+    let fetch = ["model", "fetch", &card, "--from", folder, "--key", &public, "--json"];
+    let (code, said) = run(&fetch);
+    let fetched: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert_eq!((code, &fetched["fetched"]), (Some(0), &true.into()), "{said}");
+    let cached = fetched["card"].as_str().unwrap();
+    assert_eq!(run(&["model", "verify", cached, "--key", &public]).0, Some(0));
+    let (_, said) = run(&["model", "list", "--json"]);
+    let listed: serde_json::Value = serde_json::from_str(&said).unwrap();
+    let tiny = listed.as_array().unwrap().iter().find(|base| base["name"] == "tiny").unwrap();
+    assert_eq!(tiny["cached"], true);
+    // A pickle's name is enough.
+    std::fs::write(path("model.pkl"), b"x").unwrap();
+    let about = ["--name", "p", "--licence", "MIT", "--made", "us"];
+    let (code, said) = run(&[&["model", "import", &path("model.pkl")], &about[..]].concat());
+    assert!(code == Some(3) && said.contains("pickle"), "{said}");
+}

@@ -104,6 +104,12 @@ fn no_seed_and_no_mutation_makes_settings_or_recordings_panic() {
     replay(&parsers::CLI, MUTATED_SLOW);
 }
 
+#[cfg(feature = "torch")]
+#[test]
+fn no_seed_and_no_mutation_makes_a_models_reader_panic() {
+    replay(&parsers::TORCH, MUTATED);
+}
+
 #[cfg(feature = "broker")]
 #[test]
 fn no_seed_and_no_mutation_makes_the_brokers_codec_panic() {

@@ -6,6 +6,7 @@ use std::thread;
 
 use rustix::process::{Signal, getpid, kill_process};
 
+use crate::data::DataError;
 use crate::ledger::LedgerError;
 use crate::settings::SettingsError;
 use crate::trust::keyring::KeyringError;
@@ -58,8 +59,13 @@ pub(super) fn conclude(result: anyhow::Result<Exit>, err: &mut dyn Write) -> Exi
     if error.is::<SettingsError>() || error.is::<Misuse>() {
         return Exit::Usage;
     }
-    let refused =
-        error.is::<KeyringError>() || error.is::<DocumentError>() || error.is::<LedgerError>();
+    let other_bytes = error
+        .downcast_ref::<DataError>()
+        .is_some_and(|e| matches!(e.kind(), "hash_mismatch" | "wrong_size" | "bad_archive"));
+    let refused = other_bytes
+        || error.is::<KeyringError>()
+        || error.is::<DocumentError>()
+        || error.is::<LedgerError>();
     #[cfg(feature = "torch")]
     let refused = refused
         || error
@@ -97,6 +103,9 @@ mod tests {
         assert_eq!(conclude(misuse, &mut err), Exit::Usage);
         let refused = Err(anyhow::Error::from(DocumentError::WrongType)).context("keyring");
         assert_eq!(conclude(refused, &mut err), Exit::Refused);
+        let forged = DataError::WrongSize { file: "a.gguf".into(), expected: 9, actual: 8 };
+        let forged = Err(anyhow::Error::from(forged)).context("smollm2-135m");
+        assert_eq!(conclude(forged, &mut err), Exit::Refused);
         let io = Err(std::io::Error::other("disk on fire")).context("ledger");
         assert_eq!(conclude(io, &mut err), Exit::Failed);
         let text = String::from_utf8(err).unwrap();

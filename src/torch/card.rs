@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 
+use super::adopted::AdoptedCard;
 use super::pretrain::{PretrainConfig, pretrain};
 use super::safetensors::{self, WeightsError};
 use super::signal::SignalTransformerConfig;
@@ -137,17 +138,75 @@ pub fn load_base(
     card_path: &Path,
     trust: &ReleaseTrust,
 ) -> Result<(ModelCard, TensorSet), WeightsError> {
+    read_weights(card_path, &read_sealed(card_path, trust)?)
+}
+
+/// A card of either kind.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Card {
+    /// A base that gaisnet's own `pretrain` made.
+    Signal(Box<ModelCard>),
+    /// A base that others made.
+    Adopted(Box<AdoptedCard>),
+}
+
+impl Card {
+    /// Reads a card.
+    ///
+    /// # Errors
+    /// [`WeightsError::BadCard`].
+    pub fn parse(bytes: &[u8]) -> Result<Self, WeightsError> {
+        let bad = |e: &dyn std::fmt::Display| WeightsError::BadCard(e.to_string());
+        let text = std::str::from_utf8(bytes).map_err(|e| bad(&e))?;
+        let table: toml::Table = toml::from_str(text).map_err(|e| bad(&e))?;
+        if table.contains_key("files") {
+            return Ok(Self::Adopted(Box::new(AdoptedCard::parse(text)?)));
+        }
+        Ok(Self::Signal(Box::new(ModelCard::parse(text)?)))
+    }
+
+    /// Reads a card without asking who signed it: for looking at, not for loading.
+    ///
+    /// # Errors
+    /// [`WeightsError::BadCard`]; [`WeightsError::TooBig`].
+    pub fn read_unsealed(card_path: &Path) -> Result<Self, WeightsError> {
+        Self::parse(&read_card(card_path)?)
+    }
+
+    /// Reads a card that a trusted key has sealed.
+    ///
+    /// # Errors
+    /// [`WeightsError`] when the seal is missing or isn't one of `trust`.
+    pub fn read(card_path: &Path, trust: &ReleaseTrust) -> Result<Self, WeightsError> {
+        Self::parse(&read_sealed(card_path, trust)?)
+    }
+}
+
+/// The bytes of a card that a trusted key has sealed. Nothing of it is looked at before.
+pub(super) fn read_sealed(card_path: &Path, trust: &ReleaseTrust) -> Result<Vec<u8>, WeightsError> {
+    let (card, seal) = read_files(card_path)?;
+    let Some(seal) = seal else {
+        return Err(WeightsError::Unsigned { path: card_path.with_extension(SEAL) });
+    };
+    trust.check(&card, &seal)?;
+    Ok(card)
+}
+
+/// The bytes of a card, and those of its seal if there is one.
+///
+/// # Errors
+/// [`WeightsError::Io`]; [`WeightsError::TooBig`].
+pub fn read_files(card_path: &Path) -> Result<(Vec<u8>, Option<Vec<u8>>), WeightsError> {
     let card = read_card(card_path)?;
     let path = card_path.with_extension(SEAL);
     if !path.exists() {
-        return Err(WeightsError::Unsigned { path });
+        return Ok((card, None));
     }
     let cap = u64::try_from(MAX_SEAL_BYTES).unwrap_or(u64::MAX);
-    trust.check(&card, &safetensors::read_bytes(&path, cap)?)?;
-    read_weights(card_path, &card)
+    Ok((card, Some(safetensors::read_bytes(&path, cap)?)))
 }
 
-fn read_card(card_path: &Path) -> Result<Vec<u8>, WeightsError> {
+pub(super) fn read_card(card_path: &Path) -> Result<Vec<u8>, WeightsError> {
     safetensors::read_bytes(card_path, u64::try_from(MAX_CARD_BYTES).unwrap_or(u64::MAX))
 }
 
@@ -178,7 +237,7 @@ fn read_weights(card_path: &Path, card: &[u8]) -> Result<(ModelCard, TensorSet),
 }
 
 /// Writes a file whole or not at all.
-fn replace(path: &Path, bytes: &[u8]) -> Result<(), WeightsError> {
+pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), WeightsError> {
     let new = path.with_extension("new");
     let write = || -> std::io::Result<()> {
         let mut file = fs::File::create(&new)?;
@@ -200,11 +259,8 @@ fn sha256(bytes: &[u8]) -> Digest {
     Digest(out)
 }
 
-/// The public half of the key that sealed the bases in `models/`.
-pub const SHIPPED_KEY: &str = include_str!("../../models/release.pub.pem");
-
 /// Extension of the seal on a card.
-const SEAL: &str = "sig";
+pub(super) const SEAL: &str = "sig";
 
 /// A base for sensor windows that is larger than this is none.
 const MAX_BASE_BYTES: u64 = 64 * 1024 * 1024;
@@ -213,7 +269,6 @@ const MAX_BASE_BYTES: u64 = 64 * 1024 * 1024;
 mod tests {
     use super::*;
     use crate::torch::transformer::BlockConfig;
-    use crate::trust::keys::VerifyingKey;
 
     fn make(dir: &Path) -> ModelCard {
         let model = SignalTransformerConfig {
@@ -281,7 +336,7 @@ mod tests {
         use crate::learn::Predictor;
         use crate::torch::{PeftConfig, SignalPredictor};
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/signal-bearing.toml");
-        let trust = ReleaseTrust::pinned(VerifyingKey::from_pem(SHIPPED_KEY).unwrap());
+        let trust = crate::torch::shipped::trust().unwrap();
         let (card, weights) = load_base(&path, &trust).unwrap();
         assert_eq!(card.architecture, PretrainConfig::default().model);
         assert!(card.bytes < 2_000_000);

@@ -9,13 +9,15 @@
 //! tensors, in the order of the file -> f32 -> rows of q and k in order -> Weights
 //! ```
 
+mod blocks;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::Path;
 
-use ggml_quants::{DataBlock, DeltaMin, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Quantize, bf16, f16};
-use gguf_rs_lib::format::{GGUFTensorType, Metadata, MetadataValue};
+use blocks::{block_bytes, dequantise};
+use gguf_rs_lib::format::{Metadata, MetadataValue};
 use gguf_rs_lib::reader::{GGUFStreamReader, StreamReaderConfig};
 
 use super::language::LanguageConfig;
@@ -58,7 +60,10 @@ pub fn read_gguf(stream: impl Read) -> Result<LoadedLanguage, WeightsError> {
     };
     let mut file = GGUFStreamReader::with_config(stream, limits).map_err(crates_words)?;
     let tied = file.get_tensor_info("output.weight").is_none();
-    let config = config(file.metadata(), tied)?;
+    let rows = file.get_tensor_info("token_embd.weight").and_then(|info| info.shape().dim(1));
+    let rows = rows.and_then(|rows| u32::try_from(rows).ok());
+    let no_rows = || WeightsError::BadGguf("token_embd.weight is absent or no matrix".to_owned());
+    let config = config(file.metadata(), rows.ok_or_else(no_rows)?, tied)?;
     let tokenizer = tokenizer(file.metadata())?;
     if tokenizer.vocab() != config.vocab {
         let (tokens, rows) = (tokenizer.vocab(), config.vocab);
@@ -132,7 +137,7 @@ fn check_tensors<R: Read>(
     }
 }
 
-fn config(metadata: &Metadata, tied: bool) -> Result<LanguageConfig, WeightsError> {
+fn config(metadata: &Metadata, vocab: u32, tied: bool) -> Result<LanguageConfig, WeightsError> {
     let architecture = metadata.get_string("general.architecture").unwrap_or_default();
     if architecture != "llama" {
         let (what, known) = ("architecture", "expected \"llama\"");
@@ -144,7 +149,7 @@ fn config(metadata: &Metadata, tied: bool) -> Result<LanguageConfig, WeightsErro
     };
     let heads = number("llama.attention.head_count")?;
     let config = LanguageConfig {
-        vocab: u32::try_from(strings(metadata, TOKENS)?.len()).unwrap_or(u32::MAX),
+        vocab,
         d_model: number("llama.embedding_length")?,
         layers: number("llama.block_count")?,
         heads,
@@ -229,8 +234,11 @@ fn our_name(theirs: &str) -> Option<String> {
         "output_norm.weight" => "norm.weight".to_owned(),
         "output.weight" => "head.weight".to_owned(),
         _ => {
-            let (block, part) = theirs.strip_prefix("blk.")?.split_once('.')?;
-            let block: u32 = block.parse().ok()?;
+            let (number, part) = theirs.strip_prefix("blk.")?.split_once('.')?;
+            let block: u32 = number.parse().ok()?;
+            if block.to_string() != number {
+                return None; // 007 would be 7 twice
+            }
             let ours = PARTS.iter().find(|(name, _)| *name == part)?.1;
             format!("blocks.{block}.{ours}.weight")
         }
@@ -252,81 +260,6 @@ fn in_order(values: &[f32], head_width: usize, row: usize) -> Vec<f32> {
         }
     }
     out
-}
-
-/// Bytes and values of a block of this number format.
-fn block_bytes(name: &str, kind: GGUFTensorType) -> Result<(usize, usize), WeightsError> {
-    Ok(match kind {
-        GGUFTensorType::F32 => (4, 1),
-        GGUFTensorType::F16 | GGUFTensorType::BF16 => (2, 1),
-        GGUFTensorType::Q4_0 => (18, Q4_0::COUNT),
-        GGUFTensorType::Q4_1 => (20, Q4_1::COUNT),
-        GGUFTensorType::Q5_0 => (22, Q5_0::COUNT),
-        GGUFTensorType::Q5_1 => (24, Q5_1::COUNT),
-        GGUFTensorType::Q8_0 => (34, Q8_0::COUNT),
-        other => {
-            let found =
-                format!("{} of {}", other.name(), name.chars().take(64).collect::<String>());
-            let known = "expected F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1 or Q8_0";
-            return Err(WeightsError::Unsupported { what: "number format", found, known });
-        }
-    })
-}
-
-fn dequantise(name: &str, kind: GGUFTensorType, bytes: &[u8]) -> Result<Vec<f32>, WeightsError> {
-    let (size, count) = block_bytes(name, kind)?;
-    let mut out = Vec::with_capacity(bytes.len() / size * count);
-    match kind {
-        GGUFTensorType::F32 => {
-            out.extend(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)));
-        }
-        GGUFTensorType::F16 => {
-            out.extend(bytes.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()));
-        }
-        GGUFTensorType::BF16 => {
-            out.extend(bytes.as_chunks::<2>().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()));
-        }
-        GGUFTensorType::Q4_0 => {
-            for [d0, d1, quants @ ..] in bytes.as_chunks::<18>().0 {
-                let delta = f16::from_le_bytes([*d0, *d1]);
-                push(&mut out, &Q4_0 { delta, quants: *quants });
-            }
-        }
-        GGUFTensorType::Q4_1 => {
-            for [d0, d1, m0, m1, quants @ ..] in bytes.as_chunks::<20>().0 {
-                let delta_min = delta_min([*d0, *d1], [*m0, *m1]);
-                push(&mut out, &Q4_1 { delta_min, quants: *quants });
-            }
-        }
-        GGUFTensorType::Q5_0 => {
-            for [d0, d1, h0, h1, h2, h3, ql @ ..] in bytes.as_chunks::<22>().0 {
-                let delta = f16::from_le_bytes([*d0, *d1]);
-                push(&mut out, &Q5_0 { delta, qh: [*h0, *h1, *h2, *h3], ql: *ql });
-            }
-        }
-        GGUFTensorType::Q5_1 => {
-            for [d0, d1, m0, m1, h0, h1, h2, h3, ql @ ..] in bytes.as_chunks::<24>().0 {
-                let delta_min = delta_min([*d0, *d1], [*m0, *m1]);
-                push(&mut out, &Q5_1 { delta_min, qh: [*h0, *h1, *h2, *h3], ql: *ql });
-            }
-        }
-        GGUFTensorType::Q8_0 => {
-            for [d0, d1, quants @ ..] in bytes.as_chunks::<34>().0 {
-                let delta = f16::from_le_bytes([*d0, *d1]);
-                push(&mut out, &Q8_0 { delta, quants: quants.map(u8::cast_signed) });
-            }
-        }
-        _ => {} // block_bytes refused it
-    }
-    Ok(out)
-}
-
-fn delta_min(delta: [u8; 2], min: [u8; 2]) -> DeltaMin {
-    DeltaMin { delta: f16::from_le_bytes(delta), min: f16::from_le_bytes(min) }
-}
-
-fn push(out: &mut Vec<f32>, block: &impl Quantize<f32, 32>) {
-    out.extend_from_slice(&block.dequantize());
 }
 
 fn crates_words(error: impl std::fmt::Display) -> WeightsError {
@@ -371,3 +304,6 @@ const MAX_METADATA_DECODED_BYTES: usize = 128 << 20;
 const MAX_TENSORS: usize = 4_096;
 /// 8 GiB in f32.
 const MAX_VALUES: u64 = 1 << 31;
+
+#[cfg(test)]
+mod tests;

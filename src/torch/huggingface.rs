@@ -243,8 +243,9 @@ fn to_f32(name: &str, dtype: Dtype, data: &[u8]) -> Result<Vec<f32>, WeightsErro
 
 /// Splits `<prefix><number>.<rest>`.
 fn layer<'a>(name: &'a str, prefix: &str) -> Option<(u32, &'a str)> {
-    let (number, rest) = name.strip_prefix(prefix)?.split_once('.')?;
-    Some((number.parse().ok()?, rest))
+    let (text, rest) = name.strip_prefix(prefix)?.split_once('.')?;
+    let number: u32 = text.parse().ok()?;
+    (number.to_string() == text).then_some((number, rest))
 }
 
 const KNOWN: &str = "expected LlamaForCausalLM, BertModel, ViTModel or ViTForImageClassification";

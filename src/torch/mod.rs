@@ -15,6 +15,7 @@
 
 pub mod adamw;
 pub mod adapter;
+pub mod adopted;
 pub mod attention;
 pub mod card;
 pub mod cross_entropy;
@@ -36,6 +37,7 @@ pub mod predictor;
 pub mod pretrain;
 pub mod rope;
 pub mod safetensors;
+pub mod shipped;
 pub mod signal;
 pub mod tokenizer;
 pub mod trainer;
@@ -44,8 +46,9 @@ pub mod vision;
 pub mod weights;
 pub mod weights_error;
 
+pub use adopted::{AdoptedBase, AdoptedCard, load_adopted, load_language, seal_adopted};
 pub use attention::Pass;
-pub use card::{ModelCard, SHIPPED_KEY, load_base, make_base, seal_base};
+pub use card::{Card, ModelCard, load_base, make_base, seal_base};
 pub use peft::{LoraConfig, PeftConfig};
 pub use predictor::SignalPredictor;
 pub use pretrain::{PretrainConfig, pretrain};

@@ -96,6 +96,17 @@ pub enum WeightsError {
     /// A card isn't TOML with the keys of one.
     #[error("not the card of a model: {0}")]
     BadCard(String),
+    /// The files of a base are nowhere.
+    #[error(
+        "the files of {name} are neither beside its card nor in {}: gaisnet model fetch {name}",
+        folder.display()
+    )]
+    NotFetched {
+        /// Name of the base.
+        name: String,
+        /// Where the cache would have them.
+        folder: PathBuf,
+    },
     /// A card has no seal.
     #[error(
         "{} is missing: a base is only taken with the signature of a release key on its card; \
@@ -130,6 +141,7 @@ impl WeightsError {
             Self::BadShape { .. } => "bad_shape",
             Self::BadDigest { .. } => "bad_digest",
             Self::BadCard(_) => "bad_card",
+            Self::NotFetched { .. } => "not_fetched",
             Self::Unsigned { .. } => "unsigned",
             Self::Release(error) => error.kind(),
             Self::Learn(error) => error.kind(),

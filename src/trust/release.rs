@@ -46,6 +46,13 @@ impl ReleaseTrust {
         Self { keys: BTreeSet::from([key]), root: None }
     }
 
+    /// Also this key.
+    #[must_use]
+    pub fn and_key(mut self, key: VerifyingKey) -> Self {
+        self.keys.insert(key);
+        self
+    }
+
     /// Also the keyring's living keys of the role `release`, and its root; none that it revoked.
     #[must_use]
     pub fn and_keyring(mut self, keyring: &Keyring) -> Self {

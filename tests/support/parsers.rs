@@ -43,6 +43,10 @@ pub(crate) const PURE: [(&str, Parser); 12] = [
 #[cfg(feature = "cli")]
 pub(crate) const CLI: [(&str, Parser); 2] = [("settings", settings), ("bearings", bearings)];
 
+/// Those of the models.
+#[cfg(feature = "torch")]
+pub(crate) const TORCH: [(&str, Parser); 2] = [("gguf", gguf), ("model_card", model_card)];
+
 /// Those of the embedded broker.
 #[cfg(feature = "broker")]
 pub(crate) const BROKER: [(&str, Parser); 1] = [("packets", packets)];
@@ -223,6 +227,33 @@ pub(crate) fn bearings(bytes: &[u8]) {
     let path = std::path::Path::new("fuzz.csv");
     if let Ok(samples) = gaisnet::data::bearings::parse_samples(path, text, 16) {
         assert_eq!(samples.len(), 16);
+    }
+}
+
+/// A language model in one file.
+#[cfg(feature = "torch")]
+pub(crate) fn gguf(bytes: &[u8]) {
+    if let Ok(loaded) = gaisnet::torch::gguf::read_gguf(bytes) {
+        assert!(loaded.config.check().is_ok());
+        assert_eq!(loaded.weights.layout(), loaded.config.layout());
+        let ids = loaded.tokenizer.encode("ab 12").unwrap();
+        let _ = loaded.tokenizer.decode(&ids).unwrap();
+    }
+}
+
+/// A base's card, of either kind.
+#[cfg(feature = "torch")]
+pub(crate) fn model_card(bytes: &[u8]) {
+    use gaisnet::torch::Card;
+    match Card::parse(bytes) {
+        Ok(Card::Adopted(card)) => {
+            let text = card.to_toml().unwrap();
+            assert_eq!(Card::parse(text.as_bytes()).unwrap(), Card::Adopted(card));
+        }
+        Ok(Card::Signal(card)) => {
+            let _ = (card.to_toml(), card.architecture.check());
+        }
+        Err(_) => {}
     }
 }
 
