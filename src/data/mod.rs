@@ -2,24 +2,26 @@
 //!
 //! Nothing of a data set lies in this repository: the licences differ, so [`fetch()`] asks the
 //! package's own registry client at run time, checks the SHA-256 that is pinned here, and unpacks
-//! just the wanted folders into the cache. [`bearings`] reads what was unpacked.
+//! just what is wanted into the cache. [`bearings`] and [`excavators`] read what was unpacked.
 //!
 //! ```text
 //! pip.rs (download) -> fetch.rs (digest, temporary folder, stamp, rename) -> bearings.rs (windows)
-//!                      archive.rs (unpack with caps)
+//!                      archive.rs, wheel.rs (unpack with caps)               excavators.rs (texts)
 //! ```
 
 mod archive;
 pub mod bearings;
 mod cache;
+pub mod excavators;
 mod fetch;
 mod pip;
+mod wheel;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 pub use cache::Cache;
-pub use fetch::{Fetched, Package, Step, fetch};
+pub use fetch::{Fetched, Package, Step, Wanted, fetch};
 pub use pip::download;
 
 use crate::learn::LearnError;
@@ -93,6 +95,14 @@ pub enum DataError {
         /// Place and cause.
         why: String,
     },
+    /// A table isn't what its format says.
+    #[error("{path}: {why}")]
+    BadTable {
+        /// File.
+        path: PathBuf,
+        /// Place and cause.
+        why: String,
+    },
     /// A window can't be normalised.
     #[error("{recording}, window {window}: {source}")]
     BadWindow {
@@ -119,6 +129,7 @@ impl DataError {
             Self::Io { .. } => "io",
             Self::BadArchive { .. } => "bad_archive",
             Self::BadRecording { .. } => "bad_recording",
+            Self::BadTable { .. } => "bad_table",
             Self::BadWindow { .. } => "bad_window",
             Self::NoCache => "no_cache",
         }

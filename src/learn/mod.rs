@@ -6,6 +6,7 @@
 mod answer_text;
 mod augment;
 mod batches;
+mod bits;
 mod class_logits;
 mod clip;
 mod effect_norm;
@@ -32,6 +33,7 @@ mod window;
 pub use answer_text::{AnswerText, Piece};
 pub use augment::Augment;
 pub use batches::Batches;
+pub use bits::Bits;
 pub use class_logits::{LOGIT_BOUND, average_class_logits};
 pub use clip::{LEAST_NORMS, NORMS_REMEMBERED, NormClip};
 pub use effect_norm::effect_norm;
