@@ -14,6 +14,7 @@ mod error_feedback;
 mod factors;
 mod fedavg;
 mod generator;
+mod judge;
 mod learner;
 mod lora_product;
 mod metrics;
@@ -40,6 +41,7 @@ pub use effect_norm::effect_norm;
 pub use error_feedback::ErrorFeedback;
 pub use fedavg::{Accumulator, Share, WeightedDelta, fed_avg, weights};
 pub use generator::{Generator, Tokens};
+pub use judge::Judge;
 pub use learner::{
     ClassLogits, Control, Examples, Learner, Prediction, Predictor, Progress, Texts, TrainJob,
     Trained, Windows,
