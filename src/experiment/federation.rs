@@ -80,7 +80,7 @@ impl Federation<'_> {
     ) -> Result<Outcome, ExperimentError> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let federation = &self.settings.node.federation;
-        let places = Places::new(federation, machines, clock.now().wall)?;
+        let mut places = Places::new(federation, machines, clock.now().wall)?;
         let keyring = Arc::new(places.keyring.clone());
         let brokers = Brokers::new(&places.all);
         let (gave_up, mut reasons) = mpsc::channel(16);
@@ -91,7 +91,7 @@ impl Federation<'_> {
             let texts = place.machine.and_then(|at| machines.get(at)).map(|machine| &machine.train);
             let counted = Counted { learner: learner.clone(), steps: Arc::clone(&steps) };
             let trains = texts.map(|texts| (counted, Arc::new(Examples::Texts(texts.clone()))));
-            let key = places.keys.get(&place.node).cloned();
+            let key = places.keys.remove(&place.node);
             let key = key.ok_or_else(|| ExperimentError::Name(place.node.to_string()))?;
             let identity = Identity {
                 prefix: self.prefix()?,
