@@ -206,8 +206,9 @@ mod tests {
     fn with_tier(tier: Tier) -> crate::settings::Settings {
         let mut layers = Layers::new();
         layers.tier(tier);
-        for own in ["node.name=n", "node.site=_", "node.parent=p"] {
-            layers.set(own);
+        layers.set("node.name=n").set("node.site=_");
+        if tier != Tier::Cloud {
+            layers.set("node.parent=p");
         }
         layers.load().into_settings().unwrap()
     }

@@ -125,7 +125,7 @@ impl Federation<'_> {
         }
         outcome.bytes_up /= rounds * u64::max(devices, 1);
         for node in nodes {
-            node.stop("the experiment is over", 200).await;
+            node.stop("experiment_over", 200).await;
         }
         self.read_ledgers(&places.all, &keyring, &mut outcome)?;
         Ok(outcome)

@@ -48,7 +48,7 @@ pub use learner::{
 };
 pub use lora_product::{Combined, Contribution, LoraAverage, combine, stack};
 pub use metrics::{Confusion, percentile};
-pub use packing::{Frame, MAX_LENGTH, Packed, pack};
+pub use packing::{Frame, MAX_LENGTH, Packed, lay_end_to_end, pack};
 pub use quant::{Quantizer, Width};
 pub use sampling::{Sampler, Sampling};
 pub use schedule::half_cosine;

@@ -172,16 +172,11 @@ fn learner(settings: &Settings) -> Check {
             format!("the base model {} isn't there", base.display()),
             "set model.base to the card of the base that the cloud has",
         ),
-        (_, Some(base)) if !base.with_extension("sig").is_file() => {
-            Check::bad(
-                name,
-                format!(
-                    "nobody signed the base model {}: there is no .sig beside it",
-                    base.display()
-                ),
-                "fetch it from where the base came from, or sign it: gaisnet model sign",
-            )
-        }
+        (_, Some(base)) if !base.with_extension("sig").is_file() => Check::bad(
+            name,
+            format!("nobody signed the base model {}: there is no .sig beside it", base.display()),
+            "fetch it from where the base came from, or sign it: gaisnet model sign",
+        ),
         (LearnerName::SignalTransformer, _) => Check::good(name, "signal-transformer on libtorch"),
         (LearnerName::Language, _) => Check::good(name, "language model on libtorch"),
     }
