@@ -1,6 +1,8 @@
 //! `gaisnet experiment`: ways to learn side by side, on this machine, on real texts.
 
 use std::io::Write;
+#[cfg(feature = "torch")]
+use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -208,7 +210,22 @@ fn settings_of(args: &RunArgs) -> anyhow::Result<Settings> {
 
 /// Turns a text into token ids.
 type Encode = Box<dyn FnMut(&str) -> Result<Vec<u32>, LearnError>>;
+#[cfg(feature = "torch")]
+fn subject_of(
+    args: &RunArgs,
+    settings: &Settings,
+    data: String,
+) -> anyhow::Result<(Subject, Encode)> {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+    let threads = args.threads.map_or(cores, usize::from);
+    let threads = u16::try_from(threads).ok().and_then(NonZeroU16::new);
+    let threads = threads.unwrap_or(NonZeroU16::MIN);
+    let (subject, tokenizer) =
+        crate::experiment::language::subject(&args.base, settings, threads, data)?;
+    Ok((subject, Box::new(move |text| tokenizer.encode(text))))
+}
 
+#[cfg(not(feature = "torch"))]
 fn subject_of(_: &RunArgs, _: &Settings, _: String) -> anyhow::Result<(Subject, Encode)> {
     bail!("this gaisnet was built without libtorch: build it with the feature torch (make build)")
 }

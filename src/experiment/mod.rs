@@ -2,11 +2,12 @@
 //! tokens, judged on texts that nobody trained on.
 //!
 //! ```text
-//! excavators.rs   the work orders and the language model
+//! excavators.rs   the work orders as machines
 //! arms.rs         each machine alone, all texts in one place
 //! federation.rs   the same machines as devices on two sites: real nodes over the memory bus
 //! places.rs       who they are, and their keys
 //! judge.rs        bits per character, a machine and together
+//! language.rs     the language model that learns and judges (libtorch)
 //! ```
 //! Everything runs in one process and shares one base in memory; one learner works for all machines
 //! in turn, so a small computer is enough. Called by `gaisnet experiment`; the choice of every setting
@@ -16,6 +17,8 @@ mod arms;
 pub mod excavators;
 mod federation;
 mod judge;
+#[cfg(feature = "torch")]
+pub mod language;
 mod places;
 
 use std::path::PathBuf;
@@ -94,6 +97,10 @@ pub enum ExperimentError {
     /// Learning or judging.
     #[error(transparent)]
     Learn(#[from] LearnError),
+    /// The base.
+    #[cfg(feature = "torch")]
+    #[error(transparent)]
+    Weights(#[from] crate::torch::weights_error::WeightsError),
     /// Packing an adapter.
     #[error(transparent)]
     Update(#[from] crate::protocol::update::UpdateError),
@@ -139,6 +146,8 @@ impl ExperimentError {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Learn(error) => error.kind(),
+            #[cfg(feature = "torch")]
+            Self::Weights(error) => error.kind(),
             Self::Update(error) => error.kind(),
             Self::Settings(_) => "settings",
             Self::Node(_) => "node",

@@ -126,11 +126,12 @@ fn three_arms_are_run_at_an_equal_total_of_steps_and_the_federated_one_by_real_n
         assert!((bits - token * nat).abs() < 1e-6, "{bits}");
     }
     assert!(bits(ArmKind::Alone).iter().all(|bits| *bits < 0.1), "each knows its own");
-    // Weighted by the texts behind it: (2 * 120 + 4 * 240 + 8 * 360) / 720 = 5 2/3.
-    for kind in [ArmKind::Federated, ArmKind::Pooled] {
+    // Weighted by the texts behind it: (2 * 120 + 4 * 240 + 8 * 360) / 720 = 5 2/3. Nodes also bound how long
+    // an update may be, which moves the federated one a little.
+    for (kind, tolerance) in [(ArmKind::Federated, 0.5), (ArmKind::Pooled, 0.1)] {
         for (bits, token) in bits(kind).iter().zip([2.0, 4.0, 8.0]) {
             let expected = (17.0_f64 / 3.0 - token).abs() * nat;
-            assert!((bits - expected).abs() < 0.1, "{kind:?} {bits} {expected}");
+            assert!((bits - expected).abs() < tolerance, "{kind:?} {bits} {expected}");
         }
     }
     assert_eq!(report.curve.len(), 3);

@@ -21,19 +21,26 @@
 
 use super::LearnError;
 
-/// The tokens around a row.
+/// What is around a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Frame {
     /// Comes before a row; its first token is foreseen from this one.
     pub start: u32,
     /// Comes after a row and is learned, never judged.
     pub end: u32,
+    /// Rows see those before them: see [`lay_end_to_end`].
+    pub together: bool,
 }
 
 impl Frame {
-    /// One token for both, as where rows lie end to end with a separator between them.
+    /// Rows by themselves, with one token for both ends.
     pub fn separator(token: u32) -> Self {
-        Self { start: token, end: token }
+        Self { start: token, end: token, together: false }
+    }
+
+    /// Rows of one log book, with a separator between them.
+    pub fn log_book(token: u32) -> Self {
+        Self { together: true, ..Self::separator(token) }
     }
 }
 
@@ -65,6 +72,31 @@ impl Packed {
         self.targets.iter().flatten().count()
     }
 
+    /// The sequences with these numbers; what isn't there is left out.
+    pub fn choose(&self, sequences: &[usize]) -> Self {
+        let mut out = Self { length: self.length, ..Self::default() };
+        for at in sequences {
+            let range = at * self.length..(at + 1) * self.length;
+            let Some(inputs) = self.inputs.get(range.clone()) else { continue };
+            out.inputs.extend_from_slice(inputs);
+            out.targets.extend_from_slice(self.targets.get(range.clone()).unwrap_or_default());
+            out.segments.extend_from_slice(self.segments.get(range.clone()).unwrap_or_default());
+            out.positions.extend_from_slice(self.positions.get(range.clone()).unwrap_or_default());
+            out.judged.extend_from_slice(self.judged.get(range).unwrap_or_default());
+        }
+        out
+    }
+
+    /// Adds sequences of the same length behind these.
+    pub fn append(&mut self, more: &Self) {
+        debug_assert!(self.length == more.length || more.inputs.is_empty(), "one length");
+        self.inputs.extend_from_slice(&more.inputs);
+        self.targets.extend_from_slice(&more.targets);
+        self.segments.extend_from_slice(&more.segments);
+        self.positions.extend_from_slice(&more.positions);
+        self.judged.extend_from_slice(&more.judged);
+    }
+
     fn open_sequence(&mut self, start: u32) -> usize {
         let at = self.inputs.len();
         let end = at + self.length;
@@ -90,7 +122,8 @@ impl Packed {
     }
 }
 
-/// Packs rows in their order into sequences of `length` places.
+/// Packs rows in their order into sequences of `length` places: each by itself, unless the frame says that
+/// they belong together.
 ///
 /// A row goes into the first of the last few open sequences that has room for it, so little is lost to
 /// padding. A row with more than `length` places is cut: each piece is a segment of its own that
@@ -105,6 +138,9 @@ pub fn pack<'a>(
     frame: Frame,
     length: usize,
 ) -> Result<Packed, LearnError> {
+    if frame.together {
+        return lay_end_to_end(rows, frame, length);
+    }
     check_length(length)?;
     let mut packed = Packed { length, ..Packed::default() };
     let mut open: Vec<Open> = Vec::new();
@@ -200,14 +236,15 @@ mod tests {
 
     use super::*;
 
-    const FRAME: Frame = Frame { start: 100, end: 200 };
+    const FRAME: Frame = Frame { start: 100, end: 200, together: false };
 
     fn packed(rows: &[Vec<u32>], length: usize) -> Packed {
         pack(rows.iter().map(Vec::as_slice), FRAME, length).unwrap()
     }
 
     fn end_to_end(rows: &[Vec<u32>], length: usize) -> Packed {
-        lay_end_to_end(rows.iter().map(Vec::as_slice), FRAME, length).unwrap()
+        let frame = Frame { together: true, ..FRAME };
+        pack(rows.iter().map(Vec::as_slice), frame, length).unwrap()
     }
 
     #[test]
@@ -229,6 +266,16 @@ mod tests {
             let judged: Vec<u32> = targets.filter(|(_, j)| **j).filter_map(|(t, _)| *t).collect();
             assert_eq!(judged, [1, 2, 3, 200, 5], "also when a row has the end token inside");
         }
+    }
+
+    #[test]
+    fn sequences_can_be_chosen() {
+        let all = packed(&[vec![1; 6], vec![2; 6], vec![3; 6]], 8);
+        let some = all.choose(&[2, 0, 9]);
+        assert_eq!(some.num(), 2);
+        assert_eq!((some.inputs[1], some.inputs[9]), (3, 1));
+        assert_eq!(some.judged.len(), some.targets.len());
+        assert_eq!(all.choose(&[0, 1, 2]), all);
     }
 
     #[test]

@@ -36,7 +36,8 @@ impl Budget {
             Precision::F32 => 4,
             Precision::Bf16 => 2,
         };
-        let (d, f, kv) = (u64::from(config.d_model), u64::from(config.d_ff), u64::from(spec.kv_width()));
+        let (d, f, kv) =
+            (u64::from(config.d_model), u64::from(config.d_ff), u64::from(spec.kv_width()));
         let (layers, tokens) = (u64::from(config.layers), tokens as u64);
         // Kept a token and block: normed inputs and their statistics, queries, keys, values before and
         // behind the turn, the mixed heads; gate, up, silu(gate), their product.
@@ -71,7 +72,10 @@ impl Budget {
         }
         Err(LearnError::OutOfRange {
             what: "max_memory_mib",
-            expected: format!("at least {} for this model and sequence", (self.fixed + self.by_blocks).div_ceil(1 << 20)),
+            expected: format!(
+                "at least {} for this model and sequence",
+                (self.fixed + self.by_blocks).div_ceil(1 << 20)
+            ),
             actual: cap_mib.to_string(),
         })
     }
