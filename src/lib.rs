@@ -20,6 +20,8 @@ pub mod cli;
 pub mod data;
 #[cfg(all(feature = "cli", feature = "broker"))]
 pub mod demo;
+#[cfg(feature = "cli")]
+pub mod experiment;
 pub mod ids;
 pub mod learn;
 pub mod ledger;

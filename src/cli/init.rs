@@ -8,12 +8,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::Args;
+use clap::builder::PossibleValuesParser;
 
 use super::settings_args::TierArg;
 use super::trust_files::write_new;
 use super::{Exit, keys};
 use crate::ids::Name;
-use crate::settings::{Layers, Tier};
+use crate::settings::{Layers, TEMPLATES, Tier};
 
 /// Arguments of `gaisnet init`.
 #[derive(Debug, Args)]
@@ -32,6 +33,9 @@ pub(super) struct InitArgs {
     /// The node above: a device's edge, an edge's cloud
     #[arg(long, required_if_eq_any([("kind", "device"), ("kind", "edge")]))]
     parent: Option<Name>,
+    /// Start from a whole pilot instead of the tier's settings
+    #[arg(long, value_parser = PossibleValuesParser::new(TEMPLATES.map(|(name, _)| name)))]
+    template: Option<String>,
 }
 
 /// Runs `gaisnet init`.
@@ -58,28 +62,46 @@ pub(super) fn run(args: &InitArgs, out: &mut dyn Write) -> anyhow::Result<Exit> 
     Ok(Exit::Ok)
 }
 
-/// The tier's file with this node's names filled in.
+/// The tier's file, or the template, with this node's names and roles filled in.
 fn settings_text(tier: Tier, args: &InitArgs) -> String {
-    let filled = [
-        ("name", Some(&args.name)),
-        ("site", args.site.as_ref()),
-        ("parent", args.parent.as_ref()),
-    ];
-    let mut text = String::new();
+    let quoted = |name: &Name| format!("\"{name}\"");
+    let mut filled = vec![("name", quoted(&args.name))];
+    let site = args.site.as_ref().map(quoted);
+    let parent = args.parent.as_ref().map(quoted);
+    filled.extend(parent.map(|parent| ("parent", parent)));
+    let chosen = args.template.as_deref();
+    let template = TEMPLATES.iter().find(|(name, _)| Some(*name) == chosen);
+    let text = match template {
+        Some((_, text)) => {
+            let roles = match tier {
+                Tier::Device => "[\"trainer\", \"inferencer\"]",
+                Tier::Edge => "[\"relay\", \"inferencer\"]",
+                Tier::Cloud => "[\"aggregator\", \"inferencer\"]",
+            };
+            filled.push(("roles", roles.to_owned()));
+            filled.push(("site", site.unwrap_or_else(|| "\"_\"".to_owned())));
+            text
+        }
+        None => {
+            filled.extend(site.map(|site| ("site", site)));
+            tier.settings()
+        }
+    };
+    let mut out = String::new();
     let mut in_node = false;
-    for line in tier.settings().lines() {
+    for line in text.lines() {
         if line.starts_with('[') {
             in_node = line == "[node]";
         }
         let value = filled.iter().find_map(|(key, value)| {
             let bare = line.trim_start_matches("# ");
             let named = in_node && bare.starts_with(&format!("{key} = "));
-            value.filter(|_| named).map(|value| format!("{key} = \"{value}\""))
+            named.then(|| format!("{key} = {value}"))
         });
-        text.push_str(value.as_deref().unwrap_or(line));
-        text.push('\n');
+        out.push_str(value.as_deref().unwrap_or(line));
+        out.push('\n');
     }
-    text
+    out
 }
 
 /// Makes the folder with mode 0700, or accepts one that is there and as private.
@@ -112,6 +134,7 @@ Examples:
   gaisnet init cloud --name cloud ./cloud
   gaisnet init edge --name edge-north --site north --parent cloud ./edge-north
   gaisnet init device --name press-7 --site north --parent edge-north ./press-7
+  gaisnet init device --name press-7 --site north --parent edge-north --template vibration
 
 The folder gets mode 0700, a commented gaisnet.toml, a key in keys/ and enrolment.json for
 `gaisnet keys enrol`; a file that is there is never overwritten.";
@@ -155,6 +178,39 @@ mod tests {
             assert_eq!(settings.node.parent.is_some(), tier != "cloud");
             assert!(gaisnet(&line).0.unwrap_err().to_string().contains("nothing is overwritten"));
         }
+    }
+
+    #[test]
+    fn each_template_makes_the_nodes_of_its_pilot() {
+        let folder = tempfile::tempdir().unwrap();
+        for (template, _) in TEMPLATES {
+            for (tier, more) in [
+                (Tier::Cloud, &[][..]),
+                (Tier::Edge, &["--site", "north", "--parent", "cloud"]),
+                (Tier::Device, &["--site", "north", "--parent", "edge-north"]),
+            ] {
+                let home = folder.path().join(template).join(tier.as_str());
+                let text = home.to_str().unwrap();
+                let line = ["init", tier.as_str(), "--name", "n-1", "--template", template, text];
+                assert_eq!(gaisnet(&[&line[..], more].concat()).0.unwrap(), Exit::Ok);
+                let mut layers = Layers::new();
+                layers.file(&home.join("gaisnet.toml"));
+                let settings = layers.load().into_settings().unwrap();
+                assert_eq!(settings.node.name.as_str(), "n-1");
+                assert_eq!(settings.node.parent.is_some(), tier != Tier::Cloud);
+                assert_eq!(settings.node.roles, with_tier(tier).node.roles, "{template}");
+            }
+        }
+    }
+
+    fn with_tier(tier: Tier) -> crate::settings::Settings {
+        let mut layers = Layers::new();
+        layers.tier(tier);
+        layers.set("node.name=n").set("node.site=_");
+        if tier != Tier::Cloud {
+            layers.set("node.parent=p");
+        }
+        layers.load().into_settings().unwrap()
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod data;
 mod demo;
 mod doctor;
 mod exit;
+mod experiment;
 mod feed;
 mod init;
 mod keyring;
@@ -78,6 +79,8 @@ enum Command {
     Cmd(cmd::CmdArgs),
     /// Fetch, list and show real data sets
     Data(data::DataArgs),
+    /// Compare ways to learn on this machine, on real texts
+    Experiment(experiment::ExperimentArgs),
     /// Make a base for vibration from a seed, on generated signals
     #[cfg(feature = "torch")]
     #[command(after_help = pretrain::HELP)]
@@ -127,6 +130,7 @@ fn run(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Exit> {
         Command::Acl(args) => acl::run(&args, &settings, out),
         Command::Cmd(args) => cmd::run(&args, &settings, out, &mut std::io::stderr().lock()),
         Command::Data(args) => data::run(&args, out),
+        Command::Experiment(args) => experiment::run(&args, out),
         #[cfg(feature = "torch")]
         Command::Pretrain(args) => pretrain::run(&args, out),
         #[cfg(feature = "torch")]

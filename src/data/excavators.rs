@@ -73,6 +73,12 @@ impl Orders {
         chars(&self.train) + chars(&self.test)
     }
 
+    /// The training part cut once more in the same way: to choose settings by, without a look at the
+    /// test part.
+    pub fn rehearsal(&self) -> Self {
+        Self::cut(self.train.clone())
+    }
+
     /// Cuts texts that are in the order of their dates.
     fn cut(mut texts: Vec<String>) -> Self {
         let test = texts.split_off(texts.len() * 4 / 5);
@@ -259,6 +265,7 @@ mod tests {
         let a = set.machine("a").unwrap();
         assert_eq!(a.train, ["one", "two", "three", "four"]);
         assert_eq!(a.test, ["five"]);
+        assert_eq!(a.rehearsal().test, ["four"]);
         let b = set.machine("B").unwrap();
         assert!(b.train.is_empty());
         assert_eq!((b.len(), b.chars()), (1, 5));

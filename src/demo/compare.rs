@@ -141,6 +141,7 @@ fn called(options: &DemoOptions) -> &'static str {
     match options.learner {
         LearnerName::Softmax => "softmax regression on spectra",
         LearnerName::SignalTransformer => "pre-trained transformer with LoRA",
+        LearnerName::Language => "language model with LoRA",
     }
 }
 

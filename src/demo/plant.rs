@@ -119,6 +119,7 @@ impl Place {
             quoted(match options.learner {
                 LearnerName::Softmax => "softmax",
                 LearnerName::SignalTransformer => "signal-transformer",
+                LearnerName::Language => "language",
             }),
         );
         if options.learner == LearnerName::SignalTransformer {

@@ -14,6 +14,7 @@ mod error_feedback;
 mod factors;
 mod fedavg;
 mod generator;
+mod judge;
 mod learner;
 mod lora_product;
 mod metrics;
@@ -40,13 +41,14 @@ pub use effect_norm::effect_norm;
 pub use error_feedback::ErrorFeedback;
 pub use fedavg::{Accumulator, Share, WeightedDelta, fed_avg, weights};
 pub use generator::{Generator, Tokens};
+pub use judge::Judge;
 pub use learner::{
     ClassLogits, Control, Examples, Learner, Prediction, Predictor, Progress, Texts, TrainJob,
     Trained, Windows,
 };
 pub use lora_product::{Combined, Contribution, LoraAverage, combine, stack};
 pub use metrics::{Confusion, percentile};
-pub use packing::{Frame, MAX_LENGTH, Packed, pack};
+pub use packing::{Frame, MAX_LENGTH, Packed, lay_end_to_end, pack};
 pub use quant::{Quantizer, Width};
 pub use sampling::{Sampler, Sampling};
 pub use schedule::half_cosine;

@@ -13,23 +13,34 @@
 //! positions  0 1 2 3 0 1 2 0   0 1 2 3 4 0 0 0
 //! ```
 //! A row's first token is foreseen from the start token alone. The end token after the last is learned
-//! too, or a model that writes would never stop.
+//! too, or a model that writes would never stop, but it isn't judged.
+//!
+//! [`lay_end_to_end`] does the other thing: the rows of *one* owner are his log book, and each is foreseen
+//! from those before it in the sequence as well. Whatever is packed so shares a sequence with nobody
+//! else's rows.
 
 use super::LearnError;
 
-/// The tokens around a row.
+/// What is around a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Frame {
     /// Comes before a row; its first token is foreseen from this one.
     pub start: u32,
     /// Comes after a row and is learned, never judged.
     pub end: u32,
+    /// Rows see those before them: see [`lay_end_to_end`].
+    pub together: bool,
 }
 
 impl Frame {
-    /// One token for both, as where rows lie end to end with a separator between them.
+    /// Rows by themselves, with one token for both ends.
     pub fn separator(token: u32) -> Self {
-        Self { start: token, end: token }
+        Self { start: token, end: token, together: false }
+    }
+
+    /// Rows of one log book, with a separator between them.
+    pub fn log_book(token: u32) -> Self {
+        Self { together: true, ..Self::separator(token) }
     }
 }
 
@@ -46,6 +57,8 @@ pub struct Packed {
     pub segments: Vec<u32>,
     /// Place inside the segment, from 0.
     pub positions: Vec<u32>,
+    /// Whether the target is one of a row's own tokens: these are what a model is judged by.
+    pub judged: Vec<bool>,
 }
 
 impl Packed {
@@ -59,6 +72,31 @@ impl Packed {
         self.targets.iter().flatten().count()
     }
 
+    /// The sequences with these numbers; what isn't there is left out.
+    pub fn choose(&self, sequences: &[usize]) -> Self {
+        let mut out = Self { length: self.length, ..Self::default() };
+        for at in sequences {
+            let range = at * self.length..(at + 1) * self.length;
+            let Some(inputs) = self.inputs.get(range.clone()) else { continue };
+            out.inputs.extend_from_slice(inputs);
+            out.targets.extend_from_slice(self.targets.get(range.clone()).unwrap_or_default());
+            out.segments.extend_from_slice(self.segments.get(range.clone()).unwrap_or_default());
+            out.positions.extend_from_slice(self.positions.get(range.clone()).unwrap_or_default());
+            out.judged.extend_from_slice(self.judged.get(range).unwrap_or_default());
+        }
+        out
+    }
+
+    /// Adds sequences of the same length behind these.
+    pub fn append(&mut self, more: &Self) {
+        debug_assert!(self.length == more.length || more.inputs.is_empty(), "one length");
+        self.inputs.extend_from_slice(&more.inputs);
+        self.targets.extend_from_slice(&more.targets);
+        self.segments.extend_from_slice(&more.segments);
+        self.positions.extend_from_slice(&more.positions);
+        self.judged.extend_from_slice(&more.judged);
+    }
+
     fn open_sequence(&mut self, start: u32) -> usize {
         let at = self.inputs.len();
         let end = at + self.length;
@@ -66,22 +104,26 @@ impl Packed {
         self.targets.resize(end, None);
         self.segments.resize(end, 0);
         self.positions.resize(end, 0);
+        self.judged.resize(end, false);
         at
     }
 
-    fn put(&mut self, at: usize, segment: u32, inputs: &[u32], targets: &[u32]) {
+    fn put(&mut self, at: usize, segment: u32, inputs: &[u32], targets: &[(u32, bool)]) {
         let places = at..at + inputs.len();
         let mut place = self.inputs.get_mut(places.clone()).into_iter().flatten();
         inputs.iter().zip(&mut place).for_each(|(token, to)| *to = *token);
         let mut place = self.targets.get_mut(places.clone()).into_iter().flatten();
-        targets.iter().zip(&mut place).for_each(|(token, to)| *to = Some(*token));
+        targets.iter().zip(&mut place).for_each(|((token, _), to)| *to = Some(*token));
+        let mut place = self.judged.get_mut(places.clone()).into_iter().flatten();
+        targets.iter().zip(&mut place).for_each(|((_, judged), to)| *to = *judged);
         self.segments.get_mut(places.clone()).into_iter().flatten().for_each(|to| *to = segment);
         let numbers = self.positions.get_mut(places).into_iter().flatten();
         (0..).zip(numbers).for_each(|(number, to)| *to = number);
     }
 }
 
-/// Packs rows in their order into sequences of `length` places.
+/// Packs rows in their order into sequences of `length` places: each by itself, unless the frame says that
+/// they belong together.
 ///
 /// A row goes into the first of the last few open sequences that has room for it, so little is lost to
 /// padding. A row with more than `length` places is cut: each piece is a segment of its own that
@@ -96,13 +138,10 @@ pub fn pack<'a>(
     frame: Frame,
     length: usize,
 ) -> Result<Packed, LearnError> {
-    if !(2..=MAX_LENGTH).contains(&length) {
-        return Err(LearnError::OutOfRange {
-            what: "tokens a sequence",
-            expected: format!("2 to {MAX_LENGTH}"),
-            actual: length.to_string(),
-        });
+    if frame.together {
+        return lay_end_to_end(rows, frame, length);
     }
+    check_length(length)?;
     let mut packed = Packed { length, ..Packed::default() };
     let mut open: Vec<Open> = Vec::new();
     let (mut inputs, mut targets) = (Vec::new(), Vec::new());
@@ -111,8 +150,8 @@ pub fn pack<'a>(
         inputs.push(frame.start);
         inputs.extend_from_slice(row);
         targets.clear();
-        targets.extend_from_slice(row);
-        targets.push(frame.end);
+        targets.extend(row.iter().map(|token| (*token, true)));
+        targets.push((frame.end, false));
         for (inputs, targets) in inputs.chunks(length).zip(targets.chunks(length)) {
             let found = open.iter().position(|sequence| sequence.room(length) >= inputs.len());
             let at = found.unwrap_or_else(|| {
@@ -130,6 +169,46 @@ pub fn pack<'a>(
         }
     }
     Ok(packed)
+}
+
+/// Lays rows end to end in their order, an end token behind each, and cuts them into sequences of `length`
+/// places: a row sees all that came before it in its sequence.
+///
+/// A sequence begins with what its predecessor ended with, so that every token is a target exactly once.
+///
+/// # Errors
+/// As [`pack`].
+pub fn lay_end_to_end<'a>(
+    rows: impl IntoIterator<Item = &'a [u32]>,
+    frame: Frame,
+    length: usize,
+) -> Result<Packed, LearnError> {
+    check_length(length)?;
+    let mut packed = Packed { length, ..Packed::default() };
+    let (mut inputs, mut targets) = (vec![frame.start], Vec::new());
+    for row in rows.into_iter().filter(|row| !row.is_empty()) {
+        inputs.extend_from_slice(row);
+        inputs.push(frame.end);
+        targets.extend(row.iter().map(|token| (*token, true)));
+        targets.push((frame.end, false));
+    }
+    for (inputs, targets) in inputs.chunks(length).zip(targets.chunks(length)) {
+        let at = packed.open_sequence(frame.start);
+        let seen = inputs.get(..targets.len()).unwrap_or(inputs);
+        packed.put(at, 1, seen, targets);
+    }
+    Ok(packed)
+}
+
+fn check_length(length: usize) -> Result<(), LearnError> {
+    if (2..=MAX_LENGTH).contains(&length) {
+        return Ok(());
+    }
+    Err(LearnError::OutOfRange {
+        what: "tokens a sequence",
+        expected: format!("2 to {MAX_LENGTH}"),
+        actual: length.to_string(),
+    })
 }
 
 /// A sequence that has room left.
@@ -157,10 +236,15 @@ mod tests {
 
     use super::*;
 
-    const FRAME: Frame = Frame { start: 100, end: 200 };
+    const FRAME: Frame = Frame { start: 100, end: 200, together: false };
 
     fn packed(rows: &[Vec<u32>], length: usize) -> Packed {
         pack(rows.iter().map(Vec::as_slice), FRAME, length).unwrap()
+    }
+
+    fn end_to_end(rows: &[Vec<u32>], length: usize) -> Packed {
+        let frame = Frame { together: true, ..FRAME };
+        pack(rows.iter().map(Vec::as_slice), frame, length).unwrap()
     }
 
     #[test]
@@ -172,6 +256,36 @@ mod tests {
         let targets: Vec<u32> = packed.targets.iter().map(|t| t.unwrap_or(0)).collect();
         assert_eq!(targets, [1, 2, 3, 200, 4, 5, 200, 0, 6, 7, 8, 9, 200, 0, 0, 0]);
         assert_eq!((packed.num(), packed.num_targets()), (2, 12));
+    }
+
+    #[test]
+    fn what_is_judged_are_the_rows_own_tokens_and_not_their_ends() {
+        let rows = [vec![1, 2, 3], vec![200, 5]];
+        for packed in [packed(&rows, 8), end_to_end(&rows, 8)] {
+            let targets = packed.targets.iter().zip(&packed.judged);
+            let judged: Vec<u32> = targets.filter(|(_, j)| **j).filter_map(|(t, _)| *t).collect();
+            assert_eq!(judged, [1, 2, 3, 200, 5], "also when a row has the end token inside");
+        }
+    }
+
+    #[test]
+    fn sequences_can_be_chosen() {
+        let all = packed(&[vec![1; 6], vec![2; 6], vec![3; 6]], 8);
+        let some = all.choose(&[2, 0, 9]);
+        assert_eq!(some.num(), 2);
+        assert_eq!((some.inputs[1], some.inputs[9]), (3, 1));
+        assert_eq!(some.judged.len(), some.targets.len());
+        assert_eq!(all.choose(&[0, 1, 2]), all);
+    }
+
+    #[test]
+    fn a_log_book_by_hand() {
+        let packed = end_to_end(&[vec![1, 2], vec![], vec![3, 4, 5]], 4);
+        assert_eq!(packed.inputs, [100, 1, 2, 200, 3, 4, 5, 100]);
+        let targets: Vec<u32> = packed.targets.iter().map(|t| t.unwrap_or(0)).collect();
+        assert_eq!(targets, [1, 2, 200, 3, 4, 5, 200, 0]);
+        assert_eq!(packed.segments, [1, 1, 1, 1, 1, 1, 1, 0]);
+        assert_eq!(packed.positions, [0, 1, 2, 3, 0, 1, 2, 0]);
     }
 
     #[test]
@@ -194,9 +308,10 @@ mod tests {
     fn no_rows_give_no_sequences_and_odd_lengths_are_refused() {
         assert_eq!(packed(&[], 4).num(), 0);
         assert_eq!(packed(&[vec![]], 4).num(), 0);
+        assert_eq!(end_to_end(&[vec![]], 4).num(), 0);
         for length in [0, 1, MAX_LENGTH + 1] {
-            let error = pack([], FRAME, length).unwrap_err();
-            assert_eq!(error.kind(), "out_of_range");
+            assert_eq!(pack([], FRAME, length).unwrap_err().kind(), "out_of_range");
+            assert_eq!(lay_end_to_end([], FRAME, length).unwrap_err().kind(), "out_of_range");
         }
     }
 
@@ -223,6 +338,21 @@ mod tests {
             pairs.sort_unstable();
             expected.sort_unstable();
             prop_assert_eq!(pairs, expected);
+        }
+
+        #[test]
+        fn end_to_end_every_token_is_a_target_once_in_order(rows in rows(), length in 2_usize..40) {
+            let packed = end_to_end(&rows, length);
+            let targets: Vec<u32> = packed.targets.iter().flatten().copied().collect();
+            let rows: Vec<&Vec<u32>> = rows.iter().filter(|row| !row.is_empty()).collect();
+            let expected: Vec<u32> =
+                rows.iter().flat_map(|row| [row.as_slice(), &[FRAME.end]].concat()).collect();
+            prop_assert_eq!(&targets, &expected);
+            // What is read is what was to be foreseen, one place later.
+            let read = packed.inputs.iter().zip(&packed.targets).filter(|(_, t)| t.is_some());
+            let read: Vec<u32> = read.map(|(input, _)| *input).collect();
+            prop_assert_eq!(read.get(1..).unwrap_or_default(), &expected[..expected.len().max(1) - 1]);
+            prop_assert!(packed.inputs.len() < targets.len() + length);
         }
 
         #[test]

@@ -48,7 +48,7 @@ pub use clock::SystemClock;
 pub use health::Health;
 #[cfg(feature = "cli")]
 pub use settings::{
-    Brain, SettingsProblem, brain, bus_of, data_of, identity_of, parts_of, plan_of,
+    Brain, SettingsProblem, brain, bus_of, data_of, identity_of, learning_of, parts_of, plan_of,
 };
 
 /// Who a node is.

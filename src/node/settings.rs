@@ -142,6 +142,12 @@ pub fn brain(settings: &Settings, keyring: &Keyring) -> Result<Brain, SettingsPr
             )
         }
         LearnerName::SignalTransformer => signal_transformer(settings, keyring)?,
+        LearnerName::Language => {
+            return Err(SettingsProblem::Key {
+                key: "model.learner",
+                problem: "language runs in experiments only: gaisnet experiment run".into(),
+            });
+        }
     };
     let adapter = pack(&learner.initial_adapter())?;
     Ok(Brain { model, base, adapter, learner, predictor })
@@ -334,24 +340,7 @@ pub fn parts_of(
         max_gap_ms: 5_000,
         stale_after_ms: 10_000,
     };
-    let round = &settings.round;
-    let learning = Learning {
-        model: brain.model,
-        base: brain.base,
-        adapter: brain.adapter,
-        plan: plan_of(settings),
-        gate: gate_of(settings),
-        quorum: round.quorum,
-        deadline_ms: round.deadline_s * 1_000,
-        relay_margin_ms: round.relay_margin_s * 1_000,
-        republish_ms: round.republish_s * 1_000,
-        pause_ms: round.pause_s * 1_000,
-        versions: if round.auto_start { round.rounds } else { 0 },
-        cosine: settings.strategy.schedule == Schedule::Cosine,
-        max_staleness: round.late_max_staleness,
-        resync_ms: round.republish_s * 3_000,
-        chunk_bytes: settings.bus.site.chunk_bytes,
-    };
+    let learning = learning_of(settings, brain.model, brain.base, brain.adapter);
     let unsigned = settings.commands.unsigned.iter().map(String::as_str);
     let policy = CommandPolicy::new(unsigned).map_err(|error| SettingsProblem::Key {
         key: "commands.unsigned",
@@ -375,6 +364,33 @@ pub fn parts_of(
         fatal: Arc::new(|_| std::process::exit(1)),
         identity,
     })
+}
+
+/// What is learned and how: what the settings say, for a model with this base and untrained adapter.
+pub fn learning_of(
+    settings: &Settings,
+    model: ModelMeta,
+    base: Digest,
+    adapter: Vec<u8>,
+) -> Learning {
+    let round = &settings.round;
+    Learning {
+        model,
+        base,
+        adapter,
+        plan: plan_of(settings),
+        gate: gate_of(settings),
+        quorum: round.quorum,
+        deadline_ms: round.deadline_s * 1_000,
+        relay_margin_ms: round.relay_margin_s * 1_000,
+        republish_ms: round.republish_s * 1_000,
+        pause_ms: round.pause_s * 1_000,
+        versions: if round.auto_start { round.rounds } else { 0 },
+        cosine: settings.strategy.schedule == Schedule::Cosine,
+        max_staleness: round.late_max_staleness,
+        resync_ms: round.republish_s * 3_000,
+        chunk_bytes: settings.bus.site.chunk_bytes,
+    }
 }
 
 /// Takes over the keyring that `gaisnet keyring accept` has put in place of the one in use.

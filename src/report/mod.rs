@@ -1,9 +1,10 @@
 //! What a run has shown: one value, told as a terminal table, as one HTML page, as JSON.
 //!
-//! Whoever ran the arms fills a [`DemoReport`]; nothing here measures or decides. Texts come from
+//! Whoever ran the arms fills a [`DemoReport`], or an [`ExperimentReport`] with texts; nothing here measures or decides. Texts come from
 //! settings and file names, so the page escapes all of them; it loads nothing from elsewhere.
 
 mod chart;
+mod experiment;
 mod html;
 mod json;
 mod page;
@@ -13,6 +14,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub use experiment::{
+    ArmKind, ExperimentReport, LossPoint, TextArm, experiment_to_html, experiment_to_json,
+    experiment_to_table,
+};
 pub use json::to_json;
 pub use page::to_html;
 pub use table::to_table;

@@ -113,7 +113,12 @@ fn plots(report: &DemoReport, page: &mut String) {
 }
 
 /// A titled figure; `note` is HTML.
-fn figure(page: &mut String, title: &str, note: &str, draw: impl FnOnce(&str) -> String) {
+pub(super) fn figure(
+    page: &mut String,
+    title: &str,
+    note: &str,
+    draw: impl FnOnce(&str) -> String,
+) {
     let _ = write!(page, "<figure>\n<figcaption>{}</figcaption>\n{}", Escaped(title), draw(title));
     if !note.is_empty() {
         let _ = write!(page, "\n<div class=\"note\">{note}</div>");
@@ -245,7 +250,7 @@ fn per_sample_bytes(report: &DemoReport) -> u64 {
     report.crossings.iter().filter(|c| c.per_sample).map(|c| c.bytes).sum()
 }
 
-const HEAD: &str = include_str!("head.html");
+pub(super) const HEAD: &str = include_str!("head.html");
 
 #[cfg(test)]
 mod tests {

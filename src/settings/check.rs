@@ -190,9 +190,9 @@ fn broken_rules(settings: &Settings) -> Vec<(String, String)> {
     );
     let model = &settings.model;
     rule(
-        model.learner != LearnerName::SignalTransformer || model.base.is_some(),
+        model.learner == LearnerName::Softmax || model.base.is_some(),
         "model.base",
-        "missing: the signal-transformer needs its base model",
+        "missing: this learner needs its base model",
     );
     rule(
         settings.data.set.is_none() || settings.data.client.is_some(),
@@ -311,6 +311,7 @@ mod tests {
                 "strategy.prox_mu=0.01",
             ),
             (device, &["model.learner=signal-transformer"], "model.base", "model.base=b"),
+            (device, &["model.learner=language"], "model.base", "model.base=b"),
             (device, &["data.set=bearings"], "data.client", "data.client=P1"),
             (
                 device,

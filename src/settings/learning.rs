@@ -124,6 +124,8 @@ pub enum LearnerName {
     Softmax,
     /// Transformer on signal patches with `LoRA`; libtorch.
     SignalTransformer,
+    /// Language model with `LoRA`; libtorch.
+    Language,
 }
 
 /// Section `[data]`: a known data set, for demos and experiments.

@@ -84,11 +84,11 @@ impl LanguageLearner {
         let mut nats = 0.0;
         for at in 0..packed.num() {
             let part = Rows::new(&packed, &[at], self.base.device())?;
-            let ends = part.ends(&packed, at, self.config.frame)?;
+            let judged = part.judged(&packed, at)?;
             let hidden = model.hidden(&part.batch)?.f_flatten(0, 1)?;
             let chosen = hidden.f_index_select(0, &part.places)?;
             let each = nats_of(&chosen, model.head(), &part.targets)?;
-            nats += each.f_mul(&ends)?.f_sum(Kind::Double)?.f_double_value(&[])?;
+            nats += each.f_mul(&judged)?.f_sum(Kind::Double)?.f_double_value(&[])?;
         }
         Ok(nats)
     }
@@ -376,18 +376,14 @@ impl Rows {
         Ok(Self { batch, places, targets })
     }
 
-    /// 0 at targets that end a text, which are learned and not judged; else 1.
-    fn ends(&self, packed: &Packed, row: usize, frame: Frame) -> Result<Tensor, LearnError> {
+    /// 1 at targets that are judged, 0 at those that are only learned.
+    fn judged(&self, packed: &Packed, row: usize) -> Result<Tensor, LearnError> {
         let range = row * packed.length..(row + 1) * packed.length;
         let targets = packed.targets.get(range.clone()).unwrap_or_default();
-        let segments = packed.segments.get(range).unwrap_or_default();
-        let mut judged = Vec::with_capacity(targets.len());
-        for (at, target) in targets.iter().enumerate() {
-            let Some(target) = target else { continue };
-            let last = segments.get(at) != segments.get(at + 1);
-            judged.push(if last && *target == frame.end { 0.0_f32 } else { 1.0 });
-        }
-        Ok(Tensor::f_from_slice(&judged)?.f_to(self.targets.device())?)
+        let judged = packed.judged.get(range).unwrap_or_default();
+        let wanted = targets.iter().zip(judged).filter(|(target, _)| target.is_some());
+        let weights: Vec<f32> = wanted.map(|(_, judged)| f32::from(u8::from(*judged))).collect();
+        Ok(Tensor::f_from_slice(&weights)?.f_to(self.targets.device())?)
     }
 }
 
@@ -398,6 +394,8 @@ struct Sequences<'a> {
     length: usize,
     order: Vec<usize>,
     stream: Stream,
+    /// The log book as it was cut last, where texts belong together; `order` are its sequences then.
+    book: Packed,
 }
 
 impl<'a> Sequences<'a> {
@@ -416,11 +414,15 @@ impl<'a> Sequences<'a> {
         }
         let length = config.sequence as usize;
         let stream = Stream::new(seed, "texts");
-        Ok(Self { texts: rows, frame: config.frame, length, order: Vec::new(), stream })
+        let (order, book) = (Vec::new(), Packed::default());
+        Ok(Self { texts: rows, frame: config.frame, length, order, stream, book })
     }
 
     /// The next `count` sequences.
     fn next(&mut self, count: usize) -> Result<Packed, LearnError> {
+        if self.frame.together {
+            return self.next_of_book(count);
+        }
         let mut chosen: Vec<&[u32]> = Vec::new();
         loop {
             let Some(at) = self.order.pop() else {
@@ -436,22 +438,36 @@ impl<'a> Sequences<'a> {
                 self.order.push(at);
                 chosen.pop();
                 if chosen.is_empty() {
-                    return cut(packed, count);
+                    // A text that is longer than a batch; what is left of it is skipped.
+                    return Ok(packed.choose(&Vec::from_iter(0..count)));
                 }
                 return pack(chosen.iter().copied(), self.frame, self.length);
             }
         }
     }
-}
 
-/// The first sequences of a text that is longer than a batch; what is left of it is skipped.
-fn cut(mut packed: Packed, count: usize) -> Result<Packed, LearnError> {
-    let places = count * packed.length;
-    packed.inputs.truncate(places);
-    packed.targets.truncate(places);
-    packed.segments.truncate(places);
-    packed.positions.truncate(places);
-    Ok(packed)
+    /// The next `count` stretches of the log book. It is cut anew each time all of it was read, from
+    /// another text on, so that beginnings differ; what comes before the first text then is its end.
+    fn next_of_book(&mut self, count: usize) -> Result<Packed, LearnError> {
+        let mut chosen = Vec::with_capacity(count);
+        let mut batch = Packed { length: self.length, ..Packed::default() };
+        while batch.num() + chosen.len() < count {
+            let Some(at) = self.order.pop() else {
+                batch.append(&self.book.choose(&chosen));
+                chosen.clear();
+                let first = self.stream.below(self.texts.len());
+                let (end, begin) = self.texts.split_at(first);
+                let rows = begin.iter().chain(end).copied();
+                self.book = pack(rows, self.frame, self.length)?;
+                self.order = (0..self.book.num()).collect();
+                self.stream.shuffle(&mut self.order);
+                continue;
+            };
+            chosen.push(at);
+        }
+        batch.append(&self.book.choose(&chosen));
+        Ok(batch)
+    }
 }
 
 fn check_ids(texts: &Texts, vocab: u32) -> Result<(), LearnError> {

@@ -162,27 +162,23 @@ fn learner(settings: &Settings) -> Check {
     let has_torch = cfg!(feature = "torch");
     match (settings.model.learner, &settings.model.base) {
         (LearnerName::Softmax, _) => Check::good(name, "softmax, needs no libtorch"),
-        (LearnerName::SignalTransformer, _) if !has_torch => Check::bad(
+        (_, _) if !has_torch => Check::bad(
             name,
-            "signal-transformer, but this program was built without libtorch",
+            "the learner is libtorch's, but this program was built without libtorch",
             "build it with the feature torch (make build), or set model.learner = \"softmax\"",
         ),
-        (LearnerName::SignalTransformer, Some(base)) if !base.is_file() => Check::bad(
+        (_, Some(base)) if !base.is_file() => Check::bad(
             name,
             format!("the base model {} isn't there", base.display()),
             "set model.base to the card of the base that the cloud has",
         ),
-        (LearnerName::SignalTransformer, Some(base)) if !base.with_extension("sig").is_file() => {
-            Check::bad(
-                name,
-                format!(
-                    "nobody signed the base model {}: there is no .sig beside it",
-                    base.display()
-                ),
-                "fetch it from where the base came from, or sign it: gaisnet model sign",
-            )
-        }
+        (_, Some(base)) if !base.with_extension("sig").is_file() => Check::bad(
+            name,
+            format!("nobody signed the base model {}: there is no .sig beside it", base.display()),
+            "fetch it from where the base came from, or sign it: gaisnet model sign",
+        ),
         (LearnerName::SignalTransformer, _) => Check::good(name, "signal-transformer on libtorch"),
+        (LearnerName::Language, _) => Check::good(name, "language model on libtorch"),
     }
 }
 

@@ -1,0 +1,355 @@
+//! The federated arm: real nodes with real stores in one process, over brokers in memory: one a site, one
+//! for the federation. What is signed, recorded, coded and combined is what a plant would get.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::places::{Place, Places};
+use super::{ExperimentError, Machine, News, Shared};
+use crate::actors::lanes::train_lane;
+use crate::actors::{Bounds, Busy, Figures, LaneBench};
+use crate::bus::memory::{Faults, MemoryBroker};
+use crate::bus::{Bus, BusEvent};
+use crate::ids::{Digest, Name, NodeId, Side};
+use crate::learn::{
+    Control, Examples, LearnError, Learner, Progress, TensorSet, TrainJob, Trained,
+};
+use crate::ledger::{Entry, Event, Origin, verify};
+use crate::node::{Identity, Node, NodeParts, SettingsProblem, SystemClock, learning_of, start};
+use crate::protocol::update;
+use crate::report::AuditSummary;
+use crate::scada::command::CommandPolicy;
+use crate::scada::telegram::ModelMeta;
+use crate::settings::Settings;
+use crate::store::keyfile::new_boot_id;
+use crate::store::{BlobCaps, SqliteStore, Store};
+use crate::time::Clock;
+use crate::topic::Prefix;
+use crate::trust::keyring::{Keyring, Role};
+use crate::wire::Coding;
+
+/// What is federated.
+pub(super) struct Federation<'a> {
+    pub(super) settings: &'a Settings,
+    pub(super) base: Digest,
+    /// A store for each node is made in here.
+    pub(super) folder: &'a Path,
+    pub(super) patience_s: u64,
+}
+
+/// What came of it.
+#[derive(Default)]
+pub(super) struct Outcome {
+    /// The last version.
+    pub(super) adapter: TensorSet,
+    /// Mean loss of the machines after each round.
+    pub(super) losses: Vec<f64>,
+    /// Bytes that a device published in a round, mean.
+    pub(super) bytes_up: u64,
+    /// Of it, the coded work.
+    pub(super) work: u64,
+    pub(super) audit: Option<AuditSummary>,
+}
+
+type Links = BTreeMap<Side, (Arc<dyn Bus>, mpsc::Receiver<BusEvent>)>;
+
+impl Federation<'_> {
+    /// Runs all rounds; blocks until the last version is out and the nodes have ended.
+    pub(super) fn run(
+        &self,
+        learner: &Shared,
+        start: &TensorSet,
+        machines: &[Machine],
+        news: &mut dyn FnMut(News),
+    ) -> Result<Outcome, ExperimentError> {
+        let system = actix::System::new();
+        system.block_on(self.learn(learner, start, machines, news))
+    }
+
+    async fn learn(
+        &self,
+        learner: &Shared,
+        start: &TensorSet,
+        machines: &[Machine],
+        news: &mut dyn FnMut(News),
+    ) -> Result<Outcome, ExperimentError> {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let federation = &self.settings.node.federation;
+        let mut places = Places::new(federation, machines, clock.now().wall)?;
+        let keyring = Arc::new(places.keyring.clone());
+        let brokers = Brokers::new(&places.all);
+        let (gave_up, mut reasons) = mpsc::channel(16);
+        let steps = Arc::new(AtomicU64::new(0));
+        let adapter = update::pack(start, Coding::F32, 0)?;
+        let mut nodes = Vec::new();
+        for place in &places.all {
+            let texts = place.machine.and_then(|at| machines.get(at)).map(|machine| &machine.train);
+            let counted = Counted { learner: learner.clone(), steps: Arc::clone(&steps) };
+            let trains = texts.map(|texts| (counted, Arc::new(Examples::Texts(texts.clone()))));
+            let key = places.keys.remove(&place.node);
+            let key = key.ok_or_else(|| ExperimentError::Name(place.node.to_string()))?;
+            let identity = Identity {
+                prefix: self.prefix()?,
+                me: place.node.clone(),
+                key,
+                keyring: Arc::clone(&keyring),
+                boot: new_boot_id()?,
+                config: Digest::of(b"experiment"),
+            };
+            let parts = self.parts(
+                identity,
+                adapter.clone(),
+                brokers.links(place),
+                trains,
+                Arc::clone(&clock),
+                gave_up.clone(),
+            )?;
+            nodes.push(start_node(parts)?);
+        }
+
+        let waited = self.wait(&nodes, &places.all, &steps, &mut reasons, machines, news).await;
+        let mut outcome = waited?;
+        let rounds = self.settings.round.rounds.max(1);
+        let mut devices = 0;
+        for (node, place) in nodes.iter().zip(&places.all) {
+            if place.machine.is_some() {
+                let view = node.figures.view();
+                outcome.bytes_up += view.bytes_out.get(&Side::Up).copied().unwrap_or(0);
+                devices += 1;
+            }
+        }
+        outcome.bytes_up /= rounds * u64::max(devices, 1);
+        for node in nodes {
+            node.stop("experiment_over", 200).await;
+        }
+        self.read_ledgers(&places.all, &keyring, &mut outcome)?;
+        Ok(outcome)
+    }
+
+    /// Waits for version after version until the last is everywhere.
+    async fn wait(
+        &self,
+        nodes: &[Node],
+        places: &[Place],
+        steps: &AtomicU64,
+        reasons: &mut mpsc::Receiver<String>,
+        machines: &[Machine],
+        news: &mut dyn FnMut(News),
+    ) -> Result<Outcome, ExperimentError> {
+        let rounds = self.settings.round.rounds;
+        let per_machine = rounds * u64::from(self.settings.strategy.local_steps);
+        let of = per_machine * machines.len() as u64;
+        let cloud = nodes.first().ok_or_else(|| ExperimentError::Name("cloud".to_owned()))?;
+        let mut outcome = Outcome::default();
+        let (mut version, mut quiet, mut seen) = (0, 0, 0);
+        while version < rounds {
+            tokio::select! {
+                biased;
+                Some(reason) = reasons.recv() => return Err(ExperimentError::GaveUp(reason)),
+                () = tokio::time::sleep(TICK) => quiet += 1,
+            }
+            let done = steps.load(Ordering::Relaxed);
+            if done != seen {
+                (seen, quiet) = (done, 0);
+                news(News::Step { done, of });
+            }
+            let served = cloud.serving.borrow().clone();
+            if served.0 > version {
+                (version, quiet) = (served.0, 0);
+                let devices = nodes.iter().zip(places).filter(|(_, place)| place.machine.is_some());
+                let losses: Vec<f64> =
+                    devices.filter_map(|(node, _)| node.figures.view().loss).collect();
+                outcome.losses.push(mean(&losses));
+                outcome.adapter = update::unpack(&served.1)?;
+            }
+            if quiet * TICK.as_millis() as u64 > self.patience_s * 1_000 {
+                return Err(ExperimentError::Stuck { seconds: self.patience_s, version });
+            }
+        }
+        // The last version still has to reach the devices, so that their ledgers tell of it.
+        for _ in 0..SETTLE_TICKS {
+            let at_last = nodes.iter().all(|node| node.serving.borrow().0 >= rounds);
+            if at_last {
+                break;
+            }
+            tokio::time::sleep(TICK).await;
+        }
+        Ok(outcome)
+    }
+
+    fn parts(
+        &self,
+        identity: Identity,
+        adapter: Vec<u8>,
+        links: Links,
+        trains: Option<(Counted, Arc<Examples>)>,
+        clock: Arc<dyn Clock>,
+        gave_up: mpsc::Sender<String>,
+    ) -> Result<NodeParts, ExperimentError> {
+        let settings = self.settings;
+        let figures = Arc::new(Figures::default());
+        let lane = match trains {
+            Some((learner, data)) => {
+                Some((train_lane(learner, 1).map_err(ExperimentError::Thread)?, data))
+            }
+            None => None,
+        };
+        let busy = Arc::new(Busy::default());
+        let model = ModelMeta {
+            name: settings.model.name.clone(),
+            version: 0,
+            window: 1,
+            rate_hz: 0.0,
+            labels: Vec::new(),
+        };
+        let none: [&str; 0] = [];
+        let policy = CommandPolicy::new(none).map_err(|error| SettingsProblem::Key {
+            key: "commands.unsigned",
+            problem: error.to_string(),
+        })?;
+        Ok(NodeParts {
+            store: Box::new(SqliteStore::open(&self.store_of(&identity.me), BlobCaps::default())?),
+            bench: Box::new(LaneBench::new(identity.me.clone(), lane, Arc::clone(&figures), busy)),
+            learning: learning_of(settings, model, self.base, adapter),
+            links,
+            clock,
+            answering: None,
+            policy,
+            figures,
+            resources: Arc::new(|| (0.0, 0.0)),
+            bounds: Bounds::default(),
+            adopt: None,
+            fatal: Arc::new(move |what| {
+                let _ = gave_up.try_send(what.to_owned());
+            }),
+            identity,
+        })
+    }
+
+    fn prefix(&self) -> Result<Prefix, ExperimentError> {
+        let prefix = Prefix::new(self.settings.node.prefix.clone());
+        Ok(prefix.map_err(|error| SettingsProblem::Key {
+            key: "node.prefix",
+            problem: error.to_string(),
+        })?)
+    }
+
+    fn store_of(&self, node: &NodeId) -> std::path::PathBuf {
+        self.folder.join(node.as_str())
+    }
+
+    /// Verifies each ledger, and counts the bytes of the devices' work.
+    fn read_ledgers(
+        &self,
+        places: &[Place],
+        keyring: &Keyring,
+        outcome: &mut Outcome,
+    ) -> Result<(), ExperimentError> {
+        let mut audit = AuditSummary { entries: 0, verified: true };
+        let (mut bytes_of_work, mut works) = (0, 0);
+        for place in places {
+            let store = SqliteStore::open_read_only(&self.store_of(&place.node))?;
+            let total = store.num_entries()?;
+            let entries = store.entries(0, total)?;
+            let (federation, node) = (keyring.federation().clone(), place.node.clone());
+            let keys: Vec<_> = keyring.node(&node).map(|entry| entry.key).into_iter().collect();
+            audit.entries += total;
+            let notes = store.checkpoints()?;
+            if let Err(error) = verify(&Origin { federation, node }, &keys, &entries, &notes) {
+                tracing::error!(node = %place.node, %error, "the ledger can't be verified");
+                audit.verified = false;
+            }
+            let events = entries.iter().filter_map(|bytes| Some(Entry::parse(bytes).ok()?.event));
+            for event in events {
+                if let Event::Contribute { bytes, .. } = event
+                    && place.role == Role::Device
+                {
+                    bytes_of_work += bytes;
+                    works += 1;
+                }
+            }
+        }
+        outcome.work = bytes_of_work / u64::max(works, 1);
+        outcome.audit = Some(audit);
+        Ok(())
+    }
+}
+
+fn start_node(parts: NodeParts) -> Result<Node, ExperimentError> {
+    Ok(start(parts)?)
+}
+
+/// The brokers of a federation.
+struct Brokers {
+    federation: MemoryBroker,
+    sites: BTreeMap<Name, MemoryBroker>,
+}
+
+impl Brokers {
+    fn new(places: &[Place]) -> Self {
+        let broker = || MemoryBroker::new(Faults::none(0));
+        let edges = places.iter().filter(|place| place.role == Role::Edge);
+        let sites = edges.map(|place| (place.site.clone(), broker())).collect();
+        Self { federation: broker(), sites }
+    }
+
+    fn links(&self, place: &Place) -> Links {
+        let mut links = Links::new();
+        let mut link = |side: Side, broker: Option<&MemoryBroker>| {
+            if let Some(broker) = broker {
+                let (bus, events) = broker.connect(place.node.as_str(), None);
+                links.insert(side, (Arc::new(bus), events));
+            }
+        };
+        let site = self.sites.get(&place.site);
+        match place.role {
+            Role::Cloud => link(Side::Down, Some(&self.federation)),
+            Role::Edge => {
+                link(Side::Down, site);
+                link(Side::Up, Some(&self.federation));
+            }
+            _ => link(Side::Up, site),
+        }
+        links
+    }
+}
+
+/// Counts the steps of all machines.
+struct Counted {
+    learner: Shared,
+    steps: Arc<AtomicU64>,
+}
+
+impl Learner for Counted {
+    fn initial_adapter(&self) -> TensorSet {
+        self.learner.initial_adapter()
+    }
+
+    fn train(
+        &mut self,
+        data: &Examples,
+        job: &TrainJob,
+        progress: &mut dyn FnMut(Progress) -> Control,
+    ) -> Result<Trained, LearnError> {
+        let steps = &self.steps;
+        self.learner.train(data, job, &mut |at| {
+            steps.fetch_add(1, Ordering::Relaxed);
+            progress(at)
+        })
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a handful of machines")]
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len().max(1) as f64
+}
+
+/// How often is looked.
+const TICK: Duration = Duration::from_millis(50);
+/// How long the last version may take to the devices: half a minute.
+const SETTLE_TICKS: u32 = 600;

@@ -1,0 +1,94 @@
+//! The language model as what an experiment is about: SmolLM2 with LoRA, judged in full precision.
+
+use std::num::NonZeroU16;
+use std::path::Path;
+
+use tch::Device;
+
+use super::{ExperimentError, Subject};
+use crate::ids::Digest;
+use crate::learn::{Frame, Judge, LearnError, TensorSet, Texts};
+use crate::settings::Settings;
+use crate::torch::adamw::AdamWConfig;
+use crate::torch::gguf::load_gguf;
+use crate::torch::language::{LanguageBase, Precision};
+use crate::torch::language_trainer::{LanguageLearner, LanguageTrainerConfig};
+use crate::torch::tokenizer::TextTokenizer;
+use crate::torch::{LoraConfig, PeftConfig};
+
+/// Tokens a sequence: what a text may be foreseen from.
+pub const SEQUENCE: u32 = 256;
+
+/// Loads a base and makes it ready: the learner holds it as this machine multiplies it quickest, the judge
+/// in f32.
+///
+/// A machine's texts are its log book: a newline stands between them, and each is foreseen from those
+/// before it in a sequence of [`SEQUENCE`] tokens.
+///
+/// # Errors
+/// [`ExperimentError`] when the base can't be read or doesn't go with the settings.
+pub fn subject(
+    base: &Path,
+    settings: &Settings,
+    threads: NonZeroU16,
+    data: String,
+) -> Result<(Subject, TextTokenizer), ExperimentError> {
+    let loaded = load_gguf(base)?;
+    let tokenizer = loaded.tokenizer;
+    let newline = tokenizer.encode("\n")?;
+    let [newline] = newline.as_slice() else {
+        return Err(ExperimentError::Learn(LearnError::OutOfRange {
+            what: "tokens of a newline",
+            expected: "1: it stands between texts".into(),
+            actual: newline.len().to_string(),
+        }));
+    };
+    let lora = LoraConfig {
+        rank: settings.strategy.rank,
+        alpha: narrow(settings.strategy.alpha),
+        ..LoraConfig::default()
+    };
+    let config = LanguageTrainerConfig {
+        peft: PeftConfig::lora(lora),
+        adamw: AdamWConfig { weight_decay: 0.0, ..AdamWConfig::default() },
+        sequence: SEQUENCE,
+        frame: Frame::log_book(*newline),
+        max_memory_mib: None,
+        threads,
+    };
+    let precision = Precision::best(Device::Cpu);
+    let exact =
+        LanguageBase::new(loaded.config, loaded.weights.share(), Precision::F32, Device::Cpu)?;
+    let quick = match precision {
+        Precision::F32 => exact.share(),
+        Precision::Bf16 => {
+            LanguageBase::new(loaded.config, loaded.weights, precision, Device::Cpu)?
+        }
+    };
+    let seed = settings.strategy.seed;
+    let judge = LanguageLearner::new(exact, config.clone(), seed)?;
+    let learner = LanguageLearner::new(quick, config, seed)?;
+    let subject = Subject {
+        learner: Box::new(learner),
+        judge: Box::new(LanguageJudge(judge)),
+        base: Digest::of(b"smollm2"),
+        model: format!("SmolLM2-135M with LoRA on q and v, base in {precision:?}").to_lowercase(),
+        data,
+        tokens_per_step: u64::from(SEQUENCE) * u64::from(settings.strategy.batch_size),
+    };
+    Ok((subject, tokenizer))
+}
+
+/// A learner that is only asked how well it foresees.
+struct LanguageJudge(LanguageLearner);
+
+impl Judge for LanguageJudge {
+    fn nats(&mut self, adapter: &TensorSet, texts: &Texts) -> Result<f64, LearnError> {
+        self.0.nats(texts, adapter)
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "a setting in the range of f32")]
+fn narrow(value: f64) -> f32 {
+    value as f32
+}

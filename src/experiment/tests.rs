@@ -1,0 +1,184 @@
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::learn::{ClassLogits, Tensor};
+use crate::settings::{Layers, Tier};
+
+/// The mean token, from which each training step goes half the way to that of its texts.
+struct Mean;
+
+fn mean(texts: &Texts) -> f32 {
+    texts.tokens.iter().map(|id| *id as f32).sum::<f32>() / texts.tokens.len().max(1) as f32
+}
+
+fn adapter(value: f32) -> TensorSet {
+    let tensor = Tensor { name: "head.weight".into(), shape: vec![4], data: vec![value; 4] };
+    TensorSet::new(vec![tensor]).unwrap()
+}
+
+fn value(adapter: &TensorSet) -> f32 {
+    adapter.tensors()[0].data[0]
+}
+
+impl Learner for Mean {
+    fn initial_adapter(&self) -> TensorSet {
+        adapter(0.0)
+    }
+
+    fn train(
+        &mut self,
+        data: &Examples,
+        job: &TrainJob,
+        progress: &mut dyn FnMut(Progress) -> Control,
+    ) -> Result<Trained, LearnError> {
+        let (texts, mut at) = (data.texts()?, value(&job.start));
+        for step in 1..=job.steps {
+            at += (mean(texts) - at) / 8.0;
+            progress(Progress { step, loss: (mean(texts) - at).abs() });
+        }
+        Ok(Trained {
+            adapter: adapter(at),
+            class_logits: ClassLogits { mean_logits: Vec::new(), counts: Vec::new() },
+            num_examples: texts.lengths.len() as u64,
+            steps: job.steps,
+            loss_first: 1.0,
+            loss_last: (mean(texts) - at).abs(),
+        })
+    }
+}
+
+/// The further the adapter's value is from the texts' mean, the less they are foreseen.
+impl Judge for Mean {
+    fn nats(&mut self, adapter: &TensorSet, texts: &Texts) -> Result<f64, LearnError> {
+        Ok(f64::from((value(adapter) - mean(texts)).abs()) * texts.chars as f64)
+    }
+}
+
+fn texts(token: u32, rows: u32) -> Texts {
+    Texts {
+        tokens: vec![token; 3 * rows as usize],
+        lengths: vec![3; rows as usize],
+        chars: 10 * u64::from(rows),
+    }
+}
+
+fn machine(name: &str, site: &str, token: u32, rows: u32) -> Machine {
+    let (train, test) = (texts(token, rows), texts(token, 5));
+    Machine { name: name.into(), site: site.into(), train, test }
+}
+
+fn settings(more: &[&str]) -> Settings {
+    let mut layers = Layers::new();
+    layers.tier(Tier::Cloud);
+    let own = [
+        "node.name=cloud",
+        "round.rounds=3",
+        "round.auto_start=true",
+        "round.republish_s=1",
+        "strategy.local_steps=16",
+        "strategy.compression=none",
+    ];
+    for assignment in own.iter().chain(more) {
+        layers.set(assignment);
+    }
+    layers.load().into_settings().unwrap()
+}
+
+fn experiment(arms: &[ArmKind], settings: &Settings) -> (ExperimentReport, Vec<News>) {
+    let folder = tempfile::tempdir().unwrap();
+    let options = Options {
+        folder: folder.path().to_owned(),
+        arms: arms.to_vec(),
+        patience_s: 60,
+        rehearse: false,
+    };
+    let subject = Subject {
+        learner: Box::new(Mean),
+        judge: Box::new(Mean),
+        base: Digest([7; 32]),
+        model: "a mean".into(),
+        data: "made up".into(),
+        tokens_per_step: 4,
+    };
+    let machines = [
+        machine("A", "north", 2, 120),
+        machine("B", "north", 4, 240),
+        machine("C", "south", 8, 360),
+    ];
+    let mut news = Vec::new();
+    let report = run(&options, settings, subject, &machines, &mut |at| news.push(at)).unwrap();
+    (report, news)
+}
+
+#[test]
+fn three_arms_are_run_at_an_equal_total_of_steps_and_the_federated_one_by_real_nodes() {
+    let arms = [ArmKind::Alone, ArmKind::Federated, ArmKind::Pooled];
+    let (report, news) = experiment(&arms, &settings(&[]));
+    let steps: BTreeMap<&str, u64> =
+        report.arms.iter().map(|arm| (arm.kind.key(), arm.steps)).collect();
+    let expected = [("alone", 48), ("federated", 48), ("pooled", 144), ("zero_shot", 0)];
+    assert_eq!(steps, BTreeMap::from(expected));
+    assert!(news.contains(&News::Step { done: 144, of: 144 }));
+
+    let bits = |kind| report.arm(kind).unwrap().machines.clone();
+    let nat = std::f64::consts::LOG2_E;
+    for (bits, token) in bits(ArmKind::ZeroShot).iter().zip([2.0, 4.0, 8.0]) {
+        assert!((bits - token * nat).abs() < 1e-6, "{bits}");
+    }
+    assert!(bits(ArmKind::Alone).iter().all(|bits| *bits < 0.1), "each knows its own");
+    // Weighted by the texts behind it: (2 * 120 + 4 * 240 + 8 * 360) / 720 = 5 2/3. Nodes also bound how long
+    // an update may be, which moves the federated one a little.
+    for (kind, tolerance) in [(ArmKind::Federated, 0.5), (ArmKind::Pooled, 0.1)] {
+        for (bits, token) in bits(kind).iter().zip([2.0, 4.0, 8.0]) {
+            let expected = (17.0_f64 / 3.0 - token).abs() * nat;
+            assert!((bits - expected).abs() < tolerance, "{kind:?} {bits} {expected}");
+        }
+    }
+    assert_eq!(report.curve.len(), 3);
+    assert!(report.audit.verified && report.audit.entries > 0);
+    assert!(report.work_per_device_round > 0);
+    assert!(report.bytes_up_per_device_round > report.work_per_device_round);
+}
+
+#[test]
+fn only_the_arms_that_are_asked_for_are_run() {
+    let (report, _) = experiment(&[ArmKind::Pooled], &settings(&[]));
+    let kinds: Vec<ArmKind> = report.arms.iter().map(|arm| arm.kind).collect();
+    assert_eq!(kinds, [ArmKind::ZeroShot, ArmKind::Pooled]);
+    assert!(report.curve.is_empty());
+}
+
+#[test]
+fn a_federation_that_stands_still_is_an_error_and_not_a_wait_for_ever() {
+    // Nobody opens a round.
+    let settings = settings(&["round.auto_start=false"]);
+    let folder = tempfile::tempdir().unwrap();
+    let options = Options {
+        folder: folder.path().to_owned(),
+        arms: vec![ArmKind::Federated],
+        patience_s: 1,
+        rehearse: false,
+    };
+    let subject = Subject {
+        learner: Box::new(Mean),
+        judge: Box::new(Mean),
+        base: Digest([7; 32]),
+        model: String::new(),
+        data: String::new(),
+        tokens_per_step: 4,
+    };
+    let machines = [machine("A", "north", 2, 120)];
+    let error = run(&options, &settings, subject, &machines, &mut |_| {}).unwrap_err();
+    assert_eq!(error.kind(), "stuck");
+}
+
+#[test]
+fn a_name_that_cannot_be_a_nodes_is_refused() {
+    let machines = [machine("A/B", "north", 2, 120)];
+    let error = places::Places::new(
+        &crate::ids::Name::new("f").unwrap(),
+        &machines,
+        crate::time::Wall(1_800_000_000_000),
+    );
+    assert_eq!(error.err().unwrap().kind(), "name");
+}
