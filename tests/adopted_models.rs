@@ -39,6 +39,10 @@ fn base(name: &str) -> Option<(AdoptedCard, AdoptedBase)> {
     }
 }
 
+fn ids_of(value: &Value) -> Vec<i64> {
+    value.as_array().unwrap().iter().map(|x| x.as_i64().unwrap()).collect()
+}
+
 fn numbers(value: &Value) -> Vec<f64> {
     value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
 }
@@ -68,8 +72,7 @@ fn smollm2_gives_the_reference_ids_logits_and_likelihoods() {
     for case in golden["cases"].as_array().unwrap() {
         let text = case["text"].as_str().unwrap();
         let ids: Vec<i64> = tokenizer.encode(text).unwrap().into_iter().map(i64::from).collect();
-        let wanted: Vec<i64> =
-            case["ids"].as_array().unwrap().iter().map(|x| x.as_i64().unwrap()).collect();
+        let wanted = ids_of(&case["ids"]);
         assert_eq!(ids, wanted, "{text}");
         let short: Vec<u32> = ids.iter().map(|id| u32::try_from(*id).unwrap()).collect();
         assert_eq!(tokenizer.decode(&short).unwrap(), text);
@@ -79,7 +82,7 @@ fn smollm2_gives_the_reference_ids_logits_and_likelihoods() {
         let logits = model.logits(&model.hidden(&batch).unwrap()).unwrap().squeeze_dim(0);
         let (top, at) = logits.get(-1).topk(5, 0, true, true);
         let top_ids: Vec<i64> = (0..5).map(|i| at.int64_value(&[i])).collect();
-        let wanted: Vec<i64> = numbers(&case["last_top5_ids"]).iter().map(|x| *x as i64).collect();
+        let wanted = ids_of(&case["last_top5_ids"]);
         assert_eq!(top_ids, wanted, "{text}");
         let top: Vec<f64> = (0..5).map(|i| top.double_value(&[i])).collect();
         near(&top, &numbers(&case["last_top5_logits"]), 2e-3);

@@ -67,7 +67,13 @@ pub fn base_digest(files: &[FilePin]) -> Digest {
     if let [only] = files {
         return only.sha256;
     }
-    let lines: String = files.iter().map(|f| format!("{}  {}\n", f.sha256, f.name)).collect();
+    let mut lines = String::new();
+    for file in files {
+        lines += &file.sha256.to_string();
+        lines += "  ";
+        lines += &file.name;
+        lines += "\n";
+    }
     Digest::of(lines.as_bytes())
 }
 

@@ -161,5 +161,8 @@ impl AdoptedCard {
 
 /// A line of TOML; what JSON writes for texts, numbers and truths is TOML too.
 fn line(out: &mut String, key: &str, value: impl Into<serde_json::Value>) {
-    out.push_str(&format!("{key} = {}\n", value.into()));
+    *out += key;
+    *out += " = ";
+    *out += &value.into().to_string();
+    *out += "\n";
 }
