@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
-use super::{Answering, Identity, Learning, NodeError, NodeParts, SystemClock};
+use super::{AnswerLane, Answering, Identity, Learning, NodeError, NodeParts, SystemClock};
 #[cfg(any(test, feature = "torch"))]
 use crate::actors::lanes::CoreShare;
 use crate::actors::lanes::{serve_lane, train_lane};
@@ -328,7 +328,7 @@ pub fn parts_of(
     };
     let busy = Arc::new(Busy::default());
     let answering = Answering {
-        lane: serve_lane(brain.predictor, QUEUE)?,
+        lane: AnswerLane::Windows(serve_lane(brain.predictor, QUEUE)?),
         tags: tags_of(settings)?,
         busy: Arc::clone(&busy),
         max_gap_ms: 5_000,
