@@ -130,6 +130,7 @@ pub fn brain(settings: &Settings, keyring: &Keyring) -> Result<Brain, SettingsPr
         window: u32::try_from(len).unwrap_or(u32::MAX),
         rate_hz: f64::from(bearings::RATE_HZ),
         labels: bearings::CLASSES.iter().map(|class| (*class).to_owned()).collect(),
+        context: None,
     };
     let (base, learner, predictor): Engine = match settings.model.learner {
         LearnerName::Softmax => {

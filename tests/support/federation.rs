@@ -355,6 +355,7 @@ pub(crate) fn learning(versions: u64) -> Learning {
             window: 1,
             rate_hz: 1.0,
             labels: vec!["a".into(), "b".into()],
+            context: None,
         },
         base: Digest([7; 32]),
         adapter: packed,
