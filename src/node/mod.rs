@@ -50,7 +50,7 @@ pub use clock::SystemClock;
 pub use health::Health;
 #[cfg(feature = "cli")]
 pub use settings::{
-    Brain, SettingsProblem, brain, bus_of, data_of, identity_of, parts_of, plan_of,
+    Brain, Server, SettingsProblem, brain, bus_of, data_of, identity_of, parts_of, plan_of,
 };
 
 /// Who a node is.
