@@ -20,26 +20,28 @@ request=$(jq -cn --arg id "$id" --arg prompt "${1:?say what is to be continued}"
   --argjson tokens "${TOKENS:-60}" --argjson ms "$((timeout * 1000))" \
   '{id: $id, prompt: $prompt, max_tokens: $tokens, stream: true, deadline_ms: $ms}')
 
-# Listen first: -c makes a session that the broker keeps, -E ends once it is there.
-listen=(mosquitto_sub "${broker[@]}" -i "$id" -t "$branch/stream/$id" -t "$branch/reply/infer")
-"${listen[@]}" -c -E
-forget() { "${listen[@]}" -E; } # a connection without -c: the broker forgets the session
-cancel() { mosquitto_pub "${broker[@]}" -t "$branch/infer/$model" -m "{\"id\":\"$id\",\"cancel\":true}"; }
-trap forget EXIT
-trap 'cancel; exit 130' INT
-mosquitto_pub "${broker[@]}" -t "$branch/infer/$model" -s <<<"$request"
+# Pieces are QoS 0, which a broker keeps for nobody who is away: so we ask once we are heard to listen,
+# which -d tells on a line of its own.
+listen() {
+  exec stdbuf -oL mosquitto_sub "${broker[@]}" -d -W "$((timeout + 5))" \
+    -t "$branch/stream/$id" -t "$branch/reply/infer" 2>/dev/null
+}
+say() { mosquitto_pub "${broker[@]}" -t "$branch/infer/$model" -s <<<"$1"; }
+trap 'say "{\"id\":\"$id\",\"cancel\":true}"; exit 130' INT
+trap 'kill $! 2>/dev/null || true' EXIT # the listener, the latest that we started
 
-while read -r telegram; do
+while read -r line; do
+  if [[ $line == *SUBACK* ]]; then say "$request"; fi
   # Others may ask at the same time: ours has our id.
-  [[ $(jq -r .id <<<"$telegram") == "$id" ]] || continue
-  if [[ $(jq 'has("n")' <<<"$telegram") == true ]]; then
-    jq -j .text <<<"$telegram"
+  [[ $line == "{"* && $(jq -r .id <<<"$line") == "$id" ]] || continue
+  if [[ $(jq 'has("n")' <<<"$line") == true ]]; then
+    jq -j .text <<<"$line"
   else
     printf '\n'
-    printf '%s\n' "$telegram" >&2
-    [[ $(jq -r .status <<<"$telegram") == ok ]] && exit 0
+    printf '%s\n' "$line" >&2
+    [[ $(jq -r .status <<<"$line") == ok ]] && exit 0
     exit 1
   fi
-done < <("${listen[@]}" -c -W "$((timeout + 5))" 2>/dev/null)
+done < <(listen)
 echo "no answer on $branch/reply/infer: is the node online ($branch/status)?" >&2
 exit 1
