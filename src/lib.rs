@@ -10,6 +10,10 @@
 //! L0 to L2 have no IO, no async, no threads and no clock: `cargo check --no-default-features --lib`
 //! builds just them.
 
+// Files that unit tests share with those under tests/ name the library.
+#[cfg(test)]
+extern crate self as gaisnet;
+
 #[cfg(feature = "runtime")]
 pub mod actors;
 #[cfg(feature = "runtime")]

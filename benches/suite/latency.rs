@@ -12,7 +12,6 @@ use std::time::Duration;
 use actix::prelude::*;
 use gaisnet::data::bearings;
 use gaisnet::ids::Digest;
-use gaisnet::learn::Predictor;
 use gaisnet::node::{self, Brain, Identity, brain, parts_of};
 use gaisnet::protocol::update;
 use gaisnet::rng::Stream;
@@ -28,7 +27,8 @@ pub fn run(effort: Effort, report: &mut dyn FnMut(Row)) {
     let Some(mosquitto) = Mosquitto::start() else { return };
     let port = mosquitto.port;
     let store = tempfile::tempdir().unwrap();
-    let mut alone = engine(&settings(port, store.path())).predictor;
+    let mut alone = engine(&settings(port, store.path()));
+    let alone = alone.predictor().unwrap();
     let _node = Running::start(port, store.path());
     let (window, question) = question();
 
@@ -126,7 +126,8 @@ fn settings(port: u16, store: &std::path::Path) -> Settings {
 /// The model with its untrained adapter.
 fn engine(settings: &Settings) -> Brain {
     let mut brain = brain(settings, &Plant::new().keyring).unwrap();
-    brain.predictor.load(&update::unpack(&brain.adapter).unwrap()).unwrap();
+    let adapter = update::unpack(&brain.adapter).unwrap();
+    brain.predictor().unwrap().load(&adapter).unwrap();
     brain
 }
 

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 use super::MAILBOX;
 use super::figures::Figures;
-use super::inferencer::{Inferencer, Request, TagSample};
+use super::inferencer::{Request, TagSample};
 use super::operator::{Operator, Order, Presence};
 use super::role::Stimulus;
 use super::runner::{ChunkArrived, Link, Run, Runner};
@@ -40,8 +40,10 @@ pub struct GatewayParts {
     pub role: Recipient<Stimulus>,
     /// The runner.
     pub runner: Addr<Runner>,
-    /// Answers.
-    pub inferencer: Option<Addr<Inferencer>>,
+    /// Answers requests.
+    pub requests: Option<Recipient<Request>>,
+    /// Takes what the plant says.
+    pub samples: Option<Recipient<TagSample>>,
     /// Commands.
     pub operator: Option<Addr<Operator>>,
     /// Time.
@@ -114,7 +116,7 @@ impl Gateway {
             }
             Leaf::Infer(model) if mine => {
                 let request = Request { model, payload, retained };
-                self.pass(self.parts.inferencer.clone().map(Addr::recipient), request, ack, ctx);
+                self.pass(self.parts.requests.clone(), request, ack, ctx);
             }
             _ => ack.release(), // our own messages, and what a wide filter brings along
         }
@@ -215,7 +217,7 @@ impl Gateway {
 
     /// Everything outside our own tree is the plant's: a tag, if the settings name it.
     fn tag(&mut self, topic: String, payload: Vec<u8>, ack: Ack, ctx: &mut Context<Self>) {
-        let to = self.parts.inferencer.clone().map(Addr::recipient);
+        let to = self.parts.samples.clone();
         self.pass(to, TagSample { topic, payload }, ack, ctx);
     }
 

@@ -23,6 +23,7 @@ use super::MAILBOX;
 use super::busy::Busy;
 use super::figures::Figures;
 use super::lanes::{Lane, ServeRequest};
+use super::machines::Machines;
 use crate::bus::{Bus, Priority, Publish};
 use crate::ids::{Name, Version};
 use crate::learn::{LearnError, Prediction};
@@ -77,8 +78,7 @@ pub struct Inferencer {
     /// Topics whose last telegram couldn't be read: each is told once.
     unreadable: BTreeSet<String>,
     truth: Option<Truth>,
-    /// Topics that say that their machine works.
-    working: BTreeSet<String>,
+    machines: Machines,
     /// Windows in the lane's queue, also those whose answer found the mailbox full.
     waiting: Arc<AtomicUsize>,
     last: Option<Inference>,
@@ -158,12 +158,12 @@ impl Inferencer {
     /// An inferencer that answers with the untrained adapter until it is told another.
     pub fn new(parts: InferencerParts) -> Self {
         Self {
+            machines: Machines::new(Arc::clone(&parts.busy)),
             parts,
             version: 0,
             streams: BTreeMap::new(),
             unreadable: BTreeSet::new(),
             truth: None,
-            working: BTreeSet::new(),
             waiting: Arc::default(),
             last: None,
         }
@@ -267,15 +267,6 @@ impl Inferencer {
         }
         let from = self.streams.iter().map(|(key, stream)| (key.clone(), stream.seen())).collect();
         self.truth = Some(Truth { label, from });
-    }
-
-    fn machine(&mut self, topic: &str, idle: bool) {
-        if idle {
-            self.working.remove(topic);
-        } else if self.working.len() < Self::MAX_STREAMS {
-            self.working.insert(topic.to_owned());
-        }
-        self.parts.busy.set(!self.working.is_empty());
     }
 
     /// Compares an answer with the label, which names a class or is its index.
@@ -419,7 +410,7 @@ impl Handler<TagSample> for Inferencer {
                     self.samples((index, topic.clone()), &samples, now, ctx);
                 }
                 Reading::Label(label) => self.label(label),
-                Reading::Idle(idle) => self.machine(&topic, idle),
+                Reading::Idle(idle) => self.machines.said(&topic, idle),
             }
         }
     }

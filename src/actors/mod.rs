@@ -6,6 +6,7 @@
 //!               |                    ^                     |  timers, chunks
 //!               |                    '---- Stimulus -------'  jobs ---> Workbench (lanes)
 //!               |---> Inferencer: tags, infer/{model}  <-- the version to serve --'
+//!               |     or TextInferencer, where the model writes text
 //!               '---> Operator:   cmd/{name}, status, meta, kpi
 //! ```
 //! A device has `Trainer = Role<Member>`, an edge `Relay`, a cloud `Aggregator = Role<Round>`, and
@@ -17,12 +18,15 @@ mod figures;
 mod gateway;
 mod inferencer;
 pub mod lanes;
+mod machines;
 mod operator;
 mod quota;
 mod role;
 mod room;
 mod runner;
 mod story;
+mod text_inferencer;
+pub mod text_lane;
 mod workbench;
 
 pub use busy::Busy;
@@ -33,6 +37,7 @@ pub use operator::{Adopt, Leave, Operator, OperatorParts, Order};
 pub use role::{Aggregator, Machine, MachineView, Observe, RelayActor, Role, Stimulus, Trainer};
 pub use room::Bounds;
 pub use runner::{Finish, Introduce, Link, Run, Runner, RunnerParts, Served};
+pub use text_inferencer::{TextInferencer, TextParts};
 pub use workbench::{Done, InlineBench, LaneBench, Task, Workbench};
 
 /// Messages that an actor's mailbox holds; whoever sends more waits.

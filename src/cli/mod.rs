@@ -17,6 +17,8 @@ mod doctor;
 mod exit;
 mod experiment;
 mod feed;
+#[cfg(feature = "torch")]
+mod infer;
 mod init;
 mod keyring;
 mod keys;
@@ -88,6 +90,10 @@ enum Command {
     /// Sign or check a base
     #[cfg(feature = "torch")]
     Model(model::ModelArgs),
+    /// Continue a text in the terminal
+    #[cfg(feature = "torch")]
+    #[command(after_help = infer::HELP)]
+    Infer(infer::InferArgs),
     /// Run this node until it is told to stop
     #[command(after_help = run::HELP)]
     Run,
@@ -135,6 +141,8 @@ fn run(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Exit> {
         Command::Pretrain(args) => pretrain::run(&args, out),
         #[cfg(feature = "torch")]
         Command::Model(args) => model::run(&args, out),
+        #[cfg(feature = "torch")]
+        Command::Infer(args) => infer::run(&args, out),
         #[cfg(feature = "broker")]
         Command::Broker(args) => broker::run(&args, out),
         Command::Feed(args) => feed::run(&args, out),

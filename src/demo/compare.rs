@@ -50,7 +50,7 @@ pub(super) fn compare(
     let federated =
         if one_adapter { vec![shared.clone()] } else { ledgers::own_adapters(options)? };
     // The test part is read here and nowhere else: every choice was made before.
-    let predictor = mine.predictor.as_mut();
+    let predictor = mine.predictor()?;
     let mut alone = Vec::new();
     for (name, adapter) in &trained {
         let confusion = arms::confusion(predictor, std::slice::from_ref(adapter), &test)?;

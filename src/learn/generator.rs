@@ -1,6 +1,6 @@
 //! The ports to whatever generates text: a model that continues token rows, and its alphabet.
 //!
-//! The scheduler and the generating lane (`actors/`) work with these; libtorch
+//! [`Scheduler`](super::Scheduler) and the generating lane (`actors/`) work with these; libtorch
 //! stands behind them in `torch/`. A *slot* holds one adapter over the one base; a sequence is
 //! computed with the slot that it began with until it ends.
 

@@ -3,6 +3,7 @@
 //! Everything that combines members takes them in a map by sender, so that a sum has one order and
 //! the result depends neither on arrival nor on repeats.
 
+mod adapter_slots;
 mod answer_text;
 mod augment;
 mod batches;
@@ -13,6 +14,7 @@ mod effect_norm;
 mod error_feedback;
 mod factors;
 mod fedavg;
+mod generation;
 mod generator;
 mod judge;
 mod learner;
@@ -23,14 +25,19 @@ pub mod physics;
 mod quant;
 mod sampling;
 mod schedule;
+mod scheduler;
 mod soft_labels;
 mod softmax;
 mod softmax_head;
 mod spectrum;
 mod staleness;
 mod tensors;
+#[cfg(test)]
+#[path = "../../tests/support/toy_generator.rs"]
+pub(crate) mod toy_generator;
 mod window;
 
+pub use adapter_slots::{AdapterId, AdapterSlots};
 pub use answer_text::{AnswerText, Piece};
 pub use augment::Augment;
 pub use batches::Batches;
@@ -40,6 +47,7 @@ pub use clip::{LEAST_NORMS, NORMS_REMEMBERED, NormClip};
 pub use effect_norm::effect_norm;
 pub use error_feedback::ErrorFeedback;
 pub use fedavg::{Accumulator, Share, WeightedDelta, fed_avg, weights};
+pub use generation::{Ask, BatchLimits, Finish, GenerateError, Generated, Told};
 pub use generator::{Generator, Tokens};
 pub use judge::Judge;
 pub use learner::{
@@ -52,6 +60,7 @@ pub use packing::{Frame, MAX_LENGTH, Packed, lay_end_to_end, pack};
 pub use quant::{Quantizer, Width};
 pub use sampling::{Sampler, Sampling};
 pub use schedule::half_cosine;
+pub use scheduler::Scheduler;
 pub use soft_labels::mean_class_logits;
 pub use softmax::{SoftmaxLearner, SoftmaxPredictor};
 pub use spectrum::{MachineSpeeds, Spectrum};

@@ -19,10 +19,12 @@ use actix::prelude::*;
 use tokio::sync::{Notify, mpsc, watch};
 
 use crate::actors::lanes::{Lane, ServeRequest};
+use crate::actors::text_lane::TextLane;
 use crate::actors::{
     Adopt, Bounds, Busy, Figures, Finish, Gateway, GatewayParts, Inferencer, InferencerParts,
-    Introduce, Leave, Machine, MachineView, Observe, Operator, OperatorParts, Role, Run, Runner,
-    RunnerParts, Served, Stimulus, Workbench, pump, subscribe, subscriptions,
+    Introduce, Leave, Machine, MachineView, Observe, Operator, OperatorParts, Request, Role, Run,
+    Runner, RunnerParts, Serve, Served, Stimulus, TagSample, TextInferencer, TextParts, Workbench,
+    pump, subscribe, subscriptions,
 };
 use crate::bus::{Ack, Bus, BusEvent};
 use crate::ids::{BootId, Digest, Name, NodeId, Side};
@@ -48,7 +50,8 @@ pub use clock::SystemClock;
 pub use health::Health;
 #[cfg(feature = "cli")]
 pub use settings::{
-    Brain, SettingsProblem, brain, bus_of, data_of, identity_of, learning_of, parts_of, plan_of,
+    Brain, Server, SettingsProblem, brain, bus_of, data_of, identity_of, learning_of, parts_of,
+    plan_of,
 };
 
 /// Who a node is.
@@ -101,10 +104,18 @@ pub struct Learning {
     pub chunk_bytes: u32,
 }
 
+/// The thread that answers, by what the model takes.
+pub enum AnswerLane {
+    /// Windows of samples, from tags or requests.
+    Windows(Lane<ServeRequest>),
+    /// Prompts.
+    Text(TextLane),
+}
+
 /// Answers to the plant.
 pub struct Answering {
     /// The thread that answers.
-    pub lane: Lane<ServeRequest>,
+    pub lane: AnswerLane,
     /// Plant topics.
     pub tags: Vec<Tag>,
     /// Whether the machine works; training waits for it.
@@ -296,25 +307,50 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
     })
     .start();
     let mut tags = Vec::new();
-    let inferencer = answering.map(|answering| {
+    let answerer = answering.map(|answering| {
         tags = answering.tags.iter().map(|tag| tag.filter().as_str().to_owned()).collect();
-        Inferencer::new(InferencerParts {
-            branch: branch.clone(),
-            model: learning.model.name.clone(),
-            labels: learning.model.labels.clone(),
-            window: window_of(&learning.model),
-            busy: answering.busy,
-            max_gap_ms: answering.max_gap_ms,
-            stale_after_ms: answering.stale_after_ms,
-            tier,
-            policy: parts.policy,
-            tags: TagMap::new(answering.tags),
-            lane: answering.lane,
-            bus: Arc::clone(&plant_bus),
-            clock: Arc::clone(&clock),
-            figures: Arc::clone(&parts.figures),
-        })
-        .start()
+        let (branch, model) = (branch.clone(), learning.model.name.clone());
+        let (bus, clock) = (Arc::clone(&plant_bus), Arc::clone(&clock));
+        let (figures, policy) = (Arc::clone(&parts.figures), parts.policy);
+        let (busy, tags) = (answering.busy, TagMap::new(answering.tags));
+        match answering.lane {
+            AnswerLane::Windows(lane) => Answerer::of(
+                Inferencer::new(InferencerParts {
+                    branch,
+                    model,
+                    labels: learning.model.labels.clone(),
+                    window: window_of(&learning.model),
+                    busy,
+                    max_gap_ms: answering.max_gap_ms,
+                    stale_after_ms: answering.stale_after_ms,
+                    tier,
+                    policy,
+                    tags,
+                    lane,
+                    bus,
+                    clock,
+                    figures,
+                })
+                .start(),
+            ),
+            AnswerLane::Text(lane) => {
+                let seed = u64::from_le_bytes(first_eight(&identity.boot));
+                let text = TextParts {
+                    branch,
+                    model,
+                    tier,
+                    policy,
+                    tags,
+                    lane,
+                    busy,
+                    bus,
+                    clock,
+                    figures,
+                    seed,
+                };
+                Answerer::of(TextInferencer::new(text).start())
+            }
+        }
     });
     let gateway = Gateway::new(GatewayParts {
         federation,
@@ -323,14 +359,15 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
         keyring: Arc::clone(&keyring),
         role: role.clone(),
         runner: runner.clone(),
-        inferencer: inferencer.clone(),
+        requests: answerer.as_ref().map(|answerer| answerer.requests.clone()),
+        samples: answerer.as_ref().map(|answerer| answerer.samples.clone()),
         operator: Some(operator.clone()),
         clock: Arc::clone(&clock),
         figures: Arc::clone(&parts.figures),
         chunk_bytes: learning.chunk_bytes,
     })
     .start();
-    let server = inferencer.map(Addr::recipient);
+    let server = answerer.map(|answerer| answerer.serve);
     let _ = runner.try_send(Introduce { role: role.clone(), server });
     let sides: Vec<Side> = buses.keys().copied().collect();
     subscribe(&buses, &subscriptions(&keyring, &identity.prefix, &me, &sides, &tags));
@@ -391,6 +428,23 @@ impl Node {
         for pump in self.pumps {
             let _ = tokio::time::timeout(limit, pump).await;
         }
+    }
+}
+
+/// Whoever answers, by what it takes.
+struct Answerer {
+    requests: Recipient<Request>,
+    samples: Recipient<TagSample>,
+    serve: Recipient<Serve>,
+}
+
+impl Answerer {
+    fn of<A>(actor: Addr<A>) -> Self
+    where
+        A: Actor<Context = Context<A>> + Handler<Request> + Handler<TagSample> + Handler<Serve>,
+    {
+        let (requests, samples) = (actor.clone().recipient(), actor.clone().recipient());
+        Self { requests, samples, serve: actor.recipient() }
     }
 }
 

@@ -8,10 +8,11 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
-use super::{Answering, Identity, Learning, NodeError, NodeParts, SystemClock};
+use super::{AnswerLane, Answering, Identity, Learning, NodeError, NodeParts, SystemClock};
 #[cfg(any(test, feature = "torch"))]
 use crate::actors::lanes::CoreShare;
 use crate::actors::lanes::{serve_lane, train_lane};
+use crate::actors::text_lane::{TextLane, Writer};
 use crate::actors::{Adopt, Bounds, Busy, Figures, LaneBench, Operator};
 use crate::bus::mqtt::{MqttBus, MqttError, MqttSettings, TlsSettings};
 use crate::bus::{Bus, BusEvent};
@@ -19,7 +20,8 @@ use crate::data::bearings::{self, Bearings};
 use crate::data::{Cache, DataError};
 use crate::ids::{Digest, Name, Side};
 use crate::learn::{
-    Examples, LearnError, Learner, MachineSpeeds, Predictor, SoftmaxLearner, SoftmaxPredictor,
+    BatchLimits, Examples, LearnError, Learner, MachineSpeeds, Predictor, SoftmaxLearner,
+    SoftmaxPredictor,
 };
 use crate::ledger::Event;
 use crate::privacy::{Gate, Profile};
@@ -35,7 +37,7 @@ use crate::settings::{
 };
 use crate::store::keyfile::{KeyFileError, new_boot_id};
 use crate::store::{BlobCaps, SqliteStore, StoreError};
-use crate::time::Wall;
+use crate::time::{Clock, Wall};
 use crate::topic::Prefix;
 use crate::trust::keyring::Keyring;
 use crate::trust::keyring_document::open_document;
@@ -90,11 +92,36 @@ pub struct Brain {
     /// Trains.
     pub learner: Box<dyn Learner>,
     /// Serves.
-    pub predictor: Box<dyn Predictor>,
+    pub server: Server,
+}
+
+/// What serves, by what the model takes.
+pub enum Server {
+    /// Answers windows.
+    Windows(Box<dyn Predictor>),
+    /// Continues prompts.
+    Text(Writer),
+}
+
+impl Brain {
+    /// What answers windows.
+    ///
+    /// # Errors
+    /// [`SettingsProblem`] when the model writes text.
+    pub fn predictor(&mut self) -> Result<&mut dyn Predictor, SettingsProblem> {
+        match &mut self.server {
+            Server::Windows(predictor) => Ok(predictor.as_mut()),
+            Server::Text(_) => Err(SettingsProblem::Key {
+                key: "model.learner",
+                problem: "this needs a model that takes windows, and the one set writes text"
+                    .into(),
+            }),
+        }
+    }
 }
 
 /// Digest of the base, what trains, what serves.
-type Engine = (Digest, Box<dyn Learner>, Box<dyn Predictor>);
+type Engine = (Digest, Box<dyn Learner>, Server);
 
 /// The identity that the settings speak of, at a new start.
 ///
@@ -130,15 +157,16 @@ pub fn brain(settings: &Settings, keyring: &Keyring) -> Result<Brain, SettingsPr
         window: u32::try_from(len).unwrap_or(u32::MAX),
         rate_hz: f64::from(bearings::RATE_HZ),
         labels: bearings::CLASSES.iter().map(|class| (*class).to_owned()).collect(),
+        context: None,
     };
-    let (base, learner, predictor): Engine = match settings.model.learner {
+    let (base, learner, server): Engine = match settings.model.learner {
         LearnerName::Softmax => {
             let speeds = MachineSpeeds::default();
             (
                 // Nothing is pre-trained: the features are the base.
                 Digest::of(b"gaisnet softmax over spectral features, version 1"),
                 Box::new(SoftmaxLearner::new(speeds, len, classes)?),
-                Box::new(SoftmaxPredictor::new(speeds, len, classes)?),
+                Server::Windows(Box::new(SoftmaxPredictor::new(speeds, len, classes)?)),
             )
         }
         LearnerName::SignalTransformer => signal_transformer(settings, keyring)?,
@@ -150,7 +178,7 @@ pub fn brain(settings: &Settings, keyring: &Keyring) -> Result<Brain, SettingsPr
         }
     };
     let adapter = pack(&learner.initial_adapter())?;
-    Ok(Brain { model, base, adapter, learner, predictor })
+    Ok(Brain { model, base, adapter, learner, server })
 }
 
 /// The pre-trained base with LoRA on it.
@@ -182,7 +210,7 @@ fn signal_transformer(settings: &Settings, keyring: &Keyring) -> Result<Engine, 
     };
     let learner = SignalLearner::new(&base, config, ADAPTER_SEED)?;
     let predictor = SignalPredictor::new(&base, card.architecture, &peft, share.serve)?;
-    Ok((card.sha256, Box::new(learner), Box::new(predictor)))
+    Ok((card.sha256, Box::new(learner), Server::Windows(Box::new(predictor))))
 }
 
 /// How many threads train and answer: what the settings say, else half of the cores each.
@@ -333,8 +361,16 @@ pub fn parts_of(
         None => None,
     };
     let busy = Arc::new(Busy::default());
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let lane_that_answers = match brain.server {
+        Server::Windows(predictor) => AnswerLane::Windows(serve_lane(predictor, QUEUE)?),
+        Server::Text(writer) => {
+            let limits = BatchLimits::default();
+            AnswerLane::Text(TextLane::spawn(writer, limits, Arc::clone(&clock), QUEUE)?)
+        }
+    };
     let answering = Answering {
-        lane: serve_lane(brain.predictor, QUEUE)?,
+        lane: lane_that_answers,
         tags: tags_of(settings)?,
         busy: Arc::clone(&busy),
         max_gap_ms: 5_000,
@@ -351,7 +387,7 @@ pub fn parts_of(
         learning,
         store: Box::new(store),
         links,
-        clock: Arc::new(SystemClock::new()),
+        clock,
         answering: Some(answering),
         policy,
         figures,

@@ -74,6 +74,22 @@ pub enum InferFault {
         /// Their number.
         waiting: usize,
     },
+    /// Another request has this id and isn't answered yet.
+    #[error("another request with this id is being answered")]
+    IdInUse,
+    /// Nothing with this id is being answered.
+    #[error("no request with this id is being answered")]
+    UnknownId,
+    /// The model can't answer it.
+    #[error("{message}")]
+    NoAnswer {
+        /// A short word.
+        kind: &'static str,
+        /// What is wrong.
+        message: String,
+        /// The way out.
+        hint: &'static str,
+    },
 }
 
 impl InferError {
@@ -97,6 +113,9 @@ impl InferError {
             InferFault::UnknownModel { .. } => "unknown_model",
             InferFault::Length(_) => "wrong_length",
             InferFault::Busy { .. } => "busy",
+            InferFault::IdInUse => "id_in_use",
+            InferFault::UnknownId => "unknown_id",
+            InferFault::NoAnswer { kind, .. } => kind,
         }
     }
 
@@ -110,6 +129,9 @@ impl InferError {
             InferFault::UnknownModel { .. } => "the node's `meta` topic lists its models",
             InferFault::Length(_) => "the node's `meta` topic tells the window of each model",
             InferFault::Busy { .. } => "try again in a moment",
+            InferFault::IdInUse => "take an id of its own for each request",
+            InferFault::UnknownId => "it has ended: its answer is on reply/infer",
+            InferFault::NoAnswer { hint, .. } => hint,
         }
     }
 

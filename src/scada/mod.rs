@@ -7,6 +7,7 @@
 //! ```text
 //! plant topic -> tags -> window -> (model) -> telegram::Inference -> inference/{model}
 //! infer/{model} -> infer -> (model) -> infer::InferReply          -> reply/infer
+//! infer/{model} -> text -> (model) -> text::TextPiece, TextAnswer -> stream/{id}, reply/infer
 //! cmd/{name} -> command -> (node)   -> telegram::Reply            -> reply/{name}
 //! ```
 
@@ -20,6 +21,7 @@ pub mod replay;
 mod request_id;
 pub mod tags;
 pub mod telegram;
+pub mod text;
 pub mod window;
 
 pub use object::FieldError;

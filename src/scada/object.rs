@@ -20,6 +20,9 @@ impl Fields {
         if payload.trim_ascii().is_empty() {
             return Ok(Self::of("", Map::new()));
         }
+        if let Err(error) = std::str::from_utf8(payload) {
+            return Err(FieldError::NotUtf8 { at: error.valid_up_to() });
+        }
         match serde_json::from_slice(payload) {
             Ok(Value::Object(map)) => Ok(Self::of("", map)),
             Ok(other) => Err(FieldError::NotAnObject { got: describe(&other) }),
@@ -106,6 +109,12 @@ impl Fields {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum FieldError {
+    /// Not text: JSON is UTF-8.
+    #[error("the payload is not UTF-8: byte {at} begins no character")]
+    NotUtf8 {
+        /// Number of the first byte that is wrong, from 0.
+        at: usize,
+    },
     /// Not JSON at all.
     #[error("the payload is not JSON: {cause}")]
     NotJson {
@@ -150,6 +159,7 @@ impl FieldError {
     /// A short word for metrics and logs.
     pub fn kind(&self) -> &'static str {
         match self {
+            Self::NotUtf8 { .. } => "not_utf8",
             Self::NotJson { .. } => "not_json",
             Self::NotAnObject { .. } => "not_an_object",
             Self::Missing { .. } => "missing_field",
@@ -161,6 +171,7 @@ impl FieldError {
     /// The way out, one sentence for the person who sent it.
     pub fn hint(&self) -> &'static str {
         match self {
+            Self::NotUtf8 { .. } => "send the text as UTF-8, not in a code page (iconv -t UTF-8)",
             Self::NotJson { .. } => {
                 "in a shell put the JSON into single quotes: -m '{\"id\":\"1\"}'"
             }

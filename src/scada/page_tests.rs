@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::command::{self, CommandPolicy};
 use super::infer;
 use super::telegram::{Event, Inference, Kpi, Meta, Reply, Status};
+use super::text::{self, TextAnswer, TextPiece};
 use crate::time::Wall;
 
 /// JSON samples under a topic's heading: a block is one value, or one a line.
@@ -41,9 +42,12 @@ fn each_telegram_on_the_topics_page_is_one_that_is_written() {
     samples("kpi").iter().for_each(is_written::<Kpi>);
     samples("inference/{model}").iter().for_each(is_written::<Inference>);
     samples("event/{kind}").iter().for_each(is_written::<Event>);
+    samples("stream/{id}").iter().for_each(is_written::<TextPiece>);
     for mut sample in samples("reply/{name}") {
         // The answer to a request is flat, with `status` beside it.
-        if sample.get("tier").is_some() {
+        if sample.get("finish").is_some() {
+            is_written::<TextAnswer>(&sample);
+        } else if sample.get("tier").is_some() {
             assert_eq!(sample.as_object_mut().unwrap().remove("status").unwrap(), "ok");
             is_written::<Inference>(&sample);
         } else {
@@ -57,7 +61,12 @@ fn each_request_and_command_on_the_topics_page_is_taken() {
     let policy = CommandPolicy::new(["infer", "round.start"]).unwrap();
     let window = NonZeroUsize::new(3).unwrap();
     for sample in samples("infer/{model}") {
-        infer::parse(sample.to_string().as_bytes(), false, window, &policy).unwrap();
+        let payload = sample.to_string();
+        if sample.get("input").is_some() {
+            infer::parse(payload.as_bytes(), false, window, &policy).unwrap();
+        } else {
+            text::parse(payload.as_bytes(), false, &policy).unwrap();
+        }
     }
     for sample in samples("cmd/{name}") {
         let payload = sample.to_string();

@@ -51,12 +51,14 @@ pub struct ModelMeta {
     pub name: Name,
     /// Version that is served now.
     pub version: Version,
-    /// Samples in an input window.
+    /// Samples in an input window; 0 for a model that takes text.
     pub window: u32,
     /// Sampling rate that it was trained for, in Hz.
     pub rate_hz: f64,
-    /// Its classes in the order of their indices; empty for a regression.
+    /// Its classes in the order of their indices; empty for a regression or text.
     pub labels: Vec<String>,
+    /// Most tokens that prompt and answer have together; `null` for a model that takes windows.
+    pub context: Option<u32>,
 }
 
 /// How far a value may be believed.

@@ -13,7 +13,7 @@ use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::{AddedToken, Tokenizer};
 
 use super::weights_error::WeightsError;
-use crate::learn::LearnError;
+use crate::learn::{LearnError, Tokens};
 
 /// A model's tokenizer; a clone shares it.
 #[derive(Debug, Clone)]
@@ -154,6 +154,20 @@ impl TextTokenizer {
     /// The id of a token as the vocabulary writes it.
     pub fn id_of(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
+    }
+}
+
+impl Tokens for TextTokenizer {
+    fn encode(&self, text: &str) -> Result<Vec<u32>, LearnError> {
+        self.encode(text)
+    }
+
+    fn decode(&self, ids: &[u32]) -> Result<String, LearnError> {
+        self.decode(ids)
+    }
+
+    fn is_end(&self, id: u32) -> bool {
+        self.eos == Some(id)
     }
 }
 

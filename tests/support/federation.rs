@@ -68,6 +68,11 @@ impl Learner for Toy {
     }
 }
 
+/// A device's data.
+pub(crate) fn windows() -> Examples {
+    Windows { x: vec![0.0; 120], len: 1, labels: vec![0; 120], classes: 2 }.into()
+}
+
 pub(crate) fn adapter(value: f32) -> TensorSet {
     let tensor = Tensor { name: "head.weight".into(), shape: vec![4], data: vec![value; 4] };
     TensorSet::new(vec![tensor]).unwrap()
@@ -129,10 +134,7 @@ impl Members {
         let at = self.places.iter().position(|place| place.node == *node).unwrap();
         let train = (self.places[at].role == Role::Device).then(|| {
             let learner: Box<dyn Learner> = Box::new(Toy(at as f32));
-            (
-                learner,
-                Windows { x: vec![0.0; 120], len: 1, labels: vec![0; 120], classes: 2 }.into(),
-            )
+            (learner, windows())
         });
         NodeParts {
             identity: Identity {
@@ -353,6 +355,7 @@ pub(crate) fn learning(versions: u64) -> Learning {
             window: 1,
             rate_hz: 1.0,
             labels: vec!["a".into(), "b".into()],
+            context: None,
         },
         base: Digest([7; 32]),
         adapter: packed,

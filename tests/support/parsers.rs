@@ -13,7 +13,7 @@ use gaisnet::ledger::tiles::verify_export;
 use gaisnet::ledger::{Entry, InclusionProof, Origin, SignedCheckpoint};
 use gaisnet::protocol::update;
 use gaisnet::scada::tags::{Binds, Format, Tag};
-use gaisnet::scada::{command, infer};
+use gaisnet::scada::{command, infer, text};
 use gaisnet::time::Wall;
 use gaisnet::topic::filter::Filter;
 use gaisnet::topic::{Leaf, Prefix};
@@ -155,12 +155,19 @@ pub(crate) fn command(bytes: &[u8]) {
     }
 }
 
-/// A request for an answer.
+/// A request for an answer, of a model of windows and of one that writes.
 pub(crate) fn infer(bytes: &[u8]) {
     let policy = command::CommandPolicy::new(["infer"]).unwrap();
     let length = NonZeroUsize::new(3).unwrap();
     match infer::parse(bytes, false, length, &policy) {
         Ok(request) => assert_eq!(request.window.len(), 3),
+        Err(error) => assert!(serde_json::to_vec(&error.reply()).unwrap().len() < 4_096),
+    }
+    match text::parse(bytes, false, &policy) {
+        Ok(text::TextRequest::Ask(ask)) => {
+            assert!(!ask.prompt.is_empty() && ask.stop.len() <= 8 && ask.max_tokens > 0);
+        }
+        Ok(text::TextRequest::Cancel(_)) => {}
         Err(error) => assert!(serde_json::to_vec(&error.reply()).unwrap().len() < 4_096),
     }
 }
