@@ -18,6 +18,7 @@ mod gateway;
 mod inferencer;
 pub mod lanes;
 mod operator;
+mod outbox;
 mod quota;
 mod role;
 mod room;
