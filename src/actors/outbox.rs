@@ -43,7 +43,9 @@ impl Outbox {
             republished_at: None,
             up: BTreeSet::new(),
         };
-        items.into_iter().for_each(|item| outbox.put(item, Mono(0)));
+        for item in items {
+            outbox.put(item, Mono(0));
+        }
         outbox
     }
 
