@@ -10,9 +10,9 @@
     reason = "a test"
 )]
 
+mod support;
+
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
-use std::io::Write;
 
 use gaisnet::data::Cache;
 use gaisnet::data::bearings::{Bearings, CLASSES, PLANTS, Recording, WINDOW_LEN, fetch_bearings};
@@ -20,6 +20,7 @@ use gaisnet::learn::{
     Control, Learner, MachineSpeeds, Predictor, SoftmaxLearner, SoftmaxPredictor, TensorSet,
     TrainJob, Windows,
 };
+use support::skip;
 
 fn counts(windows: &Windows) -> [usize; 3] {
     let mut counts = [0; 3];
@@ -29,9 +30,7 @@ fn counts(windows: &Windows) -> [usize; 3] {
 
 #[test]
 fn the_set_has_exactly_the_windows_that_it_should() {
-    let Some(bearings) = bearings_or_skip("the_set_has_exactly_the_windows_that_it_should") else {
-        return;
-    };
+    let Some(bearings) = bearings_or_skip() else { return };
     let set = bearings.load().unwrap();
     let plants: Vec<_> = set.plants.iter().map(counts).collect();
     assert_eq!(plants, [[143, 0, 143], [143, 0, 143], [0, 142, 142], [0, 213, 213]]);
@@ -51,8 +50,7 @@ fn the_registry_still_has_the_pinned_archive() {
 
 #[test]
 fn plants_that_federate_know_the_class_that_each_of_them_lacks() {
-    let name = "plants_that_federate_know_the_class_that_each_of_them_lacks";
-    let Some(bearings) = bearings_or_skip(name) else { return };
+    let Some(bearings) = bearings_or_skip() else { return };
     let held_out = ["baseline_2", "OuterRaceFault_vload_5", "InnerRaceFault_vload_5"];
     let mut plants = Vec::new();
     let mut judged = none();
@@ -132,21 +130,11 @@ fn macro_f1(judged: &Windows, adapter: &TensorSet) -> f64 {
     (0..CLASSES.len()).map(f1).sum::<f64>() / CLASSES.len() as f64
 }
 
-/// The `bearings` set from the cache; else `test` is skipped, which is printed and counted.
-fn bearings_or_skip(test: &str) -> Option<Bearings> {
+/// The `bearings` set from the cache; else the test is skipped, which is printed and counted.
+fn bearings_or_skip() -> Option<Bearings> {
     let found = Bearings::cached(&Cache::from_env().unwrap());
     if found.is_none() {
-        skip(test, "data set bearings is not in the cache (gaisnet data fetch bearings)");
+        skip("data set bearings is not in the cache (gaisnet data fetch bearings)");
     }
     found
-}
-
-/// Prints the skip, and adds a line to the file that `GAISNET_SKIP_LOG` names, for the count.
-fn skip(test: &str, why: &str) {
-    let line = format!("SKIPPED {test}: {why}");
-    eprintln!("{line}");
-    if let Some(log) = std::env::var_os("GAISNET_SKIP_LOG") {
-        let mut log = OpenOptions::new().create(true).append(true).open(log).unwrap();
-        writeln!(log, "{line}").unwrap();
-    }
 }

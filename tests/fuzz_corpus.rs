@@ -116,6 +116,12 @@ fn no_seed_and_no_mutation_makes_the_brokers_codec_panic() {
     replay(&parsers::BROKER, MUTATED);
 }
 
+#[cfg(feature = "torch")]
+#[test]
+fn no_seed_and_no_mutation_makes_weights_panic() {
+    replay(&parsers::TORCH, MUTATED);
+}
+
 #[test]
 fn each_parser_has_its_target_and_each_target_its_parser() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz");

@@ -21,7 +21,7 @@ use gaisnet::bus::mqtt::TlsSettings;
 use gaisnet::bus::{Bus, BusEvent, Priority, Publish};
 use support::{Mosquitto, Peer, Proxy, certificates, free_port, kept, message, settings};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep, timeout};
 
 /// One of the brokers that a rule is tried with.
@@ -121,6 +121,51 @@ async fn broker_without_memory_is_subscribed_again() {
             }
         }
     }
+}
+
+/// A node's `online` is such a message: whoever has read it may ask at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_published_waits_until_all_subscriptions_are_granted() {
+    let broker = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let peer = Peer::new(settings(broker.local_addr().unwrap().port(), "node"));
+    peer.bus.subscribe(&numbers(20)).unwrap();
+    peer.bus.publish(message("status", "online")).unwrap();
+    let (mut socket, _) = broker.accept().await.unwrap();
+    let (connect, _) = packet(&mut socket).await;
+    assert_eq!(connect >> 4, 1);
+    socket.write_all(&[0x20, 2, 0, 0]).await.unwrap();
+    let mut answers = Vec::new();
+    for filters in [8, 8, 4] {
+        let (kind, body) = packet(&mut socket).await;
+        assert_eq!(kind, 0x82, "a SUBSCRIBE");
+        let mut answer = vec![0x90, 2 + filters, body[0], body[1]];
+        answer.extend(vec![1; usize::from(filters)]);
+        answers.push(answer);
+    }
+    let last = answers.pop().unwrap();
+    socket.write_all(&answers.concat()).await.unwrap();
+    let early = timeout(Duration::from_millis(300), packet(&mut socket)).await;
+    assert!(early.is_err(), "{early:?} with a subscription without an answer");
+    socket.write_all(&last).await.unwrap();
+    let (kind, body) = packet(&mut socket).await;
+    assert!(kind >> 4 == 3 && body.ends_with(b"online"), "{kind:#x} {body:?}");
+}
+
+/// What a client says to a broker: the first byte, and what stands behind the length.
+async fn packet(socket: &mut TcpStream) -> (u8, Vec<u8>) {
+    let kind = socket.read_u8().await.unwrap();
+    let (mut length, mut shift) = (0, 0);
+    loop {
+        let byte = socket.read_u8().await.unwrap();
+        length |= usize::from(byte & 0x7f) << shift;
+        shift += 7;
+        if byte < 0x80 {
+            break;
+        }
+    }
+    let mut body = vec![0; length];
+    socket.read_exact(&mut body).await.unwrap();
+    (kind, body)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -145,7 +145,7 @@ async fn labels_make_accuracy_of_the_answers_on_what_they_are_true_of() {
     say("plant/vibration", &samples);
     say("plant/vibration", &samples);
     for _ in 0..3 {
-        hears(&mut scada, "/inference/bearing", r#""quality":"good""#).await;
+        hears(&mut scada, "/inference/bearing", r#""quality":"uncertain""#).await;
     }
     scada.bus.subscribe(&[format!("{CLOUD}/kpi")]).unwrap();
     let (kpi, _) = hears(&mut scada, "/kpi", r#""answers":3"#).await;

@@ -30,6 +30,7 @@ use std::time::Duration;
 
 use rumqttc::{
     Client, Connection, Event, MqttOptions, Packet, Publish, PublishOptions, QoS, RecvTimeoutError,
+    SubscribeReasonCode,
 };
 use serde_json::{Value, json};
 
@@ -65,9 +66,14 @@ fn run() -> Result<(), Box<dyn Error>> {
     }
     let (client, mut connection) = Client::builder(settings).capacity(10).build();
 
+    // Listen first, then ask: a question could overtake a subscription that waits in line before it,
+    // and its answer would find nobody.
+    client.subscribe(format!("{branch}/reply/infer"), QoS::AtLeastOnce)?;
+    granted(&mut connection)?;
+
     // Retained, so it is there at once: what the device serves.
     client.subscribe(format!("{branch}/meta"), QoS::AtLeastOnce)?;
-    let meta = next(&mut connection, PATIENCE, |_, _| true)?.ok_or(NOTHING)?;
+    let meta = next(&mut connection, |topic, _| topic.ends_with("/meta"))?;
     let mut models = meta["models"].as_array().into_iter().flatten();
     let served = models.find(|served| served["name"] == model.as_str());
     let served = served.ok_or_else(|| format!("{branch} doesn't serve {model:?}: {meta}"))?;
@@ -81,25 +87,14 @@ fn run() -> Result<(), Box<dyn Error>> {
         labels.join(", ")
     );
 
-    // Listen first, then ask. Others ask too: ours is the answer with our id.
-    client.subscribe(format!("{branch}/reply/infer"), QoS::AtLeastOnce)?;
+    // Others ask too: ours is the answer with our id.
     let window = ringing(served["window"].as_u64().ok_or("no window in meta")?);
-    let ours = |topic: &str, answer: &Value| {
-        topic.ends_with("/reply/infer")
-            && answer["id"].as_str().is_some_and(|it| it.starts_with(&id))
-    };
-    let mut answer = None;
-    // A node that has only just come online may not listen yet: nobody keeps a question for it.
-    for attempt in 1..=ATTEMPTS {
-        let request = json!({ "id": format!("{id}-{attempt}"), "input": window }).to_string();
-        let once = PublishOptions::new(QoS::AtLeastOnce);
-        client.publish(format!("{branch}/infer/{model}"), request, once)?;
-        answer = next(&mut connection, PATIENCE / ATTEMPTS, ours)?;
-        if answer.is_some() {
-            break;
-        }
-    }
-    let answer = answer.ok_or(NOTHING)?;
+    let request = json!({ "id": id, "input": window }).to_string();
+    let once = PublishOptions::new(QoS::AtLeastOnce);
+    client.publish(format!("{branch}/infer/{model}"), request, once)?;
+    let answer = next(&mut connection, |topic, answer| {
+        topic.ends_with("/reply/infer") && answer["id"] == id.as_str()
+    })?;
     if answer["status"] != "ok" {
         return Err(format!("refused: {answer}").into());
     }
@@ -107,33 +102,51 @@ fn run() -> Result<(), Box<dyn Error>> {
 
     client.subscribe(format!("{branch}/inference/{model}"), QoS::AtLeastOnce)?;
     for _ in 0..watch {
-        let seen = next(&mut connection, PATIENCE, |topic, _| topic.contains("/inference/"))?;
-        let seen = seen.ok_or(NOTHING)?;
+        let seen = next(&mut connection, |topic, _| topic.contains("/inference/"))?;
         println!("seen: {}", described(&seen));
     }
     client.disconnect()?;
     Ok(())
 }
 
-/// Polls the connection until a telegram comes that is wanted; `None` when nothing comes for so long.
+/// Polls the connection until the broker has answered the first subscription.
+fn granted(connection: &mut Connection) -> Result<(), Box<dyn Error>> {
+    loop {
+        if let Event::Incoming(Packet::SubAck(answer)) = event(connection)? {
+            let refused = answer.return_codes.contains(&SubscribeReasonCode::Failure);
+            return if refused {
+                Err("the broker lets nobody read the answers".into())
+            } else {
+                Ok(())
+            };
+        }
+    }
+}
+
+/// Polls the connection until a telegram comes that is wanted.
 fn next(
     connection: &mut Connection,
-    patience: Duration,
     is_wanted: impl Fn(&str, &Value) -> bool,
-) -> Result<Option<Value>, Box<dyn Error>> {
+) -> Result<Value, Box<dyn Error>> {
     loop {
-        let event = match connection.recv_timeout(patience) {
-            Ok(event) => event,
-            Err(RecvTimeoutError::Timeout { .. }) => return Ok(None),
-            Err(RecvTimeoutError::Disconnected) => return Err("the connection has ended".into()),
-        };
-        // An error here is the connection's; polling again would connect anew.
-        if let Event::Incoming(Packet::Publish(Publish { topic, payload, .. })) = event? {
+        if let Event::Incoming(Packet::Publish(Publish { topic, payload, .. })) = event(connection)?
+        {
             let telegram: Value = serde_json::from_slice(&payload)?;
             if is_wanted(str::from_utf8(&topic)?, &telegram) {
-                return Ok(Some(telegram));
+                return Ok(telegram);
             }
         }
+    }
+}
+
+/// What happens next on the connection. An error is the connection's; polling again would connect anew.
+fn event(connection: &mut Connection) -> Result<Event, Box<dyn Error>> {
+    match connection.recv_timeout(PATIENCE) {
+        Ok(event) => Ok(event?),
+        Err(RecvTimeoutError::Timeout { .. }) => {
+            Err("nothing came: is the node online (its `status`)?".into())
+        }
+        Err(RecvTimeoutError::Disconnected) => Err("the connection has ended".into()),
     }
 }
 
@@ -189,8 +202,3 @@ fn options() -> Result<Options, Box<dyn Error>> {
 
 /// Longest wait for anything.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// Questions that are asked within it.
-const ATTEMPTS: u32 = 5;
-
-const NOTHING: &str = "nothing came: is the node online (its `status`)?";

@@ -286,6 +286,11 @@ impl Inferencer {
         });
     }
 
+    /// What its answers are worth: those of the adapter that nobody has trained yet are guesses.
+    fn quality(&self) -> Quality {
+        if self.version == 0 { Quality::Uncertain } else { Quality::Good }
+    }
+
     /// Marks the last answer stale once its tags have stopped.
     fn watch(&mut self) {
         let now = self.parts.clock.now().wall;
@@ -295,7 +300,7 @@ impl Inferencer {
             quality == Quality::Good
         };
         if let Some(last) = &self.last
-            && last.quality == Quality::Good
+            && matches!(last.quality, Quality::Good | Quality::Uncertain)
             && !self.streams.values().any(fresh)
         {
             let stale = last.clone().stale();
@@ -434,7 +439,7 @@ impl Handler<Answered> for Inferencer {
                     value: Some(class as f64),
                     label: self.parts.labels.get(class).cloned(),
                     confidence: probabilities.get(class).copied().map(f64::from),
-                    quality: Quality::Good,
+                    quality: self.quality(),
                     ts: now.wall,
                     model_version: self.version,
                     latency_ms,

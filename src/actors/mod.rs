@@ -20,6 +20,7 @@ mod inferencer;
 pub mod lanes;
 mod machines;
 mod operator;
+mod outbox;
 mod quota;
 mod role;
 mod room;

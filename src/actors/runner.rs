@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use super::MAILBOX;
 use super::figures::Figures;
 use super::inferencer::Serve;
+use super::outbox::{Outbox, publish_of};
 use super::quota::Quota;
 use super::role::Stimulus;
 use super::room::{Bounds, Waits};
@@ -29,7 +30,6 @@ use crate::bus::{Ack, Bus, BusError, Priority, Publish};
 use crate::ids::{Digest, Epoch, NodeId, RoundNo, Side, Version};
 use crate::ledger::{Event, Log};
 use crate::protocol::{Ask, Delivery, Effect, Fetches, Input, Job, Taken, Timer, To};
-use crate::rng::Stream;
 use crate::store::{Batch, OutboxItem, Store, StoreError};
 use crate::time::{Clock, Mono, Now};
 use crate::trust::{self, Sealer};
@@ -79,12 +79,8 @@ pub struct Runner {
     full: Option<String>,
     timers: BTreeMap<Timer, SpawnHandle>,
     fetches: Fetches,
-    outbox: BTreeMap<String, Waiting>,
-    latest: BTreeMap<String, OutboxItem>,
-    jitter: Stream,
-    republished_at: Option<Mono>,
+    outbox: Outbox,
     checkpoint_published: u64,
-    up: BTreeSet<Side>,
     quota: Quota,
     /// The blob that was given out last.
     lent: Option<Lent>,
@@ -96,13 +92,6 @@ struct Lent {
     sha256: Digest,
     bytes: Arc<Vec<u8>>,
     asked_at: Mono,
-}
-
-/// An outbox item that waits for its receipt.
-struct Waiting {
-    item: OutboxItem,
-    attempts: u32,
-    due: Mono,
 }
 
 /// The effects of one step.
@@ -175,8 +164,6 @@ impl Runner {
     /// How often a full disk is tried again.
     const FULL_PAUSE: Duration = Duration::from_secs(1);
     const CHECKPOINT_EVERY: Duration = Duration::from_secs(60);
-    const BACKOFF_MS: std::ops::RangeInclusive<u64> = 1_000..=60_000;
-    const REPUBLISH_MIN_MS: u64 = 500;
     /// A blob that nobody asks for any more leaves the memory after this long.
     const LENT_MS: u64 = 10_000;
     /// Steps that share a transaction at most.
@@ -187,17 +174,7 @@ impl Runner {
     /// # Errors
     /// [`StoreError`].
     pub fn new(parts: RunnerParts) -> Result<Self, StoreError> {
-        let mut outbox = BTreeMap::new();
-        let mut latest = BTreeMap::new();
-        for item in parts.store.outbox()? {
-            if item.retain {
-                latest.insert(item.key.clone(), item);
-            } else {
-                let waiting = Waiting { item, attempts: 0, due: Mono(0) };
-                outbox.insert(waiting.item.key.clone(), waiting);
-            }
-        }
-        let jitter = Stream::new(parts.seed, "outbox");
+        let outbox = Outbox::new(parts.store.outbox()?, parts.seed);
         Ok(Self {
             parts,
             role: None,
@@ -209,11 +186,7 @@ impl Runner {
             timers: BTreeMap::new(),
             fetches: Fetches::default(),
             outbox,
-            latest,
-            jitter,
-            republished_at: None,
             checkpoint_published: 0,
-            up: BTreeSet::new(),
             quota: Quota::default(),
             lent: None,
             stopped: false,
@@ -306,10 +279,10 @@ impl Runner {
             view.stalled = false;
         });
         after.told.iter().for_each(story::tell);
-        self.keep_outbox(batch, now);
-        for (side, message) in after.publishes {
-            self.publish(side, message);
-        }
+        self.outbox.mirror(batch, now.mono);
+        let waiting = self.outbox.waiting().len() as u64;
+        self.parts.figures.update(|view| view.outbox = waiting);
+        self.publish_all(after.publishes);
         after.acks.into_iter().for_each(Ack::release);
         for effect in after.rest {
             self.carry_out(effect, now, ctx);
@@ -393,26 +366,12 @@ impl Runner {
         Ok((side, OutboxItem { key, side, topic, wire, retain, sealed_at: now.wall }))
     }
 
-    /// Mirrors what the transaction did to the outbox.
-    fn keep_outbox(&mut self, batch: Batch, now: Now) {
-        for key in batch.outbox_delete {
-            self.outbox.remove(&key);
-        }
-        for item in batch.outbox_put {
-            if item.retain {
-                self.latest.insert(item.key.clone(), item);
-            } else {
-                let due = Mono(now.mono.0 + self.backoff_ms(0));
-                self.outbox.insert(item.key.clone(), Waiting { item, attempts: 0, due });
-            }
-        }
-        let waiting = self.outbox.len() as u64;
-        self.parts.figures.update(|view| view.outbox = waiting);
-    }
-
     fn carry_out(&mut self, effect: Effect, now: Now, ctx: &mut Context<Self>) {
         match effect {
-            Effect::Republish => self.republish(now),
+            Effect::Republish => {
+                let messages = self.outbox.republish(now.mono);
+                self.publish_all(messages);
+            }
             Effect::SendChunks { to, side, sha256, chunk_bytes, indices } => {
                 self.send_chunks(&to, side, &sha256, chunk_bytes, &indices);
             }
@@ -452,50 +411,10 @@ impl Runner {
         }
     }
 
-    fn republish(&mut self, now: Now) {
-        let soon = |at: Mono| now.mono.0.saturating_sub(at.0) < Self::REPUBLISH_MIN_MS;
-        if self.republished_at.is_some_and(soon) {
-            return;
-        }
-        self.republished_at = Some(now.mono);
-        self.publish_latest(Side::Down);
-    }
-
-    fn publish_latest(&self, side: Side) {
-        for item in self.latest.values().filter(|item| item.side == side) {
-            self.publish(side, publish_of(item, Priority::Control));
-        }
-    }
-
-    fn resend(&mut self, now: Now, only: Option<Side>) {
-        let mut due = Vec::new();
-        for (key, waiting) in &self.outbox {
-            let up = self.up.contains(&waiting.item.side);
-            let wanted = match only {
-                Some(side) => waiting.item.side == side,
-                None => waiting.due <= now.mono,
-            };
-            if up && wanted {
-                due.push(key.clone());
-            }
-        }
-        for key in due {
-            let Some(attempts) = self.outbox.get(&key).map(|w| w.attempts + 1) else { continue };
-            let next = Mono(now.mono.0 + self.backoff_ms(attempts));
-            let Some(waiting) = self.outbox.get_mut(&key) else { continue };
-            (waiting.attempts, waiting.due) = (attempts, next);
-            let (side, message) = (waiting.item.side, publish_of(&waiting.item, Priority::Update));
+    fn publish_all(&self, messages: Vec<(Side, Publish)>) {
+        for (side, message) in messages {
             self.publish(side, message);
         }
-    }
-
-    /// Full jitter: uniform up to a bound that doubles, but never under a second.
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "below 2^16")]
-    #[expect(clippy::cast_precision_loss, reason = "below 2^16")]
-    fn backoff_ms(&mut self, attempts: u32) -> u64 {
-        let (least, most) = (*Self::BACKOFF_MS.start(), *Self::BACKOFF_MS.end());
-        let bound = least.saturating_mul(1 << attempts.min(10)).clamp(least, most);
-        least + self.jitter.range(0.0, bound as f64) as u64
     }
 
     fn send_chunks(
@@ -652,7 +571,7 @@ impl Runner {
             return;
         }
         let now = self.parts.clock.now().wall;
-        let waits = self.outbox.values().map(|waiting| Waits::of(&waiting.item, now));
+        let waits = self.outbox.waiting().map(|item| Waits::of(item, now));
         let (dropped, waits) = self.parts.bounds.drop_summaries(waits);
         for key in dropped {
             self.feed(Input::Expired(key), ctx);
@@ -708,7 +627,8 @@ impl Actor for Runner {
         ctx.set_mailbox_capacity(MAILBOX);
         ctx.run_interval(Self::TICK, |this, _| {
             let now = this.parts.clock.now();
-            this.resend(now, None);
+            let due = this.outbox.due(now.mono);
+            this.publish_all(due);
             let idle = |at: Mono| now.mono.0.saturating_sub(at.0) >= Self::LENT_MS;
             this.lent = this.lent.take().filter(|lent| !idle(lent.asked_at));
             for ask in this.fetches.overdue(now.mono) {
@@ -780,11 +700,10 @@ impl Handler<Link> for Runner {
 
     fn handle(&mut self, Link { side, up }: Link, _: &mut Self::Context) {
         if up {
-            self.up.insert(side);
-            self.publish_latest(side);
-            self.resend(self.parts.clock.now(), Some(side));
+            let messages = self.outbox.link_up(side, self.parts.clock.now().mono);
+            self.publish_all(messages);
         } else {
-            self.up.remove(&side);
+            self.outbox.link_down(side);
         }
     }
 }
@@ -826,15 +745,5 @@ impl Handler<JobEnded> for Runner {
             Ok(input) => self.feed(input, ctx),
             Err(what) => self.fail(&what, ctx),
         }
-    }
-}
-
-fn publish_of(item: &OutboxItem, priority: Priority) -> Publish {
-    Publish {
-        topic: item.topic.clone(),
-        payload: item.wire.clone(),
-        at_least_once: true,
-        retain: item.retain,
-        priority,
     }
 }

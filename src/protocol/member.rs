@@ -287,6 +287,10 @@ impl Member {
             return self.serve(get, out);
         }
         let epoch = message.epoch();
+        if !self.in_reach(message) {
+            // Remembered, it would be a bound that no honest owner can come over again.
+            return out.push(Effect::Count("number_out_of_reach"));
+        }
         if epoch < self.parent_epoch && guard::stands(Guard::Epochs) {
             out.push(Effect::Count("stale_epoch"));
             return;
@@ -314,6 +318,18 @@ impl Member {
             | Body::Checkpoint(_)
             | Body::Command(_) => out.push(Effect::Count("not_for_a_member")),
         }
+    }
+
+    /// Whether an owner can have come to the numbers of this message, from those that are known here.
+    fn in_reach(&self, message: &Verified) -> bool {
+        let (round, version) = match message.body() {
+            Body::Offer(offer) => (offer.round, offer.version),
+            Body::Result(result) => (0, result.version),
+            _ => (0, 0),
+        };
+        sense::in_reach(self.parent_epoch, message.epoch())
+            && sense::in_reach(self.round(), round)
+            && sense::in_reach(self.version(), version)
     }
 
     fn serve(&self, get: &Get, out: &mut Vec<Effect>) {

@@ -44,6 +44,13 @@ pub(super) fn check_adapter(bytes: &[u8], layout: &Layout) -> Result<(), &'stati
     adapter.check_layout(layout).map_err(|error| error.kind())
 }
 
+/// Whether an epoch, round or version can have come this far since the one that is known.
+///
+/// They only rise, so one near the largest number would be the last.
+pub(super) fn in_reach(known: u64, next: u64) -> bool {
+    next.saturating_sub(known) <= MAX_JUMP
+}
+
 fn check_targets(targets: Option<&ClassSummary>) -> Result<(), &'static str> {
     let checked = targets.map_or(Ok(()), update::check_summary);
     checked.map_err(|_| "bad_class_targets")
@@ -64,6 +71,9 @@ fn makes_sense(plan: &Plan) -> bool {
 
 /// Longest deadline of a round: 30 days, as long as an offer lives.
 const MAX_DEADLINE_MS: u64 = 30 * 24 * 60 * 60 * 1_000;
+
+/// A round a second for 136 years: more than a member can have missed.
+const MAX_JUMP: u64 = 1 << 32;
 
 #[cfg(test)]
 mod tests {

@@ -133,6 +133,33 @@ fn an_older_version_is_not_taken_back() {
 }
 
 #[test]
+fn numbers_that_no_owner_can_have_come_to_block_no_member() {
+    for target in ["dev0-0", "edge0"] {
+        on_stage(target, |mut stage| async move {
+            let mut far = vec![
+                stage.offer_with(u64::MAX, |_| {}),
+                stage.offer_with(1, |offer| offer.version = u64::MAX),
+                stage.offer_with(1 << 33, |offer| offer.deadline_ms = 0),
+                stage.result(u64::MAX, Blob::Inline(packed(0.5))),
+                stage.offer_with(1, |offer| offer.plan.seed = 99),
+            ];
+            far[4].head.epoch = u64::MAX;
+            for bad in far {
+                stage.refuses(From::Above, &bad, "number_out_of_reach").await;
+                assert_eq!(stage.answer(&bad), None);
+            }
+            assert_eq!(stage.served(), 0);
+            let result = stage.result(1_000_000, Blob::Inline(packed(0.5)));
+            stage.send(From::Above, &result.topic, result.wire(), false);
+            a_moment().await;
+            assert_eq!(stage.served(), 1_000_000);
+            let good = stage.offer_with(1_000_001, |offer| offer.version = 1_000_000);
+            stage.takes(&good).await;
+        });
+    }
+}
+
+#[test]
 fn receipts_of_nothing_settle_nothing() {
     use gaisnet::ids::UpdateId;
     use gaisnet::wire::{Body, Receipt};

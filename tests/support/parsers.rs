@@ -51,6 +51,10 @@ pub(crate) const TORCH: [(&str, Parser); 2] = [("gguf", gguf), ("model_card", mo
 #[cfg(feature = "broker")]
 pub(crate) const BROKER: [(&str, Parser); 1] = [("packets", packets)];
 
+/// Those of files that come with a model.
+#[cfg(feature = "torch")]
+pub(crate) const TORCH: [(&str, Parser); 1] = [("safetensors", safetensors)];
+
 const CAP: usize = 1 << 20;
 
 /// A sealed message: envelope, head, body of the kind that its type names.
@@ -270,6 +274,17 @@ pub(crate) fn packets(bytes: &[u8]) {
     use rumqttd::protocol::Protocol;
     let mut stream = bytes::BytesMut::from(bytes);
     while rumqttd::protocol::v4::V4.read_mut(&mut stream, 4_096).is_ok() {}
+}
+
+/// Weights: what is taken is written again, and read again bit for bit.
+#[cfg(feature = "torch")]
+pub(crate) fn safetensors(bytes: &[u8]) {
+    use gaisnet::torch::safetensors::{decode, encode};
+    if let Ok(set) = decode(bytes) {
+        assert!(set.check_finite().is_ok());
+        let again = encode(&set).unwrap();
+        assert_eq!(encode(&decode(&again).unwrap()).unwrap(), again);
+    }
 }
 
 fn name(text: &str) -> Name {

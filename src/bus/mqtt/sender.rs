@@ -90,9 +90,9 @@ impl Sender {
             state.unsubscribed.retain(|filter| !some.contains(filter));
             given = true;
         }
-        // What is published after `subscribe` goes out after it is granted: rumqttc would let it
-        // overtake, and an answer could be missed.
-        if !self.subscribed.is_empty() {
+        // What is published goes out when all subscriptions are granted: rumqttc would let it overtake,
+        // and an answer could be missed. A node that says it is online hears what it is asked.
+        if !self.subscribed.is_empty() || !state.unsubscribed.is_empty() {
             return given;
         }
         while let Some((place, message)) = state.outbox.next() {
