@@ -28,9 +28,11 @@ listen() {
 }
 say() { mosquitto_pub "${broker[@]}" -t "$branch/infer/$model" -s <<<"$1"; }
 trap 'say "{\"id\":\"$id\",\"cancel\":true}"; exit 130' INT
-trap 'kill $! 2>/dev/null || true' EXIT # the listener, the latest that we started
+exec {heard}< <(listen)
+listener=$!
+trap 'kill "$listener" 2>/dev/null || true' EXIT
 
-while read -r line; do
+while read -r line <&"$heard"; do
   if [[ $line == *SUBACK* ]]; then say "$request"; fi
   # Others may ask at the same time: ours has our id.
   [[ $line == "{"* && $(jq -r .id <<<"$line") == "$id" ]] || continue
@@ -42,6 +44,6 @@ while read -r line; do
     [[ $(jq -r .status <<<"$line") == ok ]] && exit 0
     exit 1
   fi
-done < <(listen)
+done
 echo "no answer on $branch/reply/infer: is the node online ($branch/status)?" >&2
 exit 1

@@ -382,7 +382,7 @@ impl Handler<TagSample> for TextInferencer {
             match tag.read(&payload) {
                 Ok(Reading::Idle(idle)) => self.machines.said(&topic, idle),
                 Ok(Reading::Samples(_) | Reading::Label(_)) => {
-                    self.parts.figures.count("unused_tag")
+                    self.parts.figures.count("unused_tag");
                 }
                 Err(error) => self.parts.figures.count(error.kind()),
             }

@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::num::NonZeroU16;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
@@ -10,24 +10,30 @@ use serde_json::json;
 
 use super::Exit;
 use super::exit::Misuse;
+use super::model::{Found, TrustArgs, find};
+use crate::data::Cache;
 use crate::learn::{Ask, BatchLimits, Generated, Generator, Sampling, Scheduler, Tokens, Told};
 use crate::node::SystemClock;
 use crate::scada::text::MAX_TOKENS;
 use crate::time::{Clock, Mono};
+use crate::torch::adopted::AdoptedBase;
 use crate::torch::generate::LanguageGenerator;
 use crate::torch::gguf::{LoadedLanguage, load_gguf};
 use crate::torch::language::{LanguageBase, Precision};
 use crate::torch::tokenizer::TextTokenizer;
-use crate::torch::{PeftConfig, use_threads};
+use crate::torch::weights_error::WeightsError;
+use crate::torch::{Card, LoraConfig, PeftConfig, use_threads};
 
 /// Arguments of `gaisnet infer`.
 #[derive(Debug, Args)]
 pub(super) struct InferArgs {
     /// The text to continue; - takes standard input
     text: String,
-    /// GGUF file of the base
-    #[arg(long, value_name = "FILE")]
-    model: PathBuf,
+    /// Name of a base that comes with gaisnet, a card, or a GGUF file, which is taken as it is
+    #[arg(long, value_name = "BASE")]
+    model: String,
+    #[command(flatten)]
+    trust: TrustArgs,
     /// Most tokens of the answer, 1 to 4096
     #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_TOKENS)))]
     max_tokens: u32,
@@ -156,13 +162,32 @@ fn load(args: &InferArgs) -> anyhow::Result<(LanguageGenerator, TextTokenizer)> 
         Some(PrecisionName::F32) => Precision::F32,
         Some(PrecisionName::Bf16) => Precision::Bf16,
     };
-    let LoadedLanguage { config, weights, tokenizer } = read_base(&args.model)?;
+    let LoadedLanguage { config, weights, tokenizer } = read_base(&args.model, &args.trust)?;
     let base = LanguageBase::new(config, weights, precision, device)?;
-    Ok((LanguageGenerator::new(base, &PeftConfig::none(), threads)?, tokenizer))
+    // No adapter is loaded; a generator wants to know of what kind it would be.
+    let peft = PeftConfig::lora(LoraConfig::default());
+    Ok((LanguageGenerator::new(base, &peft, threads)?, tokenizer))
 }
 
-fn read_base(path: &Path) -> anyhow::Result<LoadedLanguage> {
-    load_gguf(path).with_context(|| path.display().to_string())
+/// A card has to be sealed by a trusted key; a GGUF file stands for itself.
+fn read_base(model: &str, trust: &TrustArgs) -> anyhow::Result<LoadedLanguage> {
+    let path = Path::new(model);
+    if path.extension().is_some_and(|end| end == "gguf") {
+        return load_gguf(path).with_context(|| model.to_owned());
+    }
+    let Found { card, seal, path } = find(model)?;
+    let path = path.unwrap_or_default();
+    let seal = seal.ok_or_else(|| WeightsError::Unsigned { path: path.with_extension("sig") })?;
+    trust.read()?.check(&card, &seal)?;
+    let Card::Adopted(card) = Card::parse(&card)? else {
+        anyhow::bail!("{model} doesn't write text: it takes windows");
+    };
+    match card.load(&card.place(&path, &Cache::from_env()?.models())?)? {
+        AdoptedBase::Language(loaded) => Ok(loaded),
+        AdoptedBase::Encoder(_) | AdoptedBase::Vision(_) => {
+            anyhow::bail!("{model} doesn't write text: it is an encoder")
+        }
+    }
 }
 
 fn all_cores() -> Option<NonZeroU16> {
@@ -192,7 +217,8 @@ fn read_text(text: &str) -> anyhow::Result<String> {
 /// Help of `gaisnet infer`.
 pub(super) const HELP: &str = "\
 Examples:
-  gaisnet infer --model smollm2.gguf \"The most common cause of bearing damage is\"
+  gaisnet model fetch smollm2-135m
+  gaisnet infer --model smollm2-135m \"The most common cause of bearing damage is\"
   gaisnet infer --model smollm2.gguf --max-tokens 40 --temperature 0.7 --top-p 0.9 --seed 3 \"Leak at the\"
   gaisnet infer --model smollm2.gguf --stop . --json - < prompt.txt
 

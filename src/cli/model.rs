@@ -80,7 +80,7 @@ pub(super) struct TrustArgs {
 }
 
 impl TrustArgs {
-    fn read(&self) -> anyhow::Result<ReleaseTrust> {
+    pub(super) fn read(&self) -> anyhow::Result<ReleaseTrust> {
         let trust = match &self.key {
             Some(path) => ReleaseTrust::pinned(read_public_key(path)?),
             None => shipped::trust()?,
@@ -183,16 +183,16 @@ fn import(args: &ImportArgs, out: &mut dyn Write) -> anyhow::Result<()> {
 }
 
 /// A base by what a user calls it.
-struct Found {
-    card: Vec<u8>,
+pub(super) struct Found {
+    pub(super) card: Vec<u8>,
     /// Absent for a card that nobody has signed yet.
-    seal: Option<Vec<u8>>,
+    pub(super) seal: Option<Vec<u8>>,
     /// Where the card lies, if it isn't built in.
-    path: Option<PathBuf>,
+    pub(super) path: Option<PathBuf>,
 }
 
 /// A built-in card by its name, else a card's file.
-fn find(base: &str) -> anyhow::Result<Found> {
+pub(super) fn find(base: &str) -> anyhow::Result<Found> {
     if let Some(Shipped { card, seal, .. }) = shipped::ADOPTED.iter().find(|s| s.name == base) {
         return Ok(Found { card: card.to_vec(), seal: Some(seal.to_vec()), path: None });
     }

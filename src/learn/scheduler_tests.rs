@@ -381,7 +381,7 @@ proptest! {
                 Act::Ask { letter, max_tokens, deadline, stream } => {
                     let prompt = char::from(letter).to_string();
                     let deadline = Mono(now + deadline);
-                    let request = Ask { deadline, stream, ..ask(&prompt, max_tokens) };
+                    let request = Ask { stream, deadline, ..ask(&prompt, max_tokens) };
                     match desk.ask(ticket, request.clone()) {
                         Ok(()) => drop(taken.insert(ticket, request)),
                         Err(error) => prop_assert_eq!(error, GenerateError::Busy { waiting: 4 }),

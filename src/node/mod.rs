@@ -7,6 +7,8 @@
 mod clock;
 #[cfg(feature = "web")]
 mod health;
+#[cfg(all(feature = "cli", feature = "torch"))]
+mod language;
 #[cfg(feature = "cli")]
 mod settings;
 
@@ -48,6 +50,8 @@ use crate::wire::Plan;
 pub use clock::SystemClock;
 #[cfg(feature = "web")]
 pub use health::Health;
+#[cfg(all(feature = "cli", feature = "torch"))]
+pub use language::language_brain;
 #[cfg(feature = "cli")]
 pub use settings::{
     Brain, Server, SettingsProblem, brain, bus_of, data_of, identity_of, learning_of, parts_of,

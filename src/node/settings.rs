@@ -215,7 +215,7 @@ fn signal_transformer(settings: &Settings, keyring: &Keyring) -> Result<Engine, 
 
 /// How many threads train and answer: what the settings say, else half of the cores each.
 #[cfg(any(test, feature = "torch"))]
-fn core_share(limits: &LimitSettings, cores: Option<NonZeroUsize>) -> CoreShare {
+pub(super) fn core_share(limits: &LimitSettings, cores: Option<NonZeroUsize>) -> CoreShare {
     let half = cores.map_or(1, NonZeroUsize::get).div_euclid(2).max(1);
     let threads = |set: usize| {
         let wanted = if set == 0 { half } else { set };
@@ -226,7 +226,10 @@ fn core_share(limits: &LimitSettings, cores: Option<NonZeroUsize>) -> CoreShare 
 
 /// Whose signature on a base's card is believed.
 #[cfg(feature = "torch")]
-fn release_trust(settings: &Settings, keyring: &Keyring) -> Result<ReleaseTrust, SettingsProblem> {
+pub(super) fn release_trust(
+    settings: &Settings,
+    keyring: &Keyring,
+) -> Result<ReleaseTrust, SettingsProblem> {
     let bad = |problem| SettingsProblem::Key { key: "model.release_key", problem };
     let pinned = match &settings.model.release_key {
         None => crate::torch::shipped::trust().map_err(|error| bad(error.to_string()))?,
@@ -242,7 +245,7 @@ fn release_trust(settings: &Settings, keyring: &Keyring) -> Result<ReleaseTrust,
 
 /// The factors of version 0 are the same on each node.
 #[cfg(feature = "torch")]
-const ADAPTER_SEED: u64 = 1;
+pub(super) const ADAPTER_SEED: u64 = 1;
 
 #[cfg(not(feature = "torch"))]
 fn signal_transformer(_: &Settings, _: &Keyring) -> Result<Engine, SettingsProblem> {
@@ -539,13 +542,13 @@ fn gate_of(settings: &Settings) -> Gate {
     })
 }
 
-fn pack(adapter: &crate::learn::TensorSet) -> Result<Vec<u8>, SettingsProblem> {
+pub(super) fn pack(adapter: &crate::learn::TensorSet) -> Result<Vec<u8>, SettingsProblem> {
     update::pack(adapter, Coding::F32, 0)
         .map_err(|error| SettingsProblem::Key { key: "model", problem: error.to_string() })
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "settings in the range of f32")]
-fn narrow(value: f64) -> f32 {
+pub(super) fn narrow(value: f64) -> f32 {
     value as f32
 }
 

@@ -151,7 +151,6 @@ fn read(mut fields: Fields, id: Option<RequestId>) -> Result<TextRequest, FieldE
         let expected = "the id of the request that is to end";
         return Ok(TextRequest::Cancel(id.ok_or_else(|| missing("id", expected))?));
     }
-    const PROMPT: &str = "a text that is not empty";
     let prompt = fields.convert("prompt", PROMPT, |value| {
         value.as_str().filter(|text| !text.is_empty()).map(str::to_owned)
     })?;
@@ -196,6 +195,7 @@ fn read(mut fields: Fields, id: Option<RequestId>) -> Result<TextRequest, FieldE
     }))
 }
 
+const PROMPT: &str = "a text that is not empty";
 /// The id of a streamed answer is a level of its topic.
 const FOR_A_TOPIC: &str = "1 to 64 characters of A-Z a-z 0-9 _ - for the topic stream/{id}";
 

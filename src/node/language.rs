@@ -1,0 +1,83 @@
+//! From settings to a language model that trains and writes: one base in memory, shared by both lanes.
+
+use super::settings::{
+    ADAPTER_SEED, Brain, Server, SettingsProblem, core_share, narrow, pack, release_trust,
+};
+use crate::actors::text_lane::Writer;
+use crate::data::Cache;
+use crate::learn::{Frame, Learner};
+use crate::scada::telegram::ModelMeta;
+use crate::settings::Settings;
+use crate::torch::adamw::AdamWConfig;
+use crate::torch::adopted::load_language;
+use crate::torch::generate::LanguageGenerator;
+use crate::torch::gguf::LoadedLanguage;
+use crate::torch::language::{LanguageBase, Precision};
+use crate::torch::language_trainer::{LanguageLearner, LanguageTrainerConfig};
+use crate::torch::{LoraConfig, PeftConfig};
+use crate::trust::keyring::Keyring;
+
+/// Makes the language model of the card at `model.base`, with `LoRA` of the strategy's rank on it.
+///
+/// Texts are learned with the model's own end token behind each, so that an adapted model ends its
+/// answers.
+///
+/// # Errors
+/// [`SettingsProblem`] when the base isn't sealed by a trusted key, isn't in the cache, or isn't one that
+/// writes.
+pub fn language_brain(settings: &Settings, keyring: &Keyring) -> Result<Brain, SettingsProblem> {
+    let bad = |problem: String| SettingsProblem::Key { key: "model.base", problem };
+    let path = settings.model.base.clone().ok_or_else(|| {
+        bad("a language model needs a base: name the card of one (gaisnet model list)".into())
+    })?;
+    let trust = release_trust(settings, keyring)?;
+    let cache = match &settings.data.cache {
+        Some(path) => Cache::at(path.clone()),
+        None => Cache::from_env()?,
+    };
+    let (card, loaded) = load_language(&path, &trust, &cache.models())
+        .map_err(|error| bad(format!("{}: {error}", path.display())))?;
+    let LoadedLanguage { config, weights, tokenizer } = loaded;
+    let end = tokenizer
+        .eos()
+        .ok_or_else(|| bad(format!("{}: its tokenizer has no end token", path.display())))?;
+    let device = tch::Device::Cpu;
+    let base = LanguageBase::new(config, weights, Precision::best(device), device)?;
+    let share = core_share(&settings.limits, std::thread::available_parallelism().ok());
+    let peft = PeftConfig::lora(LoraConfig {
+        rank: settings.strategy.rank,
+        alpha: narrow(settings.strategy.alpha),
+        ..LoraConfig::default()
+    });
+    let trainer = LanguageTrainerConfig {
+        peft: peft.clone(),
+        adamw: AdamWConfig { weight_decay: 0.0, ..AdamWConfig::default() },
+        sequence: SEQUENCE.min(config.context),
+        frame: Frame::separator(end),
+        max_memory_mib: None,
+        threads: share.train,
+    };
+    let learner = LanguageLearner::new(base.share(), trainer, ADAPTER_SEED)?;
+    let generator = LanguageGenerator::new(base, &peft, share.serve)?;
+    let model = ModelMeta {
+        name: settings.model.name.clone(),
+        version: 0,
+        window: 0,
+        rate_hz: 0.0,
+        labels: Vec::new(),
+        context: Some(config.context),
+    };
+    Ok(Brain {
+        model,
+        base: card.digest(),
+        adapter: pack(&learner.initial_adapter())?,
+        learner: Box::new(learner),
+        server: Server::Text(Writer {
+            generator: Box::new(generator),
+            tokens: std::sync::Arc::new(tokenizer),
+        }),
+    })
+}
+
+/// Tokens of a training sequence.
+const SEQUENCE: u32 = 256;
