@@ -14,12 +14,13 @@ use crate::torch::gguf::load_gguf;
 use crate::torch::language::{LanguageBase, Precision};
 use crate::torch::language_trainer::{LanguageLearner, LanguageTrainerConfig};
 use crate::torch::tokenizer::TextTokenizer;
+use crate::torch::weights_error::WeightsError;
 use crate::torch::{LoraConfig, PeftConfig};
 
 /// Tokens a sequence: what a text may be foreseen from.
 pub const SEQUENCE: u32 = 256;
 
-/// Loads a base and makes it ready: the learner holds it as this machine multiplies it quickest, the judge
+/// Loads a base (a GGUF file) and makes it ready: the learner holds it as this machine multiplies it quickest, the judge
 /// in f32.
 ///
 /// A machine's texts are its log book: a newline stands between them, and each is foreseen from those
@@ -31,8 +32,8 @@ pub fn subject(
     base: &Path,
     settings: &Settings,
     threads: NonZeroU16,
-    data: String,
 ) -> Result<(Subject, TextTokenizer), ExperimentError> {
+    let digest = digest_of(base)?;
     let loaded = load_gguf(base)?;
     let tokenizer = loaded.tokenizer;
     let newline = tokenizer.encode("\n")?;
@@ -71,12 +72,16 @@ pub fn subject(
     let subject = Subject {
         learner: Box::new(learner),
         judge: Box::new(LanguageJudge(judge)),
-        base: Digest::of(b"smollm2"),
+        base: digest,
         model: format!("SmolLM2-135M with LoRA on q and v, base in {precision:?}").to_lowercase(),
-        data,
         tokens_per_step: u64::from(SEQUENCE) * u64::from(settings.strategy.batch_size),
     };
     Ok((subject, tokenizer))
+}
+
+fn digest_of(path: &Path) -> Result<Digest, WeightsError> {
+    let at = |source| WeightsError::Io { path: path.display().to_string(), source };
+    Ok(Digest::of(&std::fs::read(path).map_err(at)?))
 }
 
 /// A learner that is only asked how well it foresees.
