@@ -121,17 +121,18 @@ pub(super) fn run(args: &ExperimentArgs, out: &mut dyn Write) -> anyhow::Result<
         patience_s: args.patience,
         rehearse: args.rehearse,
     };
-    let report = experiment::run(&options, &settings, subject, &machines, &mut |news| match news {
-        News::Begins(arm) => {
-            bar.set_position(0);
-            bar.set_length(0);
-            bar.set_message(arm);
-        }
-        News::Step { done, of } => {
-            bar.set_length(of);
-            bar.set_position(done);
-        }
-    });
+    let report =
+        experiment::run(&options, &settings, subject, &machines, &data, &mut |news| match news {
+            News::Begins(arm) => {
+                bar.set_position(0);
+                bar.set_length(0);
+                bar.set_message(arm);
+            }
+            News::Step { done, of } => {
+                bar.set_length(of);
+                bar.set_position(done);
+            }
+        });
     bar.finish_and_clear();
     let report = report?;
     show(args, &folder, &report, out)
@@ -217,7 +218,12 @@ fn subject_of(args: &RunArgs, settings: &Settings) -> anyhow::Result<(Subject, E
     let threads = args.threads.map_or(cores, usize::from);
     let threads = u16::try_from(threads).ok().and_then(NonZeroU16::new);
     let threads = threads.unwrap_or(NonZeroU16::MIN);
-    let (subject, tokenizer) = crate::experiment::language::subject(&args.base, settings, threads)?;
+    let (subject, tokenizer) = crate::experiment::language::subject(
+        &args.base,
+        &Cache::from_env()?.models(),
+        settings,
+        threads,
+    )?;
     Ok((subject, Box::new(move |text| tokenizer.encode(text))))
 }
 

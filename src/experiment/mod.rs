@@ -99,6 +99,10 @@ pub enum ExperimentError {
     #[cfg(feature = "torch")]
     #[error(transparent)]
     Weights(#[from] crate::torch::weights_error::WeightsError),
+    /// The keys that ship with the program.
+    #[cfg(feature = "torch")]
+    #[error(transparent)]
+    ShippedKey(#[from] crate::trust::keys::KeyError),
     /// Packing an adapter.
     #[error(transparent)]
     Update(#[from] crate::protocol::update::UpdateError),
@@ -146,6 +150,8 @@ impl ExperimentError {
             Self::Learn(error) => error.kind(),
             #[cfg(feature = "torch")]
             Self::Weights(error) => error.kind(),
+            #[cfg(feature = "torch")]
+            Self::ShippedKey(_) => "shipped_key",
             Self::Update(error) => error.kind(),
             Self::Settings(_) => "settings",
             Self::Node(_) => "node",
