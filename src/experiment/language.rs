@@ -1,4 +1,4 @@
-//! The language model as what an experiment is about: SmolLM2 with LoRA, judged in full precision.
+//! The language model as what an experiment is about: a base with LoRA, judged in full precision.
 
 use std::num::NonZeroU16;
 use std::path::Path;
