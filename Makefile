@@ -40,6 +40,7 @@ else
 	$(CARGO) test --all-features --lib --bins --tests --no-run
 endif
 	@$(TARGET)/debug/gaisnet data fetch bearings || echo "note: no recordings, so the tests on them are skipped"
+	@$(TARGET)/debug/gaisnet data fetch excavators || echo "note: no work orders, so the tests on them are skipped"
 	@rm -f $(GAISNET_SKIP_LOG)
 ifeq ($(NEXTEST),nextest)
 	$(CARGO) nextest run --all-features

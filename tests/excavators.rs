@@ -1,6 +1,12 @@
 //! The real work orders: what is unpacked of the wheel, and how it is cut.
 #![cfg(feature = "cli")]
-#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    reason = "a test"
+)]
 
 mod support;
 
@@ -20,6 +26,41 @@ fn the_set_has_exactly_the_orders_that_it_should() {
     assert_eq!(MACHINES.len(), set.machines.len());
     let first = set.machine("A").unwrap();
     assert_eq!(first.train.first().unwrap(), "BUCKET WON'T OPEN");
+}
+
+/// The reference: transformers 5.24 with torch 2.13 on the weights brought to f32; a newline (token 198)
+/// before, between and after the orders of machine A's test part, cut into stretches of 256 tokens, each
+/// token foreseen from those before it in its stretch; newlines not counted.
+#[cfg(feature = "torch")]
+#[test]
+fn the_base_foresees_the_orders_of_a_machine_as_the_reference_does() {
+    use std::num::NonZeroU16;
+    use std::path::Path;
+
+    use gaisnet::experiment::{excavators, language};
+    use gaisnet::settings::Layers;
+
+    let Some(mut set) = orders_or_skip() else { return };
+    let mut layers = Layers::new();
+    layers.text("maintenance-text", excavators::TEMPLATE);
+    layers.set("node.name=cloud").set("node.site=_").set("node.roles=aggregator");
+    let settings = layers.load().into_settings().unwrap();
+    let card = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/smollm2-135m.toml");
+    let models = Cache::from_env().unwrap().models();
+    let two = NonZeroU16::new(2).unwrap();
+    let (mut subject, tokenizer) = match language::subject(&card, &models, &settings, two) {
+        Ok(found) => found,
+        Err(error) if error.kind() == "not_fetched" => return support::skip(&error.to_string()),
+        Err(error) => panic!("{error}"),
+    };
+    set.machines.truncate(1);
+    let machines = excavators::machines(&set, false, &mut |text| tokenizer.encode(text)).unwrap();
+    let test = &machines[0].test;
+    let untrained = subject.learner.initial_adapter();
+    assert_eq!(untrained.num_values(), 460_800);
+    let nats = subject.judge.nats(&untrained, test).unwrap();
+    assert_eq!(test.chars, 635);
+    assert!((nats - 928.767).abs() < 0.05, "{nats}");
 }
 
 #[test]

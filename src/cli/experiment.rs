@@ -110,8 +110,9 @@ pub(super) fn run(args: &ExperimentArgs, out: &mut dyn Write) -> anyhow::Result<
     bar.suspend(|| told(args, fetched.notice));
 
     bar.set_message("loading the base");
-    let (subject, mut encode) = subject_of(args, &settings, excavators::described(&set))?;
+    let (subject, mut encode) = subject_of(args, &settings)?;
     let machines = excavators::machines(&set, args.rehearse, &mut *encode)?;
+    let data = excavators::described(&machines);
 
     let (_temporary, folder) = folder_of(args)?;
     let options = Options {
@@ -120,17 +121,18 @@ pub(super) fn run(args: &ExperimentArgs, out: &mut dyn Write) -> anyhow::Result<
         patience_s: args.patience,
         rehearse: args.rehearse,
     };
-    let report = experiment::run(&options, &settings, subject, &machines, &mut |news| match news {
-        News::Begins(arm) => {
-            bar.set_position(0);
-            bar.set_length(0);
-            bar.set_message(arm);
-        }
-        News::Step { done, of } => {
-            bar.set_length(of);
-            bar.set_position(done);
-        }
-    });
+    let report =
+        experiment::run(&options, &settings, subject, &machines, &data, &mut |news| match news {
+            News::Begins(arm) => {
+                bar.set_position(0);
+                bar.set_length(0);
+                bar.set_message(arm);
+            }
+            News::Step { done, of } => {
+                bar.set_length(of);
+                bar.set_position(done);
+            }
+        });
     bar.finish_and_clear();
     let report = report?;
     show(args, &folder, &report, out)
@@ -211,22 +213,22 @@ fn settings_of(args: &RunArgs) -> anyhow::Result<Settings> {
 /// Turns a text into token ids.
 type Encode = Box<dyn FnMut(&str) -> Result<Vec<u32>, LearnError>>;
 #[cfg(feature = "torch")]
-fn subject_of(
-    args: &RunArgs,
-    settings: &Settings,
-    data: String,
-) -> anyhow::Result<(Subject, Encode)> {
+fn subject_of(args: &RunArgs, settings: &Settings) -> anyhow::Result<(Subject, Encode)> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
     let threads = args.threads.map_or(cores, usize::from);
     let threads = u16::try_from(threads).ok().and_then(NonZeroU16::new);
     let threads = threads.unwrap_or(NonZeroU16::MIN);
-    let (subject, tokenizer) =
-        crate::experiment::language::subject(&args.base, settings, threads, data)?;
+    let (subject, tokenizer) = crate::experiment::language::subject(
+        &args.base,
+        &Cache::from_env()?.models(),
+        settings,
+        threads,
+    )?;
     Ok((subject, Box::new(move |text| tokenizer.encode(text))))
 }
 
 #[cfg(not(feature = "torch"))]
-fn subject_of(_: &RunArgs, _: &Settings, _: String) -> anyhow::Result<(Subject, Encode)> {
+fn subject_of(_: &RunArgs, _: &Settings) -> anyhow::Result<(Subject, Encode)> {
     bail!("this gaisnet was built without libtorch: build it with the feature torch (make build)")
 }
 

@@ -71,21 +71,18 @@ fn settings_text(tier: Tier, args: &InitArgs) -> String {
     filled.extend(parent.map(|parent| ("parent", parent)));
     let chosen = args.template.as_deref();
     let template = TEMPLATES.iter().find(|(name, _)| Some(*name) == chosen);
-    let text = match template {
-        Some((_, text)) => {
-            let roles = match tier {
-                Tier::Device => "[\"trainer\", \"inferencer\"]",
-                Tier::Edge => "[\"relay\", \"inferencer\"]",
-                Tier::Cloud => "[\"aggregator\", \"inferencer\"]",
-            };
-            filled.push(("roles", roles.to_owned()));
-            filled.push(("site", site.unwrap_or_else(|| "\"_\"".to_owned())));
-            text
-        }
-        None => {
-            filled.extend(site.map(|site| ("site", site)));
-            tier.settings()
-        }
+    let text = if let Some((_, text)) = template {
+        let roles = match tier {
+            Tier::Device => "[\"trainer\", \"inferencer\"]",
+            Tier::Edge => "[\"relay\", \"inferencer\"]",
+            Tier::Cloud => "[\"aggregator\", \"inferencer\"]",
+        };
+        filled.push(("roles", roles.to_owned()));
+        filled.push(("site", site.unwrap_or_else(|| "\"_\"".to_owned())));
+        text
+    } else {
+        filled.extend(site.map(|site| ("site", site)));
+        tier.settings()
     };
     let mut out = String::new();
     let mut in_node = false;

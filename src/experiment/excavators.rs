@@ -33,13 +33,13 @@ pub fn machines(
     Ok(machines)
 }
 
-/// What was learned from and judged on, in a few words.
-pub fn described(set: &Dataset) -> String {
-    let sum = |part: fn(&Orders) -> usize| set.machines.iter().map(part).sum::<usize>();
+/// What is learned from and judged on, in a few words.
+pub fn described(machines: &[Machine]) -> String {
+    let sum = |part: fn(&Machine) -> usize| machines.iter().map(part).sum::<usize>();
     format!(
         "excavators: work orders of 5 machines on 2 sites, {} to learn from, {} to judge by",
-        sum(|orders| orders.train.len()),
-        sum(|orders| orders.test.len()),
+        sum(|machine| machine.train.lengths.len()),
+        sum(|machine| machine.test.lengths.len()),
     )
 }
 
@@ -78,6 +78,7 @@ mod tests {
         assert_eq!((first.train.lengths.len(), first.train.chars), (10, 70));
         assert_eq!((first.test.lengths.as_slice(), first.test.chars), (&[10][..], 10));
         assert_eq!(first.test.rows().next().unwrap().len(), 10);
+        assert!(described(&machines).ends_with("60 to learn from, 5 to judge by"));
     }
 
     #[test]

@@ -151,7 +151,7 @@ impl Federation<'_> {
             tokio::select! {
                 biased;
                 Some(reason) = reasons.recv() => return Err(ExperimentError::GaveUp(reason)),
-                () = tokio::time::sleep(TICK) => quiet += 1,
+                () = tokio::time::sleep(Duration::from_millis(TICK_MS)) => quiet += 1,
             }
             let done = steps.load(Ordering::Relaxed);
             if done != seen {
@@ -167,7 +167,7 @@ impl Federation<'_> {
                 outcome.losses.push(mean(&losses));
                 outcome.adapter = update::unpack(&served.1)?;
             }
-            if quiet * TICK.as_millis() as u64 > self.patience_s * 1_000 {
+            if quiet * TICK_MS > self.patience_s * 1_000 {
                 return Err(ExperimentError::Stuck { seconds: self.patience_s, version });
             }
         }
@@ -177,7 +177,7 @@ impl Federation<'_> {
             if at_last {
                 break;
             }
-            tokio::time::sleep(TICK).await;
+            tokio::time::sleep(Duration::from_millis(TICK_MS)).await;
         }
         Ok(outcome)
     }
@@ -350,6 +350,6 @@ fn mean(values: &[f64]) -> f64 {
 }
 
 /// How often is looked.
-const TICK: Duration = Duration::from_millis(50);
+const TICK_MS: u64 = 50;
 /// How long the last version may take to the devices: half a minute.
 const SETTLE_TICKS: u32 = 600;

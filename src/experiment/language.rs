@@ -1,4 +1,4 @@
-//! The language model as what an experiment is about: SmolLM2 with LoRA, judged in full precision.
+//! The language model as what an experiment is about: a base with LoRA, judged in full precision.
 
 use std::num::NonZeroU16;
 use std::path::Path;
@@ -6,34 +6,34 @@ use std::path::Path;
 use tch::Device;
 
 use super::{ExperimentError, Subject};
-use crate::ids::Digest;
 use crate::learn::{Frame, Judge, LearnError, TensorSet, Texts};
 use crate::settings::Settings;
 use crate::torch::adamw::AdamWConfig;
-use crate::torch::gguf::load_gguf;
+use crate::torch::adopted::load_language;
 use crate::torch::language::{LanguageBase, Precision};
 use crate::torch::language_trainer::{LanguageLearner, LanguageTrainerConfig};
 use crate::torch::tokenizer::TextTokenizer;
-use crate::torch::{LoraConfig, PeftConfig};
+use crate::torch::{LoraConfig, PeftConfig, shipped};
 
 /// Tokens a sequence: what a text may be foreseen from.
 pub const SEQUENCE: u32 = 256;
 
-/// Loads a base and makes it ready: the learner holds it as this machine multiplies it quickest, the judge
+/// Loads the base that a card pins and makes it ready: the learner holds it as this machine multiplies it quickest, the judge
 /// in f32.
 ///
 /// A machine's texts are its log book: a newline stands between them, and each is foreseen from those
-/// before it in a sequence of [`SEQUENCE`] tokens.
+/// before it in a sequence of [`SEQUENCE`] tokens. The card must be signed by a key that ships with the program;
+/// its weights lie beside it, or in the folder `models`.
 ///
 /// # Errors
 /// [`ExperimentError`] when the base can't be read or doesn't go with the settings.
 pub fn subject(
-    base: &Path,
+    card: &Path,
+    models: &Path,
     settings: &Settings,
     threads: NonZeroU16,
-    data: String,
 ) -> Result<(Subject, TextTokenizer), ExperimentError> {
-    let loaded = load_gguf(base)?;
+    let (card, loaded) = load_language(card, &shipped::trust()?, models)?;
     let tokenizer = loaded.tokenizer;
     let newline = tokenizer.encode("\n")?;
     let [newline] = newline.as_slice() else {
@@ -71,12 +71,18 @@ pub fn subject(
     let subject = Subject {
         learner: Box::new(learner),
         judge: Box::new(LanguageJudge(judge)),
-        base: Digest::of(b"smollm2"),
-        model: format!("SmolLM2-135M with LoRA on q and v, base in {precision:?}").to_lowercase(),
-        data,
+        base: card.digest(),
+        model: format!("{} with LoRA on q and v, base in {}", card.name, called(precision)),
         tokens_per_step: u64::from(SEQUENCE) * u64::from(settings.strategy.batch_size),
     };
     Ok((subject, tokenizer))
+}
+
+fn called(precision: Precision) -> &'static str {
+    match precision {
+        Precision::F32 => "f32",
+        Precision::Bf16 => "bf16",
+    }
 }
 
 /// A learner that is only asked how well it foresees.

@@ -70,8 +70,6 @@ pub struct Subject {
     pub base: Digest,
     /// In a few words.
     pub model: String,
-    /// In a few words.
-    pub data: String,
     /// Places of token ids a step, padding included.
     pub tokens_per_step: u64,
 }
@@ -101,6 +99,10 @@ pub enum ExperimentError {
     #[cfg(feature = "torch")]
     #[error(transparent)]
     Weights(#[from] crate::torch::weights_error::WeightsError),
+    /// The keys that ship with the program.
+    #[cfg(feature = "torch")]
+    #[error(transparent)]
+    ShippedKey(#[from] crate::trust::keys::KeyError),
     /// Packing an adapter.
     #[error(transparent)]
     Update(#[from] crate::protocol::update::UpdateError),
@@ -148,6 +150,8 @@ impl ExperimentError {
             Self::Learn(error) => error.kind(),
             #[cfg(feature = "torch")]
             Self::Weights(error) => error.kind(),
+            #[cfg(feature = "torch")]
+            Self::ShippedKey(_) => "shipped_key",
             Self::Update(error) => error.kind(),
             Self::Settings(_) => "settings",
             Self::Node(_) => "node",
@@ -164,7 +168,7 @@ impl ExperimentError {
 
 /// Runs the arms in turn and judges each. Blocks until all is done.
 ///
-/// Each machine takes `round.rounds` times `strategy.local_steps` steps, alone and federated; the pooled
+/// `data` says in a few words what is learned from. Each machine takes `round.rounds` times `strategy.local_steps` steps, alone and federated; the pooled
 /// learner as many as all machines together.
 ///
 /// # Errors
@@ -174,11 +178,12 @@ pub fn run(
     settings: &Settings,
     subject: Subject,
     machines: &[Machine],
+    data: &str,
     news: &mut dyn FnMut(News),
 ) -> Result<ExperimentReport, ExperimentError> {
     let clock = SystemClock::new();
     let began = clock.now();
-    let Subject { learner, mut judge, base, model, data, tokens_per_step } = subject;
+    let Subject { learner, mut judge, base, model, tokens_per_step } = subject;
     let start = learner.initial_adapter();
     let shared = Shared(Arc::new(Mutex::new(learner)));
     let mut arms = Vec::new();
@@ -189,6 +194,7 @@ pub fn run(
 
     news(News::Begins("judging the base"));
     let zero_shot = judge::of_one(judge.as_mut(), &start, machines)?;
+    // It takes no training, so no time.
     push(ArmKind::ZeroShot, zero_shot, 0, 0);
 
     let steps = settings.round.rounds * u64::from(settings.strategy.local_steps);

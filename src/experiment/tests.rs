@@ -97,7 +97,6 @@ fn experiment(arms: &[ArmKind], settings: &Settings) -> (ExperimentReport, Vec<N
         judge: Box::new(Mean),
         base: Digest([7; 32]),
         model: "a mean".into(),
-        data: "made up".into(),
         tokens_per_step: 4,
     };
     let machines = [
@@ -106,7 +105,8 @@ fn experiment(arms: &[ArmKind], settings: &Settings) -> (ExperimentReport, Vec<N
         machine("C", "south", 8, 360),
     ];
     let mut news = Vec::new();
-    let report = run(&options, settings, subject, &machines, &mut |at| news.push(at)).unwrap();
+    let report =
+        run(&options, settings, subject, &machines, "made up", &mut |at| news.push(at)).unwrap();
     (report, news)
 }
 
@@ -164,11 +164,10 @@ fn a_federation_that_stands_still_is_an_error_and_not_a_wait_for_ever() {
         judge: Box::new(Mean),
         base: Digest([7; 32]),
         model: String::new(),
-        data: String::new(),
         tokens_per_step: 4,
     };
     let machines = [machine("A", "north", 2, 120)];
-    let error = run(&options, &settings, subject, &machines, &mut |_| {}).unwrap_err();
+    let error = run(&options, &settings, subject, &machines, "", &mut |_| {}).unwrap_err();
     assert_eq!(error.kind(), "stuck");
 }
 
