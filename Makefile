@@ -4,7 +4,7 @@
 # checkout and changes nothing when it is there.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test verify fix bench doc clean
+.PHONY: help setup build demo test verify fix bench bench-finetune doc clean
 
 CARGO ?= cargo
 # Everything but libtorch: a relay or broker on an old gateway is built so.
@@ -72,6 +72,12 @@ fix: setup ## formats, and applies what clippy can repair; the one target that e
 
 bench: setup ## figures beside their references, as a table (JSON=out.json writes them too, ARGS=... for more)
 	$(CARGO) bench --bench gaisnet -- $(if $(JSON),--json $(JSON)) $(ARGS)
+
+# Work files hold the same tokens for both sides; benches/peers/make-venv makes the peer's Python.
+PEERS := $(or $(PEERS_VENV),$(HOME)/.cache/gaisnet/peers-venv)/bin/python
+GGUF = $(shell target/release/gaisnet model show smollm2-135m --json | sed -n 's/.*"file": *"\([^"]*\)".*/\1/p')
+bench-finetune: setup ## SmolLM2 beside transformers + peft (WORK="a.safetensors b.safetensors" GGUF=... , see benches/peers)
+	$(CARGO) bench --bench finetune -- --gguf $(GGUF) $(addprefix --work ,$(WORK)) --python $(PEERS) $(if $(JSON),--json $(JSON)) $(ARGS)
 
 doc: setup ## the documentation of the code: target/doc/gaisnet/index.html
 	$(CARGO) doc --no-deps

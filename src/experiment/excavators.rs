@@ -1,7 +1,7 @@
 //! The excavators' work orders as the machines of an experiment.
 
 use super::Machine;
-use crate::data::excavators::{Dataset, MACHINES, Orders, chars};
+use crate::data::excavators::{Dataset, MACHINES, Orders};
 use crate::learn::{LearnError, Texts};
 
 /// Settings of this experiment: the template that a plant with such texts would start from.
@@ -26,8 +26,8 @@ pub fn machines(
         machines.push(Machine {
             name: (*name).to_owned(),
             site: if matches!(*name, "A" | "B" | "C") { "north" } else { "south" }.to_owned(),
-            train: encoded(train, encode)?,
-            test: encoded(test, encode)?,
+            train: Texts::encoded(train, encode)?,
+            test: Texts::encoded(test, encode)?,
         });
     }
     Ok(machines)
@@ -41,19 +41,6 @@ pub fn described(machines: &[Machine]) -> String {
         sum(|machine| machine.train.lengths.len()),
         sum(|machine| machine.test.lengths.len()),
     )
-}
-
-fn encoded(
-    texts: &[String],
-    encode: &mut dyn FnMut(&str) -> Result<Vec<u32>, LearnError>,
-) -> Result<Texts, LearnError> {
-    let mut all = Texts { chars: chars(texts), ..Texts::default() };
-    for text in texts {
-        let ids = encode(text)?;
-        all.lengths.push(u32::try_from(ids.len()).unwrap_or(u32::MAX));
-        all.tokens.extend(ids);
-    }
-    Ok(all)
 }
 
 #[cfg(test)]

@@ -206,6 +206,7 @@ impl Federation<'_> {
             window: 1,
             rate_hz: 0.0,
             labels: Vec::new(),
+            context: None,
         };
         let none: [&str; 0] = [];
         let policy = CommandPolicy::new(none).map_err(|error| SettingsProblem::Key {

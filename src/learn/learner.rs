@@ -41,6 +41,24 @@ pub struct Texts {
 }
 
 impl Texts {
+    /// Texts as token ids.
+    ///
+    /// # Errors
+    /// What `encode` says.
+    pub fn encoded(
+        texts: &[String],
+        encode: &mut dyn FnMut(&str) -> Result<Vec<u32>, LearnError>,
+    ) -> Result<Self, LearnError> {
+        let mut all = Self::default();
+        for text in texts {
+            let ids = encode(text)?;
+            all.lengths.push(u32::try_from(ids.len()).unwrap_or(u32::MAX));
+            all.tokens.extend(ids);
+            all.chars += text.chars().count() as u64;
+        }
+        Ok(all)
+    }
+
     /// The texts' ids, one after the other.
     pub fn rows(&self) -> impl Iterator<Item = &[u32]> {
         let mut rest = self.tokens.as_slice();

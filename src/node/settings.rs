@@ -8,6 +8,8 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
+#[cfg(feature = "torch")]
+use super::language_brain;
 use super::{AnswerLane, Answering, Identity, Learning, NodeError, NodeParts, SystemClock};
 #[cfg(any(test, feature = "torch"))]
 use crate::actors::lanes::CoreShare;
@@ -17,11 +19,12 @@ use crate::actors::{Adopt, Bounds, Busy, Figures, LaneBench, Operator};
 use crate::bus::mqtt::{MqttBus, MqttError, MqttSettings, TlsSettings};
 use crate::bus::{Bus, BusEvent};
 use crate::data::bearings::{self, Bearings};
+use crate::data::excavators::{self, Excavators};
 use crate::data::{Cache, DataError};
 use crate::ids::{Digest, Name, Side};
 use crate::learn::{
     BatchLimits, Examples, LearnError, Learner, MachineSpeeds, Predictor, SoftmaxLearner,
-    SoftmaxPredictor,
+    SoftmaxPredictor, Texts,
 };
 use crate::ledger::Event;
 use crate::privacy::{Gate, Profile};
@@ -170,15 +173,18 @@ pub fn brain(settings: &Settings, keyring: &Keyring) -> Result<Brain, SettingsPr
             )
         }
         LearnerName::SignalTransformer => signal_transformer(settings, keyring)?,
-        LearnerName::Language => {
-            return Err(SettingsProblem::Key {
-                key: "model.learner",
-                problem: "language runs in experiments only: gaisnet experiment run".into(),
-            });
-        }
+        LearnerName::Language => return language_brain(settings, keyring),
     };
     let adapter = pack(&learner.initial_adapter())?;
     Ok(Brain { model, base, adapter, learner, server })
+}
+
+#[cfg(not(feature = "torch"))]
+fn language_brain(_: &Settings, _: &Keyring) -> Result<Brain, SettingsProblem> {
+    Err(SettingsProblem::Key {
+        key: "model.learner",
+        problem: "a language model needs a build with the feature torch".into(),
+    })
 }
 
 /// The pre-trained base with LoRA on it.
@@ -484,15 +490,26 @@ fn bounds_of(settings: &Settings) -> Bounds {
     }
 }
 
-/// A device's own windows.
+/// A device's own windows or texts, in the form that its model takes.
 ///
 /// # Errors
-/// [`SettingsProblem`] when the set or client isn't known, or the set wasn't fetched.
-pub fn data_of(settings: &Settings) -> Result<Option<Examples>, SettingsProblem> {
+/// [`SettingsProblem`] when the set or client isn't known, the set wasn't fetched, or the model learns
+/// from the other kind.
+pub fn data_of(settings: &Settings, brain: &Brain) -> Result<Option<Examples>, SettingsProblem> {
     let Some(set) = &settings.data.set else { return Ok(None) };
     let bad = |key, problem: String| SettingsProblem::Key { key, problem };
-    if set != "bearings" {
-        return Err(bad("data.set", format!("no data set {set:?}: this version has bearings")));
+    match (set.as_str(), &brain.server) {
+        ("bearings", Server::Windows(_)) => {}
+        ("excavators", Server::Text(writer)) => return orders_of(settings, writer).map(Some),
+        ("bearings" | "excavators", _) => {
+            let learner =
+                "bearings are windows, excavators are texts: model.learner is for the other";
+            return Err(bad("data.set", learner.into()));
+        }
+        _ => {
+            let known = format!("no data set {set:?}: this version has bearings and excavators");
+            return Err(bad("data.set", known));
+        }
     }
     let cache = match &settings.data.cache {
         Some(path) => Cache::at(path.clone()),
@@ -507,6 +524,25 @@ pub fn data_of(settings: &Settings) -> Result<Option<Examples>, SettingsProblem>
         bad("data.client", format!("{client:?} is none of {:?}", bearings::PLANTS))
     })?;
     Ok(Some(all.plant(at)?.into()))
+}
+
+/// A machine's work orders as token ids.
+fn orders_of(settings: &Settings, writer: &Writer) -> Result<Examples, SettingsProblem> {
+    let bad = |key, problem: String| SettingsProblem::Key { key, problem };
+    let cache = match &settings.data.cache {
+        Some(path) => Cache::at(path.clone()),
+        None => Cache::from_env()?,
+    };
+    let all = Excavators::cached(&cache).ok_or_else(|| {
+        bad("data.set", "excavators is not in the cache: gaisnet data fetch excavators".into())
+    })?;
+    let client = settings.data.client.as_ref().map_or("", Name::as_str);
+    let all = all.load()?;
+    let orders = all.machine(client).ok_or_else(|| {
+        bad("data.client", format!("{client:?} is none of {:?}", excavators::MACHINES))
+    })?;
+    let mut encode = |text: &str| writer.tokens.encode(text);
+    Ok(Texts::encoded(&orders.train, &mut encode)?.into())
 }
 
 fn tags_of(settings: &Settings) -> Result<Vec<Tag>, SettingsProblem> {
