@@ -203,9 +203,10 @@ impl Federation<'_> {
         let model = ModelMeta {
             name: settings.model.name.clone(),
             version: 0,
-            window: 1,
+            window: 0,
             rate_hz: 0.0,
             labels: Vec::new(),
+            context: None,
         };
         let none: [&str; 0] = [];
         let policy = CommandPolicy::new(none).map_err(|error| SettingsProblem::Key {
