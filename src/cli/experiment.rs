@@ -198,6 +198,10 @@ fn settings_of(args: &RunArgs) -> anyhow::Result<Settings> {
             layers.set(&format!("{key}={value}"));
         }
     }
+    if args.rehearse {
+        // A fifth of its training texts less, and the smallest machine has too few for any other profile.
+        layers.set("privacy.profile=lab");
+    }
     let mut settings = layers.load().into_settings()?;
     if let Some(steps) = args.steps {
         let rounds = u32::try_from(settings.round.rounds).unwrap_or(u32::MAX);
@@ -290,7 +294,8 @@ Examples:
   gaisnet experiment run excavators --json | jq .bits_per_char.federated
   gaisnet experiment run excavators --out results     results/report.html has the plots
 
-Settings are those of the template maintenance-text. The base: gaisnet model fetch smollm2-135m.";
+Settings are those of the template maintenance-text (a rehearsal has the privacy profile lab: it leaves
+machine A with 96 texts). The base: gaisnet model fetch smollm2-135m.";
 
 #[cfg(test)]
 mod tests {
@@ -314,6 +319,9 @@ mod tests {
         assert_eq!(settings.round.rounds * u64::from(settings.strategy.local_steps), 60);
         let line = ["--steps", "80", "--rounds", "5", "--seed", "7", "--compression", "none"];
         let settings = settings_of(&args(&line)).unwrap();
+        assert_eq!(settings.privacy.profile, crate::settings::PrivacyProfile::Standard);
+        let rehearsal = settings_of(&args(&["--rehearse"])).unwrap();
+        assert_eq!(rehearsal.privacy.profile, crate::settings::PrivacyProfile::Lab);
         assert_eq!((settings.round.rounds, settings.strategy.local_steps), (5, 16));
         assert_eq!(settings.strategy.seed, 7);
         assert_eq!(settings.strategy.compression, crate::settings::Compression::None);

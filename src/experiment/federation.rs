@@ -203,7 +203,7 @@ impl Federation<'_> {
         let model = ModelMeta {
             name: settings.model.name.clone(),
             version: 0,
-            window: 1,
+            window: 0,
             rate_hz: 0.0,
             labels: Vec::new(),
             context: None,
