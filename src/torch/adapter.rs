@@ -355,3 +355,7 @@ impl<'a> Found<'a> {
 
 /// Deviation of drawn tokens.
 const DRAW: f64 = 0.02;
+
+#[cfg(test)]
+#[path = "adapter_tests.rs"]
+mod tests;

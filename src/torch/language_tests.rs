@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use tch::Device;
 
 use super::*;
-use crate::learn::{Layout, LearnError};
+use crate::learn::{Generator, Layout, LearnError};
+use crate::torch::generate::LanguageGenerator;
 use crate::torch::language::{LanguageConfig, Precision, SequenceCache};
 use crate::torch::peft::LoraConfig;
 use crate::torch::weights::Weights;
@@ -35,6 +36,7 @@ fn noise(name: &str, n: usize) -> Vec<f32> {
 }
 
 fn base(tied: bool) -> LanguageBase {
+    use_threads(NonZeroU16::MIN);
     let mut set = TensorSet::zeros(&sizes(tied).layout());
     for (name, data) in set.named_values_mut() {
         let (middle, scale) = if name.contains("norm") { (1.0, 0.1) } else { (0.0, 0.3) };
@@ -186,11 +188,11 @@ fn places(layout: &Layout) -> Vec<(&str, std::ops::Range<usize>)> {
 
 #[test]
 fn each_kind_gets_the_gradient_that_finite_differences_give() {
-    const STEP: f32 = 5e-3;
+    const STEP: f32 = 1.5e-3;
     for tied in [false, true] {
         let base = base(tied);
         for (kind, peft) in kinds() {
-            if tied && !["everything", "lora", "all of it"].contains(&kind) {
+            if tied && kind != "everything" {
                 continue;
             }
             let learner = learner(&base, &peft);
@@ -218,7 +220,7 @@ fn each_kind_gets_the_gradient_that_finite_differences_give() {
                     let expected = dots.sum::<f64>() / norm(&direction);
                     let apart = (measured - expected).abs();
                     assert!(
-                        apart < 2e-3 + 1e-2 * length,
+                        apart < 5e-3 + 1e-2 * length,
                         "{kind}, {name}: measured {measured}, expected {expected}, length {length}"
                     );
                 }
@@ -320,6 +322,26 @@ fn tokens_one_by_one_answer_as_all_at_once() {
 }
 
 #[test]
+fn slots_answer_with_their_own_adapters_also_where_those_change_the_head() {
+    let base = base(false);
+    let text = text(4, 8);
+    for (kind, peft) in kinds() {
+        let learner = learner(&base, &peft);
+        let set = adapter(&learner);
+        let whole = logits(&base, &learner, &set, &text);
+        let mut writer = LanguageGenerator::new(base.share(), &peft, NonZeroU16::MIN).unwrap();
+        writer.load(1, &set).unwrap();
+        let bare = writer.start(7, 0, &text[..6]).unwrap();
+        let first = writer.start(8, 1, &text[..6]).unwrap();
+        assert!(distance(&first, &bare) > 1e-2, "{kind}: the adapter changes nothing");
+        assert!(distance(&first, &whole[5 * 24..6 * 24]) < 2e-5, "{kind}");
+        let next = writer.step(&[(7, text[6]), (8, text[6])]).unwrap();
+        assert!(distance(&next[1], &whole[6 * 24..7 * 24]) < 2e-5, "{kind}");
+        assert!(distance(&next[0], &next[1]) > 1e-2, "{kind}");
+    }
+}
+
+#[test]
 fn a_block_at_a_time_gives_the_gradient_of_all_blocks() {
     for tied in [false, true] {
         let base = base(tied);
@@ -368,8 +390,8 @@ fn training_lowers_the_loss_and_moves_nothing_of_the_base() {
         let learner = learner(&base, &peft);
         let packed = packed(&learner);
         let mut run = learner.run(&learner.initial_adapter(), packed.num()).unwrap();
-        let losses: Vec<f32> = (0..12).map(|_| run.step(&packed, 2e-2, 0.0).unwrap()).collect();
-        assert!(losses[11] < losses[0], "{kind}: {losses:?}");
+        let losses: Vec<f32> = (0..6).map(|_| run.step(&packed, 2e-2, 0.0).unwrap()).collect();
+        assert!(losses[5] < losses[0], "{kind}: {losses:?}");
     }
     assert_eq!(base.weights().to_set().unwrap(), before);
 }
