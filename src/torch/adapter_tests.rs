@@ -1,12 +1,16 @@
 //! Adapters of the signal transformer, whose layers have biases.
 
+use std::num::NonZeroU16;
+
 use tch::Kind;
 
 use super::*;
 use crate::torch::parts::Parts;
 use crate::torch::signal::{SignalTransformer, SignalTransformerConfig, tests::tiny};
+use crate::torch::use_threads;
 
 fn base() -> (SignalTransformerConfig, Weights) {
+    use_threads(NonZeroU16::MIN);
     let config = tiny();
     let set = config.initial_weights(&mut Stream::new(2, "base"));
     (config, Weights::from_set(&set).unwrap())
