@@ -61,9 +61,9 @@ struct MoveArgs {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum FormatArg {
-    /// adapter_config.json and adapter_model.safetensors
+    /// The files that Python's peft reads
     Peft,
-    /// adapter.json and adapter.safetensors
+    /// Our manifest and its tensors
     Gaisnet,
 }
 

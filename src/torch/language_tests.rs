@@ -54,7 +54,7 @@ fn names(all: &[&str]) -> Vec<String> {
 fn lora(targets: &[&str]) -> PeftConfig {
     let ranks = BTreeMap::from([("v".into(), 2), ("blocks.1.attn.q".into(), 5)]);
     let (targets, rank) = (names(targets), 3);
-    PeftConfig::lora(LoraConfig { rank, ranks, targets, ..LoraConfig::default() })
+    PeftConfig::lora(LoraConfig { rank, targets, ranks, ..LoraConfig::default() })
 }
 
 /// Kinds whose effect a matrix can hold.
@@ -346,7 +346,7 @@ fn a_block_at_a_time_gives_the_gradient_of_all_blocks() {
     for tied in [false, true] {
         let base = base(tied);
         for (kind, peft) in kinds() {
-            if tied && kind == "head" || tied && kind == "lora of the head" {
+            if tied && ["head", "lora of the head"].contains(&kind) {
                 continue;
             }
             let learner = learner(&base, &peft);

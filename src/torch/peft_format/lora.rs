@@ -86,8 +86,8 @@ fn sort(
     let mut found: BTreeMap<String, Factors> = BTreeMap::new();
     for (name, tensor) in tensors {
         let unknown = differs(&name, None, Some(&tensor.shape));
-        let leaves = LEAVES.iter().chain(&[FROZEN]);
-        let part = leaves.filter_map(|leaf| Some((name.strip_suffix(leaf)?, *leaf))).next();
+        let mut leaves = LEAVES.iter().chain(&[FROZEN]);
+        let part = leaves.find_map(|leaf| Some((name.strip_suffix(leaf)?, *leaf)));
         let Some((path, leaf)) = part else { return Err(unknown) };
         let Some(module) = modules.of_theirs(path) else { return Err(unknown) };
         if leaf == FROZEN {
