@@ -105,7 +105,7 @@ fn learner(base: &LanguageBase, peft: &PeftConfig) -> LanguageLearner {
         peft: peft.clone(),
         adamw: AdamWConfig::default(),
         sequence: 16,
-        frame: Frame { start: 0, end: 1 },
+        frame: Frame { start: 0, end: 1, together: false },
         max_memory_mib: None,
         threads: NonZeroU16::MIN,
     };
