@@ -5,6 +5,8 @@
 //! can be piped. Exit codes are told by `gaisnet --help`.
 
 mod acl;
+#[cfg(feature = "torch")]
+mod adapter;
 mod audit;
 #[cfg(feature = "broker")]
 mod broker;
@@ -94,6 +96,9 @@ enum Command {
     #[cfg(feature = "torch")]
     #[command(after_help = infer::HELP)]
     Infer(infer::InferArgs),
+    /// Bring a language model's adapter from Python's peft, or to it
+    #[cfg(feature = "torch")]
+    Adapter(adapter::AdapterArgs),
     /// Run this node until it is told to stop
     #[command(after_help = run::HELP)]
     Run,
@@ -143,6 +148,8 @@ fn run(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Exit> {
         Command::Model(args) => model::run(&args, out),
         #[cfg(feature = "torch")]
         Command::Infer(args) => infer::run(&args, out),
+        #[cfg(feature = "torch")]
+        Command::Adapter(args) => adapter::run(&args, out),
         #[cfg(feature = "broker")]
         Command::Broker(args) => broker::run(&args, out),
         Command::Feed(args) => feed::run(&args, out),

@@ -252,8 +252,13 @@ impl<'a> Found<'a> {
     /// Matrices of linear layers whose path fits, with the path.
     fn linear(&mut self, patterns: &'a [String]) -> Vec<(&'a str, [usize; 2])> {
         let mut layers = Vec::new();
+        // A table of tokens is no linear layer; a patch projection is one, and has a bias.
+        let table = !self.base.0.iter().any(|(name, _)| name == "embed.bias");
         for (name, shape) in &self.base.0 {
             let Some((path, "weight")) = name.rsplit_once('.') else { continue };
+            if table && path == "embed" {
+                continue;
+            }
             let &[out, input] = shape.as_slice() else { continue };
             let fitting = patterns.iter().filter(|p| fits(p, path));
             let before = layers.len();
@@ -350,3 +355,7 @@ impl<'a> Found<'a> {
 
 /// Deviation of drawn tokens.
 const DRAW: f64 = 0.02;
+
+#[cfg(test)]
+#[path = "adapter_tests.rs"]
+mod tests;

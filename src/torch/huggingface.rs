@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 pub use bert::{LoadedEncoder, load_bert};
 use half::{bf16, f16};
+pub(super) use llama::PARTS as LLAMA_PARTS;
 pub use llama::load_llama;
 use safetensors::tensor::{Dtype, SafeTensors};
 use serde_json::Value;
@@ -226,7 +227,7 @@ fn fits(theirs: &[usize], wanted: &[usize]) -> bool {
     same == front && joined.iter().try_fold(1_usize, |n, d| n.checked_mul(*d)) == Some(*last)
 }
 
-fn to_f32(name: &str, dtype: Dtype, data: &[u8]) -> Result<Vec<f32>, WeightsError> {
+pub(super) fn to_f32(name: &str, dtype: Dtype, data: &[u8]) -> Result<Vec<f32>, WeightsError> {
     match dtype {
         Dtype::F32 => Ok(data.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()),
         Dtype::F16 => {

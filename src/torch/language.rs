@@ -11,6 +11,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::attention::Pass;
 use super::kv_cache::LayerCache;
+use super::linear::whole_matrix;
 use super::matvec::{is_one_token, one_token};
 use super::norm::{Norm, NormKind};
 use super::parts::{Attached, Parts};
@@ -232,7 +233,7 @@ impl LanguageBase {
         let sizes = [i64::from(config.vocab), i64::from(config.d_model)];
         let embed = parts.get("embed.weight", &sizes)?;
         let head =
-            if config.tied { embed.shallow_clone() } else { parts.get("head.weight", &sizes)? };
+            if config.tied { embed.shallow_clone() } else { whole_matrix(&parts, "head", sizes)? };
         let block = |i| Block::new(&parts, &format!("blocks.{i}"), &spec);
         let deep = |i| parts.added(&format!("blocks.{i}.prompts"));
         Ok(LanguageModel {

@@ -486,3 +486,7 @@ fn mean<'a>(losses: impl ExactSizeIterator<Item = &'a f32>) -> f32 {
     let n = losses.len().max(1) as f64;
     (losses.map(|l| f64::from(*l)).sum::<f64>() / n) as f32
 }
+
+#[cfg(test)]
+#[path = "language_tests.rs"]
+mod tests;

@@ -170,7 +170,21 @@ impl Fused {
         let x = x.f_to_kind(self.weight.kind())?;
         let y = product(&x, &self.weight, self.bias.as_ref())?;
         let each = y.f_split_with_sizes(self.widths.as_slice(), -1)?;
-        each.into_iter().zip(&self.changes).map(|(y, change)| change.after(&x, y)).collect()
+        let mut all = Vec::with_capacity(each.len());
+        let mut start = 0;
+        for ((y, width), change) in each.into_iter().zip(&self.widths).zip(&self.changes) {
+            all.push(if change.ia3_in.is_some() {
+                // Its input isn't that of the others.
+                let own = change.before(&x)?;
+                let rows = |t: &Tensor| t.f_narrow(0, start, *width);
+                let bias = self.bias.as_ref().map(rows).transpose()?;
+                change.after(&own, own.f_linear(&rows(&self.weight)?, bias.as_ref())?)?
+            } else {
+                change.after(&x, y)?
+            });
+            start += width;
+        }
+        Ok(all)
     }
 }
 
@@ -180,6 +194,26 @@ fn product(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor,
         return one_token(x, weight);
     }
     Ok(x.f_linear(weight, bias)?)
+}
+
+/// The matrix `<path>.weight` with what an adapter changes of it, for a layer that isn't used as a
+/// [`Linear`]: a head whose logits are never all computed at once.
+///
+/// # Errors
+/// [`LearnError::LayoutMismatch`] when it is absent or has another shape.
+pub fn whole_matrix(parts: &Parts<'_>, path: &str, shape: [i64; 2]) -> Result<Tensor, LearnError> {
+    let mut weight = parts.get(&format!("{path}.weight"), &shape)?;
+    let change = Change::new(parts, path, weight.kind())?;
+    if let Some(low) = &change.low_rank {
+        weight = weight.f_add(&low.b.f_matmul(&low.a)?.f_mul_scalar(low.scaling)?)?;
+    }
+    if let Some(scale) = &change.ia3_in {
+        weight = weight.f_mul(scale)?;
+    }
+    if let Some(scale) = &change.ia3_out {
+        weight = weight.f_mul(&scale.f_unsqueeze(1)?)?;
+    }
+    Ok(weight)
 }
 
 fn bias_of(

@@ -33,6 +33,7 @@ pub mod memory;
 pub mod norm;
 pub mod parts;
 pub mod peft;
+pub mod peft_format;
 pub mod predictor;
 pub mod pretrain;
 pub mod rope;

@@ -198,6 +198,7 @@ pub(super) fn no_such_layer(pattern: &str, base: &Layout) -> LearnError {
     let words: BTreeSet<&str> = paths.filter_map(|path| path.rsplit('.').next()).collect();
     let mut near: Vec<(usize, &str)> =
         words.into_iter().map(|word| (distance(pattern, word), word)).collect();
+    near.retain(|(distance, _)| *distance > 0); // the name is there, but of no linear layer
     near.sort_unstable();
     let names: Vec<&str> = near.into_iter().take(NEAR_MISSES).map(|(_, word)| word).collect();
     LearnError::OutOfRange {

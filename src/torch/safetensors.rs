@@ -104,7 +104,7 @@ pub(super) fn check_name(name: &str) -> Result<(), WeightsError> {
     }
 }
 
-fn check_shape(name: &str, shape: &[usize]) -> Result<(), WeightsError> {
+pub(super) fn check_shape(name: &str, shape: &[usize]) -> Result<(), WeightsError> {
     if shape.len() > MAX_DIMENSIONS {
         let (max, actual) = (MAX_DIMENSIONS as u64, shape.len() as u64);
         return Err(WeightsError::TooBig { what: "dimensions", max, actual });

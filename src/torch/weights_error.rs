@@ -116,6 +116,19 @@ pub enum WeightsError {
         /// Where the seal should be.
         path: PathBuf,
     },
+    /// An adapter's config or manifest is wrong.
+    #[error("not an adapter that can be used: {0}")]
+    BadAdapter(String),
+    /// An adapter belongs to another base.
+    #[error(
+        "the adapter is for the base {actual}, not for {expected}: take the base that it was trained on"
+    )]
+    OtherBase {
+        /// Digest of the base at hand.
+        expected: Digest,
+        /// By the adapter.
+        actual: Digest,
+    },
     /// Nobody who may release models sealed the card.
     #[error(transparent)]
     Release(#[from] ReleaseError),
@@ -143,6 +156,8 @@ impl WeightsError {
             Self::BadCard(_) => "bad_card",
             Self::NotFetched { .. } => "not_fetched",
             Self::Unsigned { .. } => "unsigned",
+            Self::BadAdapter(_) => "bad_adapter",
+            Self::OtherBase { .. } => "other_base",
             Self::Release(error) => error.kind(),
             Self::Learn(error) => error.kind(),
         }

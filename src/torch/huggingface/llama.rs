@@ -74,7 +74,8 @@ fn rename(theirs: &str, tied: bool) -> Named {
     Named::Ours(name)
 }
 
-const PARTS: [(&str, &str); 9] = [
+/// A block's tensors: theirs, and ours without `.weight`.
+pub(in crate::torch) const PARTS: [(&str, &str); 9] = [
     ("input_layernorm.weight", "norm1"),
     ("self_attn.q_proj.weight", "attn.q"),
     ("self_attn.k_proj.weight", "attn.k"),
