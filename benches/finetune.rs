@@ -4,11 +4,16 @@
 //! benches/peers/make-venv                        # once; without it only our own side is measured
 //! make bench-finetune                            # or: ARGS="--device cuda:0", JSON=out.json
 //! ```
-//! Both sides read the same work files (benches/peers/smollm2_peft.py tells their format): the same
+//! Both sides read the same work files (`benches/peers/smollm2_peft.py` tells their format): the same
 //! tokens, the same start of LoRA's factors, the same optimiser. Each case is a process of its own, for
 //! its peak memory, and ours and theirs take turns.
 
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for the terminal")]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::indexing_slicing,
+    reason = "a program for the terminal; JSON values index without panics"
+)]
 #![expect(clippy::disallowed_methods, reason = "this measures time")]
 
 use std::num::NonZeroU16;
@@ -190,7 +195,8 @@ impl Work {
         let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
         let (_, head) = SafeTensors::read_metadata(&bytes)?;
         let meta = head.metadata().clone().unwrap_or_default();
-        let text = |key: &str| meta.get(key).with_context(|| format!("no {key} in {path:?}"));
+        let text =
+            |key: &str| meta.get(key).with_context(|| format!("no {key} in {}", path.display()));
         let file = SafeTensors::deserialize(&bytes)?;
         let mut adapter = Vec::new();
         for (name, view) in file.tensors() {

@@ -4,6 +4,15 @@
 //! Tests that run Python need the environment of `benches/peers/make-venv` and are skipped, counted,
 //! where it is absent.
 #![cfg(feature = "torch")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test"
+)]
 
 mod support;
 

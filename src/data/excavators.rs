@@ -275,8 +275,9 @@ mod tests {
 
     #[test]
     fn orders_of_one_day_stay_in_their_order() {
-        let rows: String = (0..10).map(|n| format!("2005-01-01,C,order {n},PM01,1\n")).collect();
-        let set = table(&rows);
+        let rows: Vec<String> =
+            (0..10).map(|n| format!("2005-01-01,C,order {n},PM01,1\n")).collect();
+        let set = table(&rows.concat());
         let c = set.machine("C").unwrap();
         let all: Vec<String> = (0..10).map(|n| format!("order {n}")).collect();
         assert_eq!([c.train.as_slice(), c.test.as_slice()].concat(), all);

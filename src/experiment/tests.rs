@@ -1,3 +1,5 @@
+#![expect(clippy::cast_precision_loss, reason = "a toy's numbers are small")]
+
 use std::collections::BTreeMap;
 
 use super::*;

@@ -115,15 +115,19 @@ impl AdapterPlan {
             let mut stream = Stream::new(seed, &entry.name);
             match entry.start {
                 Start::Base => {
-                    data.copy_from_slice(&values(&base.get(&entry.name, &entry.sizes)?)?)
+                    data.copy_from_slice(&values(&base.get(&entry.name, &entry.sizes)?)?);
                 }
                 Start::Zero => {}
                 Start::One => data.fill(1.0),
                 Start::Uniform(bound) => {
-                    data.iter_mut().for_each(|x| *x = stream.range(-bound, bound) as f32);
+                    for x in data {
+                        *x = stream.range(-bound, bound) as f32;
+                    }
                 }
                 Start::Normal(deviation) => {
-                    data.iter_mut().for_each(|x| *x = (deviation * stream.normal()) as f32);
+                    for x in data {
+                        *x = (deviation * stream.normal()) as f32;
+                    }
                 }
             }
         }
@@ -207,30 +211,30 @@ impl AdapterPlan {
                 }
             }
         }
-        self.merge_scales(&attached, &mut weights)?;
+        merge_scales(&attached, &mut weights)?;
         weights.unfuse();
         Ok(weights)
     }
+}
 
-    /// Scales work on what the layer answers with its low-rank part: they go in last.
-    fn merge_scales(&self, attached: &Attached, weights: &mut Weights) -> Result<(), LearnError> {
-        for (name, scale) in attached.tensors.iter() {
-            let (layer, leaf) = name.rsplit_once('.').unwrap_or(("", name));
-            let weight_name = format!("{layer}.weight");
-            let column = match leaf {
-                "ia3_out" => scale.f_unsqueeze(1)?,
-                "ia3_in" => scale.f_unsqueeze(0)?,
-                _ => continue,
-            };
-            let weight = weight_of(weights, &weight_name)?;
-            weights.insert(weight_name, weight.f_mul(&column)?.f_to_kind(weight.kind())?);
-            let bias_name = format!("{layer}.bias");
-            if let ("ia3_out", Some(bias)) = (leaf, weights.find(&bias_name)) {
-                weights.insert(bias_name, bias.f_mul(scale)?.f_to_kind(bias.kind())?);
-            }
+/// Scales work on what the layer answers with its low-rank part: they go in last.
+fn merge_scales(attached: &Attached, weights: &mut Weights) -> Result<(), LearnError> {
+    for (name, scale) in attached.tensors.iter() {
+        let (layer, leaf) = name.rsplit_once('.').unwrap_or(("", name));
+        let weight_name = format!("{layer}.weight");
+        let column = match leaf {
+            "ia3_out" => scale.f_unsqueeze(1)?,
+            "ia3_in" => scale.f_unsqueeze(0)?,
+            _ => continue,
+        };
+        let weight = weight_of(weights, &weight_name)?;
+        weights.insert(weight_name, weight.f_mul(&column)?.f_to_kind(weight.kind())?);
+        let bias_name = format!("{layer}.bias");
+        if let ("ia3_out", Some(bias)) = (leaf, weights.find(&bias_name)) {
+            weights.insert(bias_name, bias.f_mul(scale)?.f_to_kind(bias.kind())?);
         }
-        Ok(())
     }
+    Ok(())
 }
 
 fn weight_of(weights: &Weights, name: &str) -> Result<Tensor, LearnError> {

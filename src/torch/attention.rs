@@ -107,7 +107,7 @@ impl Attention {
         }
         let mask = match pass.mask {
             Some(mask) => Some(mask.f_to_kind(query.kind())?),
-            None => self.mask_of_late_tokens(query, key, pass.causal)?,
+            None => mask_of_late_tokens(query, key, pass.causal)?,
         };
         let causal = pass.causal && mask.is_none();
         Ok(Tensor::f_scaled_dot_product_attention(
@@ -120,24 +120,6 @@ impl Attention {
             None,
             false,
         )?)
-    }
-
-    /// Where keys stand before the first token, "causal" has to be spelled out.
-    fn mask_of_late_tokens(
-        &self,
-        query: &Tensor,
-        key: &Tensor,
-        causal: bool,
-    ) -> Result<Option<Tensor>, LearnError> {
-        let (_, _, tokens, _) = query.size4()?;
-        let (_, _, keys, _) = key.size4()?;
-        if !causal || keys == tokens {
-            return Ok(None);
-        }
-        let later = Tensor::f_ones([tokens, keys], (Kind::Bool, query.device()))?;
-        let later = later.f_triu(keys - tokens + 1)?;
-        let zeros = Tensor::f_zeros([tokens, keys], (query.kind(), query.device()))?;
-        Ok(Some(zeros.f_masked_fill(&later, f64::NEG_INFINITY)?))
     }
 
     /// One query a sequence: the heads of a group share their keys without a copy.
@@ -171,4 +153,21 @@ impl Attention {
         let wide = t.f_unsqueeze(2)?.f_expand([batch, self.kv_heads, group, keys, width], false)?;
         Ok(wide.f_reshape([batch, self.heads, keys, width])?)
     }
+}
+
+/// Where keys stand before the first token, "causal" has to be spelled out.
+fn mask_of_late_tokens(
+    query: &Tensor,
+    key: &Tensor,
+    causal: bool,
+) -> Result<Option<Tensor>, LearnError> {
+    let (_, _, tokens, _) = query.size4()?;
+    let (_, _, keys, _) = key.size4()?;
+    if !causal || keys == tokens {
+        return Ok(None);
+    }
+    let later = Tensor::f_ones([tokens, keys], (Kind::Bool, query.device()))?;
+    let later = later.f_triu(keys - tokens + 1)?;
+    let zeros = Tensor::f_zeros([tokens, keys], (query.kind(), query.device()))?;
+    Ok(Some(zeros.f_masked_fill(&later, f64::NEG_INFINITY)?))
 }

@@ -11,7 +11,7 @@
 
 mod blocks;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::Path;
@@ -116,7 +116,7 @@ fn check_tensors<R: Read>(
             actual: text(actual.map(|s| format!("{:?}", s.iter().rev().collect::<Vec<_>>()))),
         })
     };
-    let mut found = BTreeMap::new();
+    let mut found = BTreeSet::new();
     for info in file.tensor_infos() {
         let dims = info.shape().dims();
         let name = our_name(info.name());
@@ -129,9 +129,9 @@ fn check_tensors<R: Read>(
             return Err(differs(info.name(), expected, Some(dims)));
         }
         block_bytes(info.name(), info.tensor_type())?;
-        found.extend(name.map(|name| (name, ())));
+        found.extend(name);
     }
-    match wanted.iter().find(|(name, _)| !found.contains_key(*name)) {
+    match wanted.iter().find(|(name, _)| !found.contains(*name)) {
         Some((name, shape)) => Err(differs(name, Some(shape), None)),
         None => Ok(()),
     }

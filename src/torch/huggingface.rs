@@ -11,7 +11,7 @@ mod bert;
 mod llama;
 mod vit;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 pub use bert::{LoadedEncoder, load_bert};
@@ -162,7 +162,7 @@ fn weights(
         })
     };
     let mut all = Weights::default();
-    let mut found = BTreeMap::new();
+    let mut found = BTreeSet::new();
     for (theirs, view) in file.iter() {
         check_name(theirs)?;
         let name = match rename(theirs) {
@@ -179,12 +179,12 @@ fn weights(
             return Err(LearnError::NotFinite { name, index }.into());
         }
         let sizes = shape.iter().map(|d| dim(*d)).collect::<Result<Vec<_>, _>>()?;
-        if found.insert(name.clone(), ()).is_some() {
+        if !found.insert(name.clone()) {
             return Err(differs(theirs, None, Some(view.shape())));
         }
         all.insert(name, tensor(&values, &sizes)?);
     }
-    match wanted.iter().find(|(name, _)| !found.contains_key(**name)) {
+    match wanted.iter().find(|(name, _)| !found.contains(**name)) {
         Some((name, shape)) => Err(differs(name, Some(shape), None)),
         None => Ok(all),
     }

@@ -31,8 +31,7 @@ impl LayerCache {
                 let options = (like.kind(), like.device());
                 let new = Tensor::f_empty([batch, heads, wanted, width], options)?;
                 if let Some(old) = old {
-                    let _ =
-                        new.f_narrow(2, 0, self.len)?.f_copy_(&old.f_narrow(2, 0, self.len)?)?;
+                    new.f_narrow(2, 0, self.len)?.f_copy_(&old.f_narrow(2, 0, self.len)?)?;
                 }
                 Ok(new)
             };
@@ -45,8 +44,8 @@ impl LayerCache {
             let message = "the cache has no room".into();
             return Err(LearnError::Engine { engine: "libtorch", message });
         };
-        let _ = keys.f_narrow(2, self.len, tokens)?.f_copy_(key)?;
-        let _ = values.f_narrow(2, self.len, tokens)?.f_copy_(value)?;
+        keys.f_narrow(2, self.len, tokens)?.f_copy_(key)?;
+        values.f_narrow(2, self.len, tokens)?.f_copy_(value)?;
         self.len = len;
         Ok((keys.f_narrow(2, 0, len)?, values.f_narrow(2, 0, len)?))
     }

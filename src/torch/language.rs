@@ -353,7 +353,7 @@ impl LanguageModel {
             Pass { rope: Some(&way.rope), mask: way.mask.as_ref(), causal: true, cache: None };
         let deep = self.deep_prompts.get(i).and_then(Option::as_ref);
         let x = match deep {
-            Some(prompts) if i > 0 => self.replace_front(prompts, x)?,
+            Some(prompts) if i > 0 => replace_front(prompts, x)?,
             _ => x.shallow_clone(),
         };
         match self.blocks.get(i) {
@@ -428,20 +428,13 @@ impl LanguageModel {
         for (i, (block, layer)) in self.blocks.iter().zip(&mut cache.layers).enumerate() {
             let deep = self.deep_prompts.get(i).and_then(Option::as_ref);
             if let (Some(prompts), true) = (deep, i > 0 && layer.is_empty()) {
-                x = self.replace_front(prompts, &x)?;
+                x = replace_front(prompts, &x)?;
             }
             let mut pass = Pass { rope: Some(&rope), mask: None, causal: true, cache: Some(layer) };
             x = block.forward(&x, &mut pass)?;
         }
         let (_, all, _) = x.size3()?;
         self.norm.forward(&x.f_narrow(1, all - 1, 1)?)
-    }
-
-    /// Puts this block's prompts where those of the block before stood.
-    fn replace_front(&self, prompts: &Tensor, x: &Tensor) -> Result<Tensor, LearnError> {
-        let (rows, all, _) = x.size3()?;
-        let count = first_size(prompts);
-        before(prompts, &x.f_narrow(1, count, all - count)?, rows)
     }
 }
 
@@ -463,6 +456,13 @@ impl SequenceCache {
 fn before(front: &Tensor, x: &Tensor, rows: i64) -> Result<Tensor, LearnError> {
     let front = front.f_to_kind(x.kind())?.f_unsqueeze(0)?.f_expand([rows, -1, -1], false)?;
     Ok(Tensor::f_cat(&[&front, x], 1)?)
+}
+
+/// Puts this block's prompts where those of the block before stood.
+fn replace_front(prompts: &Tensor, x: &Tensor) -> Result<Tensor, LearnError> {
+    let (rows, all, _) = x.size3()?;
+    let count = first_size(prompts);
+    before(prompts, &x.f_narrow(1, count, all - count)?, rows)
 }
 
 /// Added to the scores: 0 where a token may look (itself, what is before it in its own text, all that

@@ -439,7 +439,7 @@ impl<'a> Sequences<'a> {
                 chosen.pop();
                 if chosen.is_empty() {
                     // A text that is longer than a batch; what is left of it is skipped.
-                    return Ok(packed.choose(&Vec::from_iter(0..count)));
+                    return Ok(packed.choose(&(0..count).collect::<Vec<_>>()));
                 }
                 return pack(chosen.iter().copied(), self.frame, self.length);
             }

@@ -195,8 +195,8 @@ impl Bottleneck {
         }))
     }
 
-    fn forward(&self, x: Tensor) -> Result<Tensor, LearnError> {
-        let hidden = self.down.forward(&x)?.f_gelu("none")?;
+    fn forward(&self, x: &Tensor) -> Result<Tensor, LearnError> {
+        let hidden = self.down.forward(x)?.f_gelu("none")?;
         Ok(x.f_add(&self.up.forward(&hidden)?)?)
     }
 }
@@ -266,7 +266,7 @@ impl Block {
     fn attend(&self, x: &Tensor, pass: &mut Pass<'_>) -> Result<Tensor, LearnError> {
         let y = self.attention.forward(x, pass)?;
         match &self.after_attention {
-            Some(bottleneck) => bottleneck.forward(y),
+            Some(bottleneck) => bottleneck.forward(&y),
             None => Ok(y),
         }
     }
@@ -285,7 +285,7 @@ impl Block {
         };
         let y = self.down.forward(&hidden)?;
         match &self.after_mlp {
-            Some(bottleneck) => bottleneck.forward(y),
+            Some(bottleneck) => bottleneck.forward(&y),
             None => Ok(y),
         }
     }

@@ -45,15 +45,12 @@ pub(crate) const CLI: [(&str, Parser); 2] = [("settings", settings), ("bearings"
 
 /// Those of the models.
 #[cfg(feature = "torch")]
-pub(crate) const TORCH: [(&str, Parser); 2] = [("gguf", gguf), ("model_card", model_card)];
+pub(crate) const TORCH: [(&str, Parser); 3] =
+    [("gguf", gguf), ("model_card", model_card), ("safetensors", safetensors)];
 
 /// Those of the embedded broker.
 #[cfg(feature = "broker")]
 pub(crate) const BROKER: [(&str, Parser); 1] = [("packets", packets)];
-
-/// Those of files that come with a model.
-#[cfg(feature = "torch")]
-pub(crate) const TORCH: [(&str, Parser); 1] = [("safetensors", safetensors)];
 
 const CAP: usize = 1 << 20;
 

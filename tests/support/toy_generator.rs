@@ -2,6 +2,12 @@
 //! `z` ends an answer, and the adapter is the shift. An answer that mixes versions shows it in its text.
 //!
 //! Unit tests of the library use it too.
+
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a toy's numbers are small"
+)]
 #![allow(dead_code, reason = "each test uses a part")]
 
 use std::collections::BTreeMap;

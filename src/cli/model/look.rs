@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
 
 use super::find;
 use crate::data::Cache;
@@ -79,9 +80,10 @@ fn show_signal(
     json: bool,
     out: &mut dyn Write,
 ) -> anyhow::Result<()> {
-    let mut told = serde_json::to_value(card)?;
+    let mut told = as_object(card)?;
     if json {
-        told["signature"] = seal.into();
+        told.insert("signature".into(), seal.into());
+        let told = Value::from(told);
         writeln!(out, "{told:#}")?;
         return Ok(());
     }
@@ -92,8 +94,19 @@ fn show_signal(
     )?;
     writeln!(out, "sha256     {} ({} bytes)\nsignature  {seal}", card.sha256, card.bytes)?;
     let values = count(&card.architecture.layout().0);
-    writeln!(out, "sizes      {}\nvalues     {values}", told["architecture"])?;
+    writeln!(
+        out,
+        "sizes      {}\nvalues     {values}",
+        told.get("architecture").unwrap_or(&Value::Null)
+    )?;
     Ok(())
+}
+
+fn as_object(card: &impl Serialize) -> anyhow::Result<Map<String, Value>> {
+    match serde_json::to_value(card)? {
+        Value::Object(object) => Ok(object),
+        other => anyhow::bail!("a card is an object, not {other}"),
+    }
 }
 
 fn show_adopted(
@@ -107,12 +120,16 @@ fn show_adopted(
     let place = card.place(path, &cache.models()).ok();
     let layout = card.architecture.layout().0;
     if json {
-        let mut told = serde_json::to_value(card)?;
-        told["sha256"] = card.digest().to_string().into();
-        told["signature"] = seal.into();
-        told["folder"] = place.map(|folder| folder.display().to_string()).into();
-        told["values"] = count(&layout).into();
-        told["shapes"] = layout.into_iter().map(|(name, s)| (name, Value::from(s))).collect();
+        let mut told = as_object(card)?;
+        told.insert("sha256".into(), card.digest().to_string().into());
+        told.insert("signature".into(), seal.into());
+        told.insert("folder".into(), place.map(|folder| folder.display().to_string()).into());
+        told.insert("values".into(), count(&layout).into());
+        told.insert(
+            "shapes".into(),
+            layout.into_iter().map(|(name, s)| (name, Value::from(s))).collect(),
+        );
+        let told = Value::from(told);
         writeln!(out, "{told:#}")?;
         return Ok(());
     }
