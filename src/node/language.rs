@@ -1,5 +1,7 @@
 //! From settings to a language model that trains and writes: one base in memory, shared by both lanes.
 
+use std::num::NonZeroU32;
+
 use super::settings::{
     ADAPTER_SEED, Brain, Server, SettingsProblem, core_share, narrow, pack, release_trust,
 };
@@ -14,13 +16,13 @@ use crate::torch::generate::LanguageGenerator;
 use crate::torch::gguf::LoadedLanguage;
 use crate::torch::language::{LanguageBase, Precision};
 use crate::torch::language_trainer::{LanguageLearner, LanguageTrainerConfig};
-use crate::torch::{LoraConfig, PeftConfig};
+use crate::torch::{LoraConfig, PeftConfig, device_of};
 use crate::trust::keyring::Keyring;
 
 /// Makes the language model of the card at `model.base`, with `LoRA` of the strategy's rank on it.
 ///
-/// Texts are learned with the model's own end token behind each, so that an adapted model ends its
-/// answers.
+/// A machine's texts are its log book, as in the experiment on excavators: a newline stands between them, and
+/// each is foreseen from those before it.
 ///
 /// # Errors
 /// [`SettingsProblem`] when the base isn't sealed by a trusted key, isn't in the cache, or isn't one that
@@ -38,10 +40,14 @@ pub fn language_brain(settings: &Settings, keyring: &Keyring) -> Result<Brain, S
     let (card, loaded) = load_language(&path, &trust, &cache.models())
         .map_err(|error| bad(format!("{}: {error}", path.display())))?;
     let LoadedLanguage { config, weights, tokenizer } = loaded;
-    let end = tokenizer
-        .eos()
-        .ok_or_else(|| bad(format!("{}: its tokenizer has no end token", path.display())))?;
-    let device = tch::Device::Cpu;
+    let newline = tokenizer.encode("\n")?;
+    let [newline] = newline.as_slice() else {
+        return Err(bad(format!(
+            "{}: its tokenizer writes a newline as {newline:?}, not as one token",
+            path.display()
+        )));
+    };
+    let device = device_of(&settings.model.device)?;
     let base = LanguageBase::new(config, weights, Precision::best(device), device)?;
     let share = core_share(&settings.limits, std::thread::available_parallelism().ok());
     let peft = PeftConfig::lora(LoraConfig {
@@ -53,8 +59,8 @@ pub fn language_brain(settings: &Settings, keyring: &Keyring) -> Result<Brain, S
         peft: peft.clone(),
         adamw: AdamWConfig { weight_decay: 0.0, ..AdamWConfig::default() },
         sequence: SEQUENCE.min(config.context),
-        frame: Frame::separator(end),
-        max_memory_mib: None,
+        frame: Frame::log_book(*newline),
+        max_memory_mib: NonZeroU32::new(settings.limits.max_memory_mib).map(NonZeroU32::get),
         threads: share.train,
     };
     let learner = LanguageLearner::new(base.share(), trainer, ADAPTER_SEED)?;

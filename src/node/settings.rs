@@ -606,6 +606,7 @@ mod tests {
                 disk_full_percent: 90,
                 train_threads,
                 serve_threads,
+                max_memory_mib: 0,
             };
             let share = core_share(&limits, NonZeroUsize::new(cores));
             (share.train.get(), share.serve.get())

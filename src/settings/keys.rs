@@ -110,6 +110,13 @@ pub(super) const KEYS: &[Key] = &[
     key("model.learner", OneOf(&["softmax", "signal-transformer", "language"])),
     key("model.base", Path),
     key("model.release_key", Path),
+    key(
+        "model.device",
+        OneOf(&[
+            "auto", "cpu", "cuda:0", "cuda:1", "cuda:2", "cuda:3", "cuda:4", "cuda:5", "cuda:6",
+            "cuda:7",
+        ]),
+    ),
     key("data.set", OneOf(&["bearings", "excavators"])),
     key("data.client", Expect::Name),
     key("data.cache", Path),
@@ -134,6 +141,7 @@ pub(super) const KEYS: &[Key] = &[
     key("limits.disk_full_percent", Whole("percent", 50, 99)),
     key("limits.train_threads", Whole("threads", 0, 1024)),
     key("limits.serve_threads", Whole("threads", 0, 1024)),
+    key("limits.max_memory_mib", Whole("MiB", 0, 1 << 20)),
 ];
 
 const fn key(path: &'static str, expect: Expect) -> Key {

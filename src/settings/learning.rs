@@ -114,6 +114,8 @@ pub struct ModelSettings {
     pub base: Option<PathBuf>,
     /// Public key whose signature on the card is believed.
     pub release_key: Option<PathBuf>,
+    /// Where a language model computes: `auto`, `cpu` or `cuda:N`.
+    pub device: String,
 }
 
 /// What learns.

@@ -219,4 +219,6 @@ pub struct LimitSettings {
     pub train_threads: usize,
     /// Threads that answer; 0: the other half.
     pub serve_threads: usize,
+    /// Memory that training a language model may take with its base, in MiB; 0: no cap.
+    pub max_memory_mib: u32,
 }
