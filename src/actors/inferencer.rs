@@ -135,9 +135,25 @@ struct Answered {
 /// The adapter is in place from the next answer on.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
-struct Loaded {
-    version: Version,
-    result: Result<(), LearnError>,
+pub(super) struct Loaded {
+    pub(super) version: Version,
+    pub(super) result: Result<(), LearnError>,
+}
+
+impl Loaded {
+    /// Puts the new version in the place of the served one, if its adapter fits.
+    pub(super) fn settle(self, served: &mut Version, figures: &Figures) {
+        match self.result {
+            Ok(()) => {
+                tracing::info!(version = self.version, "answers come from a new version");
+                *served = self.version;
+            }
+            Err(error) => {
+                tracing::error!(%error, version = self.version, "an adapter doesn't fit; the old one stays");
+                figures.count(error.kind());
+            }
+        }
+    }
 }
 
 /// Who waits for an answer.
@@ -351,17 +367,8 @@ impl Handler<Serve> for Inferencer {
 impl Handler<Loaded> for Inferencer {
     type Result = ();
 
-    fn handle(&mut self, Loaded { version, result }: Loaded, _: &mut Self::Context) {
-        match result {
-            Ok(()) => {
-                tracing::info!(version, "answers come from a new version");
-                self.version = version;
-            }
-            Err(error) => {
-                tracing::error!(%error, version, "an adapter doesn't fit; the old one stays");
-                self.parts.figures.count(error.kind());
-            }
-        }
+    fn handle(&mut self, loaded: Loaded, _: &mut Self::Context) {
+        loaded.settle(&mut self.version, &self.parts.figures);
     }
 }
 

@@ -18,12 +18,12 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 use super::MAILBOX;
 use super::busy::Busy;
 use super::figures::Figures;
-use super::inferencer::{Request, Serve, TagSample};
+use super::inferencer::{Loaded, Request, Serve, TagSample};
 use super::machines::Machines;
 use super::text_lane::{Letter, TextLane, TextRequest};
 use crate::bus::{Bus, Priority, Publish};
 use crate::ids::{Digest, Name, Version};
-use crate::learn::{AdapterId, Ask, Finish, GenerateError, Generated, LearnError, Sampling, Told};
+use crate::learn::{AdapterId, Ask, Finish, GenerateError, Generated, Sampling, Told};
 use crate::protocol::update;
 use crate::rng::Stream;
 use crate::scada::RequestId;
@@ -89,14 +89,6 @@ struct Asked {
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 struct Heard(Letter);
-
-/// The adapter is in place from the next sequence on.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-struct Loaded {
-    version: Version,
-    result: Result<(), LearnError>,
-}
 
 impl TextInferencer {
     /// Requests that are answered or wait; more get a busy reply.
@@ -360,17 +352,8 @@ impl Handler<Serve> for TextInferencer {
 impl Handler<Loaded> for TextInferencer {
     type Result = ();
 
-    fn handle(&mut self, Loaded { version, result }: Loaded, _: &mut Self::Context) {
-        match result {
-            Ok(()) => {
-                tracing::info!(version, "answers come from a new version");
-                self.version = version;
-            }
-            Err(error) => {
-                tracing::error!(%error, version, "an adapter doesn't fit; the old one stays");
-                self.parts.figures.count(error.kind());
-            }
-        }
+    fn handle(&mut self, loaded: Loaded, _: &mut Self::Context) {
+        loaded.settle(&mut self.version, &self.parts.figures);
     }
 }
 

@@ -182,6 +182,33 @@ pub struct TrainJob {
     pub seed: u64,
 }
 
+impl TrainJob {
+    /// Checks the numbers that no learner can follow.
+    ///
+    /// # Errors
+    /// [`LearnError::OutOfRange`] names the first.
+    pub fn check(&self) -> Result<(), LearnError> {
+        let bad = |what, expected: &str, actual: String| {
+            Err(LearnError::OutOfRange { what, expected: expected.into(), actual })
+        };
+        if self.steps == 0 || self.batch_size == 0 {
+            let actual = format!("{} x {}", self.steps, self.batch_size);
+            return bad("steps and batch size", "both positive", actual);
+        }
+        if !(self.learning_rate > 0.0 && self.learning_rate.is_finite()) {
+            return bad("learning rate", "positive", self.learning_rate.to_string());
+        }
+        for (what, weight) in
+            [("FedProx mu", self.prox_mu), ("FedDistill lambda", self.distill_lambda)]
+        {
+            if !(weight >= 0.0 && weight.is_finite()) {
+                return bad(what, "0 or more", weight.to_string());
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Reported after each optimiser step.
 #[derive(Debug, Clone, Copy)]
 pub struct Progress {

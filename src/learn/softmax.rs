@@ -67,7 +67,7 @@ impl Learner for SoftmaxLearner {
         job: &TrainJob,
         progress: &mut dyn FnMut(Progress) -> Control,
     ) -> Result<Trained, LearnError> {
-        check_job(job)?;
+        job.check()?;
         let data = data.windows()?;
         check_data(data, self.spectrum.window_len(), self.classes)?;
         let width = self.spectrum.num_features();
@@ -251,23 +251,6 @@ fn check_classes(classes: usize) -> Result<(), LearnError> {
         return Ok(());
     }
     Err(out_of_range("number of classes", format!("2 to {MAX_CLASSES}"), &classes))
-}
-
-fn check_job(job: &TrainJob) -> Result<(), LearnError> {
-    let TrainJob { steps, batch_size, learning_rate, prox_mu, distill_lambda, .. } = job;
-    if *steps == 0 || *batch_size == 0 {
-        let both = (steps, batch_size);
-        return Err(out_of_range("steps and batch size", "above 0".into(), &both));
-    }
-    if !(learning_rate.is_finite() && *learning_rate > 0.0) {
-        return Err(out_of_range("learning rate", "finite and above 0".into(), learning_rate));
-    }
-    for (what, value) in [("prox_mu", prox_mu), ("distill_lambda", distill_lambda)] {
-        if !(value.is_finite() && *value >= 0.0) {
-            return Err(out_of_range(what, "finite and at least 0".into(), value));
-        }
-    }
-    Ok(())
 }
 
 fn check_data(data: &Windows, len: usize, classes: usize) -> Result<(), LearnError> {

@@ -183,6 +183,19 @@ pub fn parse(
     len: NonZeroUsize,
     policy: &CommandPolicy,
 ) -> Result<InferRequest, InferError> {
+    let (fields, id) = opened(payload, retained, policy)?;
+    match read_window(fields, len) {
+        Ok(window) => Ok(InferRequest { id, window }),
+        Err(fault) => Err(InferError { id, fault }),
+    }
+}
+
+/// What any request begins with: a size, a JSON object, an id, and the right to ask.
+pub(super) fn opened(
+    payload: &[u8],
+    retained: bool,
+    policy: &CommandPolicy,
+) -> Result<(Fields, Option<RequestId>), InferError> {
     let fail = |id: &Option<RequestId>, fault| InferError { id: id.clone(), fault };
     if payload.len() > MAX_REQUEST_BYTES {
         return Err(fail(&None, InferFault::TooLarge { bytes: payload.len() }));
@@ -195,10 +208,7 @@ pub fn parse(
     if !policy.allows_infer() {
         return Err(fail(&id, InferFault::NotAllowed));
     }
-    match read_window(fields, len) {
-        Ok(window) => Ok(InferRequest { id, window }),
-        Err(fault) => Err(fail(&id, fault)),
-    }
+    Ok((fields, id))
 }
 
 fn read_window(mut fields: Fields, len: NonZeroUsize) -> Result<Vec<f32>, InferFault> {

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::ids::{Name, Version};
 use crate::scada::command::CommandPolicy;
-use crate::scada::infer::{InferError, InferFault, MAX_REQUEST_BYTES};
+use crate::scada::infer::{InferError, opened};
 use crate::scada::object::{FieldError, Fields};
 use crate::scada::request_id::RequestId;
 use crate::scada::telegram::{Quality, ReplyStatus, Tier};
@@ -130,19 +130,8 @@ pub fn parse(
     retained: bool,
     policy: &CommandPolicy,
 ) -> Result<TextRequest, InferError> {
-    let fail = |id: &Option<RequestId>, fault| InferError { id: id.clone(), fault };
-    if payload.len() > MAX_REQUEST_BYTES {
-        return Err(fail(&None, InferFault::TooLarge { bytes: payload.len() }));
-    }
-    let mut fields = Fields::parse(payload).map_err(|error| fail(&None, error.into()))?;
-    let id = fields.id().map_err(|error| fail(&None, error.into()))?;
-    if retained {
-        return Err(fail(&id, InferFault::Retained));
-    }
-    if !policy.allows_infer() {
-        return Err(fail(&id, InferFault::NotAllowed));
-    }
-    read(fields, id.clone()).map_err(|error| fail(&id, error.into()))
+    let (fields, id) = opened(payload, retained, policy)?;
+    read(fields, id.clone()).map_err(|error| InferError { id, fault: error.into() })
 }
 
 fn read(mut fields: Fields, id: Option<RequestId>) -> Result<TextRequest, FieldError> {

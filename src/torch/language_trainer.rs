@@ -110,23 +110,6 @@ impl LanguageLearner {
     fn flatten(&self, adapter: &TensorSet) -> Result<Tensor, LearnError> {
         Ok(self.plan.flatten(adapter)?.f_to(self.base.device())?)
     }
-
-    fn check(job: &TrainJob) -> Result<(), LearnError> {
-        let bad = |what, expected: &str, actual: String| {
-            Err(LearnError::OutOfRange { what, expected: expected.into(), actual })
-        };
-        if job.steps == 0 || job.batch_size == 0 {
-            let actual = format!("{} x {}", job.steps, job.batch_size);
-            return bad("steps and batch size", "both positive", actual);
-        }
-        if !(job.learning_rate > 0.0 && job.learning_rate.is_finite()) {
-            return bad("learning rate", "positive", job.learning_rate.to_string());
-        }
-        if !(job.prox_mu >= 0.0 && job.prox_mu.is_finite()) {
-            return bad("FedProx mu", "0 or more", job.prox_mu.to_string());
-        }
-        Ok(())
-    }
 }
 
 impl Learner for LanguageLearner {
@@ -141,7 +124,7 @@ impl Learner for LanguageLearner {
         progress: &mut dyn FnMut(Progress) -> Control,
     ) -> Result<Trained, LearnError> {
         let texts = data.texts()?;
-        Self::check(job)?;
+        job.check()?;
         check_ids(texts, self.base.config().vocab)?;
         use_threads(self.config.threads);
         let rows = job.batch_size as usize;

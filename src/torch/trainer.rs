@@ -101,21 +101,7 @@ impl SignalLearner {
             Err(LearnError::OutOfRange { what, expected, actual })
         };
         check_windows(data, model)?;
-        if job.steps == 0 || job.batch_size == 0 {
-            let actual = format!("{} x {}", job.steps, job.batch_size);
-            return bad("steps and batch size", "both positive".into(), actual);
-        }
-        let positive = job.learning_rate > 0.0 && job.learning_rate.is_finite();
-        if !positive {
-            return bad("learning rate", "positive".into(), job.learning_rate.to_string());
-        }
-        for (what, weight) in
-            [("FedProx mu", job.prox_mu), ("FedDistill lambda", job.distill_lambda)]
-        {
-            if !(weight >= 0.0 && weight.is_finite()) {
-                return bad(what, "0 or more".into(), weight.to_string());
-            }
-        }
+        job.check()?;
         if let Some(targets) = &job.class_targets {
             let classes = data.classes;
             if targets.counts.len() != classes || targets.mean_logits.len() != classes * classes {

@@ -140,7 +140,7 @@ fn malformed_json_gets_a_clear_reply_and_the_sound_command_is_done() {
     for (json, reason) in [
         (&b"not json"[..], "not_json"),
         (b"{\"id\":", "not_json"),
-        (b"\xff\xfe", "not_json"),
+        (b"\xff\xfe", "not_utf8"),
         (b"[]", "not_an_object"),
         (b"{\"id\":\"1\",\"x\":1}", "unknown_field"),
         (b"{\"id\":[1]}", "wrong_field"),
