@@ -3,7 +3,7 @@
 use super::{AdapterId, LearnError, Sampling};
 use crate::time::Mono;
 
-/// Bounds of a [`Scheduler`].
+/// Bounds of a [`Scheduler`](super::Scheduler).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchLimits {
     /// Sequences that run together, > 0.
