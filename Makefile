@@ -41,6 +41,8 @@ else
 endif
 	@$(TARGET)/debug/gaisnet data fetch bearings || echo "note: no recordings, so the tests on them are skipped"
 	@$(TARGET)/debug/gaisnet data fetch excavators || echo "note: no work orders, so the tests on them are skipped"
+	@for model in smollm2-135m minilm-l6; do $(TARGET)/debug/gaisnet model fetch $$model \
+	  || echo "note: no $$model, so the tests on it are skipped"; done
 	@rm -f $(GAISNET_SKIP_LOG)
 ifeq ($(NEXTEST),nextest)
 	$(CARGO) nextest run --all-features
