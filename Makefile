@@ -77,8 +77,7 @@ bench: setup ## figures beside their references, as a table (JSON=out.json write
 
 # Work files hold the same tokens for both sides; benches/peers/make-venv makes the peer's Python.
 PEERS := $(or $(PEERS_VENV),$(HOME)/.cache/gaisnet/peers-venv)/bin/python
-GGUF = $(shell target/release/gaisnet model show smollm2-135m --json | sed -n 's/.*"file": *"\([^"]*\)".*/\1/p')
-bench-finetune: setup ## SmolLM2 beside transformers + peft (WORK="a.safetensors b.safetensors" GGUF=... , see benches/peers)
+bench-finetune: setup ## SmolLM2 beside transformers + peft (GGUF=model.gguf WORK="a.safetensors b.safetensors")
 	$(CARGO) bench --bench finetune -- --gguf $(GGUF) $(addprefix --work ,$(WORK)) --python $(PEERS) $(if $(JSON),--json $(JSON)) $(ARGS)
 
 doc: setup ## the documentation of the code: target/doc/gaisnet/index.html
