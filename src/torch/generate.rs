@@ -49,7 +49,18 @@ impl LanguageGenerator {
     fn extend(&self, sequence: &mut Sequence, tokens: &[u32]) -> Result<Vec<f32>, LearnError> {
         let ids: Vec<i64> = tokens.iter().map(|t| i64::from(*t)).collect();
         let ids = Tensor::f_from_slice(&ids)?.f_unsqueeze(0)?.f_to(self.base.device())?;
-        let model = self.slots.get(&sequence.slot).unwrap_or(&self.bare);
+        let model = match self.slots.get(&sequence.slot) {
+            Some(model) => model,
+            None if sequence.slot == 0 => &self.bare,
+            // The bare base must never pass for an adapter that isn't there.
+            None => {
+                return Err(LearnError::OutOfRange {
+                    what: "adapter slot",
+                    expected: "one that was loaded".into(),
+                    actual: sequence.slot.to_string(),
+                });
+            }
+        };
         let hidden = model.extend(&ids, &mut sequence.cache)?;
         values(&model.logits(&hidden)?)
     }
@@ -71,6 +82,13 @@ impl Generator for LanguageGenerator {
     fn start(&mut self, sequence: u64, slot: u32, prompt: &[u32]) -> Result<Vec<f32>, LearnError> {
         let _guard = tch::no_grad_guard();
         use_threads(self.threads);
+        if prompt.is_empty() || self.sequences.contains_key(&sequence) {
+            return Err(LearnError::OutOfRange {
+                what: "new sequence",
+                expected: "a number of its own and at least one token".into(),
+                actual: format!("number {sequence}, {} tokens", prompt.len()),
+            });
+        }
         let mut new = Sequence { slot, cache: SequenceCache::default() };
         let logits = self.extend(&mut new, prompt)?;
         self.sequences.insert(sequence, new);

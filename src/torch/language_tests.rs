@@ -427,3 +427,19 @@ fn what_stands_in_front_counts_towards_the_context() {
     let actual = "60".to_owned();
     assert_eq!(error, LearnError::OutOfRange { what: "tokens of an input", expected, actual });
 }
+
+#[test]
+fn a_slot_that_was_never_loaded_does_not_answer_with_the_bare_base() {
+    use crate::learn::Generator;
+    let base = base(true);
+    let peft = lora(&["q"]);
+    let mut writer = LanguageGenerator::new(base.share(), &peft, NonZeroU16::MIN).unwrap();
+    assert!(writer.start(1, 0, &[3, 4]).is_ok(), "slot 0 is the bare base");
+    let refused =
+        |result: Result<Vec<f32>, crate::learn::LearnError>| result.unwrap_err().to_string();
+    assert!(refused(writer.start(2, 7, &[3, 4])).contains("adapter slot"));
+    assert!(refused(writer.start(1, 0, &[3, 4])).contains("new sequence"), "the number is taken");
+    assert!(refused(writer.start(3, 0, &[])).contains("new sequence"), "no token");
+    writer.load(7, &adapter(&learner(&base, &peft))).unwrap();
+    assert!(writer.start(2, 7, &[3, 4]).is_ok());
+}
