@@ -26,7 +26,7 @@ use super::lanes::{Lane, ServeRequest};
 use super::machines::Machines;
 use crate::bus::{Bus, Priority, Publish};
 use crate::ids::{Name, Version};
-use crate::learn::{LearnError, Prediction};
+use crate::learn::{LearnError, Prediction, TensorSet};
 use crate::protocol::update;
 use crate::scada::RequestId;
 use crate::scada::command::CommandPolicy;
@@ -73,6 +73,8 @@ pub struct InferencerParts {
 pub struct Inferencer {
     parts: InferencerParts,
     version: Version,
+    /// The newest version that was to be served.
+    newest: Version,
     /// One window stream for each tag and topic: a wildcard covers several machines.
     streams: BTreeMap<(usize, String), WindowStream>,
     /// Topics whose last telegram couldn't be read: each is told once.
@@ -100,6 +102,26 @@ pub struct Serve {
     pub version: Version,
     /// The adapter, packed.
     pub adapter: Vec<u8>,
+}
+
+impl Serve {
+    /// Its adapter; nothing when a newer version came while this one waited for room, or when it can't be
+    /// read.
+    pub(super) fn opened(&self, newest: &mut Version, figures: &Figures) -> Option<Arc<TensorSet>> {
+        if self.version < *newest {
+            return None;
+        }
+        *newest = self.version;
+        match update::unpack(&self.adapter) {
+            Ok(adapter) => Some(Arc::new(adapter)),
+            Err(error) => {
+                let version = self.version;
+                tracing::error!(%error, version, "an adapter can't be served; the old one stays");
+                figures.count(error.kind());
+                None
+            }
+        }
+    }
 }
 
 /// A request on `infer/{model}`.
@@ -177,6 +199,7 @@ impl Inferencer {
             machines: Machines::new(Arc::clone(&parts.busy)),
             parts,
             version: 0,
+            newest: 0,
             streams: BTreeMap::new(),
             unreadable: BTreeSet::new(),
             truth: None,
@@ -337,29 +360,17 @@ impl Actor for Inferencer {
 impl Handler<Serve> for Inferencer {
     type Result = ();
 
-    fn handle(&mut self, Serve { version, adapter }: Serve, ctx: &mut Self::Context) {
-        let adapter = match update::unpack(&adapter) {
-            Ok(adapter) => Arc::new(adapter),
-            Err(error) => {
-                tracing::error!(%error, version, "an adapter can't be served; the old one stays");
-                return self.parts.figures.count(error.kind());
-            }
-        };
+    fn handle(&mut self, serve: Serve, ctx: &mut Self::Context) {
+        let Some(adapter) = serve.opened(&mut self.newest, &self.parts.figures) else { return };
+        let version = serve.version;
         let me = ctx.address();
         let done = Box::new(move |result| {
             let _ = me.try_send(Loaded { version, result });
         });
-        if self
-            .parts
-            .lane
-            .submit(ServeRequest::Load { adapter: Arc::clone(&adapter), done })
-            .is_err()
-        {
+        if self.parts.lane.submit(ServeRequest::Load { adapter, done }).is_err() {
             // The queue of questions is full: try again behind it.
             self.parts.figures.count("busy");
-            if let Ok(bytes) = update::pack(&adapter, crate::wire::Coding::F32, 0) {
-                ctx.notify_later(Serve { version, adapter: bytes }, Duration::from_millis(50));
-            }
+            ctx.notify_later(serve, Duration::from_millis(50));
         }
     }
 }
@@ -464,5 +475,29 @@ impl Handler<Answered> for Inferencer {
             Source::Tag(_) => self.publish_answer(inference),
             Source::Request(id) => self.reply(&InferReply::answer(id, inference)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::learn::Tensor;
+    use crate::wire::Coding;
+
+    fn serve(version: Version) -> Serve {
+        let tensor = Tensor { name: "w".into(), shape: vec![1], data: vec![1.0] };
+        let set = TensorSet::new(vec![tensor]).unwrap();
+        Serve { version, adapter: update::pack(&set, Coding::F32, 0).unwrap() }
+    }
+
+    #[test]
+    fn a_version_that_waited_for_room_does_not_come_back_over_a_newer_one() {
+        let (mut newest, figures) = (0, Figures::default());
+        let late = serve(4);
+        assert!(late.opened(&mut newest, &figures).is_some());
+        assert!(late.opened(&mut newest, &figures).is_some(), "the same one may try again");
+        assert!(serve(5).opened(&mut newest, &figures).is_some());
+        assert!(late.opened(&mut newest, &figures).is_none());
+        assert_eq!(newest, 5);
     }
 }

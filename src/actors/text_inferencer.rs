@@ -24,7 +24,6 @@ use super::text_lane::{Letter, TextLane, TextRequest};
 use crate::bus::{Bus, Priority, Publish};
 use crate::ids::{Digest, Name, Version};
 use crate::learn::{AdapterId, Ask, Finish, GenerateError, Generated, Sampling, Told};
-use crate::protocol::update;
 use crate::rng::Stream;
 use crate::scada::RequestId;
 use crate::scada::command::CommandPolicy;
@@ -324,27 +323,18 @@ impl Handler<Heard> for TextInferencer {
 impl Handler<Serve> for TextInferencer {
     type Result = ();
 
-    fn handle(&mut self, Serve { version, adapter }: Serve, ctx: &mut Self::Context) {
-        if version < self.newest {
-            return; // a newer one came while this one waited for room
-        }
-        self.newest = version;
-        let unpacked = match update::unpack(&adapter) {
-            Ok(unpacked) => Arc::new(unpacked),
-            Err(error) => {
-                tracing::error!(%error, version, "an adapter can't be served; the old one stays");
-                return self.parts.figures.count(error.kind());
-            }
-        };
+    fn handle(&mut self, serve: Serve, ctx: &mut Self::Context) {
+        let Some(adapter) = serve.opened(&mut self.newest, &self.parts.figures) else { return };
+        let version = serve.version;
         let me = ctx.address();
         let done = Box::new(move |result| {
             let _ = me.try_send(Loaded { version, result });
         });
         let id = AdapterId::Version(version);
-        if self.parts.lane.submit(TextRequest::Load { id, adapter: unpacked, done }).is_err() {
+        if self.parts.lane.submit(TextRequest::Load { id, adapter, done }).is_err() {
             // The queue of requests is full: try again behind it.
             self.parts.figures.count("busy");
-            ctx.notify_later(Serve { version, adapter }, Self::AGAIN);
+            ctx.notify_later(serve, Self::AGAIN);
         }
     }
 }
