@@ -375,10 +375,11 @@ struct Sequences<'a> {
     texts: Vec<&'a [u32]>,
     frame: Frame,
     length: usize,
-    order: Vec<usize>,
     stream: Stream,
-    /// The log book as it was cut last, where texts belong together; `order` are its sequences then.
-    book: Packed,
+    /// All texts as they were cut last.
+    cut: Packed,
+    /// Those of its sequences that are still to come.
+    order: Vec<usize>,
 }
 
 impl<'a> Sequences<'a> {
@@ -397,59 +398,40 @@ impl<'a> Sequences<'a> {
         }
         let length = config.sequence as usize;
         let stream = Stream::new(seed, "texts");
-        let (order, book) = (Vec::new(), Packed::default());
-        Ok(Self { texts: rows, frame: config.frame, length, order, stream, book })
+        let (cut, order) = (Packed::default(), Vec::new());
+        Ok(Self { texts: rows, frame: config.frame, length, stream, cut, order })
     }
 
-    /// The next `count` sequences.
+    /// The next `count` sequences; where the texts end, they are cut anew.
     fn next(&mut self, count: usize) -> Result<Packed, LearnError> {
-        if self.frame.together {
-            return self.next_of_book(count);
-        }
-        let mut chosen: Vec<&[u32]> = Vec::new();
-        loop {
-            let Some(at) = self.order.pop() else {
-                self.order = (0..self.texts.len()).collect();
-                self.stream.shuffle(&mut self.order);
-                continue;
-            };
-            let Some(text) = self.texts.get(at) else { continue };
-            chosen.push(text);
-            let packed = pack(chosen.iter().copied(), self.frame, self.length)?;
-            if packed.num() > count {
-                // The text that opened one sequence too many begins the next batch.
-                self.order.push(at);
-                chosen.pop();
-                if chosen.is_empty() {
-                    // A text that is longer than a batch; what is left of it is skipped.
-                    return Ok(packed.choose(&(0..count).collect::<Vec<_>>()));
-                }
-                return pack(chosen.iter().copied(), self.frame, self.length);
-            }
-        }
-    }
-
-    /// The next `count` stretches of the log book. It is cut anew each time all of it was read, from
-    /// another text on, so that beginnings differ; what comes before the first text then is its end.
-    fn next_of_book(&mut self, count: usize) -> Result<Packed, LearnError> {
         let mut chosen = Vec::with_capacity(count);
         let mut batch = Packed { length: self.length, ..Packed::default() };
         while batch.num() + chosen.len() < count {
-            let Some(at) = self.order.pop() else {
-                batch.append(&self.book.choose(&chosen));
+            if let Some(at) = self.order.pop() {
+                chosen.push(at);
+            } else {
+                batch.append(&self.cut.choose(&chosen));
                 chosen.clear();
-                let first = self.stream.below(self.texts.len());
-                let (end, begin) = self.texts.split_at(first);
-                let rows = begin.iter().chain(end).copied();
-                self.book = pack(rows, self.frame, self.length)?;
-                self.order = (0..self.book.num()).collect();
-                self.stream.shuffle(&mut self.order);
-                continue;
-            };
-            chosen.push(at);
+                self.cut_anew()?;
+            }
         }
-        batch.append(&self.book.choose(&chosen));
+        batch.append(&self.cut.choose(&chosen));
         Ok(batch)
+    }
+
+    /// Packs all texts once more: a log book from another text on (what comes before its first text then is
+    /// its end), texts by themselves in another order, so that beginnings and neighbours differ.
+    fn cut_anew(&mut self) -> Result<(), LearnError> {
+        if self.frame.together {
+            let first = self.stream.below(self.texts.len());
+            self.texts.rotate_left(first);
+        } else {
+            self.stream.shuffle(&mut self.texts);
+        }
+        self.cut = pack(self.texts.iter().copied(), self.frame, self.length)?;
+        self.order = (0..self.cut.num()).collect();
+        self.stream.shuffle(&mut self.order);
+        Ok(())
     }
 }
 
