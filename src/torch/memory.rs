@@ -83,3 +83,30 @@ impl Budget {
 
 /// libtorch, its threads and its working memory.
 const ENGINE: u64 = 200 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+    /// 100 MiB in any case, 30 a sequence, or 10 when blocks are computed again.
+    const BUDGET: Budget = Budget { fixed: 100 * MIB, activations: 30 * MIB, by_blocks: 10 * MIB };
+
+    #[test]
+    fn a_batch_goes_through_in_parts_then_block_by_block_as_memory_gets_short() {
+        let plan = |cap| BUDGET.plan(4, cap).map(|p| (p.rows, p.a_block_at_a_time));
+        assert_eq!(plan(None), Ok((4, false)));
+        assert_eq!(plan(Some(220)), Ok((4, false)));
+        assert_eq!(plan(Some(219)), Ok((3, false)));
+        assert_eq!(plan(Some(130)), Ok((1, false)));
+        assert_eq!(plan(Some(129)), Ok((2, true)));
+        assert_eq!(plan(Some(110)), Ok((1, true)));
+    }
+
+    #[test]
+    fn a_cap_that_is_too_small_is_refused_with_what_would_do() {
+        let text = BUDGET.plan(4, Some(109)).unwrap_err().to_string();
+        assert!(text.contains("at least 110") && text.ends_with("got 109"), "{text}");
+        assert!(BUDGET.plan(4, Some(110)).is_ok());
+    }
+}
