@@ -109,7 +109,7 @@ impl Federation<'_> {
                 Arc::clone(&clock),
                 gave_up.clone(),
             )?;
-            nodes.push(start_node(parts)?);
+            nodes.push(start(parts)?);
         }
 
         let waited = self.wait(&nodes, &places.all, &steps, &mut reasons, machines, news).await;
@@ -279,10 +279,6 @@ impl Federation<'_> {
         outcome.audit = Some(audit);
         Ok(())
     }
-}
-
-fn start_node(parts: NodeParts) -> Result<Node, ExperimentError> {
-    Ok(start(parts)?)
 }
 
 /// The brokers of a federation.
