@@ -20,7 +20,7 @@ use crate::learn::{
     Control, Examples, LearnError, Learner, Progress, TensorSet, TrainJob, Trained,
 };
 use crate::ledger::{Entry, Event, Origin, verify};
-use crate::node::{Identity, Node, NodeParts, SettingsProblem, SystemClock, learning_of, start};
+use crate::node::{Identity, Node, NodeParts, SettingsProblem, SystemClock, learning_of};
 use crate::protocol::update;
 use crate::report::AuditSummary;
 use crate::scada::command::CommandPolicy;
@@ -109,7 +109,7 @@ impl Federation<'_> {
                 Arc::clone(&clock),
                 gave_up.clone(),
             )?;
-            nodes.push(start(parts)?);
+            nodes.push(crate::node::start(parts)?);
         }
 
         let waited = self.wait(&nodes, &places.all, &steps, &mut reasons, machines, news).await;
