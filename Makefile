@@ -45,9 +45,9 @@ endif
 	  || echo "note: no $$model, so the tests on it are skipped"; done
 	@rm -f $(GAISNET_SKIP_LOG)
 ifeq ($(NEXTEST),nextest)
-	$(CARGO) nextest run --all-features
+	$(CARGO) nextest run --all-features --no-fail-fast
 else
-	$(CARGO) test --all-features --lib --bins --tests
+	$(CARGO) test --all-features --lib --bins --tests --no-fail-fast
 endif
 	$(CARGO) test --all-features --doc
 	@if [ -s $(GAISNET_SKIP_LOG) ]; then echo "skipped tests: $$(wc -l < $(GAISNET_SKIP_LOG))"; cat $(GAISNET_SKIP_LOG); fi

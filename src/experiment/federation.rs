@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -84,13 +84,13 @@ impl Federation<'_> {
         let keyring = Arc::new(places.keyring.clone());
         let brokers = Brokers::new(&places.all);
         let (gave_up, mut reasons) = mpsc::channel(16);
-        let steps = Arc::new(AtomicU64::new(0));
+        let lanes = Arc::new(Watched::default());
         let adapter = update::pack(start, Coding::F32, 0)?;
         let mut nodes = Vec::new();
         for place in &places.all {
             let texts = place.machine.and_then(|at| machines.get(at)).map(|machine| &machine.train);
-            let counted = Counted { learner: learner.clone(), steps: Arc::clone(&steps) };
-            let trains = texts.map(|texts| (counted, Arc::new(Examples::Texts(texts.clone()))));
+            let told = Told { learner: learner.clone(), lanes: Arc::clone(&lanes), jobs: 0 };
+            let trains = texts.map(|texts| (told, Arc::new(Examples::Texts(texts.clone()))));
             let key = places.keys.remove(&place.node);
             let key = key.ok_or_else(|| ExperimentError::Name(place.node.to_string()))?;
             let identity = Identity {
@@ -112,8 +112,9 @@ impl Federation<'_> {
             nodes.push(crate::node::start(parts)?);
         }
 
-        let waited = self.wait(&nodes, &places.all, &steps, &mut reasons, machines, news).await;
+        let waited = self.wait(&nodes, &lanes.steps, &mut reasons, machines.len(), news).await;
         let mut outcome = waited?;
+        outcome.losses = lanes.losses(self.settings.round.rounds);
         let rounds = self.settings.round.rounds.max(1);
         let mut devices = 0;
         for (node, place) in nodes.iter().zip(&places.all) {
@@ -135,15 +136,14 @@ impl Federation<'_> {
     async fn wait(
         &self,
         nodes: &[Node],
-        places: &[Place],
         steps: &AtomicU64,
         reasons: &mut mpsc::Receiver<String>,
-        machines: &[Machine],
+        machines: usize,
         news: &mut dyn FnMut(News),
     ) -> Result<Outcome, ExperimentError> {
         let rounds = self.settings.round.rounds;
         let per_machine = rounds * u64::from(self.settings.strategy.local_steps);
-        let of = per_machine * machines.len() as u64;
+        let of = per_machine * machines as u64;
         let cloud = nodes.first().ok_or_else(|| ExperimentError::Name("cloud".to_owned()))?;
         let mut outcome = Outcome::default();
         let (mut version, mut quiet, mut seen) = (0, 0, 0);
@@ -153,18 +153,15 @@ impl Federation<'_> {
                 Some(reason) = reasons.recv() => return Err(ExperimentError::GaveUp(reason)),
                 () = tokio::time::sleep(Duration::from_millis(TICK_MS)) => quiet += 1,
             }
-            let done = steps.load(Ordering::Relaxed);
+            // Before the steps are counted: those behind this version are done.
+            let served = cloud.serving.borrow().clone();
+            let done = steps.load(Ordering::Acquire);
             if done != seen {
                 (seen, quiet) = (done, 0);
                 news(News::Step { done, of });
             }
-            let served = cloud.serving.borrow().clone();
             if served.0 > version {
                 (version, quiet) = (served.0, 0);
-                let devices = nodes.iter().zip(places).filter(|(_, place)| place.machine.is_some());
-                let losses: Vec<f64> =
-                    devices.filter_map(|(node, _)| node.figures.view().loss).collect();
-                outcome.losses.push(mean(&losses));
                 outcome.adapter = update::unpack(&served.1)?;
             }
             if quiet * TICK_MS > self.patience_s * 1_000 {
@@ -187,7 +184,7 @@ impl Federation<'_> {
         identity: Identity,
         adapter: Vec<u8>,
         links: Links,
-        trains: Option<(Counted, Arc<Examples>)>,
+        trains: Option<(Told, Arc<Examples>)>,
         clock: Arc<dyn Clock>,
         gave_up: mpsc::Sender<String>,
     ) -> Result<NodeParts, ExperimentError> {
@@ -316,13 +313,32 @@ impl Brokers {
     }
 }
 
-/// Counts the steps of all machines.
-struct Counted {
-    learner: Shared,
-    steps: Arc<AtomicU64>,
+/// What the training lanes of all machines did.
+#[derive(Default)]
+struct Watched {
+    steps: AtomicU64,
+    /// Losses of the machines' first jobs, of their second, and so on.
+    losses: Mutex<BTreeMap<u64, Vec<f64>>>,
 }
 
-impl Learner for Counted {
+impl Watched {
+    /// Mean loss of the machines at the end of each of the first `rounds` jobs.
+    #[expect(clippy::cast_precision_loss, reason = "a handful of machines")]
+    fn losses(&self, rounds: u64) -> Vec<f64> {
+        let losses = self.losses.lock().unwrap_or_else(PoisonError::into_inner);
+        let mean = |of: &Vec<f64>| of.iter().sum::<f64>() / of.len().max(1) as f64;
+        losses.range(..rounds).map(|(_, of)| mean(of)).collect()
+    }
+}
+
+/// A machine's learner that tells what it does.
+struct Told {
+    learner: Shared,
+    lanes: Arc<Watched>,
+    jobs: u64,
+}
+
+impl Learner for Told {
     fn initial_adapter(&self) -> TensorSet {
         self.learner.initial_adapter()
     }
@@ -333,17 +349,16 @@ impl Learner for Counted {
         job: &TrainJob,
         progress: &mut dyn FnMut(Progress) -> Control,
     ) -> Result<Trained, LearnError> {
-        let steps = &self.steps;
-        self.learner.train(data, job, &mut |at| {
-            steps.fetch_add(1, Ordering::Relaxed);
+        let lanes = &self.lanes;
+        let trained = self.learner.train(data, job, &mut |at| {
+            lanes.steps.fetch_add(1, Ordering::Release);
             progress(at)
-        })
+        })?;
+        let mut losses = lanes.losses.lock().unwrap_or_else(PoisonError::into_inner);
+        losses.entry(self.jobs).or_default().push(f64::from(trained.loss_last));
+        self.jobs += 1;
+        Ok(trained)
     }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "a handful of machines")]
-fn mean(values: &[f64]) -> f64 {
-    values.iter().sum::<f64>() / values.len().max(1) as f64
 }
 
 /// How often is looked.
