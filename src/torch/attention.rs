@@ -18,8 +18,9 @@ pub struct Pass<'a> {
     pub mask: Option<&'a Tensor>,
     /// A token sees itself and those before it only.
     pub causal: bool,
-    /// Keys and values of the tokens before these; gets theirs as well.
-    pub cache: Option<&'a mut LayerCache>,
+    /// Keys and values of the tokens before these, one cache a row; each gets its row's as well. Empty
+    /// where rows are whole texts.
+    pub caches: Vec<&'a mut LayerCache>,
 }
 
 /// See the module.
@@ -73,15 +74,28 @@ impl Attention {
             query = rope.turn(&query)?;
             key = rope.turn(&key)?;
         }
-        let fresh = pass.cache.as_ref().is_none_or(|cache| cache.is_empty());
+        let fresh = pass.caches.iter().all(|cache| cache.is_empty());
         if let (Some((front_key, front_value)), true) = (&self.prefix, fresh) {
             key = self.behind(front_key, &key)?;
             value = self.behind(front_value, &value)?;
         }
-        if let Some(cache) = &mut pass.cache {
-            (key, value) = cache.append(&key, &value)?;
-        }
-        let mixed = self.mix(&query, &key, &value, pass)?;
+        let mixed = match pass.caches.as_mut_slice() {
+            [] => self.mix(&query, &key, &value, pass)?,
+            [cache] => {
+                let (key, value) = cache.append(&key, &value)?;
+                self.mix(&query, &key, &value, pass)?
+            }
+            caches => {
+                let mut rows = Vec::with_capacity(caches.len());
+                for (row, cache) in (0..).zip(caches) {
+                    let own = |t: &Tensor| t.f_narrow(0, row, 1);
+                    let (key, value) = cache.append(&own(&key)?, &own(&value)?)?;
+                    rows.push((own(&query)?, key, value));
+                }
+                let mix = |(q, k, v): &(Tensor, Tensor, Tensor)| self.mix(q, k, v, pass);
+                Tensor::f_cat(&rows.iter().map(mix).collect::<Result<Vec<_>, _>>()?, 0)?
+            }
+        };
         let joined = mixed.f_transpose(1, 2)?.f_reshape([batch, tokens, -1])?;
         self.out.forward(&joined)
     }

@@ -1,11 +1,12 @@
 //! Continues token rows with one base and several adapters at once.
 //!
-//! Sequences of all slots go through the base's matrices together; each has keys and values of its own.
+//! Sequences of one slot go through the model together, each with keys and values of its own. Slots take
+//! turns: only while one adapter is swapped for the next do several have sequences.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU16;
 
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use super::adapter::AdapterPlan;
 use super::language::{LanguageBase, LanguageModel, SequenceCache};
@@ -18,10 +19,17 @@ use crate::learn::{Generator, LearnError, TensorSet};
 pub struct LanguageGenerator {
     base: LanguageBase,
     plan: AdapterPlan,
-    bare: LanguageModel,
-    slots: BTreeMap<u32, LanguageModel>,
+    models: Models,
     sequences: BTreeMap<u64, Sequence>,
     threads: NonZeroU16,
+}
+
+/// The base with each adapter.
+#[derive(Debug)]
+struct Models {
+    bare: LanguageModel,
+    slots: BTreeMap<u32, LanguageModel>,
+    device: Device,
 }
 
 #[derive(Debug)]
@@ -42,27 +50,33 @@ impl LanguageGenerator {
     ) -> Result<Self, LearnError> {
         let plan = AdapterPlan::new(&base.weights().layout(), peft)?;
         let (slots, sequences) = (BTreeMap::new(), BTreeMap::new());
-        Ok(Self { bare: base.model(None)?, base, plan, slots, sequences, threads })
+        let models = Models { bare: base.model(None)?, slots, device: base.device() };
+        Ok(Self { base, plan, models, sequences, threads })
     }
+}
 
-    /// Runs tokens through one sequence; gives the logits after the last.
-    fn extend(&self, sequence: &mut Sequence, tokens: &[u32]) -> Result<Vec<f32>, LearnError> {
-        let ids: Vec<i64> = tokens.iter().map(|t| i64::from(*t)).collect();
-        let ids = Tensor::f_from_slice(&ids)?.f_unsqueeze(0)?.f_to(self.base.device())?;
-        let model = match self.slots.get(&sequence.slot) {
+impl Models {
+    /// Runs tokens through sequences of a slot, the same number through each cache, row by row; gives
+    /// the logits `[vocab]` after each one's last.
+    fn extend(
+        &self,
+        slot: u32,
+        tokens: &[u32],
+        caches: &mut [&mut SequenceCache],
+    ) -> Result<Vec<Vec<f32>>, LearnError> {
+        let model = match self.slots.get(&slot) {
             Some(model) => model,
-            None if sequence.slot == 0 => &self.bare,
+            None if slot == 0 => &self.bare,
             // The bare base must never pass for an adapter that isn't there.
-            None => {
-                return Err(LearnError::OutOfRange {
-                    what: "adapter slot",
-                    expected: "one that was loaded".into(),
-                    actual: sequence.slot.to_string(),
-                });
-            }
+            None => return Err(out_of_range("adapter slot", "one that was loaded", slot.into())),
         };
-        let hidden = model.extend(&ids, &mut sequence.cache)?;
-        values(&model.logits(&hidden)?)
+        let rows = i64::try_from(caches.len()).unwrap_or(i64::MAX);
+        let ids: Vec<i64> = tokens.iter().map(|t| i64::from(*t)).collect();
+        let ids = Tensor::f_from_slice(&ids)?.f_reshape([rows, -1])?.f_to(self.device)?;
+        let hidden = model.extend(&ids, caches)?;
+        let logits = values(&model.logits(&hidden)?)?;
+        let vocab = logits.len() / caches.len().max(1);
+        Ok(logits.chunks_exact(vocab.max(1)).map(<[f32]>::to_vec).collect())
     }
 }
 
@@ -71,7 +85,7 @@ impl Generator for LanguageGenerator {
         let _guard = tch::no_grad_guard();
         let flat = self.plan.flatten(adapter)?.f_to(self.base.device())?;
         let model = self.base.model(Some(&self.plan.attach(&flat)?))?;
-        self.slots.insert(slot, model);
+        self.models.slots.insert(slot, model);
         Ok(())
     }
 
@@ -83,36 +97,53 @@ impl Generator for LanguageGenerator {
         let _guard = tch::no_grad_guard();
         use_threads(self.threads);
         if prompt.is_empty() || self.sequences.contains_key(&sequence) {
-            return Err(LearnError::OutOfRange {
-                what: "new sequence",
-                expected: "a number of its own and at least one token".into(),
-                actual: format!("number {sequence}, {} tokens", prompt.len()),
-            });
+            return Err(out_of_range("new sequence", "an unused number and a prompt", sequence));
         }
-        let mut new = Sequence { slot, cache: SequenceCache::default() };
-        let logits = self.extend(&mut new, prompt)?;
-        self.sequences.insert(sequence, new);
-        Ok(logits)
+        let mut cache = SequenceCache::default();
+        let logits = self.models.extend(slot, prompt, &mut [&mut cache])?;
+        self.sequences.insert(sequence, Sequence { slot, cache });
+        Ok(logits.into_iter().flatten().collect())
     }
 
     fn step(&mut self, tokens: &[(u64, u32)]) -> Result<Vec<Vec<f32>>, LearnError> {
         let _guard = tch::no_grad_guard();
         use_threads(self.threads);
-        let mut all = Vec::with_capacity(tokens.len());
+        let mut wanted = BTreeMap::new();
         for (id, token) in tokens {
-            let mut sequence = self.sequences.remove(id).ok_or_else(|| LearnError::OutOfRange {
-                what: "sequence",
-                expected: "one that was started".into(),
-                actual: id.to_string(),
-            })?;
-            let logits = self.extend(&mut sequence, &[*token]);
-            self.sequences.insert(*id, sequence);
-            all.push(logits?);
+            if !self.sequences.contains_key(id) || wanted.insert(*id, *token).is_some() {
+                return Err(out_of_range("sequence", "one that was started, once", *id));
+            }
         }
-        Ok(all)
+        let mut slots: BTreeMap<u32, Rows<'_>> = BTreeMap::new();
+        for (id, sequence) in &mut self.sequences {
+            if let Some(token) = wanted.get(id) {
+                let rows = slots.entry(sequence.slot).or_default();
+                rows.ids.push(*id);
+                rows.tokens.push(*token);
+                rows.caches.push(&mut sequence.cache);
+            }
+        }
+        let mut logits = BTreeMap::new();
+        for (slot, mut rows) in slots {
+            let all = self.models.extend(slot, &rows.tokens, &mut rows.caches)?;
+            logits.extend(rows.ids.into_iter().zip(all));
+        }
+        Ok(tokens.iter().filter_map(|(id, _)| logits.remove(id)).collect())
     }
 
     fn end(&mut self, sequence: u64) {
         self.sequences.remove(&sequence);
     }
+}
+
+/// Sequences that go through one slot's model together.
+#[derive(Default)]
+struct Rows<'a> {
+    ids: Vec<u64>,
+    tokens: Vec<u32>,
+    caches: Vec<&'a mut SequenceCache>,
+}
+
+fn out_of_range(what: &'static str, expected: &str, actual: u64) -> LearnError {
+    LearnError::OutOfRange { what, expected: expected.into(), actual: actual.to_string() }
 }

@@ -350,7 +350,7 @@ impl LanguageModel {
     /// [`LearnError::Engine`] when shapes differ.
     pub fn block(&self, i: usize, x: &Tensor, way: &Entrance) -> Result<Tensor, LearnError> {
         let mut pass =
-            Pass { rope: Some(&way.rope), mask: way.mask.as_ref(), causal: true, cache: None };
+            Pass { rope: Some(&way.rope), mask: way.mask.as_ref(), causal: true, caches: vec![] };
         let deep = self.deep_prompts.get(i).and_then(Option::as_ref);
         let x = match deep {
             Some(prompts) if i > 0 => replace_front(prompts, x)?,
@@ -398,43 +398,79 @@ impl LanguageModel {
         Ok(logits.f_to_kind(Kind::Float)?)
     }
 
-    /// The next tokens `[1, tokens]` of one sequence; gives the hidden state `[1, 1, d]` of the last.
+    /// The next tokens `[rows, tokens]` of as many sequences; gives the hidden states `[rows, 1, d]` of
+    /// the last. Rows that begin do so together and alone: their caches are empty, the others' aren't.
     ///
     /// # Errors
-    /// [`LearnError::OutOfRange`] when the sequence is longer than the context.
-    pub fn extend(&self, ids: &Tensor, cache: &mut SequenceCache) -> Result<Tensor, LearnError> {
+    /// [`LearnError::OutOfRange`] when a sequence is longer than the context, or some rows begin while
+    /// others go on.
+    pub fn extend(
+        &self,
+        ids: &Tensor,
+        caches: &mut [&mut SequenceCache],
+    ) -> Result<Tensor, LearnError> {
         let _guard = tch::no_grad_guard();
         let (_, tokens) = ids.size2()?;
-        let (mut x, rope) = if cache.tokens == 0 {
+        let begin = caches.iter().filter(|cache| cache.tokens == 0).count();
+        let (mut x, rope) = if begin == 0 {
+            self.go_on(ids, caches)?
+        } else if begin == caches.len() {
             let batch = TokenBatch { ids: ids.shallow_clone(), positions: None, segments: None };
             let way = self.enter(&batch)?;
-            cache.tokens = self.prefix + way.front;
+            for cache in caches.iter_mut() {
+                cache.tokens = self.prefix + way.front;
+                cache.layers.resize_with(self.blocks.len(), LayerCache::default);
+            }
             (way.x, way.rope)
         } else {
-            let x = Tensor::f_embedding(&self.embed, ids, -1, false, false)?;
-            let context = self.context;
-            if cache.tokens + tokens > context {
-                return Err(LearnError::OutOfRange {
-                    what: "tokens of a sequence",
-                    expected: format!("at most {context}"),
-                    actual: (cache.tokens + tokens).to_string(),
-                });
-            }
-            let rope = self.rope.range(cache.tokens, tokens)?;
-            (x.f_to_kind(Kind::Float)?, rope.in_kind(self.kind)?)
+            return Err(LearnError::OutOfRange {
+                what: "sequences that begin",
+                expected: format!("none or all {}", caches.len()),
+                actual: begin.to_string(),
+            });
         };
-        cache.tokens += tokens;
-        cache.layers.resize_with(self.blocks.len(), LayerCache::default);
-        for (i, (block, layer)) in self.blocks.iter().zip(&mut cache.layers).enumerate() {
+        for (i, block) in self.blocks.iter().enumerate() {
             let deep = self.deep_prompts.get(i).and_then(Option::as_ref);
-            if let (Some(prompts), true) = (deep, i > 0 && layer.is_empty()) {
+            if let (Some(prompts), true) = (deep, i > 0 && begin > 0) {
                 x = replace_front(prompts, &x)?;
             }
-            let mut pass = Pass { rope: Some(&rope), mask: None, causal: true, cache: Some(layer) };
+            let layers = caches.iter_mut().filter_map(|cache| cache.layers.get_mut(i)).collect();
+            let mut pass = Pass { rope: Some(&rope), mask: None, causal: true, caches: layers };
             x = block.forward(&x, &mut pass)?;
+        }
+        for cache in caches.iter_mut() {
+            cache.tokens += tokens;
         }
         let (_, all, _) = x.size3()?;
         self.norm.forward(&x.f_narrow(1, all - 1, 1)?)
+    }
+
+    /// Embeds tokens that come after others.
+    fn go_on(
+        &self,
+        ids: &Tensor,
+        caches: &[&mut SequenceCache],
+    ) -> Result<(Tensor, Rope), LearnError> {
+        let (_, tokens) = ids.size2()?;
+        let starts: Vec<i64> = caches.iter().map(|cache| cache.tokens).collect();
+        let (context, longest) = (self.context, starts.iter().max().copied().unwrap_or_default());
+        if longest + tokens > context {
+            return Err(LearnError::OutOfRange {
+                what: "tokens of a sequence",
+                expected: format!("at most {context}"),
+                actual: (longest + tokens).to_string(),
+            });
+        }
+        let rope = match starts.as_slice() {
+            [start] => self.rope.range(*start, tokens)?,
+            starts => {
+                let first = Tensor::f_from_slice(starts)?.f_to(ids.device())?.f_unsqueeze(1)?;
+                let next = Tensor::f_arange(tokens, (Kind::Int64, ids.device()))?;
+                self.rope.at(&first.f_add(&next)?)?
+            }
+        };
+        let x = Tensor::f_embedding(&self.embed, ids, -1, false, false)?;
+        Ok((x.f_to_kind(Kind::Float)?, rope.in_kind(self.kind)?))
     }
 }
 

@@ -7,7 +7,7 @@ use tch::Device;
 use super::*;
 use crate::learn::{Generator, Layout, LearnError};
 use crate::torch::generate::LanguageGenerator;
-use crate::torch::language::{LanguageConfig, Precision, SequenceCache};
+use crate::torch::language::{LanguageConfig, LanguageModel, Precision, SequenceCache};
 use crate::torch::peft::LoraConfig;
 use crate::torch::weights::Weights;
 use crate::torch::{tensor, values};
@@ -160,7 +160,10 @@ fn logits(
     text: &[u32],
 ) -> Vec<f32> {
     let attached = learner.plan.attach(&learner.plan.flatten(set).unwrap()).unwrap();
-    let model = base.model(Some(&attached)).unwrap();
+    logits_of(&base.model(Some(&attached)).unwrap(), text)
+}
+
+fn logits_of(model: &LanguageModel, text: &[u32]) -> Vec<f32> {
     let batch = TokenBatch { ids: ids(text), positions: None, segments: None };
     values(&model.logits(&model.hidden(&batch).unwrap()).unwrap()).unwrap()
 }
@@ -311,7 +314,7 @@ fn tokens_one_by_one_answer_as_all_at_once() {
             let mut cache = SequenceCache::default();
             let mut from = 0;
             for to in cuts {
-                let hidden = model.extend(&ids(&text[from..to]), &mut cache).unwrap();
+                let hidden = model.extend(&ids(&text[from..to]), &mut [&mut cache]).unwrap();
                 let last = values(&model.logits(&hidden).unwrap()).unwrap();
                 let apart = distance(&last, &whole[(to - 1) * 24..to * 24]);
                 assert!(apart < 2e-5, "{kind}, {from}..{to}: {apart}");
@@ -338,6 +341,35 @@ fn slots_answer_with_their_own_adapters_also_where_those_change_the_head() {
         let next = writer.step(&[(7, text[6]), (8, text[6])]).unwrap();
         assert!(distance(&next[1], &whole[6 * 24..7 * 24]) < 2e-5, "{kind}");
         assert!(distance(&next[0], &next[1]) > 1e-2, "{kind}");
+    }
+}
+
+#[test]
+fn sequences_that_are_written_together_get_what_each_gets_alone() {
+    let base = base(false);
+    let texts = [text(5, 9), text(6, 12), text(7, 4)];
+    for (kind, peft) in kinds() {
+        let learner = learner(&base, &peft);
+        let set = adapter(&learner);
+        let mut writer = LanguageGenerator::new(base.share(), &peft, NonZeroU16::MIN).unwrap();
+        writer.load(1, &set).unwrap();
+        let mut step = Vec::new();
+        for (at, text) in texts.iter().enumerate() {
+            let last = text.len() - 1;
+            // Between two of an adapter stands one of another, which must not change their order.
+            let (number, slot) = (at as u64, u32::from(at != 1));
+            writer.start(number, slot, &text[..last]).unwrap();
+            step.push((number, text[last]));
+        }
+        let together = writer.step(&step).unwrap();
+        for ((at, text), next) in texts.iter().enumerate().zip(together) {
+            let bare = logits_of(&base.model(None).unwrap(), text);
+            let whole = if at == 1 { bare } else { logits(&base, &learner, &set, text) };
+            let apart = distance(&next, &whole[(text.len() - 1) * 24..]);
+            assert!(apart < 2e-5, "{kind}, text {at}: {apart}");
+        }
+        let again = writer.step(&[(0, 1), (0, 2)]);
+        assert!(matches!(again, Err(LearnError::OutOfRange { what: "sequence", .. })), "{again:?}");
     }
 }
 
