@@ -29,25 +29,22 @@ demo: setup ## two sites, four machines and a cloud learn together on this machi
 	$(CARGO) run --release -- demo $(ARGS)
 
 # Some tests need the recordings; those that lack something else (a broker, a tool) write a line into a
-# file, since runners hide what passing tests print.
+# file, since runners hide what passing tests print. The library's tests run in one process: for each
+# process the system links libtorch, which takes longer than most of them.
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 test: export GAISNET_SKIP_LOG := $(TARGET)/skipped
 test: setup ## all tests, documentation examples too
-ifeq ($(NEXTEST),nextest)
-	$(CARGO) nextest run --all-features --no-run
-else
-	$(CARGO) build --all-features --examples
-	$(CARGO) test --all-features --lib --bins --tests --no-run
-endif
+	$(CARGO) test --all-features --lib --bins --tests --examples --no-run
 	@$(TARGET)/debug/gaisnet data fetch bearings || echo "note: no recordings, so the tests on them are skipped"
 	@$(TARGET)/debug/gaisnet data fetch excavators || echo "note: no work orders, so the tests on them are skipped"
 	@for model in smollm2-135m minilm-l6; do $(TARGET)/debug/gaisnet model fetch $$model \
 	  || echo "note: no $$model, so the tests on it are skipped"; done
 	@rm -f $(GAISNET_SKIP_LOG)
+	$(CARGO) test --all-features --lib --no-fail-fast
 ifeq ($(NEXTEST),nextest)
-	$(CARGO) nextest run --all-features --no-fail-fast
+	$(CARGO) nextest run --all-features --no-fail-fast -E 'not kind(lib)'
 else
-	$(CARGO) test --all-features --lib --bins --tests --no-fail-fast
+	$(CARGO) test --all-features --bins --tests --no-fail-fast
 endif
 	$(CARGO) test --all-features --doc
 	@if [ -s $(GAISNET_SKIP_LOG) ]; then echo "skipped tests: $$(wc -l < $(GAISNET_SKIP_LOG))"; cat $(GAISNET_SKIP_LOG); fi

@@ -12,6 +12,7 @@ use crate::scada::telegram::ModelMeta;
 use crate::settings::Settings;
 use crate::torch::adamw::AdamWConfig;
 use crate::torch::adopted::load_language;
+use crate::torch::checkpoint::Checkpoints;
 use crate::torch::generate::LanguageGenerator;
 use crate::torch::gguf::LoadedLanguage;
 use crate::torch::language::{LanguageBase, Precision};
@@ -63,7 +64,11 @@ pub fn language_brain(settings: &Settings, keyring: &Keyring) -> Result<Brain, S
         max_memory_mib: NonZeroU32::new(settings.limits.max_memory_mib).map(NonZeroU32::get),
         threads: share.train,
     };
-    let learner = LanguageLearner::new(base.share(), trainer, ADAPTER_SEED)?;
+    let mut learner = LanguageLearner::new(base.share(), trainer, ADAPTER_SEED)?;
+    if let Some(every) = NonZeroU32::new(settings.limits.checkpoint_steps) {
+        let folder = settings.paths.store.join("training");
+        learner = learner.keeping(Checkpoints::new(folder, every, card.digest()));
+    }
     let generator = LanguageGenerator::new(base, &peft, share.serve)?;
     let model = ModelMeta {
         name: settings.model.name.clone(),

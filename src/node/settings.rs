@@ -607,6 +607,7 @@ mod tests {
                 train_threads,
                 serve_threads,
                 max_memory_mib: 0,
+                checkpoint_steps: 0,
             };
             let share = core_share(&limits, NonZeroUsize::new(cores));
             (share.train.get(), share.serve.get())

@@ -142,6 +142,7 @@ pub(super) const KEYS: &[Key] = &[
     key("limits.train_threads", Whole("threads", 0, 1024)),
     key("limits.serve_threads", Whole("threads", 0, 1024)),
     key("limits.max_memory_mib", Whole("MiB", 0, 1 << 20)),
+    key("limits.checkpoint_steps", Whole("steps", 0, 100_000)),
 ];
 
 const fn key(path: &'static str, expect: Expect) -> Key {

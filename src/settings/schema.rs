@@ -221,4 +221,6 @@ pub struct LimitSettings {
     pub serve_threads: usize,
     /// Memory that training a language model may take with its base, in MiB; 0: no cap.
     pub max_memory_mib: u32,
+    /// A language model's training is kept on disk after every so many steps; 0: never.
+    pub checkpoint_steps: u32,
 }

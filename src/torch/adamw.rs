@@ -47,6 +47,16 @@ impl AdamW {
         Ok(Self { config, mean: zeros()?, square: zeros()?, step: 0 })
     }
 
+    /// Running means of the gradient and of its square.
+    pub fn means(&self) -> (&Tensor, &Tensor) {
+        (&self.mean, &self.square)
+    }
+
+    /// Goes to where an optimiser of the same buffer stood after so many steps.
+    pub fn go_on(&mut self, mean: Tensor, square: Tensor, steps: i32) {
+        (self.mean, self.square, self.step) = (mean, square, steps);
+    }
+
     /// Changes `flat` in place. Both have the same length.
     ///
     /// # Errors

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use tch::Device;
 
 use super::*;
+use crate::ids::Digest;
 use crate::learn::{Generator, Layout, LearnError};
 use crate::torch::generate::LanguageGenerator;
 use crate::torch::language::{LanguageConfig, LanguageModel, Precision, SequenceCache};
@@ -458,6 +459,62 @@ fn what_stands_in_front_counts_towards_the_context() {
     let expected = "at most 59".to_owned();
     let actual = "60".to_owned();
     assert_eq!(error, LearnError::OutOfRange { what: "tokens of an input", expected, actual });
+}
+
+#[test]
+fn a_run_that_was_cut_off_goes_on_and_ends_as_one_that_was_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let (base, peft) = (base(true), lora(&["q", "v"]));
+    let texts = Examples::Texts(Texts {
+        tokens: texts().concat(),
+        lengths: texts().iter().map(|text| u32::try_from(text.len()).unwrap()).collect(),
+        chars: 1,
+    });
+    let kept = |base_digest| {
+        let every = std::num::NonZeroU32::new(2).unwrap();
+        let kept = Checkpoints::new(folder.path().join("training"), every, base_digest);
+        learner(&base, &peft).keeping(kept)
+    };
+    let job = TrainJob {
+        start: learner(&base, &peft).initial_adapter(),
+        steps: 7,
+        batch_size: 2,
+        learning_rate: 0.01,
+        prox_mu: 0.1,
+        distill_lambda: 0.0,
+        class_targets: None,
+        seed: 5,
+    };
+    let whole = learner(&base, &peft).train(&texts, &job, &mut |_| Control::Continue).unwrap();
+
+    // Dies in its fifth step, when four are kept.
+    let died = kept(Digest([1; 32])).train(&texts, &job, &mut |at| {
+        if at.step == 5 { Control::Stop } else { Control::Continue }
+    });
+    assert_eq!(died.unwrap().steps, 5);
+    let steps_of = |learner: &mut LanguageLearner, job: &TrainJob| {
+        let mut steps = Vec::new();
+        let trained = learner.train(&texts, job, &mut |at| {
+            steps.push(at.step);
+            Control::Continue
+        });
+        (trained.unwrap(), steps)
+    };
+    // Another base, another seed: not this run's.
+    let other = TrainJob { seed: job.seed + 1, ..job.clone() };
+    let copy = std::fs::read_dir(folder.path().join("training")).unwrap().next().unwrap().unwrap();
+    let bytes = std::fs::read(copy.path()).unwrap();
+    assert_eq!(steps_of(&mut kept(Digest([2; 32])), &job).1, [1, 2, 3, 4, 5, 6, 7]);
+    assert_eq!(steps_of(&mut kept(Digest([1; 32])), &other).1, [1, 2, 3, 4, 5, 6, 7]);
+    std::fs::write(copy.path(), bytes).unwrap();
+
+    let (resumed, steps) = steps_of(&mut kept(Digest([1; 32])), &job);
+    assert_eq!(steps, [5, 6, 7]);
+    assert_eq!(resumed.adapter, whole.adapter);
+    assert_eq!(
+        (resumed.steps, resumed.loss_first, resumed.loss_last),
+        (7, whole.loss_first, whole.loss_last)
+    );
 }
 
 #[test]

@@ -6,7 +6,7 @@
 //! ```
 //! Under a memory cap a batch goes through in parts (gradient accumulation), and where even one
 //! sequence's activations are too many, a block at a time: its input is kept, the rest is computed again
-//! for the backward pass (arXiv:1604.06174).
+//! for the backward pass (arXiv:1604.06174). Its runs can be kept on disk ([`super::checkpoint`]).
 
 use std::num::NonZeroU16;
 
@@ -14,11 +14,12 @@ use tch::{Kind, Tensor};
 
 use super::adamw::{AdamW, AdamWConfig};
 use super::adapter::AdapterPlan;
+use super::checkpoint::{Checkpoints, Midway};
 use super::cross_entropy::{head_loss, nats_of};
 use super::language::{LanguageBase, LanguageModel, TokenBatch};
 use super::memory::{Budget, Plan};
 use super::peft::PeftConfig;
-use super::use_threads;
+use super::{tensor, use_threads, values};
 use crate::learn::{
     ClassLogits, Control, Examples, Frame, LearnError, Learner, Packed, Progress, TensorSet, Texts,
     TrainJob, Trained, pack,
@@ -49,6 +50,7 @@ pub struct LanguageLearner {
     base: LanguageBase,
     plan: AdapterPlan,
     initial: TensorSet,
+    checkpoints: Option<Checkpoints>,
 }
 
 impl LanguageLearner {
@@ -63,7 +65,13 @@ impl LanguageLearner {
     ) -> Result<Self, LearnError> {
         let plan = AdapterPlan::new(&base.weights().layout(), &config.peft)?;
         let initial = plan.initial(base.weights(), seed)?;
-        Ok(Self { config, base, plan, initial })
+        Ok(Self { config, base, plan, initial, checkpoints: None })
+    }
+
+    /// The same, keeping its runs: a job that was cut off goes on after the last step that was kept.
+    #[must_use]
+    pub fn keeping(self, checkpoints: Checkpoints) -> Self {
+        Self { checkpoints: Some(checkpoints), ..self }
     }
 
     /// What trains.
@@ -131,7 +139,18 @@ impl Learner for LanguageLearner {
         let mut run = self.run(&job.start, rows)?;
         let mut sequences = Sequences::new(texts, &self.config, job.seed)?;
         let mut losses = Vec::new();
-        for step in 1..=job.steps {
+        let id = |kept: &Checkpoints| kept.job(job, texts, &format!("{:?}", self.config));
+        let kept = self.checkpoints.as_ref().map(|kept| (kept, id(kept)));
+        if let Some(midway) = kept.as_ref().and_then(|(kept, id)| kept.read(id)) {
+            run.go_on(&midway)?;
+            for _ in &midway.losses {
+                sequences.next(rows)?;
+            }
+            losses = midway.losses;
+            losses.truncate(job.steps as usize);
+        }
+        let done = u32::try_from(losses.len()).unwrap_or(u32::MAX);
+        for step in done + 1..=job.steps {
             let packed = sequences.next(rows)?;
             if self.config.peft.lora.as_ref().is_some_and(|l| l.dropout > 0.0) {
                 // libtorch draws what drops out: its generator is one for the process, so it is set
@@ -140,6 +159,11 @@ impl Learner for LanguageLearner {
             }
             let loss = run.step(&packed, job.learning_rate.into(), job.prox_mu.into())?;
             losses.push(loss);
+            if let Some((kept, id)) = &kept
+                && kept.due(losses.len())
+            {
+                kept.write(id, run.midway(losses.clone())?);
+            }
             if progress(Progress { step, loss }) == Control::Stop {
                 break;
             }
@@ -210,6 +234,25 @@ impl LanguageRun<'_> {
     /// [`LearnError::Engine`] when libtorch refuses.
     pub fn adapter(&self) -> Result<TensorSet, LearnError> {
         self.learner.plan.unflatten(&self.flat)
+    }
+
+    /// What it takes to go on from here.
+    fn midway(&self, losses: Vec<f32>) -> Result<Midway, LearnError> {
+        let (mean, square) = self.adamw.means();
+        let (flat, mean, square) = (values(&self.flat)?, values(mean)?, values(square)?);
+        Ok(Midway { losses, flat, mean, square })
+    }
+
+    /// Goes to where an earlier run of the same job stood.
+    fn go_on(&mut self, midway: &Midway) -> Result<(), LearnError> {
+        let _guard = tch::no_grad_guard();
+        let steps = i32::try_from(midway.losses.len()).unwrap_or(i32::MAX);
+        let (shape, device) = (self.flat.size(), self.flat.device());
+        let buffer =
+            |values: &[f32]| tensor(values, &shape)?.f_to(device).map_err(LearnError::from);
+        self.adamw.go_on(buffer(&midway.mean)?, buffer(&midway.square)?, steps);
+        self.flat.f_copy_(&buffer(&midway.flat)?)?;
+        Ok(())
     }
 
     /// One step of the optimiser on a copy, for whoever wants to know what it costs.

@@ -18,6 +18,7 @@ pub mod adapter;
 pub mod adopted;
 pub mod attention;
 pub mod card;
+pub mod checkpoint;
 pub mod cross_entropy;
 pub mod encoder;
 mod evaluate;
