@@ -17,6 +17,7 @@ mod toy_generator;
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU16;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use gaisnet::actors::lanes::LaneError;
 use gaisnet::actors::text_lane::{Letter, TextLane, TextRequest, Writer};
@@ -131,9 +132,10 @@ fn submit(lane: &TextLane, mut request: impl FnMut() -> TextRequest) {
     }
 }
 
-fn ends(mut letters: Receiver<Letter>) -> BTreeMap<u64, Generated> {
+fn ends(mut letters: Receiver<Letter>, answered: &AtomicU64) -> BTreeMap<u64, Generated> {
     let mut all = BTreeMap::new();
     while let Some((ticket, told)) = letters.blocking_recv() {
+        answered.fetch_add(1, Ordering::Relaxed);
         let Told::End(end) = told else { panic!("nobody asked for pieces") };
         assert!(all.insert(ticket, end.unwrap()).is_none());
     }
@@ -147,9 +149,17 @@ fn two_hundred_swaps_leave_each_answer_that_of_its_version_alone() {
     let limits = BatchLimits { waiting: 4_096, ..BatchLimits::default() };
     let lane = TextLane::spawn(writer, limits, Arc::new(SystemClock::new()), 4).unwrap();
     let (told, letters) = channel(8);
-    let reader = std::thread::spawn(move || ends(letters));
+    let answered = Arc::new(AtomicU64::new(0));
+    let reader = std::thread::spawn({
+        let answered = Arc::clone(&answered);
+        move || ends(letters, &answered)
+    });
     let mut ticket = 0;
     for (version, adapter) in (1..).zip(&adapters) {
+        // Some of the answers before are still being written when the next version comes, but not all.
+        while ticket > answered.load(Ordering::Relaxed) + 12 {
+            std::thread::yield_now();
+        }
         submit(&lane, || TextRequest::Load {
             id: AdapterId::Version(version),
             adapter: Arc::clone(adapter),

@@ -4,8 +4,8 @@
 //! actor -- submit --> bounded queue --> lane's thread: Scheduler + Generator, step by step
 //!   ^---------------- told (bounded) --------'
 //! ```
-//! Between two steps it takes what was submitted (requests, cancellations, adapters) and gives the core
-//! up once, so that a training round and other answers stay quick. When the actor is behind, the lane
+//! Between two steps it takes some of what was submitted (requests, cancellations, adapters; never so much
+//! that whoever submits without end would keep it from its steps) and gives the core up once, so that a training round and other answers stay quick. When the actor is behind, the lane
 //! waits for it instead of dropping text. Dropping the lane lets it work off what it has, then it ends.
 
 use std::collections::BTreeMap;
@@ -83,7 +83,7 @@ impl TextLane {
         let body = move || {
             let _guard = EndOnPanic;
             while !desk.is_idle() || desk.take(requests.blocking_recv()) {
-                if !desk.take_all(&mut requests) {
+                if !desk.take_some(&mut requests) {
                     break;
                 }
                 desk.step(clock.as_ref());
@@ -110,7 +110,7 @@ impl TextLane {
         let mut desk = Desk::new(writer, limits);
         actix::spawn(async move {
             while !desk.is_idle() || desk.take(requests.recv().await) {
-                if !desk.take_all(&mut requests) {
+                if !desk.take_some(&mut requests) {
                     break;
                 }
                 tokio::time::sleep(step).await;
@@ -187,15 +187,16 @@ impl Desk {
         true
     }
 
-    /// Takes all that is there; false when there will never be more and nothing is left to do.
-    fn take_all(&mut self, requests: &mut Receiver<TextRequest>) -> bool {
-        loop {
+    /// Takes some of what is there; false when there will never be more and nothing is left to do.
+    fn take_some(&mut self, requests: &mut Receiver<TextRequest>) -> bool {
+        for _ in 0..TAKEN_A_STEP {
             match requests.try_recv() {
                 Ok(request) => drop(self.take(Some(request))),
                 Err(TryRecvError::Empty) => return true,
                 Err(TryRecvError::Disconnected) => return !self.is_idle(),
             }
         }
+        true
     }
 
     fn step(&mut self, clock: &dyn Clock) {
@@ -218,6 +219,9 @@ impl Desk {
         letters
     }
 }
+
+/// Requests that are taken between two steps.
+const TAKEN_A_STEP: usize = 16;
 
 #[cfg(test)]
 mod tests {
@@ -251,6 +255,19 @@ mod tests {
             adapter: None,
             deadline: Mono(1),
         }
+    }
+
+    #[test]
+    fn requests_without_end_do_not_keep_the_lane_from_its_steps() {
+        let writer =
+            Writer { generator: Box::new(ToyGenerator::default()), tokens: Arc::new(ToyTokens) };
+        let mut desk = Desk::new(writer, BatchLimits::default());
+        let (queue, mut requests) = channel(64);
+        for ticket in 0..40 {
+            queue.try_send(TextRequest::Cancel { ticket }).unwrap();
+        }
+        assert!(desk.take_some(&mut requests));
+        assert_eq!(requests.len(), 40 - TAKEN_A_STEP);
     }
 
     fn drain(mut letters: Receiver<Letter>) -> BTreeMap<u64, (String, Option<Told>)> {

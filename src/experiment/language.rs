@@ -3,8 +3,6 @@
 use std::num::NonZeroU16;
 use std::path::Path;
 
-use tch::Device;
-
 use super::{ExperimentError, Subject};
 use crate::learn::{Frame, Judge, LearnError, TensorSet, Texts};
 use crate::settings::Settings;
@@ -13,7 +11,7 @@ use crate::torch::adopted::load_language;
 use crate::torch::language::{LanguageBase, Precision};
 use crate::torch::language_trainer::{LanguageLearner, LanguageTrainerConfig};
 use crate::torch::tokenizer::TextTokenizer;
-use crate::torch::{LoraConfig, PeftConfig, shipped};
+use crate::torch::{LoraConfig, PeftConfig, device_of, shipped};
 
 /// Tokens a sequence: what a text may be foreseen from.
 pub const SEQUENCE: u32 = 256;
@@ -56,14 +54,13 @@ pub fn subject(
         max_memory_mib: None,
         threads,
     };
-    let precision = Precision::best(Device::Cpu);
-    let exact =
-        LanguageBase::new(loaded.config, loaded.weights.share(), Precision::F32, Device::Cpu)?;
+    let device = device_of(&settings.model.device)?;
+    let precision = Precision::best(device);
+    let (sizes, shared) = (loaded.config, loaded.weights.share());
+    let exact = LanguageBase::new(sizes, shared, Precision::F32, device)?;
     let quick = match precision {
         Precision::F32 => exact.share(),
-        Precision::Bf16 => {
-            LanguageBase::new(loaded.config, loaded.weights, precision, Device::Cpu)?
-        }
+        Precision::Bf16 => LanguageBase::new(sizes, loaded.weights, precision, device)?,
     };
     let seed = settings.strategy.seed;
     let judge = LanguageLearner::new(exact, config.clone(), seed)?;

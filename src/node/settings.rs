@@ -20,6 +20,7 @@ use crate::bus::mqtt::{MqttBus, MqttError, MqttSettings, TlsSettings};
 use crate::bus::{Bus, BusEvent};
 use crate::data::bearings::{self, Bearings};
 use crate::data::excavators::{self, Excavators};
+use crate::data::texts::read_texts;
 use crate::data::{Cache, DataError};
 use crate::ids::{Digest, Name, Side};
 use crate::learn::{
@@ -496,8 +497,16 @@ fn bounds_of(settings: &Settings) -> Bounds {
 /// [`SettingsProblem`] when the set or client isn't known, the set wasn't fetched, or the model learns
 /// from the other kind.
 pub fn data_of(settings: &Settings, brain: &Brain) -> Result<Option<Examples>, SettingsProblem> {
-    let Some(set) = &settings.data.set else { return Ok(None) };
     let bad = |key, problem: String| SettingsProblem::Key { key, problem };
+    if let Some(file) = &settings.data.file {
+        let Server::Text(writer) = &brain.server else {
+            let learner =
+                "a file has texts, and only model.learner = \"language\" learns from those";
+            return Err(bad("data.file", learner.into()));
+        };
+        return encoded(&read_texts(file, settings.data.column.as_deref())?, writer).map(Some);
+    }
+    let Some(set) = &settings.data.set else { return Ok(None) };
     match (set.as_str(), &brain.server) {
         ("bearings", Server::Windows(_)) => {}
         ("excavators", Server::Text(writer)) => return orders_of(settings, writer).map(Some),
@@ -541,8 +550,12 @@ fn orders_of(settings: &Settings, writer: &Writer) -> Result<Examples, SettingsP
     let orders = all.machine(client).ok_or_else(|| {
         bad("data.client", format!("{client:?} is none of {:?}", excavators::MACHINES))
     })?;
+    encoded(&orders.train, writer)
+}
+
+fn encoded(texts: &[String], writer: &Writer) -> Result<Examples, SettingsProblem> {
     let mut encode = |text: &str| writer.tokens.encode(text);
-    Ok(Texts::encoded(&orders.train, &mut encode)?.into())
+    Ok(Texts::encoded(texts, &mut encode)?.into())
 }
 
 fn tags_of(settings: &Settings) -> Result<Vec<Tag>, SettingsProblem> {

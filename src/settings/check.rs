@@ -199,6 +199,17 @@ fn broken_rules(settings: &Settings) -> Vec<(String, String)> {
         "data.client",
         "missing: data.set needs the client whose part this node holds",
     );
+    let data = &settings.data;
+    rule(
+        data.set.is_none() || data.file.is_none(),
+        "data.file",
+        "set, but so is data.set: a device learns from one of them",
+    );
+    rule(
+        data.column.is_none() || data.file.is_some(),
+        "data.column",
+        "set, but data.file isn't: a column of which table?",
+    );
     for (at, tag) in settings.tags.iter().enumerate() {
         rule(
             tag.pointer.is_none() || matches!(tag.format, None | Some(TagFormat::Json)),
@@ -313,6 +324,7 @@ mod tests {
             (device, &["model.learner=signal-transformer"], "model.base", "model.base=b"),
             (device, &["model.learner=language"], "model.base", "model.base=b"),
             (device, &["data.set=bearings"], "data.client", "data.client=P1"),
+            (device, &["data.column=text"], "data.column", "data.file=notes.csv"),
             (
                 device,
                 &["telemetry.metrics_listen=0.0.0.0:9464"],

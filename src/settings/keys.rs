@@ -119,6 +119,8 @@ pub(super) const KEYS: &[Key] = &[
     ),
     key("data.set", OneOf(&["bearings", "excavators"])),
     key("data.client", Expect::Name),
+    key("data.file", Path),
+    key("data.column", Text(200)),
     key("data.cache", Path),
     required("tags[].topic", Filter),
     key("tags[].pointer", Pointer),

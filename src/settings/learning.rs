@@ -130,7 +130,7 @@ pub enum LearnerName {
     Language,
 }
 
-/// Section `[data]`: a known data set, for demos and experiments.
+/// Section `[data]`: what a device learns from, a known data set or a file of texts.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataSettings {
@@ -138,6 +138,10 @@ pub struct DataSettings {
     pub set: Option<String>,
     /// Which of its natural clients this node is.
     pub client: Option<Name>,
+    /// Texts of the plant's own, instead of a set.
+    pub file: Option<PathBuf>,
+    /// Title of their column; without it each line is a text.
+    pub column: Option<String>,
     /// Folder of downloads.
     pub cache: Option<PathBuf>,
 }

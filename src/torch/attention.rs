@@ -2,6 +2,7 @@
 
 use tch::{Kind, Tensor};
 
+use super::decoder::DecoderAttention;
 use super::kv_cache::LayerCache;
 use super::linear::{Fused, Linear};
 use super::parts::Parts;
@@ -51,6 +52,18 @@ impl Attention {
             kv_heads: spec.kv_heads.into(),
             head_width: spec.head_width().into(),
             prefix: prefix("prefix_k").zip(prefix("prefix_v")),
+        })
+    }
+
+    /// The same on slices, for tokens that come after others.
+    pub(super) fn decoder(&self) -> Result<DecoderAttention, LearnError> {
+        let size = |n: i64| usize::try_from(n).unwrap_or_default();
+        Ok(DecoderAttention {
+            qkv: self.qkv.decoder()?,
+            out: self.out.decoder()?,
+            heads: size(self.heads),
+            kv_heads: size(self.kv_heads),
+            head_width: size(self.head_width),
         })
     }
 
@@ -115,46 +128,25 @@ impl Attention {
         value: &Tensor,
         pass: &Pass<'_>,
     ) -> Result<Tensor, LearnError> {
-        let (_, _, tokens, _) = query.size4()?;
-        if tokens == 1 {
-            return self.mix_one(query, key, value, pass.mask);
-        }
         let mask = match pass.mask {
             Some(mask) => Some(mask.f_to_kind(query.kind())?),
             None => mask_of_late_tokens(query, key, pass.causal)?,
         };
         let causal = pass.causal && mask.is_none();
+        // One query a sequence: the heads of a group share their keys without a copy.
+        let (_, _, tokens, _) = query.size4()?;
+        let shared = tokens == 1 && self.heads != self.kv_heads;
+        let wide = |t: &Tensor| if shared { Ok(t.shallow_clone()) } else { self.widen(t) };
         Ok(Tensor::f_scaled_dot_product_attention(
             query,
-            &self.widen(key)?,
-            &self.widen(value)?,
+            &wide(key)?,
+            &wide(value)?,
             mask.as_ref(),
             0.0,
-            causal,
+            causal && tokens > 1,
             None,
-            false,
+            shared,
         )?)
-    }
-
-    /// One query a sequence: the heads of a group share their keys without a copy.
-    #[expect(clippy::cast_precision_loss, reason = "a head's width is small")]
-    fn mix_one(
-        &self,
-        query: &Tensor,
-        key: &Tensor,
-        value: &Tensor,
-        mask: Option<&Tensor>,
-    ) -> Result<Tensor, LearnError> {
-        let batch = query.size().first().copied().unwrap_or(1);
-        let group = self.heads / self.kv_heads;
-        let query = query.f_reshape([batch, self.kv_heads, group, self.head_width])?;
-        let scale = 1.0 / (self.head_width as f64).sqrt();
-        let mut scores = query.f_mul_scalar(scale)?.f_matmul(&key.f_transpose(2, 3)?)?;
-        if let Some(mask) = mask {
-            scores = scores.f_add(&mask.f_to_kind(scores.kind())?)?;
-        }
-        let shares = scores.f_softmax(-1, Kind::Float)?.f_to_kind(value.kind())?;
-        Ok(shares.f_matmul(value)?.f_reshape([batch, self.heads, 1, self.head_width])?)
     }
 
     /// Repeats keys (or values) for the heads of their group.

@@ -1,14 +1,17 @@
 //! Continues token rows with one base and several adapters at once.
 //!
+//! Prompts go through libtorch, what follows through a [`Decoder`] where there is one for the model.
 //! Sequences of one slot go through the model together, each with keys and values of its own. Slots take
 //! turns: only while one adapter is swapped for the next do several have sequences.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU16;
 
+use rayon::{ThreadPool, ThreadPoolBuilder};
 use tch::{Device, Tensor};
 
 use super::adapter::AdapterPlan;
+use super::decoder::{Decoder, RowCache};
 use super::language::{LanguageBase, LanguageModel, SequenceCache};
 use super::peft::PeftConfig;
 use super::{use_threads, values};
@@ -27,22 +30,36 @@ pub struct LanguageGenerator {
 /// The base with each adapter.
 #[derive(Debug)]
 struct Models {
-    bare: LanguageModel,
-    slots: BTreeMap<u32, LanguageModel>,
+    bare: Model,
+    slots: BTreeMap<u32, Model>,
     device: Device,
+    /// What decoders run in.
+    pool: ThreadPool,
+}
+
+#[derive(Debug)]
+struct Model {
+    whole: LanguageModel,
+    decoder: Option<Decoder>,
 }
 
 #[derive(Debug)]
 struct Sequence {
     slot: u32,
-    cache: SequenceCache,
+    cache: Cache,
+}
+
+#[derive(Debug)]
+enum Cache {
+    Tensors(SequenceCache),
+    Row(RowCache),
 }
 
 impl LanguageGenerator {
     /// Writes with the bare base until an adapter is loaded.
     ///
     /// # Errors
-    /// [`LearnError`] when base and adapter config don't fit together.
+    /// [`LearnError`] when base and adapter config don't fit together, or the system gives no threads.
     pub fn new(
         base: LanguageBase,
         peft: &PeftConfig,
@@ -50,33 +67,72 @@ impl LanguageGenerator {
     ) -> Result<Self, LearnError> {
         let plan = AdapterPlan::new(&base.weights().layout(), peft)?;
         let (slots, sequences) = (BTreeMap::new(), BTreeMap::new());
-        let models = Models { bare: base.model(None)?, slots, device: base.device() };
+        let name = |at| format!("gaisnet-text-{at}");
+        let pool = ThreadPoolBuilder::new().num_threads(threads.get().into()).thread_name(name);
+        let pool = pool
+            .build()
+            .map_err(|error| LearnError::Engine { engine: "rayon", message: error.to_string() })?;
+        let models =
+            Models { bare: Model::new(base.model(None)?)?, slots, device: base.device(), pool };
         Ok(Self { base, plan, models, sequences, threads })
     }
 }
 
+impl Model {
+    fn new(whole: LanguageModel) -> Result<Self, LearnError> {
+        Ok(Self { decoder: whole.decoder()?, whole })
+    }
+}
+
 impl Models {
-    /// Runs tokens through sequences of a slot, the same number through each cache, row by row; gives
-    /// the logits `[vocab]` after each one's last.
-    fn extend(
-        &self,
-        slot: u32,
-        tokens: &[u32],
-        caches: &mut [&mut SequenceCache],
-    ) -> Result<Vec<Vec<f32>>, LearnError> {
-        let model = match self.slots.get(&slot) {
-            Some(model) => model,
-            None if slot == 0 => &self.bare,
+    fn of(&self, slot: u32) -> Result<&Model, LearnError> {
+        match self.slots.get(&slot) {
+            Some(model) => Ok(model),
+            None if slot == 0 => Ok(&self.bare),
             // The bare base must never pass for an adapter that isn't there.
-            None => return Err(out_of_range("adapter slot", "one that was loaded", slot.into())),
+            None => Err(out_of_range("adapter slot", "one that was loaded", slot.into())),
+        }
+    }
+
+    /// Runs a prompt through a slot's model; gives the logits `[vocab]` after it.
+    fn begin(&self, slot: u32, prompt: &[u32]) -> Result<(Cache, Vec<f32>), LearnError> {
+        let model = self.of(slot)?;
+        let mut cache = SequenceCache::default();
+        let hidden = model.whole.extend(&self.ids(1, prompt)?, &mut [&mut cache])?;
+        let logits = values(&model.whole.logits(&hidden)?)?;
+        let cache = match &model.decoder {
+            Some(_) => Cache::Row(cache.row()?),
+            None => Cache::Tensors(cache),
         };
-        let rows = i64::try_from(caches.len()).unwrap_or(i64::MAX);
-        let ids: Vec<i64> = tokens.iter().map(|t| i64::from(*t)).collect();
-        let ids = Tensor::f_from_slice(&ids)?.f_reshape([rows, -1])?.f_to(self.device)?;
-        let hidden = model.extend(&ids, caches)?;
-        let logits = values(&model.logits(&hidden)?)?;
-        let vocab = logits.len() / caches.len().max(1);
+        Ok((cache, logits))
+    }
+
+    /// Runs one token through each sequence of a slot; gives the logits `[vocab]` after each.
+    fn go_on(&self, slot: u32, rows: Vec<Row<'_>>) -> Result<Vec<Vec<f32>>, LearnError> {
+        let model = self.of(slot)?;
+        let (mut tensors, mut tokens, mut decoded) = (Vec::new(), Vec::new(), Vec::new());
+        for row in rows {
+            match row.cache {
+                Cache::Row(cache) => decoded.push((cache, row.token)),
+                Cache::Tensors(cache) => {
+                    tensors.push(cache);
+                    tokens.push(row.token);
+                }
+            }
+        }
+        if let Some(decoder) = &model.decoder {
+            return self.pool.install(|| decoder.step(&mut decoded));
+        }
+        let rows = i64::try_from(tensors.len()).unwrap_or(i64::MAX);
+        let hidden = model.whole.extend(&self.ids(rows, &tokens)?, &mut tensors)?;
+        let logits = values(&model.whole.logits(&hidden)?)?;
+        let vocab = logits.len() / tensors.len().max(1);
         Ok(logits.chunks_exact(vocab.max(1)).map(<[f32]>::to_vec).collect())
+    }
+
+    fn ids(&self, rows: i64, tokens: &[u32]) -> Result<Tensor, LearnError> {
+        let ids: Vec<i64> = tokens.iter().map(|t| i64::from(*t)).collect();
+        Ok(Tensor::f_from_slice(&ids)?.f_reshape([rows, -1])?.f_to(self.device)?)
     }
 }
 
@@ -85,7 +141,7 @@ impl Generator for LanguageGenerator {
         let _guard = tch::no_grad_guard();
         let flat = self.plan.flatten(adapter)?.f_to(self.base.device())?;
         let model = self.base.model(Some(&self.plan.attach(&flat)?))?;
-        self.models.slots.insert(slot, model);
+        self.models.slots.insert(slot, Model::new(model)?);
         Ok(())
     }
 
@@ -99,10 +155,9 @@ impl Generator for LanguageGenerator {
         if prompt.is_empty() || self.sequences.contains_key(&sequence) {
             return Err(out_of_range("new sequence", "an unused number and a prompt", sequence));
         }
-        let mut cache = SequenceCache::default();
-        let logits = self.models.extend(slot, prompt, &mut [&mut cache])?;
+        let (cache, logits) = self.models.begin(slot, prompt)?;
         self.sequences.insert(sequence, Sequence { slot, cache });
-        Ok(logits.into_iter().flatten().collect())
+        Ok(logits)
     }
 
     fn step(&mut self, tokens: &[(u64, u32)]) -> Result<Vec<Vec<f32>>, LearnError> {
@@ -114,19 +169,17 @@ impl Generator for LanguageGenerator {
                 return Err(out_of_range("sequence", "one that was started, once", *id));
             }
         }
-        let mut slots: BTreeMap<u32, Rows<'_>> = BTreeMap::new();
+        let mut slots: BTreeMap<u32, Vec<Row<'_>>> = BTreeMap::new();
         for (id, sequence) in &mut self.sequences {
             if let Some(token) = wanted.get(id) {
-                let rows = slots.entry(sequence.slot).or_default();
-                rows.ids.push(*id);
-                rows.tokens.push(*token);
-                rows.caches.push(&mut sequence.cache);
+                let row = Row { id: *id, token: *token, cache: &mut sequence.cache };
+                slots.entry(sequence.slot).or_default().push(row);
             }
         }
         let mut logits = BTreeMap::new();
-        for (slot, mut rows) in slots {
-            let all = self.models.extend(slot, &rows.tokens, &mut rows.caches)?;
-            logits.extend(rows.ids.into_iter().zip(all));
+        for (slot, rows) in slots {
+            let ids: Vec<u64> = rows.iter().map(|row| row.id).collect();
+            logits.extend(ids.into_iter().zip(self.models.go_on(slot, rows)?));
         }
         Ok(tokens.iter().filter_map(|(id, _)| logits.remove(id)).collect())
     }
@@ -136,12 +189,11 @@ impl Generator for LanguageGenerator {
     }
 }
 
-/// Sequences that go through one slot's model together.
-#[derive(Default)]
-struct Rows<'a> {
-    ids: Vec<u64>,
-    tokens: Vec<u32>,
-    caches: Vec<&'a mut SequenceCache>,
+/// One sequence's part in a step.
+struct Row<'a> {
+    id: u64,
+    token: u32,
+    cache: &'a mut Cache,
 }
 
 fn out_of_range(what: &'static str, expected: &str, actual: u64) -> LearnError {

@@ -2,6 +2,7 @@
 
 use tch::Tensor;
 
+use super::decoder::HeadCache;
 use crate::learn::LearnError;
 
 /// One layer's keys and values of one batch row, grown in steps.
@@ -15,6 +16,18 @@ impl LayerCache {
     /// Nothing is in it.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// Keys and values of each head of the first row, for a decoder.
+    pub(super) fn decoder(&self) -> Result<Vec<HeadCache>, LearnError> {
+        let Some((keys, values)) = &self.room else { return Ok(Vec::new()) };
+        let (_, heads, _, _) = keys.size4()?;
+        let of = |all: &Tensor, head: i64| -> Result<Vec<f32>, LearnError> {
+            super::values(&all.f_narrow(0, 0, 1)?.f_narrow(1, head, 1)?.f_narrow(2, 0, self.len)?)
+        };
+        (0..heads)
+            .map(|head| Ok(HeadCache { keys: of(keys, head)?, values: of(values, head)? }))
+            .collect()
     }
 
     /// Adds keys and values `[1, kv_heads, tokens, head_width]`; gives all so far.

@@ -10,9 +10,9 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use super::attention::Pass;
+use super::decoder::{Decoder, RowCache};
 use super::kv_cache::LayerCache;
-use super::linear::whole_matrix;
-use super::matvec::{is_one_token, one_token};
+use super::linear::{matrix, whole_matrix};
 use super::norm::{Norm, NormKind};
 use super::parts::{Attached, Parts};
 use super::rope::{Rope, RopeTable};
@@ -390,12 +390,7 @@ impl LanguageModel {
     /// [`LearnError::Engine`] when shapes differ.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor, LearnError> {
         let hidden = hidden.f_to_kind(self.head.kind())?;
-        let logits = if is_one_token(&hidden, &self.head) {
-            one_token(&hidden, &self.head)?
-        } else {
-            hidden.f_linear(&self.head, None::<&Tensor>)?
-        };
-        Ok(logits.f_to_kind(Kind::Float)?)
+        Ok(hidden.f_linear(&self.head, None::<&Tensor>)?.f_to_kind(Kind::Float)?)
     }
 
     /// The next tokens `[rows, tokens]` of as many sequences; gives the hidden states `[rows, 1, d]` of
@@ -445,6 +440,26 @@ impl LanguageModel {
         self.norm.forward(&x.f_narrow(1, all - 1, 1)?)
     }
 
+    /// The same model for one token a sequence, without libtorch; none where it lies on a GPU or the adapter
+    /// has layers of its own.
+    ///
+    /// # Errors
+    /// [`LearnError::Engine`] when libtorch refuses.
+    pub fn decoder(&self) -> Result<Option<Decoder>, LearnError> {
+        if self.embed.device() != Device::Cpu {
+            return Ok(None);
+        }
+        let mut layers = Vec::with_capacity(self.blocks.len());
+        for block in &self.blocks {
+            let Some(layer) = block.decoder()? else { return Ok(None) };
+            layers.push(layer);
+        }
+        let Some(norm) = self.norm.decoder()? else { return Ok(None) };
+        let (embed, head) = (matrix(&self.embed)?, matrix(&self.head)?);
+        let (cos, sin) = self.rope.decoder()?;
+        Ok(Some(Decoder { embed, layers, norm, head, cos, sin }))
+    }
+
     /// Embeds tokens that come after others.
     fn go_on(
         &self,
@@ -482,6 +497,15 @@ pub struct SequenceCache {
 }
 
 impl SequenceCache {
+    /// What it holds of one sequence, for a [`Decoder`].
+    ///
+    /// # Errors
+    /// [`LearnError::Engine`] when libtorch refuses.
+    pub fn row(&self) -> Result<RowCache, LearnError> {
+        let layers = self.layers.iter().map(LayerCache::decoder).collect::<Result<_, _>>()?;
+        Ok(RowCache { layers, tokens: usize::try_from(self.tokens).unwrap_or(usize::MAX) })
+    }
+
     /// Positions that are taken, what stands in front included.
     pub fn tokens(&self) -> i64 {
         self.tokens

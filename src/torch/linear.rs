@@ -9,8 +9,10 @@
 
 use tch::{Kind, Tensor};
 
-use super::matvec::{is_one_token, one_token};
+use super::decoder::{DecoderChange, Matrix, Product};
+use super::frozen::Frozen;
 use super::parts::Parts;
+use super::values;
 use crate::learn::LearnError;
 
 /// What an adapter changes of one linear layer.
@@ -48,6 +50,17 @@ impl Change {
             _ => None,
         };
         Ok(Self { low_rank, ia3_in: added("ia3_in")?, ia3_out: added("ia3_out")? })
+    }
+
+    fn decoder(&self, width: usize) -> Result<DecoderChange, LearnError> {
+        let vector = |t: &Option<Tensor>| t.as_ref().map(values).transpose();
+        #[expect(clippy::cast_possible_truncation, reason = "a factor fits an f32")]
+        let low_rank = match &self.low_rank {
+            Some(low) => Some((matrix(&low.a)?, matrix(&low.b)?, low.scaling as f32)),
+            None => None,
+        };
+        let (ia3_in, ia3_out) = (vector(&self.ia3_in)?, vector(&self.ia3_out)?);
+        Ok(DecoderChange { width, low_rank, ia3_in, ia3_out })
     }
 
     fn before(&self, x: &Tensor) -> Result<Tensor, LearnError> {
@@ -100,13 +113,21 @@ impl Linear {
         Ok(Self { weight, bias, change })
     }
 
+    /// The same on slices.
+    pub(super) fn decoder(&self) -> Result<Product, LearnError> {
+        let weight = matrix(&self.weight)?;
+        let width = self.weight.size().first().copied().unwrap_or_default();
+        let bias = self.bias.as_ref().map(values).transpose()?;
+        Ok(Product { weight, bias, changes: vec![self.change.decoder(usize_of(width))?] })
+    }
+
     /// `[.., input]` to `[.., out]`, in the kind of the weight.
     ///
     /// # Errors
     /// [`LearnError::Engine`] when the input's width differs.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor, LearnError> {
         let x = self.change.before(&x.f_to_kind(self.weight.kind())?)?;
-        let y = product(&x, &self.weight, self.bias.as_ref())?;
+        let y = x.f_linear(&self.weight, self.bias.as_ref())?;
         self.change.after(&x, y)
     }
 }
@@ -162,13 +183,24 @@ impl Fused {
         Ok(Self { weight, bias, widths, changes })
     }
 
+    /// The same on slices.
+    pub(super) fn decoder(&self) -> Result<Product, LearnError> {
+        let layers = self.changes.iter().zip(&self.widths);
+        let changes = layers.map(|(change, width)| change.decoder(usize_of(*width)));
+        Ok(Product {
+            weight: matrix(&self.weight)?,
+            bias: self.bias.as_ref().map(values).transpose()?,
+            changes: changes.collect::<Result<_, _>>()?,
+        })
+    }
+
     /// `[.., input]` to each layer's `[.., out]`, in their order.
     ///
     /// # Errors
     /// [`LearnError::Engine`] when the input's width differs.
     pub fn forward(&self, x: &Tensor) -> Result<Vec<Tensor>, LearnError> {
         let x = x.f_to_kind(self.weight.kind())?;
-        let y = product(&x, &self.weight, self.bias.as_ref())?;
+        let y = x.f_linear(&self.weight, self.bias.as_ref())?;
         let each = y.f_split_with_sizes(self.widths.as_slice(), -1)?;
         let mut all = Vec::with_capacity(each.len());
         let mut start = 0;
@@ -188,12 +220,14 @@ impl Fused {
     }
 }
 
-/// `x W^T + b`.
-fn product(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor, LearnError> {
-    if bias.is_none() && !weight.requires_grad() && is_one_token(x, weight) {
-        return one_token(x, weight);
-    }
-    Ok(x.f_linear(weight, bias)?)
+/// A tensor `[out, input]` for a decoder.
+pub(super) fn matrix(tensor: &Tensor) -> Result<Matrix, LearnError> {
+    let input = tensor.size().last().copied().unwrap_or_default();
+    Ok(Matrix { numbers: Frozen::new(tensor)?, input: usize_of(input) })
+}
+
+fn usize_of(size: i64) -> usize {
+    usize::try_from(size).unwrap_or_default()
 }
 
 /// The matrix `<path>.weight` with what an adapter changes of it, for a layer that isn't used as a

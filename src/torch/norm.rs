@@ -2,7 +2,9 @@
 
 use tch::{Kind, Tensor};
 
+use super::decoder::Gain;
 use super::parts::Parts;
+use super::values;
 use crate::learn::LearnError;
 
 /// Which normalisation a model has.
@@ -42,6 +44,15 @@ impl Norm {
             NormKind::Rms => None,
         };
         Ok(Self { weight: parts.get(&format!("{path}.weight"), &[width])?, bias, width, eps })
+    }
+
+    /// The same on slices; none for a layer norm.
+    #[expect(clippy::cast_possible_truncation, reason = "an epsilon fits an f32")]
+    pub(super) fn decoder(&self) -> Result<Option<Gain>, LearnError> {
+        if self.bias.is_some() {
+            return Ok(None);
+        }
+        Ok(Some(Gain { weight: values(&self.weight)?, eps: self.eps as f32 }))
     }
 
     /// Keeps the shape.

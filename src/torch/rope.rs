@@ -7,6 +7,8 @@
 
 use tch::{Kind, Tensor};
 
+use super::decoder::Matrix;
+use super::linear::matrix;
 use super::tensor;
 use crate::learn::LearnError;
 
@@ -70,6 +72,11 @@ impl RopeTable {
             cos: self.cos.f_index_select(0, &rows)?.f_reshape(shape)?,
             sin: self.sin.f_index_select(0, &rows)?.f_reshape(shape)?,
         })
+    }
+
+    /// Cosines and sines for a decoder.
+    pub(super) fn decoder(&self) -> Result<(Matrix, Matrix), LearnError> {
+        Ok((matrix(&self.cos)?, matrix(&self.sin)?))
     }
 
     /// Another handle to the same memory.

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::attention::{Attention, Pass};
+use super::decoder::DecoderLayer;
 use super::linear::{Fused, Linear};
 use super::norm::{Norm, NormKind};
 use super::parts::Parts;
@@ -244,6 +245,20 @@ impl Block {
             down: Linear::new(parts, &format!("{mlp}.down"), d, f)?,
             after_mlp: Bottleneck::new(parts, &format!("{mlp}.bottleneck"), d)?,
         })
+    }
+
+    /// The same on slices; none for a kind of block or adapter that isn't written that way.
+    pub(super) fn decoder(&self) -> Result<Option<DecoderLayer>, LearnError> {
+        let plain = self.order == Order::PreNorm
+            && self.after_attention.is_none()
+            && self.after_mlp.is_none();
+        let (true, Feed::SwiGlu { gate_up }) = (plain, &self.feed) else { return Ok(None) };
+        let (Some(norm1), Some(norm2)) = (self.norm1.decoder()?, self.norm2.decoder()?) else {
+            return Ok(None);
+        };
+        let (gate_up, down) = (gate_up.decoder()?, self.down.decoder()?);
+        let attention = self.attention.decoder()?;
+        Ok(Some(DecoderLayer { norm1, attention, norm2, gate_up, down }))
     }
 
     /// `[batch, tokens, d]` to the same shape.

@@ -1,0 +1,316 @@
+//! Writing text, one token a sequence at a time, without libtorch: the same model on slices.
+//!
+//! ```text
+//! ids -> embed -> [ norm -> q k v -> turn -> attention over the cache -> o -> + -> norm -> mlp -> + ] -> norm -> head
+//! ```
+//! A prompt goes through libtorch ([`LanguageModel`](super::language::LanguageModel)), which is made for many
+//! tokens; then a [`Decoder`] goes on from its keys and values. It is made of a model's own layers and borrows
+//! their matrices. Rows of one step share each matrix's way through memory; none sees another. Runs in the
+//! thread pool of its caller.
+//!
+//! Adapters with bottleneck layers stay with libtorch, and so do GPUs.
+
+use rayon::prelude::*;
+
+use super::few_rows::{dot, times};
+use super::frozen::Frozen;
+use crate::learn::LearnError;
+
+/// A language model for one token a row.
+#[derive(Debug)]
+pub struct Decoder {
+    pub(super) embed: Matrix,
+    pub(super) layers: Vec<DecoderLayer>,
+    pub(super) norm: Gain,
+    pub(super) head: Matrix,
+    /// `[context, head_width]`, as in [`super::rope`].
+    pub(super) cos: Matrix,
+    pub(super) sin: Matrix,
+}
+
+/// A block.
+#[derive(Debug)]
+pub(super) struct DecoderLayer {
+    pub(super) norm1: Gain,
+    pub(super) attention: DecoderAttention,
+    pub(super) norm2: Gain,
+    pub(super) gate_up: Product,
+    pub(super) down: Product,
+}
+
+/// Root mean square norm.
+#[derive(Debug)]
+pub(super) struct Gain {
+    pub(super) weight: Vec<f32>,
+    pub(super) eps: f32,
+}
+
+/// `[out, input]`
+#[derive(Debug)]
+pub(super) struct Matrix {
+    pub(super) numbers: Frozen,
+    pub(super) input: usize,
+}
+
+/// Linear layers of one input, with what an adapter changes of each.
+#[derive(Debug)]
+pub(super) struct Product {
+    pub(super) weight: Matrix,
+    pub(super) bias: Option<Vec<f32>>,
+    pub(super) changes: Vec<DecoderChange>,
+}
+
+/// See [`super::linear`].
+#[derive(Debug)]
+pub(super) struct DecoderChange {
+    /// Outputs of this layer.
+    pub(super) width: usize,
+    pub(super) low_rank: Option<(Matrix, Matrix, f32)>,
+    pub(super) ia3_in: Option<Vec<f32>>,
+    pub(super) ia3_out: Option<Vec<f32>>,
+}
+
+#[derive(Debug)]
+pub(super) struct DecoderAttention {
+    pub(super) qkv: Product,
+    pub(super) out: Product,
+    pub(super) heads: usize,
+    pub(super) kv_heads: usize,
+    pub(super) head_width: usize,
+}
+
+/// Keys and values of one sequence, `[tokens, head_width]` for each layer and head of keys.
+#[derive(Debug, Default)]
+pub struct RowCache {
+    pub(super) layers: Vec<Vec<HeadCache>>,
+    pub(super) tokens: usize,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct HeadCache {
+    pub(super) keys: Vec<f32>,
+    pub(super) values: Vec<f32>,
+}
+
+impl Decoder {
+    /// Appends one token to each sequence; gives the logits `[vocab]` of the token after it.
+    ///
+    /// # Errors
+    /// [`LearnError::OutOfRange`] when a sequence is at the context's end or a token isn't in the
+    /// vocabulary: nothing was appended then.
+    pub fn step(&self, rows: &mut [(&mut RowCache, u32)]) -> Result<Vec<Vec<f32>>, LearnError> {
+        let mut x = Vec::with_capacity(rows.len() * self.embed.input);
+        let mut turns = Vec::with_capacity(rows.len());
+        for (cache, token) in rows.iter() {
+            let row = usize::try_from(*token).unwrap_or(usize::MAX);
+            let (embedded, cos, sin) =
+                (self.embed.row(row), self.cos.row(cache.tokens), self.sin.row(cache.tokens));
+            if embedded.is_empty() {
+                let expected = format!("below {}", self.embed.rows());
+                return Err(out_of_range("token", expected, row));
+            }
+            if cos.is_empty() {
+                let expected = format!("at most {}", self.cos.rows());
+                return Err(out_of_range("tokens of a sequence", expected, cache.tokens + 1));
+            }
+            x.extend(embedded);
+            turns.push((cos, sin));
+        }
+        for (at, layer) in self.layers.iter().enumerate() {
+            let caches = rows.iter_mut().filter_map(|(cache, _)| cache.layers.get_mut(at));
+            let caches: Vec<&mut [HeadCache]> = caches.map(Vec::as_mut_slice).collect();
+            let mixed = layer.attention.forward(&layer.norm1.forward(&x), &turns, caches);
+            add(&mut x, &mixed);
+            let hidden = layer.gate_up.forward(&layer.norm2.forward(&x));
+            let hidden = swiglu(&hidden, layer.down.weight.input);
+            add(&mut x, &layer.down.forward(&hidden));
+        }
+        for (cache, _) in rows.iter_mut() {
+            cache.tokens += 1;
+        }
+        let logits = self.head.times(&self.norm.forward(&x));
+        Ok(logits.chunks_exact(self.head.rows().max(1)).map(<[f32]>::to_vec).collect())
+    }
+}
+
+impl Matrix {
+    fn rows(&self) -> usize {
+        self.numbers.numbers().len() / self.input.max(1)
+    }
+
+    /// Empty where there is no such row.
+    fn row(&self, row: usize) -> Vec<f32> {
+        let start = row.saturating_mul(self.input);
+        self.numbers.numbers().part(start, start.saturating_add(self.input)).to_vec()
+    }
+
+    fn times(&self, x: &[f32]) -> Vec<f32> {
+        times(x, self.numbers.numbers(), self.input)
+    }
+}
+
+impl Gain {
+    #[expect(clippy::cast_precision_loss, reason = "a width is small")]
+    fn forward(&self, x: &[f32]) -> Vec<f32> {
+        let width = self.weight.len().max(1);
+        let mut y = Vec::with_capacity(x.len());
+        for row in x.chunks_exact(width) {
+            let scale = 1.0 / (dot(row, row) / width as f32 + self.eps).sqrt();
+            y.extend(row.iter().zip(&self.weight).map(|(x, weight)| x * scale * weight));
+        }
+        y
+    }
+}
+
+impl Product {
+    /// `[rows, input]` to `[rows, out]`, the layers' outputs side by side.
+    fn forward(&self, x: &[f32]) -> Vec<f32> {
+        let mut y = self.weight.times(x);
+        let out = self.weight.rows().max(1);
+        if let Some(bias) = &self.bias {
+            for row in y.chunks_exact_mut(out) {
+                add(row, bias);
+            }
+        }
+        let mut start = 0;
+        for change in &self.changes {
+            change.apply(self, x, &mut y, start, out);
+            start += change.width;
+        }
+        y
+    }
+}
+
+impl DecoderChange {
+    /// Changes this layer's outputs, those from `start` on in each row of `y` `[rows, out]`.
+    fn apply(&self, of: &Product, x: &[f32], y: &mut [f32], start: usize, out: usize) {
+        let end = start + self.width;
+        let mut own = None;
+        if let Some(scale) = &self.ia3_in {
+            // Its input isn't that of the others.
+            let mut scaled = x.to_vec();
+            for row in scaled.chunks_exact_mut(scale.len().max(1)) {
+                multiply(row, scale);
+            }
+            let input = of.weight.input;
+            let weight = of.weight.numbers.numbers().part(start * input, end * input);
+            let bias = of.bias.as_ref().and_then(|bias| bias.get(start..end));
+            let new = times(&scaled, weight, input);
+            for (row, new) in y.chunks_exact_mut(out).zip(new.chunks_exact(self.width)) {
+                let Some(row) = row.get_mut(start..end) else { continue };
+                row.copy_from_slice(new);
+                add(row, bias.unwrap_or_default());
+            }
+            own = Some(scaled);
+        }
+        if let Some((a, b, scaling)) = &self.low_rank {
+            let mut hidden = a.times(own.as_deref().unwrap_or(x));
+            for value in &mut hidden {
+                *value *= scaling;
+            }
+            let more = b.times(&hidden);
+            for (row, more) in y.chunks_exact_mut(out).zip(more.chunks_exact(self.width)) {
+                add(row.get_mut(start..end).unwrap_or_default(), more);
+            }
+        }
+        if let Some(scale) = &self.ia3_out {
+            for row in y.chunks_exact_mut(out) {
+                multiply(row.get_mut(start..end).unwrap_or_default(), scale);
+            }
+        }
+    }
+}
+
+impl DecoderAttention {
+    /// `[rows, d]` to the same shape; `turns` are each row's cosines and sines.
+    fn forward(
+        &self,
+        x: &[f32],
+        turns: &[(Vec<f32>, Vec<f32>)],
+        caches: Vec<&mut [HeadCache]>,
+    ) -> Vec<f32> {
+        let width = self.head_width;
+        let all = self.qkv.forward(x);
+        let row_width = (self.heads + 2 * self.kv_heads) * width;
+        let mut jobs = Vec::with_capacity(caches.len() * self.kv_heads);
+        for ((row, caches), (cos, sin)) in all.chunks_exact(row_width).zip(caches).zip(turns) {
+            let turned = |head: &[f32]| turn(head, cos, sin);
+            let queries: Vec<f32> =
+                row.chunks_exact(width).take(self.heads).flat_map(turned).collect();
+            let keys = row.chunks_exact(width).skip(self.heads).take(self.kv_heads);
+            let values = row.chunks_exact(width).skip(self.heads + self.kv_heads);
+            for (cache, (key, value)) in caches.iter_mut().zip(keys.zip(values)) {
+                cache.keys.extend(turned(key));
+                cache.values.extend(value);
+            }
+            let caches: &[HeadCache] = caches;
+            let group = self.heads / self.kv_heads.max(1) * width;
+            let queries = queries.chunks_exact(group).map(<[f32]>::to_vec);
+            jobs.extend(queries.zip(caches.iter()));
+        }
+        let mixed: Vec<Vec<f32>> =
+            jobs.into_par_iter().map(|(queries, cache)| cache.mix(&queries, width)).collect();
+        self.out.forward(&mixed.concat())
+    }
+}
+
+impl HeadCache {
+    /// Softmax attention of the queries `[heads, width]` that share these keys; gives the same shape.
+    #[expect(clippy::cast_precision_loss, reason = "a width is small")]
+    fn mix(&self, queries: &[f32], width: usize) -> Vec<f32> {
+        let scale = 1.0 / (width as f32).sqrt();
+        let mut mixed = Vec::with_capacity(queries.len());
+        for query in queries.chunks_exact(width) {
+            let mut shares: Vec<f32> =
+                self.keys.chunks_exact(width).map(|key| dot(query, key) * scale).collect();
+            let most = shares.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let mut sum = 0.0;
+            for share in &mut shares {
+                *share = (*share - most).exp();
+                sum += *share;
+            }
+            let mut out = vec![0.0_f32; width];
+            for (share, value) in shares.iter().zip(self.values.chunks_exact(width)) {
+                for (out, value) in out.iter_mut().zip(value) {
+                    *out += share * value;
+                }
+            }
+            mixed.extend(out.iter().map(|value| value / sum));
+        }
+        mixed
+    }
+}
+
+/// A head's values at their position: value i turns with value i + width/2.
+fn turn(head: &[f32], cos: &[f32], sin: &[f32]) -> Vec<f32> {
+    let (first, second) = head.split_at(head.len() / 2);
+    let swapped = second.iter().chain(first);
+    let turned = head.iter().zip(swapped).zip(cos.iter().zip(sin));
+    turned.map(|((value, other), (cos, sin))| value * cos + other * sin).collect()
+}
+
+/// `silu(gate) * up` of rows that hold both side by side.
+fn swiglu(both: &[f32], width: usize) -> Vec<f32> {
+    let mut y = Vec::with_capacity(both.len() / 2);
+    for row in both.chunks_exact((2 * width).max(1)) {
+        let (gate, up) = row.split_at(width);
+        y.extend(gate.iter().zip(up).map(|(gate, up)| gate / (1.0 + (-gate).exp()) * up));
+    }
+    y
+}
+
+fn add(to: &mut [f32], more: &[f32]) {
+    for (to, more) in to.iter_mut().zip(more) {
+        *to += more;
+    }
+}
+
+fn multiply(to: &mut [f32], by: &[f32]) {
+    for (to, by) in to.iter_mut().zip(by) {
+        *to *= by;
+    }
+}
+
+fn out_of_range(what: &'static str, expected: String, actual: usize) -> LearnError {
+    LearnError::OutOfRange { what, expected, actual: actual.to_string() }
+}
