@@ -194,6 +194,7 @@ mod tests {
                 layers.file(&home.join("gaisnet.toml"));
                 let settings = layers.load().into_settings().unwrap();
                 assert_eq!(settings.node.name.as_str(), "n-1");
+                assert_eq!(settings.paths.keyring, home.join("keys/keyring"));
                 assert_eq!(settings.node.parent.is_some(), tier != Tier::Cloud);
                 assert_eq!(settings.node.roles, with_tier(tier).node.roles, "{template}");
             }
