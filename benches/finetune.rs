@@ -23,7 +23,11 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use clap::Parser;
-use gaisnet::learn::{Frame, Generator, Packed, Tensor, TensorSet};
+use gaisnet::learn::{
+    Ask, BatchLimits, Frame, Generator, LearnError, Packed, Sampling, Scheduler, Tensor, TensorSet,
+    Tokens, Told,
+};
+use gaisnet::time::Mono;
 use gaisnet::torch::adamw::AdamWConfig;
 use gaisnet::torch::generate::LanguageGenerator;
 use gaisnet::torch::gguf::load_gguf;
@@ -161,9 +165,15 @@ fn shape(case: &Value) -> String {
 }
 
 fn line(row: &Value) -> String {
+    let ours = &row["detail"]["ours"];
+    let rate = |key: &str| ours[key].as_f64();
+    let served = match (rate("served_tokens_per_second"), rate("four_at_once_tokens_per_second")) {
+        (Some(one), Some(four)) => format!("   served {one:.1}, four at once {four:.1}"),
+        _ => String::new(),
+    };
     let number = |key: &str| row[key].as_f64().map_or("-".to_owned(), |x| format!("{x:.3}"));
     format!(
-        "{:<24} {:>9} {:>9} {:>7}   peak MiB {:>9} {:>9} {:>6}   {}",
+        "{:<24} {:>9} {:>9} {:>7}   peak MiB {:>9} {:>9} {:>6}   {}{served}",
         row["name"].as_str().unwrap_or_default(),
         number("ours"),
         number("reference"),
@@ -299,6 +309,8 @@ fn train(
     }))
 }
 
+/// Token after token; as a node serves it, which guesses ahead where the text repeats itself; and four
+/// requests at once.
 fn generate(
     base: LanguageBase,
     peft: &PeftConfig,
@@ -322,10 +334,65 @@ fn generate(
         rates.push(work.new_tokens as f64 / began.elapsed().as_secs_f64());
         generator.end(sequence);
     }
+    let (mut served, mut together) = (Vec::new(), Vec::new());
+    for _ in 0..4 {
+        served.push(serve(&mut generator, work, 1, &tokens)?);
+        together.push(serve(&mut generator, work, 4, &tokens)?);
+    }
     Ok(json!({
         "prompt": work.prompt.len(), "new": work.new_tokens,
-        "tokens_per_second": median(&rates), "tokens": tokens,
+        "tokens_per_second": median(&rates), "served_tokens_per_second": median(&served),
+        "four_at_once_tokens_per_second": median(&together), "tokens": tokens,
     }))
+}
+
+/// Tokens a second of some requests with the same prompt, whose answers have to be `expected`.
+fn serve(
+    generator: &mut LanguageGenerator,
+    work: &Work,
+    requests: u64,
+    expected: &[u32],
+) -> anyhow::Result<f64> {
+    let mut scheduler = Scheduler::new(BatchLimits::default());
+    for ticket in 0..requests {
+        let ask = Ask {
+            prompt: Ids.decode(&work.prompt)?,
+            max_tokens: u32::try_from(work.new_tokens)?,
+            sampling: Sampling::GREEDY,
+            seed: 0,
+            stop: vec![],
+            stream: false,
+            adapter: None,
+            deadline: Mono(u64::MAX),
+        };
+        scheduler.ask(ticket, ask, generator, &Ids)?;
+    }
+    let began = Instant::now();
+    while !scheduler.is_idle() {
+        for (_, told) in scheduler.step(Mono(0), generator, &Ids) {
+            let Told::End(answer) = told else { continue };
+            anyhow::ensure!(Ids.encode(&answer?.text)? == expected, "another text was served");
+        }
+    }
+    #[expect(clippy::cast_precision_loss, reason = "few tokens")]
+    Ok((requests * work.new_tokens as u64) as f64 / began.elapsed().as_secs_f64())
+}
+
+/// Texts are token ids with a space behind each.
+struct Ids;
+
+impl Tokens for Ids {
+    fn encode(&self, text: &str) -> Result<Vec<u32>, LearnError> {
+        Ok(text.split_whitespace().filter_map(|id| id.parse().ok()).collect())
+    }
+
+    fn decode(&self, ids: &[u32]) -> Result<String, LearnError> {
+        Ok(ids.iter().map(|id| format!("{id} ")).collect())
+    }
+
+    fn is_end(&self, _: u32) -> bool {
+        false
+    }
 }
 
 fn best_of(logits: &[f32]) -> u32 {

@@ -35,6 +35,27 @@ pub trait Generator: Send {
     /// ends all sequences of the call then.
     fn step(&mut self, tokens: &[(u64, u32)]) -> Result<Vec<Vec<f32>>, LearnError>;
 
+    /// Tokens that [`Generator::guess`] may take beyond the first; 0 where it isn't worth while.
+    fn guesses(&self) -> usize {
+        0
+    }
+
+    /// Appends a token and guesses of those after it to one sequence: the logits `[vocab]` after each of
+    /// them, at little more than the price of one. Gives fewer where it can't take them all: then it took
+    /// as many. What was guessed wrong has to be taken back.
+    ///
+    /// # Errors
+    /// As for [`Generator::step`].
+    fn guess(&mut self, sequence: u64, tokens: &[u32]) -> Result<Vec<Vec<f32>>, LearnError> {
+        let first = tokens.first().copied().into_iter();
+        self.step(&first.map(|token| (sequence, token)).collect::<Vec<_>>())
+    }
+
+    /// Forgets the last tokens of a sequence, no more than were guessed last.
+    fn take_back(&mut self, sequence: u64, count: usize) {
+        let _ = (sequence, count);
+    }
+
     /// Forgets a sequence and frees its memory; an unknown one is fine.
     fn end(&mut self, sequence: u64);
 }
@@ -72,6 +93,18 @@ impl<G: Generator + ?Sized> Generator for Box<G> {
 
     fn step(&mut self, tokens: &[(u64, u32)]) -> Result<Vec<Vec<f32>>, LearnError> {
         (**self).step(tokens)
+    }
+
+    fn guesses(&self) -> usize {
+        (**self).guesses()
+    }
+
+    fn guess(&mut self, sequence: u64, tokens: &[u32]) -> Result<Vec<Vec<f32>>, LearnError> {
+        (**self).guess(sequence, tokens)
+    }
+
+    fn take_back(&mut self, sequence: u64, count: usize) {
+        (**self).take_back(sequence, count);
     }
 
     fn end(&mut self, sequence: u64) {

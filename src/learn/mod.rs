@@ -16,6 +16,7 @@ mod factors;
 mod fedavg;
 mod generation;
 mod generator;
+mod guess;
 mod judge;
 mod learner;
 mod lora_product;
@@ -49,6 +50,7 @@ pub use error_feedback::ErrorFeedback;
 pub use fedavg::{Accumulator, Share, WeightedDelta, fed_avg, weights};
 pub use generation::{Ask, BatchLimits, Finish, GenerateError, Generated, Told};
 pub use generator::{Generator, Tokens};
+pub use guess::guess;
 pub use judge::Judge;
 pub use learner::{
     ClassLogits, Control, Examples, Learner, Prediction, Predictor, Progress, Texts, TrainJob,

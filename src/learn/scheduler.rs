@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::{
     AdapterId, AdapterSlots, AnswerText, Ask, BatchLimits, Finish, GenerateError, Generated,
-    Generator, LearnError, Sampler, TensorSet, Tokens, Told,
+    Generator, LearnError, Sampler, TensorSet, Tokens, Told, guess,
 };
 use crate::time::Mono;
 
@@ -42,6 +42,8 @@ struct Running {
     text: AnswerText,
     /// Picked, but not yet read by the model.
     next: u32,
+    /// The prompt and all that was picked.
+    read: Vec<u32>,
     tokens: u32,
     prompt_tokens: u32,
     max_tokens: u32,
@@ -129,7 +131,9 @@ impl Scheduler {
         let mut told = Vec::new();
         self.expire(now, generator, &mut told);
         let batch: Vec<(u64, u32)> = self.running.iter().map(|(id, at)| (*id, at.next)).collect();
-        if !batch.is_empty() {
+        if let [(ticket, _)] = batch.as_slice() {
+            self.step_alone(*ticket, generator, tokens, &mut told);
+        } else if !batch.is_empty() {
             match generator.step(&batch) {
                 Ok(all) if all.len() == batch.len() => {
                     for ((ticket, _), logits) in batch.into_iter().zip(all) {
@@ -146,6 +150,41 @@ impl Scheduler {
         }
         self.join(generator, tokens, &mut told);
         told
+    }
+
+    /// A sequence that has the model to itself: guesses go through it along with its token, and as many count
+    /// as the sampler would have picked one by one.
+    fn step_alone(
+        &mut self,
+        ticket: u64,
+        generator: &mut dyn Generator,
+        tokens: &dyn Tokens,
+        told: &mut Vec<(u64, Told)>,
+    ) {
+        let Some(running) = self.running.get(&ticket) else { return };
+        let left = running.max_tokens.saturating_sub(running.tokens + 1);
+        let most = generator.guesses().min(usize::try_from(left).unwrap_or(usize::MAX));
+        let read = [&[running.next], guess(&running.read, most)].concat();
+        let all = match generator.guess(ticket, &read) {
+            Ok(all) if (1..=read.len()).contains(&all.len()) => all,
+            failed => {
+                let error = failed.err().unwrap_or_else(wrong_count);
+                return self.fail(ticket, error, generator, told);
+            }
+        };
+        let mut right = 0;
+        for (logits, after) in all.iter().zip(read.iter().skip(1).map(Some).chain([None])) {
+            right += 1;
+            self.advance(ticket, logits, generator, tokens, told);
+            match self.running.get(&ticket) {
+                None => return,
+                Some(running) if after != Some(&running.next) => break,
+                Some(_) => {}
+            }
+        }
+        if right < all.len() {
+            generator.take_back(ticket, all.len() - right);
+        }
     }
 
     /// Whether a step would do nothing.
@@ -207,6 +246,7 @@ impl Scheduler {
                     next: 0,
                     tokens: 0,
                     prompt_tokens: u32::try_from(prompt.len()).unwrap_or(u32::MAX),
+                    read: prompt,
                     max_tokens: ask.max_tokens.min(room),
                     stream: ask.stream,
                     deadline: ask.deadline,
@@ -314,6 +354,7 @@ impl Running {
         }
         self.tokens += 1;
         self.next = token;
+        self.read.push(token);
         let piece = self.text.push(token, tokens)?;
         let finish = if piece.stopped {
             Some(Finish::Stop)

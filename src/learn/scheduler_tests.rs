@@ -290,6 +290,45 @@ fn cancelled_requests_answer_with_what_they_have_and_unknown_ones_are_nothing() 
     desk.run();
 }
 
+proptest! {
+    #[test]
+    fn guesses_change_the_number_of_steps_and_nothing_else(
+        prompt in "[a-f]{1,9}", version in 0_u64..14, tokens in 1_u32..40, guesses in 1_usize..6,
+        stop in proptest::option::of("[a-z]{1,2}"),
+    ) {
+        let answered = |guesses| {
+            let mut desk = Desk::new(BatchLimits::default());
+            desk.toy.guesses = guesses;
+            desk.load(version);
+            let stop = stop.iter().cloned().collect();
+            desk.ask(1, Ask { stop, stream: true, ..ask(&prompt, tokens) }).unwrap();
+            desk.run();
+            let steps = desk.toy.batches.lock().unwrap().len();
+            let pieces: String = desk.told.iter().filter_map(|(_, told)| match told {
+                Told::Piece(piece, _) => Some(piece.as_str()),
+                Told::End(_) => None,
+            }).collect();
+            (desk.end(1).unwrap(), pieces, steps)
+        };
+        let (plain, guessed) = (answered(0), answered(guesses));
+        prop_assert_eq!(&guessed.0, &plain.0);
+        prop_assert_eq!(&guessed.1, &plain.1);
+        prop_assert!(guessed.2 <= plain.2);
+    }
+}
+
+#[test]
+fn a_text_that_repeats_itself_takes_fewer_steps() {
+    let mut desk = Desk::new(BatchLimits::default());
+    desk.toy.guesses = 4;
+    desk.load(13); // a n a n a n ...
+    desk.ask(1, ask("a", 30)).unwrap();
+    desk.run();
+    assert_eq!(desk.text(1).0, answer("a", 13, 30));
+    let steps = desk.toy.batches.lock().unwrap().len();
+    assert!(steps < 15, "{steps}");
+}
+
 #[test]
 fn a_generator_that_fails_ends_those_of_its_call_and_no_others() {
     struct Broken(ToyGenerator, bool);

@@ -1,4 +1,4 @@
-//! Writing text, one token a sequence at a time, without libtorch: the same model on slices.
+//! Writing text, a token or a few a sequence at a time, without libtorch: the same model on slices.
 //!
 //! ```text
 //! ids -> embed -> [ norm -> q k v -> turn -> attention over the cache -> o -> + -> norm -> mlp -> + ] -> norm -> head
@@ -16,7 +16,7 @@ use super::few_rows::{dot, times};
 use super::frozen::Frozen;
 use crate::learn::LearnError;
 
-/// A language model for one token a row.
+/// A language model for few tokens.
 #[derive(Debug)]
 pub struct Decoder {
     pub(super) embed: Matrix,
@@ -93,43 +93,66 @@ pub(super) struct HeadCache {
 }
 
 impl Decoder {
-    /// Appends one token to each sequence; gives the logits `[vocab]` of the token after it.
+    /// Appends tokens to sequences; gives the logits `[vocab]` after each. Each row names a sequence by its place
+    /// in `caches`, and its token; rows of one sequence come in the order of its text.
     ///
     /// # Errors
     /// [`LearnError::OutOfRange`] when a sequence is at the context's end or a token isn't in the
     /// vocabulary: nothing was appended then.
-    pub fn step(&self, rows: &mut [(&mut RowCache, u32)]) -> Result<Vec<Vec<f32>>, LearnError> {
+    pub fn run(
+        &self,
+        caches: &mut [&mut RowCache],
+        rows: &[(usize, u32)],
+    ) -> Result<Vec<Vec<f32>>, LearnError> {
         let mut x = Vec::with_capacity(rows.len() * self.embed.input);
         let mut turns = Vec::with_capacity(rows.len());
-        for (cache, token) in rows.iter() {
+        let mut lengths: Vec<usize> = caches.iter().map(|cache| cache.tokens).collect();
+        for (of, token) in rows {
+            let Some(length) = lengths.get_mut(*of) else {
+                return Err(out_of_range("sequence", format!("below {}", caches.len()), *of));
+            };
             let row = usize::try_from(*token).unwrap_or(usize::MAX);
             let (embedded, cos, sin) =
-                (self.embed.row(row), self.cos.row(cache.tokens), self.sin.row(cache.tokens));
+                (self.embed.row(row), self.cos.row(*length), self.sin.row(*length));
             if embedded.is_empty() {
-                let expected = format!("below {}", self.embed.rows());
-                return Err(out_of_range("token", expected, row));
+                return Err(out_of_range("token", format!("below {}", self.embed.rows()), row));
             }
             if cos.is_empty() {
                 let expected = format!("at most {}", self.cos.rows());
-                return Err(out_of_range("tokens of a sequence", expected, cache.tokens + 1));
+                return Err(out_of_range("tokens of a sequence", expected, *length + 1));
             }
+            *length += 1;
             x.extend(embedded);
             turns.push((cos, sin));
         }
+        let owners: Vec<usize> = rows.iter().map(|(of, _)| *of).collect();
         for (at, layer) in self.layers.iter().enumerate() {
-            let caches = rows.iter_mut().filter_map(|(cache, _)| cache.layers.get_mut(at));
-            let caches: Vec<&mut [HeadCache]> = caches.map(Vec::as_mut_slice).collect();
-            let mixed = layer.attention.forward(&layer.norm1.forward(&x), &turns, caches);
-            add(&mut x, &mixed);
+            let heads = caches.iter_mut().filter_map(|cache| cache.layers.get_mut(at));
+            let mut heads: Vec<&mut [HeadCache]> = heads.map(Vec::as_mut_slice).collect();
+            let normed = layer.norm1.forward(&x);
+            add(&mut x, &layer.attention.forward(&normed, &turns, &owners, &mut heads));
             let hidden = layer.gate_up.forward(&layer.norm2.forward(&x));
             let hidden = swiglu(&hidden, layer.down.weight.input);
             add(&mut x, &layer.down.forward(&hidden));
         }
-        for (cache, _) in rows.iter_mut() {
-            cache.tokens += 1;
+        for (cache, length) in caches.iter_mut().zip(lengths) {
+            cache.tokens = length;
         }
         let logits = self.head.times(&self.norm.forward(&x));
         Ok(logits.chunks_exact(self.head.rows().max(1)).map(<[f32]>::to_vec).collect())
+    }
+}
+
+impl RowCache {
+    /// Forgets the last tokens.
+    pub fn take_back(&mut self, count: usize) {
+        let kept = self.tokens.saturating_sub(count);
+        for head in self.layers.iter_mut().flatten() {
+            let width = head.keys.len() / self.tokens.max(1);
+            head.keys.truncate(kept * width);
+            head.values.truncate(kept * width);
+        }
+        self.tokens = kept;
     }
 }
 
@@ -222,47 +245,57 @@ impl DecoderChange {
 }
 
 impl DecoderAttention {
-    /// `[rows, d]` to the same shape; `turns` are each row's cosines and sines.
+    /// `[rows, d]` to the same shape; `turns` are each row's cosines and sines, `owners` the places of their
+    /// sequences in `caches`.
     fn forward(
         &self,
         x: &[f32],
         turns: &[(Vec<f32>, Vec<f32>)],
-        caches: Vec<&mut [HeadCache]>,
+        owners: &[usize],
+        caches: &mut [&mut [HeadCache]],
     ) -> Vec<f32> {
         let width = self.head_width;
         let all = self.qkv.forward(x);
         let row_width = (self.heads + 2 * self.kv_heads) * width;
-        let mut jobs = Vec::with_capacity(caches.len() * self.kv_heads);
-        for ((row, caches), (cos, sin)) in all.chunks_exact(row_width).zip(caches).zip(turns) {
+        let group = self.heads / self.kv_heads.max(1) * width;
+        let mut asked = Vec::with_capacity(owners.len() * self.kv_heads);
+        for ((row, owner), (cos, sin)) in all.chunks_exact(row_width).zip(owners).zip(turns) {
+            let Some(heads) = caches.get_mut(*owner) else { continue };
             let turned = |head: &[f32]| turn(head, cos, sin);
             let queries: Vec<f32> =
                 row.chunks_exact(width).take(self.heads).flat_map(turned).collect();
             let keys = row.chunks_exact(width).skip(self.heads).take(self.kv_heads);
             let values = row.chunks_exact(width).skip(self.heads + self.kv_heads);
-            for (cache, (key, value)) in caches.iter_mut().zip(keys.zip(values)) {
-                cache.keys.extend(turned(key));
-                cache.values.extend(value);
+            let queries = queries.chunks_exact(group);
+            for (at, ((head, queries), (key, value))) in
+                heads.iter_mut().zip(queries).zip(keys.zip(values)).enumerate()
+            {
+                head.keys.extend(turned(key));
+                head.values.extend(value);
+                // What later rows append isn't for this one.
+                asked.push((queries.to_vec(), *owner, at, head.keys.len()));
             }
-            let caches: &[HeadCache] = caches;
-            let group = self.heads / self.kv_heads.max(1) * width;
-            let queries = queries.chunks_exact(group).map(<[f32]>::to_vec);
-            jobs.extend(queries.zip(caches.iter()));
         }
-        let mixed: Vec<Vec<f32>> =
-            jobs.into_par_iter().map(|(queries, cache)| cache.mix(&queries, width)).collect();
-        self.out.forward(&mixed.concat())
+        let caches: &[&mut [HeadCache]] = caches;
+        let mixed = asked.par_iter().map(|(queries, owner, at, len)| {
+            let head = caches.get(*owner).and_then(|heads| heads.get(*at));
+            head.map(|head| head.mix(queries, width, *len)).unwrap_or_default()
+        });
+        self.out.forward(&mixed.collect::<Vec<_>>().concat())
     }
 }
 
 impl HeadCache {
-    /// Softmax attention of the queries `[heads, width]` that share these keys; gives the same shape.
+    /// Softmax attention of the queries `[heads, width]` that share these keys, of which the first `len`
+    /// numbers count; gives the same shape.
     #[expect(clippy::cast_precision_loss, reason = "a width is small")]
-    fn mix(&self, queries: &[f32], width: usize) -> Vec<f32> {
+    fn mix(&self, queries: &[f32], width: usize, len: usize) -> Vec<f32> {
         let scale = 1.0 / (width as f32).sqrt();
+        let keys = self.keys.get(..len).unwrap_or_default();
         let mut mixed = Vec::with_capacity(queries.len());
         for query in queries.chunks_exact(width) {
             let mut shares: Vec<f32> =
-                self.keys.chunks_exact(width).map(|key| dot(query, key) * scale).collect();
+                keys.chunks_exact(width).map(|key| dot(query, key) * scale).collect();
             let most = shares.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             let mut sum = 0.0;
             for share in &mut shares {

@@ -110,18 +110,17 @@ impl Models {
     /// Runs one token through each sequence of a slot; gives the logits `[vocab]` after each.
     fn go_on(&self, slot: u32, rows: Vec<Row<'_>>) -> Result<Vec<Vec<f32>>, LearnError> {
         let model = self.of(slot)?;
-        let (mut tensors, mut tokens, mut decoded) = (Vec::new(), Vec::new(), Vec::new());
+        let tokens: Vec<u32> = rows.iter().map(|row| row.token).collect();
+        let (mut tensors, mut caches) = (Vec::new(), Vec::new());
         for row in rows {
             match row.cache {
-                Cache::Row(cache) => decoded.push((cache, row.token)),
-                Cache::Tensors(cache) => {
-                    tensors.push(cache);
-                    tokens.push(row.token);
-                }
+                Cache::Row(cache) => caches.push(cache),
+                Cache::Tensors(cache) => tensors.push(cache),
             }
         }
         if let Some(decoder) = &model.decoder {
-            return self.pool.install(|| decoder.step(&mut decoded));
+            let rows: Vec<(usize, u32)> = tokens.into_iter().enumerate().collect();
+            return self.pool.install(|| decoder.run(&mut caches, &rows));
         }
         let rows = i64::try_from(tensors.len()).unwrap_or(i64::MAX);
         let hidden = model.whole.extend(&self.ids(rows, &tokens)?, &mut tensors)?;
@@ -184,10 +183,36 @@ impl Generator for LanguageGenerator {
         Ok(tokens.iter().filter_map(|(id, _)| logits.remove(id)).collect())
     }
 
+    fn guesses(&self) -> usize {
+        if self.models.bare.decoder.is_some() { GUESSES } else { 0 }
+    }
+
+    fn guess(&mut self, sequence: u64, tokens: &[u32]) -> Result<Vec<Vec<f32>>, LearnError> {
+        use_threads(self.threads);
+        if let Some(Sequence { slot, cache: Cache::Row(cache) }) = self.sequences.get_mut(&sequence)
+            && let Some(decoder) = &self.models.of(*slot)?.decoder
+        {
+            let rows: Vec<(usize, u32)> = tokens.iter().map(|token| (0, *token)).collect();
+            return self.models.pool.install(|| decoder.run(&mut [cache], &rows));
+        }
+        // The first is no guess.
+        let first = tokens.first().copied().into_iter();
+        self.step(&first.map(|token| (sequence, token)).collect::<Vec<_>>())
+    }
+
+    fn take_back(&mut self, sequence: u64, count: usize) {
+        if let Some(Sequence { cache: Cache::Row(cache), .. }) = self.sequences.get_mut(&sequence) {
+            cache.take_back(count);
+        }
+    }
+
     fn end(&mut self, sequence: u64) {
         self.sequences.remove(&sequence);
     }
 }
+
+/// More at once would cost more arithmetic than the memory's speed leaves time for.
+const GUESSES: usize = 4;
 
 /// One sequence's part in a step.
 struct Row<'a> {

@@ -462,6 +462,39 @@ fn what_stands_in_front_counts_towards_the_context() {
 }
 
 #[test]
+fn guesses_that_are_taken_back_leave_no_trace() {
+    let (base, peft) = (base(false), lora(&["q", "v"]));
+    let set = adapter(&learner(&base, &peft));
+    let mut writer = LanguageGenerator::new(base.share(), &peft, NonZeroU16::MIN).unwrap();
+    assert!(writer.guesses() > 0);
+    writer.load(1, &set).unwrap();
+    let text = text(8, 12);
+    for number in [1, 2] {
+        writer.start(number, 1, &text[..6]).unwrap();
+    }
+    let wrong = [text[6], text[7], 1, 1];
+    let guessed = writer.guess(1, &wrong).unwrap();
+    writer.take_back(1, 2);
+    let whole = logits(&base, &learner(&base, &peft), &set, &text);
+    for (at, logits) in guessed.iter().take(2).enumerate() {
+        let apart = distance(logits, &whole[(6 + at) * 24..(7 + at) * 24]);
+        assert!(apart < 2e-5, "{at}: {apart}");
+    }
+    for at in 6..12 {
+        let next = writer.step(&[(2, text[at])]).unwrap();
+        if at >= 8 {
+            let same = writer.step(&[(1, text[at])]).unwrap();
+            assert_eq!(same, next, "token {at}");
+        }
+    }
+    let bottleneck = PeftConfig { bottleneck: 2, ..PeftConfig::none() };
+    let mut writer = LanguageGenerator::new(base.share(), &bottleneck, NonZeroU16::MIN).unwrap();
+    writer.load(1, &adapter(&learner(&base, &bottleneck))).unwrap();
+    writer.start(1, 1, &text[..6]).unwrap();
+    assert_eq!(writer.guess(1, &wrong).unwrap().len(), 1, "libtorch takes one token at a time");
+}
+
+#[test]
 fn a_run_that_was_cut_off_goes_on_and_ends_as_one_that_was_not() {
     let folder = tempfile::tempdir().unwrap();
     let (base, peft) = (base(true), lora(&["q", "v"]));

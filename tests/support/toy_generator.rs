@@ -77,13 +77,14 @@ pub(crate) struct ToyGenerator {
     one_for_all: bool,
     /// Sequences of each step.
     pub(crate) batches: Arc<Mutex<Vec<usize>>>,
+    /// Guesses that it takes beyond a token.
+    pub(crate) guesses: usize,
 }
 
 #[derive(Debug, Clone)]
 struct Sequence {
     slot: u32,
-    len: u32,
-    last: u32,
+    tokens: Vec<u32>,
 }
 
 impl Default for ToyGenerator {
@@ -100,6 +101,7 @@ impl ToyGenerator {
             sequences: BTreeMap::new(),
             one_for_all: false,
             batches: Arc::default(),
+            guesses: 0,
         }
     }
 
@@ -115,7 +117,8 @@ impl ToyGenerator {
     fn logits(&self, sequence: &Sequence) -> Vec<f32> {
         let slot = if self.one_for_all { 0 } else { sequence.slot };
         let mut logits = vec![0.0; 28];
-        logits[next(sequence.last, self.shifts[&slot]) as usize] = 50.0;
+        let last = *sequence.tokens.last().unwrap();
+        logits[next(last, self.shifts[&slot]) as usize] = 50.0;
         logits
     }
 }
@@ -141,9 +144,8 @@ impl Generator for ToyGenerator {
         if !known || self.sequences.contains_key(&sequence) {
             return Err(out_of_range("sequence"));
         }
-        let last = *prompt.last().ok_or_else(|| out_of_range("prompt"))?;
-        let sequence_of = Sequence { slot, len: prompt.len() as u32, last };
-        if sequence_of.len > self.context {
+        let sequence_of = Sequence { slot, tokens: prompt.to_vec() };
+        if prompt.is_empty() || prompt.len() > self.context as usize {
             return Err(out_of_range("prompt"));
         }
         let logits = self.logits(&sequence_of);
@@ -156,15 +158,32 @@ impl Generator for ToyGenerator {
         let mut all = Vec::new();
         for (id, token) in tokens {
             let at = self.sequences.get_mut(id).ok_or_else(|| out_of_range("sequence"))?;
-            at.len += 1;
-            at.last = *token;
-            if at.len > self.context {
+            at.tokens.push(*token);
+            if at.tokens.len() > self.context as usize {
                 return Err(out_of_range("context"));
             }
             let at = at.clone();
             all.push(self.logits(&at));
         }
         Ok(all)
+    }
+
+    fn guesses(&self) -> usize {
+        self.guesses
+    }
+
+    fn guess(&mut self, sequence: u64, tokens: &[u32]) -> Result<Vec<Vec<f32>>, LearnError> {
+        let mut all = self.step(&[(sequence, tokens[0])])?;
+        for token in &tokens[1..] {
+            all.extend(self.step(&[(sequence, *token)])?);
+            self.batches.lock().unwrap().pop();
+        }
+        Ok(all)
+    }
+
+    fn take_back(&mut self, sequence: u64, count: usize) {
+        let tokens = &mut self.sequences.get_mut(&sequence).unwrap().tokens;
+        tokens.truncate(tokens.len() - count);
     }
 
     fn end(&mut self, sequence: u64) {
