@@ -10,8 +10,10 @@
 //! replaces, [`adapter`] has put there. All that trains lies in one flat buffer, so that the optimiser
 //! is a few kernels whatever the number of tensors.
 //!
-//! Callers are the lanes (a thread each, see `actors/lanes.rs`); nothing here starts a thread. Only
-//! the fallible `f_...` calls of tch are used: a panic would end the node.
+//! Text after a prompt is written without libtorch: [`decoder`] does the blocks on slices.
+//!
+//! Callers are the lanes (a thread each, see `actors/lanes.rs`); nothing here starts a thread but the
+//! decoder's pool. Only the fallible `f_...` calls of tch are used: a panic would end the node.
 
 pub mod adamw;
 pub mod adapter;
