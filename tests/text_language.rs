@@ -27,7 +27,7 @@ use gaisnet::learn::{
 };
 use gaisnet::node::SystemClock;
 use gaisnet::rng::Stream;
-use gaisnet::time::Mono;
+use gaisnet::time::{Clock, Mono};
 use gaisnet::torch::adapter::AdapterPlan;
 use gaisnet::torch::generate::LanguageGenerator;
 use gaisnet::torch::language::{LanguageBase, LanguageConfig, Precision};
@@ -179,17 +179,55 @@ fn two_hundred_swaps_leave_each_answer_that_of_its_version_alone() {
     lane.close();
     let all = reader.join().unwrap();
     assert_eq!(all.len() as u64, 2 * VERSIONS);
+    let (versions, texts) = each_is_its_versions_alone(&all, &adapters);
+    assert!(versions > 20, "answers of many versions: {versions}");
+    assert!(texts > 20, "versions write differently: {texts}");
+}
+
+/// Compares each answer with what its version writes when nothing else runs; gives the numbers of versions
+/// and of texts.
+fn each_is_its_versions_alone(
+    all: &BTreeMap<u64, Generated>,
+    adapters: &[Arc<TensorSet>],
+) -> (usize, usize) {
     let mut single = generator();
-    let mut versions = BTreeSet::new();
-    let mut texts = BTreeSet::new();
+    let (mut versions, mut texts) = (BTreeSet::new(), BTreeSet::new());
     for (ticket, end) in all {
         let Some(AdapterId::Version(version)) = end.adapter else { panic!("{end:?}") };
-        assert!(matches!(end.finish, Finish::Stop | Finish::Length));
+        assert!(matches!(end.finish, Finish::Stop | Finish::Length), "{end:?}");
         single.load(1, &adapters[version as usize - 1]).unwrap();
-        assert_eq!(end.text, alone(&mut single, &prompt(ticket)), "version {version}");
+        assert_eq!(end.text, alone(&mut single, &prompt(*ticket)), "version {version}");
         versions.insert(version);
-        texts.insert(end.text);
+        texts.insert(end.text.clone());
     }
-    assert!(versions.len() > 20, "answers of many versions: {}", versions.len());
-    assert!(texts.len() > 20, "versions write differently: {}", texts.len());
+    (versions.len(), texts.len())
+}
+
+#[test]
+#[ignore = "ten seconds of real time: 20 requests a second with a deadline of 2 s, a swap with each"]
+#[expect(clippy::disallowed_methods, reason = "real time")]
+fn two_hundred_swaps_in_real_time_leave_no_answer_late_or_mixed() {
+    let adapters: Vec<Arc<TensorSet>> = (1..=VERSIONS).map(|v| Arc::new(adapter(v))).collect();
+    let writer = Writer { generator: Box::new(generator()), tokens: Arc::new(ToyTokens) };
+    let clock = Arc::new(SystemClock::new());
+    let lane = TextLane::spawn(writer, BatchLimits::default(), clock.clone(), 64).unwrap();
+    let (told, letters) = channel(8);
+    let reader = std::thread::spawn(move || ends(letters, &AtomicU64::new(0)));
+    for (ticket, adapter) in (0..).zip(&adapters) {
+        let load = TextRequest::Load {
+            id: AdapterId::Version(ticket + 1),
+            adapter: Arc::clone(adapter),
+            done: Box::new(|result| result.unwrap()),
+        };
+        lane.submit(load).unwrap();
+        let deadline = Mono(clock.now().mono.0 + 2_000);
+        let ask = Ask { deadline, ..ask(&prompt(ticket)) };
+        lane.submit(TextRequest::Ask { ticket, ask, told: told.clone() }).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    drop(told);
+    lane.close();
+    let all = reader.join().unwrap();
+    assert_eq!(all.len() as u64, VERSIONS);
+    assert_eq!(each_is_its_versions_alone(&all, &adapters).0 as u64, VERSIONS);
 }

@@ -4,6 +4,11 @@
 //! them each small operation costs microseconds (docs/benchmarks.md). Here the matrix is read once for
 //! all rows, as quickly as memory gives it, by all threads of the pool that the caller runs in, and rows stay f32.
 
+#![expect(
+    clippy::inline_always,
+    reason = "loops have to land in the function of each instruction set"
+)]
+
 use rayon::prelude::*;
 
 use super::frozen::{Numbers, f32_of};
@@ -24,8 +29,8 @@ pub fn times(x: &[f32], weight: Numbers<'_>, input: usize) -> Vec<f32> {
         let start = task * band * input;
         let part = weight.part(start, (start + band * input).min(weight.len()));
         match part {
-            Numbers::F32(weight) => dots_of(x, weight, input, y),
-            Numbers::Bf16(weight) => dots_of(x, weight, input, y),
+            Numbers::F32(weight) => dots_here(x, weight, input, y),
+            Numbers::Bf16(weight) => dots_here(x, weight, input, y),
         }
     });
     if rows <= 1 {
@@ -36,7 +41,7 @@ pub fn times(x: &[f32], weight: Numbers<'_>, input: usize) -> Vec<f32> {
 
 /// `sum(a * b)`.
 pub fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let [sum] = dots([a], b);
+    let [[sum]] = dots([a], [b]);
     sum
 }
 
@@ -46,23 +51,55 @@ trait Number: Copy + Send + Sync {
 }
 
 impl Number for f32 {
-    #[inline]
+    #[inline(always)]
     fn f32(self) -> f32 {
         self
     }
 }
 
 impl Number for u16 {
-    #[inline]
+    #[inline(always)]
     fn f32(self) -> f32 {
         f32_of(self)
     }
 }
 
-/// Each row of `weight` with each row of `x`: `[weights, rows]`.
+/// [`dots_of`] in the widest instructions that this processor has: one row is bound by memory in any, several
+/// aren't. The sums run in the same order, so the numbers are the same.
+fn dots_here<T: Number>(x: &[f32], weight: &[T], input: usize, y: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+        fn by_512_bits<T: Number>(x: &[f32], weight: &[T], input: usize, y: &mut [f32]) {
+            dots_of::<T, 4>(x, weight, input, y);
+        }
+        #[target_feature(enable = "avx2")]
+        fn by_256_bits<T: Number>(x: &[f32], weight: &[T], input: usize, y: &mut [f32]) {
+            dots_of::<T, 2>(x, weight, input, y);
+        }
+        let has_512 = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl");
+        #[expect(unsafe_code, reason = "functions for some processors")]
+        // SAFETY: each is called only where the processor has what it was compiled for.
+        unsafe {
+            if has_512 {
+                return by_512_bits(x, weight, input, y);
+            }
+            if is_x86_feature_detected!("avx2") {
+                return by_256_bits(x, weight, input, y);
+            }
+        }
+    }
+    dots_of::<T, 1>(x, weight, input, y);
+}
+
+/// Each row of `weight` with each row of `x`, N of these at once: `[weights, rows]`.
 ///
 /// Four places of the matrix are read side by side: one alone leaves the memory waiting.
-fn dots_of<T: Number>(x: &[f32], weight: &[T], input: usize, y: &mut [f32]) {
+#[inline(always)]
+fn dots_of<T: Number, const N: usize>(x: &[f32], weight: &[T], input: usize, y: &mut [f32]) {
     let rows = x.len() / input.max(1);
     let stream = weight.len() / input.max(1) / STREAMS;
     let (body, rest) = weight.split_at(stream * STREAMS * input);
@@ -73,41 +110,64 @@ fn dots_of<T: Number>(x: &[f32], weight: &[T], input: usize, y: &mut [f32]) {
             std::array::from_fn(|_| places.next().unwrap_or_else(|| [].chunks_exact(input)));
         for at in 0..stream {
             let weights = places.each_mut().map(|place| place.next().unwrap_or_default());
-            for (row, x) in x.chunks_exact(input).enumerate() {
-                let sums = dots(weights, x);
-                let to = y_body.iter_mut().skip(at * rows + row).step_by(stream * rows);
-                for (to, sum) in to.zip(sums) {
-                    *to = sum;
+            let mut to = |row: usize, sums: &[f32]| {
+                let places = y_body.iter_mut().skip(at * rows + row).step_by(stream * rows);
+                for (to, sum) in places.zip(sums) {
+                    *to = *sum;
                 }
+            };
+            let groups = x.chunks_exact(N * input);
+            let single = (rows / N * N..).zip(groups.remainder().chunks_exact(input));
+            for (group, x) in groups.enumerate() {
+                let mut x = x.chunks_exact(input);
+                let x: [&[f32]; N] = std::array::from_fn(|_| x.next().unwrap_or_default());
+                let sums = dots(weights, x);
+                for n in 0..N {
+                    to(group * N + n, &sums.map(|sums| sums.get(n).copied().unwrap_or_default()));
+                }
+            }
+            for (row, x) in single {
+                to(row, dots(weights, [x]).as_flattened());
             }
         }
     }
     for (weight, y) in rest.chunks_exact(input).zip(y_rest.chunks_exact_mut(rows)) {
         for (y, x) in y.iter_mut().zip(x.chunks_exact(input)) {
-            [*y] = dots([weight], x);
+            [[*y]] = dots([weight], [x]);
         }
     }
 }
 
-/// The dot products of W rows of a matrix with one row of their length.
+/// The dot products of W rows of a matrix with N rows of their length: `[W, N]`.
 ///
 /// Sums run in lanes, so that the compiler keeps them in vector registers.
-fn dots<T: Number, const W: usize>(weights: [&[T]; W], x: &[f32]) -> [f32; W] {
-    let (chunks, rest) = x.as_chunks::<LANES>();
+#[inline(always)]
+fn dots<T: Number, const W: usize, const N: usize>(
+    weights: [&[T]; W],
+    x: [&[f32]; N],
+) -> [[f32; N]; W] {
     let weights = weights.map(|weight| weight.as_chunks::<LANES>());
-    let mut sums = [[0.0_f32; LANES]; W];
-    for (at, x) in chunks.iter().enumerate() {
+    let x = x.map(|x| x.as_chunks::<LANES>());
+    let mut sums = [[[0.0_f32; LANES]; N]; W];
+    let chunks = x.first().map_or(0, |(chunks, _)| chunks.len());
+    for at in 0..chunks {
+        let x = x.map(|(chunks, _)| chunks.get(at).copied().unwrap_or_default());
         for (sums, (weight, _)) in sums.iter_mut().zip(&weights) {
             let Some(weight) = weight.get(at) else { continue };
-            for ((sum, weight), x) in sums.iter_mut().zip(weight).zip(x) {
-                *sum += weight.f32() * x;
+            let weight = weight.map(Number::f32);
+            for (sums, x) in sums.iter_mut().zip(&x) {
+                for ((sum, weight), x) in sums.iter_mut().zip(&weight).zip(x) {
+                    *sum += weight * x;
+                }
             }
         }
     }
-    let mut all = sums.map(|sums| sums.iter().sum());
-    for (sum, (_, weight)) in all.iter_mut().zip(&weights) {
-        for (weight, x) in weight.iter().zip(rest) {
-            *sum += weight.f32() * x;
+    let mut all = sums.map(|sums| sums.map(|lanes| lanes.iter().sum()));
+    for (all, (_, weight)) in all.iter_mut().zip(&weights) {
+        for (sum, (_, x)) in all.iter_mut().zip(&x) {
+            for (weight, x) in weight.iter().zip(*x) {
+                *sum += weight.f32() * x;
+            }
         }
     }
     all
@@ -166,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn the_number_of_threads_changes_nothing() {
+    fn neither_the_number_of_threads_nor_the_instructions_change_anything() {
         let mut stream = Stream::new(1, "few rows");
         let (x, weight) = (drawn(&mut stream, 3, 70), drawn(&mut stream, 500, 70));
         let (x, weight) = (values(&x).unwrap(), Frozen::new(&weight).unwrap());
@@ -175,5 +235,10 @@ mod tests {
             pool.install(|| times(&x, weight.numbers(), 70))
         };
         assert_eq!(by(1), by(3));
+        let Numbers::F32(numbers) = weight.numbers() else { panic!("f32 went in") };
+        let mut plain = vec![0.0; 3 * 500];
+        dots_of::<_, 1>(&x, numbers, 70, &mut plain);
+        let turned = (0..3).flat_map(|row| plain.iter().skip(row).step_by(3).copied());
+        assert_eq!(by(1), turned.collect::<Vec<f32>>());
     }
 }

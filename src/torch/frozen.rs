@@ -1,6 +1,6 @@
 //! A tensor's numbers as a slice, for the one kernel of our own ([`super::few_rows`]).
 //!
-//! Here alone is `unsafe`: libtorch hands out its memory as a pointer.
+//! One of two places with `unsafe`: libtorch hands out its memory as a pointer.
 
 use tch::{Device, Kind, Tensor};
 
@@ -104,6 +104,8 @@ impl Numbers<'_> {
 }
 
 /// The f32 of a bfloat16.
+#[expect(clippy::inline_always, reason = "see few_rows.rs")]
+#[inline(always)]
 pub fn f32_of(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)
 }
