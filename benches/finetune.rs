@@ -387,7 +387,8 @@ impl Tokens for Ids {
     }
 
     fn decode(&self, ids: &[u32]) -> Result<String, LearnError> {
-        Ok(ids.iter().map(|id| format!("{id} ")).collect())
+        let each: Vec<String> = ids.iter().map(ToString::to_string).collect();
+        Ok(each.join(" ") + " ")
     }
 
     fn is_end(&self, _: u32) -> bool {
