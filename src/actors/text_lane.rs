@@ -5,8 +5,9 @@
 //!   ^---------------- told (bounded) --------'
 //! ```
 //! Between two steps it takes some of what was submitted (requests, cancellations, adapters; never so much
-//! that whoever submits without end would keep it from its steps) and gives the core up once, so that a training round and other answers stay quick. When the actor is behind, the lane
-//! waits for it instead of dropping text. Dropping the lane lets it work off what it has, then it ends.
+//! that whoever submits without end would keep it from its steps) and gives the core up once, so that a
+//! training round and other answers stay quick. When the actor is behind, the lane waits for it instead of
+//! dropping text. Dropping the lane lets it work off what it has, then it ends.
 
 use std::collections::BTreeMap;
 use std::io;

@@ -193,7 +193,7 @@ pub(super) struct Found {
 
 /// A built-in card by its name, else a card's file.
 pub(super) fn find(base: &str) -> anyhow::Result<Found> {
-    if let Some(Shipped { card, seal, .. }) = shipped::ADOPTED.iter().find(|s| s.name == base) {
+    if let Some(Shipped { card, seal, .. }) = shipped::by_name(base) {
         return Ok(Found { card: card.to_vec(), seal: Some(seal.to_vec()), path: None });
     }
     let path = PathBuf::from(base);

@@ -40,10 +40,8 @@ struct Running {
     adapter: AdapterId,
     sampler: Sampler,
     text: AnswerText,
-    /// Picked, but not yet read by the model.
-    next: u32,
-    /// The prompt and all that was picked.
-    read: Vec<u32>,
+    /// The prompt and all that was picked; the model hasn't read the last.
+    ids: Vec<u32>,
     tokens: u32,
     prompt_tokens: u32,
     max_tokens: u32,
@@ -130,7 +128,7 @@ impl Scheduler {
     ) -> Vec<(u64, Told)> {
         let mut told = Vec::new();
         self.expire(now, generator, &mut told);
-        let batch: Vec<(u64, u32)> = self.running.iter().map(|(id, at)| (*id, at.next)).collect();
+        let batch: Vec<(u64, u32)> = self.running.iter().map(|(id, at)| (*id, at.last())).collect();
         if let [(ticket, _)] = batch.as_slice() {
             self.step_alone(*ticket, generator, tokens, &mut told);
         } else if !batch.is_empty() {
@@ -164,7 +162,7 @@ impl Scheduler {
         let Some(running) = self.running.get(&ticket) else { return };
         let left = running.max_tokens.saturating_sub(running.tokens + 1);
         let most = generator.guesses().min(usize::try_from(left).unwrap_or(usize::MAX));
-        let read = [&[running.next], guess(&running.read, most)].concat();
+        let read = [&[running.last()], guess(&running.ids, most)].concat();
         let all = match generator.guess(ticket, &read) {
             Ok(all) if (1..=read.len()).contains(&all.len()) => all,
             failed => {
@@ -178,7 +176,7 @@ impl Scheduler {
             self.advance(ticket, logits, generator, tokens, told);
             match self.running.get(&ticket) {
                 None => return,
-                Some(running) if after != Some(&running.next) => break,
+                Some(running) if after != Some(&running.last()) => break,
                 Some(_) => {}
             }
         }
@@ -243,10 +241,9 @@ impl Scheduler {
                     adapter,
                     sampler: Sampler::new(ask.sampling, ask.seed),
                     text: AnswerText::new(ask.stop),
-                    next: 0,
                     tokens: 0,
                     prompt_tokens: u32::try_from(prompt.len()).unwrap_or(u32::MAX),
-                    read: prompt,
+                    ids: prompt,
                     max_tokens: ask.max_tokens.min(room),
                     stream: ask.stream,
                     deadline: ask.deadline,
@@ -341,6 +338,10 @@ impl Waiting {
 }
 
 impl Running {
+    fn last(&self) -> u32 {
+        self.ids.last().copied().unwrap_or_default()
+    }
+
     /// Takes one more token: the text that it made certain, and the end if this is it.
     fn advance(
         &mut self,
@@ -353,8 +354,7 @@ impl Running {
             return Ok((String::new(), Some(Finish::Stop)));
         }
         self.tokens += 1;
-        self.next = token;
-        self.read.push(token);
+        self.ids.push(token);
         let piece = self.text.push(token, tokens)?;
         let finish = if piece.stopped {
             Some(Finish::Stop)

@@ -330,6 +330,19 @@ fn a_text_that_repeats_itself_takes_fewer_steps() {
 }
 
 #[test]
+fn a_wrong_guess_is_taken_back() {
+    let mut desk = Desk::new(BatchLimits::default());
+    // The answer fills the context to its end: there is no room for what a wrong guess would leave.
+    desk.toy = ToyGenerator::with_context(12);
+    desk.toy.guesses = 4;
+    desk.load(1);
+    // After `bcd` came `fbc` last time, and now it goes on with `efg`.
+    desk.ask(1, ask("bcdfbc", 6)).unwrap();
+    desk.run();
+    assert_eq!(desk.text(1), ("defghi".into(), Finish::Length));
+}
+
+#[test]
 fn a_generator_that_fails_ends_those_of_its_call_and_no_others() {
     struct Broken(ToyGenerator, bool);
     impl Generator for Broken {

@@ -142,9 +142,8 @@ pub fn load_adopted(
     trust: &ReleaseTrust,
     cache: &Path,
 ) -> Result<(AdoptedCard, AdoptedBase), WeightsError> {
-    let name = card_path.file_stem().unwrap_or_default();
-    let built_in = super::shipped::ADOPTED.iter().find(|shipped| name == shipped.name);
-    let card = match built_in {
+    let name = card_path.file_stem().and_then(std::ffi::OsStr::to_str).unwrap_or_default();
+    let card = match super::shipped::by_name(name) {
         Some(shipped) if !card_path.exists() => {
             trust.check(shipped.card, shipped.seal)?;
             parse(shipped.card)?

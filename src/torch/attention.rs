@@ -128,13 +128,14 @@ impl Attention {
         value: &Tensor,
         pass: &Pass<'_>,
     ) -> Result<Tensor, LearnError> {
+        let (_, _, tokens, _) = query.size4()?;
+        // A single token comes after all keys.
+        let causal = pass.causal && tokens > 1;
         let mask = match pass.mask {
             Some(mask) => Some(mask.f_to_kind(query.kind())?),
-            None => mask_of_late_tokens(query, key, pass.causal)?,
+            None => mask_of_late_tokens(query, key, causal)?,
         };
-        let causal = pass.causal && mask.is_none();
         // One query a sequence: the heads of a group share their keys without a copy.
-        let (_, _, tokens, _) = query.size4()?;
         let shared = tokens == 1 && self.heads != self.kv_heads;
         let wide = |t: &Tensor| if shared { Ok(t.shallow_clone()) } else { self.widen(t) };
         Ok(Tensor::f_scaled_dot_product_attention(
@@ -143,7 +144,7 @@ impl Attention {
             &wide(value)?,
             mask.as_ref(),
             0.0,
-            causal && tokens > 1,
+            causal && mask.is_none(),
             None,
             shared,
         )?)

@@ -2,7 +2,8 @@
 //!
 //! libtorch's products reach two thirds of the memory's speed for f32 and half of it for bf16, and around
 //! them each small operation costs microseconds (docs/benchmarks.md). Here the matrix is read once for
-//! all rows, as quickly as memory gives it, by all threads of the pool that the caller runs in, and rows stay f32.
+//! all rows, as quickly as memory gives it, by all threads of the pool that the caller runs in. Rows stay
+//! f32.
 
 #![expect(
     clippy::inline_always,

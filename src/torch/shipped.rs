@@ -18,7 +18,7 @@ pub struct Shipped {
 }
 
 /// The adopted bases.
-pub const ADOPTED: [Shipped; 2] = [
+pub static ADOPTED: [Shipped; 2] = [
     Shipped {
         name: "smollm2-135m",
         card: include_bytes!("../../models/smollm2-135m.toml"),
@@ -30,6 +30,11 @@ pub const ADOPTED: [Shipped; 2] = [
         seal: include_bytes!("../../models/minilm-l6.sig"),
     },
 ];
+
+/// The built-in card of this name.
+pub fn by_name(name: &str) -> Option<&'static Shipped> {
+    ADOPTED.iter().find(|shipped| shipped.name == name)
+}
 
 /// Who signed what is in `models/`: believed where settings name no key.
 ///
