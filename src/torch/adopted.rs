@@ -142,13 +142,11 @@ pub fn load_adopted(
     trust: &ReleaseTrust,
     cache: &Path,
 ) -> Result<(AdoptedCard, AdoptedBase), WeightsError> {
-    let name = card_path.file_stem().and_then(std::ffi::OsStr::to_str).unwrap_or_default();
-    let card = match super::shipped::by_name(name) {
-        Some(shipped) if !card_path.exists() => {
-            trust.check(shipped.card, shipped.seal)?;
-            parse(shipped.card)?
-        }
-        _ => parse(&read_sealed(card_path, trust)?)?,
+    let card = if let Some(shipped) = super::shipped::instead_of(card_path) {
+        trust.check(shipped.card, shipped.seal)?;
+        parse(shipped.card)?
+    } else {
+        parse(&read_sealed(card_path, trust)?)?
     };
     let base = card.load(&card.place(card_path, cache)?)?;
     Ok((card, base))

@@ -3,6 +3,8 @@
 //! A card is small and is built in, so that `gaisnet model fetch smollm2-135m` needs nothing but the
 //! program; the weights come from where the card says.
 
+use std::path::Path;
+
 use crate::trust::keys::{KeyError, VerifyingKey};
 use crate::trust::release::ReleaseTrust;
 
@@ -34,6 +36,13 @@ pub static ADOPTED: [Shipped; 2] = [
 /// The built-in card of this name.
 pub fn by_name(name: &str) -> Option<&'static Shipped> {
     ADOPTED.iter().find(|shipped| shipped.name == name)
+}
+
+/// The built-in card that a path means where there is no such file: `smollm2-135m`, with or without a folder
+/// and `.toml`.
+pub fn instead_of(path: &Path) -> Option<&'static Shipped> {
+    let name = path.file_stem().and_then(std::ffi::OsStr::to_str)?;
+    if path.exists() { None } else { by_name(name) }
 }
 
 /// Who signed what is in `models/`: believed where settings name no key.

@@ -5,6 +5,8 @@ use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::Check;
+#[cfg(feature = "torch")]
+use crate::data::Cache;
 use crate::settings::{LearnerName, LinkSettings, Settings};
 use crate::telemetry::disk_space;
 
@@ -167,6 +169,12 @@ fn learner(settings: &Settings) -> Check {
             "the learner is libtorch's, but this program was built without libtorch",
             "build it with the feature torch (make build), or set model.learner = \"softmax\"",
         ),
+        #[cfg(feature = "torch")]
+        (LearnerName::Language, Some(base))
+            if crate::torch::shipped::instead_of(base).is_some() =>
+        {
+            built_in(base, settings)
+        }
         (_, Some(base)) if !base.is_file() => Check::bad(
             name,
             format!("the base model {} isn't there", base.display()),
@@ -179,6 +187,25 @@ fn learner(settings: &Settings) -> Check {
         ),
         (LearnerName::SignalTransformer, _) => Check::good(name, "signal-transformer on libtorch"),
         (LearnerName::Language, _) => Check::good(name, "language model on libtorch"),
+    }
+}
+
+/// A base whose card comes with the program: are its weights here?
+#[cfg(feature = "torch")]
+fn built_in(base: &Path, settings: &Settings) -> Check {
+    use crate::torch::card::Card;
+    let name = "learner";
+    let cache =
+        settings.data.cache.clone().map_or_else(Cache::from_env, |root| Ok(Cache::at(root)));
+    let card = crate::torch::shipped::instead_of(base).map(|shipped| Card::parse(shipped.card));
+    let (Some(Ok(Card::Adopted(card))), Ok(cache)) = (card, cache) else {
+        return Check::bad(name, "there is no cache of models", "set data.cache, or HOME");
+    };
+    match card.place(base, &cache.models()) {
+        Ok(_) => Check::good(name, format!("language model on libtorch, {} built in", card.name)),
+        Err(error) => {
+            Check::bad(name, error.to_string(), format!("gaisnet model fetch {}", card.name))
+        }
     }
 }
 
@@ -290,6 +317,19 @@ mod tests {
         let transformer = ["model.learner=signal-transformer", "model.base=/nowhere/base"];
         let check = learner(&settings(&transformer));
         assert!(!check.ok && check.what_to_do.is_some());
+    }
+
+    #[cfg(feature = "torch")]
+    #[test]
+    fn a_built_in_base_needs_no_file_of_its_card_but_its_weights() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = format!("data.cache={}", folder.path().display());
+        let built_in = ["model.learner=language", "model.base=/nowhere/smollm2-135m", &cache];
+        let check = learner(&settings(&built_in));
+        let told = check.what_to_do.as_deref().unwrap_or_default();
+        assert!(!check.ok && told == "gaisnet model fetch smollm2-135m", "{check:?}");
+        let unknown = ["model.learner=language", "model.base=/nowhere/smollm3", &cache];
+        assert!(learner(&settings(&unknown)).found.contains("isn't there"));
     }
 
     #[cfg(feature = "torch")]
