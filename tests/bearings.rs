@@ -97,6 +97,7 @@ fn federate(plants: &[Windows], rounds: u64, seed: u64) -> TensorSet {
                 steps: 20,
                 batch_size: 32,
                 learning_rate: 0.1,
+                final_rate: None,
                 prox_mu: 0.0,
                 distill_lambda: 0.0,
                 class_targets: None,

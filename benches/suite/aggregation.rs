@@ -148,6 +148,7 @@ fn job(members: usize, coding: Coding, pool: &[(Digest, Vec<u8>)]) -> CombineJob
         local_steps: 32,
         batch_size: 16,
         learning_rate: 0.001,
+        final_rate: None,
         prox_mu: 0.0,
         distill_lambda: 0.0,
         rank: 8,

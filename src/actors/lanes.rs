@@ -245,6 +245,7 @@ mod tests {
             steps,
             batch_size: 1,
             learning_rate: 0.1,
+            final_rate: None,
             prox_mu: 0.0,
             distill_lambda: 0.0,
             class_targets: None,

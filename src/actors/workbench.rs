@@ -189,6 +189,7 @@ fn job_of(task: &TrainTask, adapter: &[u8], me: &NodeId) -> Result<TrainJob, &'s
         steps: plan.local_steps,
         batch_size: plan.batch_size,
         learning_rate: plan.learning_rate,
+        final_rate: plan.final_rate,
         prox_mu: plan.prox_mu,
         distill_lambda: plan.distill_lambda,
         class_targets: task.class_targets.as_ref().map(ClassLogits::from),

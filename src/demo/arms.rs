@@ -3,12 +3,12 @@
 
 use super::DemoError;
 use crate::learn::{
-    Confusion, Control, Examples, LearnError, Learner, Predictor, TensorSet, TrainJob, Windows,
-    half_cosine,
+    Confusion, Control, Examples, LearnError, Learner, Predictor, RateSchedule, TensorSet,
+    TrainJob, Windows,
 };
 use crate::node::{Brain, plan_of};
 use crate::report::Score;
-use crate::settings::{Schedule, Settings};
+use crate::settings::Settings;
 
 /// Trains from the untrained adapter on `data` alone.
 pub(super) fn train(
@@ -20,12 +20,15 @@ pub(super) fn train(
     let plan = plan_of(settings);
     let mut adapter = brain.learner.initial_adapter();
     // In slices as long as a round: the optimiser starts anew as often as in the federation.
+    let schedule = RateSchedule::from(settings.strategy.schedule);
     for round in 1..=settings.round.rounds {
+        let rates = schedule.rates(plan.learning_rate, round - 1, settings.round.rounds);
         let job = TrainJob {
             start: adapter,
             steps: plan.local_steps,
             batch_size: plan.batch_size,
-            learning_rate: plan.learning_rate * decay(round - 1, settings),
+            learning_rate: rates.first,
+            final_rate: rates.last,
             prox_mu: 0.0,
             distill_lambda: 0.0,
             class_targets: None,
@@ -61,14 +64,6 @@ pub(super) fn score(confusion: &Confusion) -> Score {
     Score {
         macro_f1: confusion.macro_f1().unwrap_or(0.0),
         accuracy: confusion.accuracy().unwrap_or(0.0),
-    }
-}
-
-/// The schedule that the federation's offers follow.
-fn decay(round: u64, settings: &Settings) -> f32 {
-    match settings.strategy.schedule {
-        Schedule::Constant => 1.0,
-        Schedule::Cosine => half_cosine(round, settings.round.rounds),
     }
 }
 

@@ -26,6 +26,7 @@ pub(super) fn ways(
         steps: plan.local_steps,
         batch_size: plan.batch_size,
         learning_rate: plan.learning_rate,
+        final_rate: None,
         prox_mu: plan.prox_mu,
         distill_lambda: 0.0,
         class_targets: None,

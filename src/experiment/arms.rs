@@ -1,9 +1,9 @@
 //! Learning without a federation, with as many steps: one machine's texts, or all in one place.
 
 use super::{ExperimentError, Machine, Shared};
-use crate::learn::{Control, Examples, Learner, TensorSet, Texts, TrainJob, half_cosine};
+use crate::learn::{Control, Examples, Learner, RateSchedule, TensorSet, Texts, TrainJob};
 use crate::node::plan_of;
-use crate::settings::{Schedule, Settings};
+use crate::settings::Settings;
 
 /// Trains from the untrained adapter on `texts` alone, `times` as many steps as one machine takes.
 ///
@@ -18,19 +18,18 @@ pub(super) fn train(
 ) -> Result<TensorSet, ExperimentError> {
     let plan = plan_of(settings);
     let rounds = settings.round.rounds;
+    let schedule = RateSchedule::from(settings.strategy.schedule);
     let data = Examples::Texts(texts.clone());
     let mut learner = learner.clone();
     let mut adapter = learner.initial_adapter();
     for round in 0..rounds {
-        let decay = match settings.strategy.schedule {
-            Schedule::Constant => 1.0,
-            Schedule::Cosine => half_cosine(round, rounds),
-        };
+        let rates = schedule.rates(plan.learning_rate, round, rounds);
         let job = TrainJob {
             start: adapter,
             steps: plan.local_steps.saturating_mul(times),
             batch_size: plan.batch_size,
-            learning_rate: plan.learning_rate * decay,
+            learning_rate: rates.first,
+            final_rate: rates.last,
             prox_mu: 0.0,
             distill_lambda: 0.0,
             class_targets: None,

@@ -170,8 +170,10 @@ pub struct TrainJob {
     pub steps: u32,
     /// Examples a step, > 0.
     pub batch_size: u32,
-    /// Learning rate, > 0.
+    /// Learning rate of the first step, > 0.
     pub learning_rate: f32,
+    /// Learning rate behind the last step, >= 0, reached on a straight line; absent where it stays.
+    pub final_rate: Option<f32>,
     /// FedProx mu, >= 0; adds mu/2 ||w - start||^2 (arXiv:1812.06127).
     pub prox_mu: f32,
     /// Weight lambda of the distillation term; used with `class_targets`.
@@ -183,6 +185,14 @@ pub struct TrainJob {
 }
 
 impl TrainJob {
+    /// Learning rate of a step, from 1 to `steps`.
+    #[expect(clippy::cast_precision_loss, reason = "a million steps at most")]
+    pub fn rate_at(&self, step: u32) -> f32 {
+        let Some(last) = self.final_rate else { return self.learning_rate };
+        let part = step.saturating_sub(1) as f32 / self.steps.max(1) as f32;
+        self.learning_rate + (last - self.learning_rate) * part.min(1.0)
+    }
+
     /// Checks the numbers that no learner can follow.
     ///
     /// # Errors
@@ -197,6 +207,9 @@ impl TrainJob {
         }
         if !(self.learning_rate > 0.0 && self.learning_rate.is_finite()) {
             return bad("learning rate", "positive", self.learning_rate.to_string());
+        }
+        if let Some(last) = self.final_rate.filter(|last| !(*last >= 0.0 && last.is_finite())) {
+            return bad("final learning rate", "0 or more", last.to_string());
         }
         for (what, weight) in
             [("FedProx mu", self.prox_mu), ("FedDistill lambda", self.distill_lambda)]

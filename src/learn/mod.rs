@@ -61,7 +61,7 @@ pub use metrics::{Confusion, percentile};
 pub use packing::{Frame, MAX_LENGTH, Packed, lay_end_to_end, pack};
 pub use quant::{Quantizer, Width};
 pub use sampling::{Sampler, Sampling};
-pub use schedule::half_cosine;
+pub use schedule::{RateSchedule, Rates};
 pub use scheduler::Scheduler;
 pub use soft_labels::mean_class_logits;
 pub use softmax::{SoftmaxLearner, SoftmaxPredictor};

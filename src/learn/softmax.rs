@@ -86,7 +86,7 @@ impl Learner for SoftmaxLearner {
             if !loss.is_finite() {
                 return Err(LearnError::NotFinite { name: "loss".into(), index: to_usize(step) });
             }
-            head.add_scaled(-f64::from(job.learning_rate), &gradient);
+            head.add_scaled(-f64::from(job.rate_at(step)), &gradient);
             losses.push(loss);
             if progress(Progress { step, loss: to_f32(loss) }) == Control::Stop {
                 break;
@@ -325,6 +325,7 @@ mod tests {
             steps: 60,
             batch_size: 8,
             learning_rate: 0.1,
+            final_rate: None,
             prox_mu: 0.0,
             distill_lambda: 0.0,
             class_targets: None,
@@ -338,6 +339,20 @@ mod tests {
 
     fn targets() -> ClassLogits {
         ClassLogits { mean_logits: vec![2.0, -1.0, 0.0, 0.0], counts: vec![30, 0] }
+    }
+
+    #[test]
+    fn a_falling_rate_moves_less_and_leaves_the_first_step_as_it_is() {
+        let moved = |steps, final_rate| {
+            let trained = train(&TrainJob { steps, final_rate, ..job() });
+            trained.adapter.tensors().iter().flat_map(|t| t.data.clone()).collect::<Vec<f32>>()
+        };
+        assert_eq!(moved(1, Some(0.0)), moved(1, None));
+        assert_eq!(moved(60, Some(0.1)), moved(60, None));
+        let length = |values: Vec<f32>| values.iter().map(|v| v * v).sum::<f32>();
+        assert!(length(moved(60, Some(0.0))) < 0.9 * length(moved(60, None)));
+        let refused = TrainJob { final_rate: Some(f32::NAN), ..job() };
+        assert_eq!(refused.check().unwrap_err().kind(), "out_of_range");
     }
 
     #[test]

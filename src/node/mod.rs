@@ -30,6 +30,7 @@ use crate::actors::{
 };
 use crate::bus::{Ack, Bus, BusEvent};
 use crate::ids::{BootId, Digest, Name, NodeId, Side};
+use crate::learn::RateSchedule;
 use crate::ledger::{Event, LedgerError, Log, Origin, Replay, SignedCheckpoint, Word};
 use crate::privacy::Gate;
 use crate::protocol::{
@@ -98,8 +99,8 @@ pub struct Learning {
     pub pause_ms: u64,
     /// The cloud stops at this version; 0 waits for a command each time.
     pub versions: u64,
-    /// The learning rate goes down along a half cosine.
-    pub cosine: bool,
+    /// How the learning rate goes on.
+    pub schedule: RateSchedule,
     /// Late contributions that are further behind count nowhere.
     pub max_staleness: u64,
     /// Members ask their parent for news after this long without any.
@@ -498,7 +499,7 @@ fn round(
         republish_ms: learning.republish_ms,
         pause_ms: learning.pause_ms,
         versions: learning.versions,
-        cosine: learning.cosine,
+        schedule: learning.schedule,
         max_staleness: learning.max_staleness,
         chunk_bytes: learning.chunk_bytes,
         model: learning.model.name.clone(),

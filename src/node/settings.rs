@@ -36,8 +36,8 @@ use crate::scada::telegram::ModelMeta;
 #[cfg(any(test, feature = "torch"))]
 use crate::settings::LimitSettings;
 use crate::settings::{
-    Compression, Contribute, LearnerName, LinkSettings, NodeRole, PrivacyProfile, Schedule,
-    Settings, StrategyName, TagBinds, TagFormat,
+    Compression, Contribute, LearnerName, LinkSettings, NodeRole, PrivacyProfile, Settings,
+    StrategyName, TagBinds, TagFormat,
 };
 use crate::store::keyfile::{KeyFileError, new_boot_id};
 use crate::store::{BlobCaps, SqliteStore, StoreError};
@@ -274,6 +274,7 @@ pub fn plan_of(settings: &Settings) -> Plan {
         local_steps: strategy.local_steps,
         batch_size: strategy.batch_size,
         learning_rate: narrow(strategy.learning_rate),
+        final_rate: None,
         prox_mu: match strategy.name {
             StrategyName::Fedavg => 0.0,
             StrategyName::Fedprox => narrow(strategy.prox_mu),
@@ -432,7 +433,7 @@ pub fn learning_of(
         republish_ms: round.republish_s * 1_000,
         pause_ms: round.pause_s * 1_000,
         versions: if round.auto_start { round.rounds } else { 0 },
-        cosine: settings.strategy.schedule == Schedule::Cosine,
+        schedule: settings.strategy.schedule.into(),
         max_staleness: round.late_max_staleness,
         resync_ms: round.republish_s * 3_000,
         chunk_bytes: settings.bus.site.chunk_bytes,

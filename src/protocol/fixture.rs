@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::{MemberConfig, Owner, RoundConfig};
 use crate::ids::{BootId, Digest, Epoch, Name, NodeId, RoundNo};
-use crate::learn::{Layout, Tensor, TensorSet};
+use crate::learn::{Layout, RateSchedule, Tensor, TensorSet};
 use crate::privacy::{Gate, Profile};
 use crate::rng::Stream;
 use crate::time::Wall;
@@ -40,6 +40,7 @@ pub(crate) fn plan(coding: Coding) -> Plan {
         local_steps: 4,
         batch_size: 8,
         learning_rate: 0.1,
+        final_rate: None,
         prox_mu: 0.0,
         distill_lambda: 0.0,
         rank: 2,
@@ -84,7 +85,7 @@ pub(crate) fn round_config(owner: Owner, members: &BTreeSet<NodeId>, plan: Plan)
         republish_ms: 3_000,
         pause_ms: 500,
         versions: 3,
-        cosine: false,
+        schedule: RateSchedule::Constant,
         max_staleness: 10,
         chunk_bytes: CHUNK_BYTES,
         model: Name::new("m").unwrap(),

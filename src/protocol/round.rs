@@ -28,7 +28,7 @@ use super::effect::{
 };
 use super::update;
 use crate::ids::{Digest, Epoch, Name, NodeId, RoundNo, Side, UpdateId, Version};
-use crate::learn::{Layout, NORMS_REMEMBERED, half_cosine};
+use crate::learn::{Layout, NORMS_REMEMBERED, RateSchedule};
 use crate::ledger::{Event, Word};
 use crate::time::Now;
 use crate::trust::Verified;
@@ -69,8 +69,8 @@ pub struct RoundConfig {
     pub pause_ms: u64,
     /// The root stops at this version; 0 waits for [`Input::StartRound`] each time.
     pub versions: Version,
-    /// The learning rate goes down to zero over the versions; a relay passes on what it is offered.
-    pub cosine: bool,
+    /// How the learning rate goes on over the versions; a relay passes on what it is offered.
+    pub schedule: RateSchedule,
     /// Late contributions that are further behind count nowhere.
     pub max_staleness: u64,
     /// Bytes a chunk of big blobs.
@@ -212,8 +212,10 @@ impl Round {
         self.number += 1;
         let mut plan = self.config.plan.clone();
         plan.seed = plan.seed.wrapping_add(self.number);
-        if self.config.owner == Owner::Root && self.config.cosine {
-            plan.learning_rate *= half_cosine(self.global.version, self.config.versions);
+        if self.config.owner == Owner::Root {
+            let (version, versions) = (self.global.version, self.config.versions);
+            let rates = self.config.schedule.rates(plan.learning_rate, version, versions);
+            (plan.learning_rate, plan.final_rate) = (rates.first, rates.last);
         }
         let offer = Offer {
             round: self.number,

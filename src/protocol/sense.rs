@@ -62,6 +62,7 @@ fn makes_sense(plan: &Plan) -> bool {
         && (1..=65_536).contains(&plan.batch_size)
         // 0 where a cosine has come to its end.
         && (0.0..=10.0).contains(&plan.learning_rate)
+        && plan.final_rate.is_none_or(|rate| (0.0..=10.0).contains(&rate))
         && (0.0..=10.0).contains(&plan.prox_mu)
         && (0.0..=100.0).contains(&plan.distill_lambda)
         && (1..=256).contains(&plan.rank)
@@ -101,7 +102,10 @@ mod tests {
         let good = plan(Coding::Int8);
         assert_eq!(check_offer(&offer(good.clone())), Ok(()));
         assert_eq!(check_offer(&offer(Plan { learning_rate: 0.0, ..good.clone() })), Ok(()));
-        let bad: [fn(&mut Plan); 17] = [
+        assert_eq!(check_offer(&offer(Plan { final_rate: Some(0.0), ..good.clone() })), Ok(()));
+        let bad: [fn(&mut Plan); 19] = [
+            |p| p.final_rate = Some(f32::NAN),
+            |p| p.final_rate = Some(-0.1),
             |p| p.adapter_delta = false, // and no class logits either
             |p| p.local_steps = 0,
             |p| p.local_steps = u32::MAX,

@@ -98,7 +98,7 @@ pub(super) const KEYS: &[Key] = &[
     key("strategy.local_steps", Whole("steps", 1, 1_000_000)),
     key("strategy.batch_size", Whole("examples", 1, 65_536)),
     key("strategy.learning_rate", Real("no unit", 1e-7, 10.0)),
-    key("strategy.schedule", OneOf(&["constant", "cosine"])),
+    key("strategy.schedule", OneOf(&["constant", "cosine", "cosine_steps"])),
     key("strategy.prox_mu", Real("no unit", 0.0, 10.0)),
     key("strategy.distill_lambda", Real("no unit", 0.0, 100.0)),
     key("strategy.rank", Whole("no unit", 1, 256)),

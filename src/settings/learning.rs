@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::Name;
+use crate::learn::RateSchedule;
 
 /// Section `[round]`: the aggregator's and the relay's rounds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -86,8 +87,20 @@ pub enum Contribute {
 pub enum Schedule {
     /// As it is.
     Constant,
-    /// Down to zero along a half cosine.
+    /// Down to zero along a half cosine, a level a round.
     Cosine,
+    /// Down along it within the rounds too.
+    CosineSteps,
+}
+
+impl From<Schedule> for RateSchedule {
+    fn from(schedule: Schedule) -> Self {
+        match schedule {
+            Schedule::Constant => Self::Constant,
+            Schedule::Cosine => Self::Cosine,
+            Schedule::CosineSteps => Self::CosineSteps,
+        }
+    }
 }
 
 /// How adapter deltas travel.

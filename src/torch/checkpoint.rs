@@ -57,7 +57,7 @@ impl Checkpoints {
         for number in [job.steps, job.batch_size] {
             bytes.extend(number.to_le_bytes());
         }
-        for number in [job.learning_rate, job.prox_mu] {
+        for number in [job.learning_rate, job.prox_mu].into_iter().chain(job.final_rate) {
             bytes.extend(number.to_le_bytes());
         }
         bytes.extend(job.seed.to_le_bytes());

@@ -513,6 +513,7 @@ fn a_run_that_was_cut_off_goes_on_and_ends_as_one_that_was_not() {
         steps: 7,
         batch_size: 2,
         learning_rate: 0.01,
+        final_rate: None,
         prox_mu: 0.1,
         distill_lambda: 0.0,
         class_targets: None,

@@ -157,7 +157,7 @@ impl Learner for LanguageLearner {
                 // anew each step.
                 tch::manual_seed(job.seed.wrapping_add(u64::from(step)).cast_signed());
             }
-            let loss = run.step(&packed, job.learning_rate.into(), job.prox_mu.into())?;
+            let loss = run.step(&packed, job.rate_at(step).into(), job.prox_mu.into())?;
             losses.push(loss);
             if let Some((kept, id)) = &kept
                 && kept.due(losses.len())

@@ -156,7 +156,7 @@ impl Learner for SignalLearner {
         let mut losses = Vec::new();
         for step in 1..=job.steps {
             let (x, y) = self.gather(data, &batches.next(job.batch_size as usize), &mut changes)?;
-            let loss = run.step(&x, &y, job.learning_rate.into(), &terms)?;
+            let loss = run.step(&x, &y, job.rate_at(step).into(), &terms)?;
             losses.push(loss);
             if progress(Progress { step, loss }) == Control::Stop {
                 break;
@@ -419,6 +419,7 @@ pub(super) mod tests {
             steps,
             batch_size: 12,
             learning_rate: 0.02,
+            final_rate: None,
             prox_mu: 0.0,
             distill_lambda: 0.0,
             class_targets: None,

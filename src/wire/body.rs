@@ -123,6 +123,9 @@ pub struct Plan {
     pub min_cell: u32,
     /// Seed of the round; members mix in their names.
     pub seed: u64,
+    /// Learning rate behind the last step, reached on a straight line; absent where it stays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub final_rate: Option<f32>,
 }
 
 /// A round's owner offers work. Its digest names the round's task.

@@ -29,6 +29,7 @@ fn plan() -> Plan {
         block: 128,
         min_cell: 20,
         seed: u64::MAX,
+        final_rate: None,
     }
 }
 
@@ -90,6 +91,10 @@ fn bodies() -> Vec<(&'static str, Body)> {
     let offer_id = Digest([0x0f; 32]);
     vec![
         ("offer", Body::Offer(offer())),
+        (
+            "offer_falling_rate",
+            Body::Offer(Offer { plan: Plan { final_rate: Some(0.005), ..plan() }, ..offer() }),
+        ),
         ("answer", Body::Answer(Answer { offer: offer_id, accepted: true, reason: String::new() })),
         (
             "answer_declined",

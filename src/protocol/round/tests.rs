@@ -170,6 +170,17 @@ fn a_round_offers_the_current_version_and_sets_its_deadline() {
 }
 
 #[test]
+fn an_offer_says_where_the_learning_rate_goes() {
+    let mut bench = Bench::new(Owner::Root);
+    bench.round.config.schedule = RateSchedule::CosineSteps;
+    bench.round.config.versions = 2;
+    bench.step(Input::StartRound);
+    let plan = bench.offer().1.plan;
+    assert!((plan.learning_rate - 0.1).abs() < 1e-6);
+    assert!((plan.final_rate.unwrap() - 0.05).abs() < 1e-6);
+}
+
+#[test]
 fn all_in_closes_at_once_and_the_result_is_published() {
     let mut bench = Bench::open();
     for sender in ["b", "c"] {
