@@ -1,0 +1,79 @@
+//! Bounds on a rate of which some draws were seen.
+//!
+//! Called by the calibration of answers; gates of a rollout ask the same questions.
+
+use statrs::function::beta::inv_beta_reg;
+
+use super::count_weight;
+
+/// Upper bound of a rate of which `hits` out of `draws` were seen, wrong with a probability of at most
+/// `delta`; one-sided, exact for independent draws. 1 without draws.
+///
+/// # Examples
+/// ```
+/// // The rule of three: nothing in 300 draws speaks for less than 3 / 300.
+/// let bound = gaisnet::learn::upper_bound(0, 300, 0.05);
+/// assert!((bound - 0.00994).abs() < 1e-5);
+/// ```
+/// # Source
+/// Clopper and Pearson 1934, Biometrika 26(4).
+pub fn upper_bound(hits: u64, draws: u64, delta: f64) -> f64 {
+    if hits >= draws {
+        return 1.0;
+    }
+    let delta = delta.clamp(f64::MIN_POSITIVE, 1.0);
+    inv_beta_reg(count_weight(hits) + 1.0, count_weight(draws - hits), 1.0 - delta)
+}
+
+/// Lower bound of the same rate; 0 without hits.
+pub fn lower_bound(hits: u64, draws: u64, delta: f64) -> f64 {
+    1.0 - upper_bound(draws.saturating_sub(hits), draws, delta)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Probability of at most `hits` in `draws`, added up term by term.
+    fn at_most(hits: u64, draws: u64, rate: f64) -> f64 {
+        let mut term = (1.0 - rate).ln() * count_weight(draws);
+        let mut sum = term.exp();
+        for k in 1..=hits {
+            term += (count_weight(draws - k + 1) / count_weight(k)).ln();
+            term += rate.ln() - (1.0 - rate).ln();
+            sum += term.exp();
+        }
+        sum
+    }
+
+    #[test]
+    fn published_intervals_come_out() {
+        // Two-sided 95 % intervals: Newcombe 1998, Statistics in Medicine 17, table I, method 5.
+        let cases = [(81, 263, 0.2527, 0.3676), (15, 148, 0.0578, 0.1617), (1, 29, 0.0009, 0.1776)];
+        for (hits, draws, low, high) in cases {
+            assert!((lower_bound(hits, draws, 0.025) - low).abs() < 6e-5, "{hits} of {draws}");
+            assert!((upper_bound(hits, draws, 0.025) - high).abs() < 6e-5, "{hits} of {draws}");
+        }
+    }
+
+    #[test]
+    fn nothing_seen_says_nothing() {
+        assert!((upper_bound(0, 0, 0.05) - 1.0).abs() < f64::EPSILON);
+        assert!(lower_bound(0, 0, 0.05).abs() < f64::EPSILON);
+        assert!((upper_bound(7, 7, 0.05) - 1.0).abs() < f64::EPSILON);
+        assert!((upper_bound(9, 7, 0.05) - 1.0).abs() < f64::EPSILON);
+    }
+
+    proptest! {
+        #[test]
+        fn the_bound_is_where_so_few_hits_become_as_rare_as_delta(
+            (draws, hits) in (1_u64..2_000).prop_flat_map(|n| (Just(n), 0..n)),
+            delta in 0.001_f64..0.5,
+        ) {
+            let bound = upper_bound(hits, draws, delta);
+            prop_assert!((at_most(hits, draws, bound) - delta).abs() < 1e-6);
+        }
+    }
+}
