@@ -6,7 +6,11 @@
 //!
 //! Called by `protocol/member.rs` on every offer and on every finished work.
 
+mod risk;
+
 use serde::{Deserialize, Serialize};
+
+pub use risk::{Membership, likelihood_ratios};
 
 /// A named set of minimum counts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
