@@ -203,6 +203,8 @@ struct Asker<'a> {
     down: Option<(Arc<dyn Bus>, Receiver<BusEvent>)>,
     clock: Arc<dyn Clock>,
     figures: Arc<Figures>,
+    /// Whether the link to the parent is up.
+    is_up: bool,
     ticks: Interval,
     told: &'a mut dyn FnMut(&BaseProgress),
     progress: BaseProgress,
@@ -256,6 +258,7 @@ impl<'a> Asker<'a> {
             up,
             down: links.remove(&Side::Down),
             figures,
+            is_up: false,
             ticks,
             told,
             progress: BaseProgress {
@@ -340,8 +343,10 @@ impl<'a> Asker<'a> {
         before: u64,
     ) -> Result<(), Trouble> {
         let mut fetch = BaseFetch::new(pin.sha256, pin.bytes, partial.bytes());
-        let first = fetch.ask(self.clock.now().mono);
-        self.ask(pin, first);
+        if self.is_up {
+            let first = fetch.ask(self.clock.now().mono);
+            self.ask(pin, first);
+        }
         while !fetch.is_complete() {
             self.progress.have = before + fetch.have();
             self.progress.giving = fetch.giving();
@@ -349,7 +354,8 @@ impl<'a> Asker<'a> {
             let now = self.clock.now().mono;
             match heard {
                 Heard::Up => self.ask(pin, fetch.ask(now)),
-                Heard::Tick => self.ask(pin, fetch.overdue(now)),
+                Heard::Tick if self.is_up => self.ask(pin, fetch.overdue(now)),
+                Heard::Tick => {}
                 Heard::Told(file) => match fetch.take(now, file) {
                     Ok(step) => {
                         step.keep.map_or(Ok(()), |bytes| partial.keep(bytes))?;
@@ -418,11 +424,13 @@ impl<'a> Asker<'a> {
                     });
                     self.status(side, true);
                     if side == Side::Up {
+                        self.is_up = true;
                         return Ok(Heard::Up);
                     }
                 }
                 BusEvent::Disconnected { reason } => {
                     tracing::warn!(?side, reason, "the link is down; trying again");
+                    self.is_up &= side != Side::Up;
                     self.figures.update(|view| drop(view.down.insert(side, reason)));
                 }
                 BusEvent::SubscriptionRefused { filter } => {
