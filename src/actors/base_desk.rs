@@ -121,12 +121,11 @@ impl BaseDesk {
         };
         let body = Body::Base(BaseFile { sha256, chunk });
         let lend = self.runner.send(Lend { to: child.clone(), body }).into_actor(self);
-        ctx.spawn(lend.map(move |lent, this, ctx| match lent {
-            Ok(Err(BusError::Full { .. })) => {
+        ctx.spawn(lend.map(move |lent, this, ctx| {
+            if let Ok(Err(BusError::Full { .. })) = lent {
                 this.waiting.entry(child).or_default().push_front((sha256, index));
                 ctx.notify_later(Next, Self::PAUSE);
-            }
-            _ => {
+            } else {
                 this.last = Some(child);
                 ctx.notify(Next);
             }

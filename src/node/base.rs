@@ -138,7 +138,7 @@ pub enum BaseError {
         /// How often.
         times: u32,
         /// The file.
-        source: DataError,
+        source: Box<DataError>,
     },
     /// The link to the parent was closed.
     #[error("the link to the parent has ended")]
@@ -295,7 +295,8 @@ impl<'a> Asker<'a> {
                 self.figures.count("base_wrong");
                 if wrong == Self::MAX_WRONG {
                     let (name, parent) = (self.base.name.clone(), self.progress.parent.clone());
-                    return Err(BaseError::Wrong { name, parent, times: wrong, source: error });
+                    let source = Box::new(error);
+                    return Err(BaseError::Wrong { name, parent, times: wrong, source });
                 }
             }
             tracing::warn!(%error, "the base doesn't come; it is tried again");

@@ -279,12 +279,11 @@ impl NamedBase {
         if settings.model.learner != LearnerName::Language {
             return None;
         }
-        let (bytes, seal) = match instead_of(&path) {
-            Some(shipped) => (shipped.card.to_vec(), shipped.seal.to_vec()),
-            None => {
-                let (card, seal) = read_files(&path).ok()?;
-                (card, seal?)
-            }
+        let (bytes, seal) = if let Some(shipped) = instead_of(&path) {
+            (shipped.card.to_vec(), shipped.seal.to_vec())
+        } else {
+            let (card, seal) = read_files(&path).ok()?;
+            (card, seal?)
         };
         release_trust(settings, keyring).ok()?.check(&bytes, &seal).ok()?;
         let Card::Adopted(card) = Card::parse(&bytes).ok()? else { return None };

@@ -204,7 +204,9 @@ mod tests {
         assert_eq!(topics(&mut outbox), ["chunk"; 5], "chunks of a round overtake");
         let base = outbox.in_flight.keys().copied().filter(|p| p.0 == Priority::Idle);
         let base: Vec<Place> = base.collect();
-        base.into_iter().for_each(|place| outbox.done(place));
+        for place in base {
+            outbox.done(place);
+        }
         assert_eq!(topics(&mut outbox)[..3], ["chunk"; 3]);
         outbox.push(Priority::Idle, message("base")).unwrap();
     }

@@ -114,12 +114,14 @@ fn no_more_than_a_window_waits_for_a_chunk_that_does_not_come() {
     assert_eq!((step.append.len(), fetch.held_bytes()), (16, 0));
 }
 
+type Change = fn(&mut BaseFile, &mut BaseChunk);
+
 #[test]
 fn chunks_that_lie_are_refused_by_their_word_and_the_true_one_is_taken() {
     let bytes = file(20 * SIZE as usize + 7);
     let mut fetch = begin(&bytes, 0);
     fetch.ask(Mono(0));
-    let changed = |index, change: fn(&mut BaseFile, &mut BaseChunk)| {
+    let changed = |index, change: Change| {
         let mut file = held(&bytes, SIZE, index);
         let mut chunk = file.chunk.take().unwrap();
         change(&mut file, &mut chunk);
@@ -128,7 +130,7 @@ fn chunks_that_lie_are_refused_by_their_word_and_the_true_one_is_taken() {
     };
     let early = fetch.take(Mono(0), held(&bytes, SIZE, 1));
     assert_eq!(early, Err("base_chunk_not_asked_for"));
-    let cases: [(fn(&mut BaseFile, &mut BaseChunk), &str); 8] = [
+    let cases: [(Change, &str); 8] = [
         (|file, _| file.sha256 = Digest([1; 32]), "base_not_asked_for"),
         (|_, chunk| chunk.chunk_bytes = 0, "base_chunk_size"),
         (|_, chunk| chunk.chunk_bytes = 1 << 30, "base_chunk_size"),
