@@ -79,7 +79,7 @@ impl Chain {
         federation.init(&["device", "--name", "p1", "--site", "north", "--parent", "edge-n"]);
         let model = federation.path("model");
         write_model(Path::new(&model));
-        let (key, cards) = (federation.path("release.pem"), federation.path("cards"));
+        let (key, cards) = (federation.path("release/release.pem"), federation.path("cards"));
         std::fs::create_dir(&cards).unwrap();
         for line in [
             &["keys", "new", &key][..],
@@ -100,7 +100,7 @@ impl Chain {
         let settings = [
             "model.learner=language".to_owned(),
             format!("model.base={}/tiny.toml", path(folder)),
-            format!("model.release_key={}", path("release.pub.pem")),
+            format!("model.release_key={}", path("release/release.pub.pem")),
             format!("data.cache={}", path(&format!("{node}-cache"))),
             format!("bus.site.chunk_bytes={CHUNK_BYTES}"),
             "telemetry.metrics_listen=127.0.0.1:0".to_owned(),
@@ -207,7 +207,7 @@ fn a_node_that_may_not_ask_its_parent_says_how_the_base_can_be_had() {
     let chain = Chain::new(support::free_port());
     let cache = format!("data.cache={}", chain.federation.path("p1-cache"));
     let base = format!("model.base={}/tiny.toml", chain.federation.path("cards"));
-    let key = format!("model.release_key={}", chain.federation.path("release.pub.pem"));
+    let key = format!("model.release_key={}", chain.federation.path("release/release.pub.pem"));
     let set = ["model.learner=language", &base, &key, &cache, "model.from_parent=false"];
     let mut device = chain.federation.run("p1", chain.port, &set);
     assert_ne!(device.ends(), Some(0));
