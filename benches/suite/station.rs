@@ -91,6 +91,7 @@ impl Station {
                 requests: None,
                 samples: None,
                 operator: None,
+                bases: None,
                 clock,
                 figures,
                 chunk_bytes: super::plant::CHUNK_BYTES,

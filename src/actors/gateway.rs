@@ -1,7 +1,7 @@
 //! Where everything from a broker comes in: sorted by topic, opened, handed on.
 //!
-//! Signed messages go through [`trust::open`] and to the role; chunks to the runner; commands to
-//! the operator's desk; requests and plant tags to the inferencer. What isn't let in is counted by
+//! Signed messages go through [`trust::open`] and to the role; chunks to the runner; wishes for a base
+//! to its desk; commands to the operator's desk; requests and plant tags to the inferencer. What isn't let in is counted by
 //! reason, recorded, and acknowledged, so that it doesn't come back; its sender learns nothing.
 
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use actix::prelude::*;
 use tokio::sync::mpsc;
 
 use super::MAILBOX;
+use super::base_desk::WantsBase;
 use super::figures::Figures;
 use super::inferencer::{Request, TagSample};
 use super::operator::{Operator, Order, Presence};
@@ -24,7 +25,7 @@ use crate::time::Clock;
 use crate::topic::{self, Leaf, Prefix};
 use crate::trust::keyring::Keyring;
 use crate::trust::{self, Door, Refusal};
-use crate::wire::{Body, Chunk, decode};
+use crate::wire::{Body, Chunk, Get, Wanted, decode};
 
 /// What a gateway works with.
 pub struct GatewayParts {
@@ -46,6 +47,8 @@ pub struct GatewayParts {
     pub samples: Option<Recipient<TagSample>>,
     /// Commands.
     pub operator: Option<Addr<Operator>>,
+    /// Gives children the files of the base.
+    pub bases: Option<Recipient<WantsBase>>,
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// Counters.
@@ -158,6 +161,17 @@ impl Gateway {
                 ack.release();
             }
             Ok(message) => {
+                if let Body::Get(Get { wanted: Wanted::Base { sha256, indices } }) = message.body()
+                    && side == Side::Down
+                {
+                    let (child, sha256) = (message.sender().clone(), *sha256);
+                    let wants = WantsBase { child, sha256, indices: indices.clone() };
+                    return self.pass(self.parts.bases.clone(), wants, ack, ctx);
+                }
+                if let Body::Base(_) = message.body() {
+                    self.parts.figures.count("base_not_asked_for"); // the base is here
+                    return ack.release();
+                }
                 let role = self.parts.role.clone();
                 let stimulus = Stimulus { input: Input::Message(message), ack };
                 ctx.wait(async move { role.send(stimulus).await.unwrap_or(()) }.into_actor(self));

@@ -7,12 +7,14 @@
 //!               |                    '---- Stimulus -------'  jobs ---> Workbench (lanes)
 //!               |---> Inferencer: tags, infer/{model}  <-- the version to serve --'
 //!               |     or TextInferencer, where the model writes text
-//!               '---> Operator:   cmd/{name}, status, meta, kpi
+//!               |---> Operator:   cmd/{name}, status, meta, kpi
+//!               '---> BaseDesk:   chunks of the base's files, for children
 //! ```
 //! A device has `Trainer = Role<Member>`, an edge `Relay`, a cloud `Aggregator = Role<Round>`, and
 //! each has an inferencer. All actors of a node share one arbiter; training and inference have
 //! threads of their own. A panic ends the process: starting again is the same code as recovering.
 
+mod base_desk;
 mod busy;
 mod figures;
 mod gateway;
@@ -30,6 +32,7 @@ mod text_inferencer;
 pub mod text_lane;
 mod workbench;
 
+pub use base_desk::{BaseDesk, HeldBase, NotGiven, WantsBase};
 pub use busy::Busy;
 pub use figures::{Figures, FiguresView};
 pub use gateway::{Gateway, GatewayParts, Incoming, pump, subscribe, subscriptions};

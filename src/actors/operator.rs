@@ -155,7 +155,8 @@ impl Operator {
     /// The status telegram; with `online` false it is the last will.
     pub fn status(roles: &[String], online: bool, round: u64, started: Wall, ts: Wall) -> Status {
         let version = env!("CARGO_PKG_VERSION").to_owned();
-        Status { online, roles: roles.to_vec(), version, round, started, ts }
+        let (roles, fetching_base) = (roles.to_vec(), None);
+        Status { online, roles, version, round, started, ts, fetching_base }
     }
 
     fn publish<T: serde::Serialize>(&self, topic: String, telegram: &T, retain: bool) {

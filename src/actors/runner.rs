@@ -139,6 +139,16 @@ pub struct Link {
 #[rtype(result = "()")]
 pub struct ChunkArrived(pub Chunk);
 
+/// Seal this for a child, and publish it when nothing else waits. It is kept nowhere.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<(), BusError>")]
+pub struct Lend {
+    /// The child.
+    pub to: NodeId,
+    /// What.
+    pub body: Body,
+}
+
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 struct Flush;
@@ -729,6 +739,28 @@ impl Handler<ChunkArrived> for Runner {
             }
             Err(reason) => self.parts.figures.count(reason),
         }
+    }
+}
+
+impl Handler<Lend> for Runner {
+    type Result = Result<(), BusError>;
+
+    fn handle(&mut self, Lend { to, body }: Lend, _: &mut Self::Context) -> Self::Result {
+        let now = self.parts.clock.now().wall;
+        let kind = body.kind().as_str();
+        let bus = self.parts.buses.get(&Side::Down).ok_or(BusError::Closed)?;
+        let sealed = self.parts.sealer.seal(&trust::To::Directly(to), &body, 0, 0, now);
+        let (topic, payload) = sealed.map_err(|error| {
+            tracing::error!(%error, "a chunk of the base can't be sealed");
+            BusError::Closed
+        })?;
+        let (bytes, priority) = (payload.len() as u64, Priority::Idle);
+        bus.publish(Publish { topic, payload, at_least_once: true, retain: false, priority })?;
+        self.parts.figures.update(|view| {
+            *view.bytes_out.entry(Side::Down).or_default() += bytes;
+            *view.sent.entry(kind).or_default() += 1;
+        });
+        Ok(())
     }
 }
 

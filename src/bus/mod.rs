@@ -90,11 +90,18 @@ pub enum Priority {
     Update,
     /// Chunks: at most [`Priority::BULK_WINDOW`] in flight.
     Bulk,
+    /// Chunks of a base: at most [`Priority::IDLE_WINDOW`] in flight, and at most
+    /// [`Priority::IDLE_BYTES`] of them in the queue.
+    Idle,
 }
 
 impl Priority {
     /// Chunks in flight at most.
     pub const BULK_WINDOW: usize = 8;
+    /// What can wait, in flight at most.
+    pub const IDLE_WINDOW: usize = 4;
+    /// What can wait takes no more of a link's queue: the rest is left for rounds.
+    pub const IDLE_BYTES: usize = 1 << 20;
 }
 
 /// A message for the broker.

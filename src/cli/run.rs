@@ -8,10 +8,17 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::trust_files::read_keyring;
 use super::{Exit, SettingsArgs};
-use crate::node::{self, Node, brain, data_of, identity_of, parts_of};
+use crate::actors::{Figures, MachineView};
+use crate::node::{
+    self, BaseFetchParts, BaseProgress, Node, NodeParts, SystemClock, WantedBase, brain, data_of,
+    fetch_base, identity_of, links_of, missing_base, parts_of,
+};
 use crate::settings::{LogFormat, NodeRole, Settings};
 use crate::store::keyfile::read_signing_key;
 use crate::telemetry::logging;
+use crate::time::Clock;
+use crate::trust::keyring::{Keyring, Standing};
+use crate::trust::keys::SigningKey;
 
 /// Examples under the options.
 pub(super) const HELP: &str = "\
@@ -20,6 +27,7 @@ Examples:
   GAISNET__BUS__SITE__HOST=10.0.0.5 gaisnet run --config ./press-7/gaisnet.toml
   gaisnet run --config ./press-7/gaisnet.toml --set telemetry.metrics_listen=127.0.0.1:9464
 
+A language model's base that isn't in the cache is fetched from the node's parent first (model.from_parent).
 Ctrl-C or SIGTERM ends it in order; after a crash the same command goes on where it was. A signed
 keyring.update ends it in order too, and starts it again in the same process.";
 
@@ -34,18 +42,26 @@ pub(super) fn run(settings: &SettingsArgs, out: &mut dyn Write) -> anyhow::Resul
     logging::init(telemetry.log == LogFormat::Json, &telemetry.level, directives.as_deref())?;
     let keyring = read_keyring(&settings.paths.keyring)
         .context("no keyring that could be used: get it by gaisnet keyring accept")?;
-    let key_file = settings.paths.keys.join("node.pem");
-    let key = read_signing_key(&key_file, None)?;
-    let brain = brain(&settings, &keyring)?;
-    let identity = identity_of(&settings, key, Arc::new(keyring))?;
-    let data =
-        if settings.node.has(NodeRole::Trainer) { data_of(&settings, &brain)? } else { None };
-    let parts = parts_of(&settings, identity, brain, data)?;
+    let keyring = Arc::new(keyring);
+    let missing = missing_base(&settings, &keyring);
+    let mut parts = if missing.is_none() { Some(ready(&settings, &keyring)?) } else { None };
     let name = settings.node.branch();
     let again = actix::System::new().block_on(async {
         // Before anybody can know that we run, and so before anybody can end us.
-        let stop = StopSignal::listen().context("no signal handler")?;
-        let page = Page::open(&settings, out).await?;
+        let mut stop = StopSignal::listen().context("no signal handler")?;
+        let mut page = Page::open(&settings, out).await?;
+        if let Some(base) = &missing {
+            writeln!(out, "{name} is fetching its base {} from its parent", base.name)?;
+            out.flush()?;
+            if fetch(&settings, &keyring, base, &mut page, &mut stop).await? {
+                parts = Some(ready(&settings, &keyring)?);
+            }
+        }
+        let Some(parts) = parts else {
+            writeln!(out, "{name} has stopped")?;
+            out.flush()?;
+            return Ok(false);
+        };
         let node = node::start(parts)?;
         writeln!(out, "{name} is running; Ctrl-C ends it")?;
         out.flush()?;
@@ -61,6 +77,38 @@ pub(super) fn run(settings: &SettingsArgs, out: &mut dyn Write) -> anyhow::Resul
         anyhow::Ok(again)
     })?;
     if again { Err(start_again()) } else { Ok(Exit::Ok) }
+}
+
+/// What the node is started from: loads its model, and connects.
+fn ready(settings: &Settings, keyring: &Arc<Keyring>) -> anyhow::Result<NodeParts> {
+    let key = key_of(settings)?;
+    let brain = brain(settings, keyring)?;
+    let identity = identity_of(settings, key, Arc::clone(keyring))?;
+    let data = if settings.node.has(NodeRole::Trainer) { data_of(settings, &brain)? } else { None };
+    Ok(parts_of(settings, identity, brain, data)?)
+}
+
+fn key_of(settings: &Settings) -> anyhow::Result<SigningKey> {
+    Ok(read_signing_key(&settings.paths.keys.join("node.pem"), None)?)
+}
+
+/// Brings a base from the parent; false when a signal came first.
+async fn fetch(
+    settings: &Settings,
+    keyring: &Arc<Keyring>,
+    base: &WantedBase,
+    page: &mut Page,
+    stop: &mut StopSignal,
+) -> anyhow::Result<bool> {
+    let identity = identity_of(settings, key_of(settings)?, Arc::clone(keyring))?;
+    let links = links_of(settings, &identity.boot)?;
+    let figures = Arc::new(Figures::default());
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let standing = keyring.standing(clock.now().wall);
+    let parts = BaseFetchParts { identity, links, clock, figures: Arc::clone(&figures) };
+    let mut told = |progress: &BaseProgress| page.show_fetch(&figures, standing, progress);
+    let stop = std::pin::pin!(stop.comes());
+    Ok(fetch_base(base, parts, &mut told, stop).await?.is_some())
 }
 
 /// Runs the same command line in this process, from the start: what is left of the old run is on disk.
@@ -88,7 +136,7 @@ impl StopSignal {
         Ok(Self { terminate, interrupt: signal(SignalKind::interrupt())? })
     }
 
-    async fn comes(mut self) {
+    async fn comes(&mut self) {
         tokio::select! {
             biased;
             _ = self.terminate.recv() => {}
@@ -99,36 +147,51 @@ impl StopSignal {
 
 /// The health page, if the settings ask for one.
 #[cfg(feature = "web")]
-struct Page(Option<crate::web::HealthPage>);
+struct Page(Option<Shown>);
+
+/// A page that answers, and what it shows.
+#[cfg(feature = "web")]
+struct Shown {
+    served: tokio::task::JoinHandle<Result<(), crate::web::WebError>>,
+    readiness: crate::web::Readiness,
+    health: node::Health,
+}
 
 #[cfg(feature = "web")]
 impl Page {
     /// Listens before the node starts, so that a port that is taken is told at once.
     async fn open(settings: &Settings, out: &mut dyn Write) -> anyhow::Result<Self> {
+        use crate::telemetry::Metrics;
+        use crate::web::Readiness;
+
         let telemetry = &settings.telemetry;
         let Some(listen) = telemetry.metrics_listen else { return Ok(Self(None)) };
         let page = crate::web::HealthPage::listen(listen, telemetry.metrics_public).await?;
         writeln!(out, "health: http://{}/readyz and /livez, /metrics", page.address())?;
-        Ok(Self(Some(page)))
+        let (metrics, readiness) = (Arc::new(Metrics::new()), Readiness::starting());
+        let health = node::Health::new(Arc::clone(&metrics), readiness.clone());
+        let serve = page.serve(metrics, readiness.clone(), std::future::pending());
+        Ok(Self(Some(Shown { served: actix::spawn(serve), readiness, health })))
+    }
+
+    /// Shows how far the base is; then the node isn't ready.
+    fn show_fetch(&mut self, figures: &Figures, keyring: Standing, progress: &BaseProgress) {
+        let Some(shown) = &mut self.0 else { return };
+        shown.health.show(figures.view(), &MachineView::default(), keyring);
+        shown.readiness.block("base", progress.to_string());
     }
 
     /// Shows the node; only ends when the page breaks.
     async fn keep(self, node: &Node) -> anyhow::Result<()> {
-        use std::time::Duration;
-
-        use crate::node::Health;
-        use crate::telemetry::Metrics;
-        use crate::web::Readiness;
-
-        let Some(page) = self.0 else { return std::future::pending().await };
-        let (metrics, readiness) = (Arc::new(Metrics::new()), Readiness::starting());
-        let mut health = Health::new(Arc::clone(&metrics), readiness.clone());
-        let mut served = std::pin::pin!(page.serve(metrics, readiness, std::future::pending()));
-        let mut ticks = tokio::time::interval(Duration::from_secs(1));
+        let Some(Shown { mut served, readiness, mut health }) = self.0 else {
+            return std::future::pending().await;
+        };
+        readiness.clear("base");
+        let mut ticks = tokio::time::interval(std::time::Duration::from_secs(1));
         loop {
             tokio::select! {
                 biased;
-                ended = &mut served => return Ok(ended?),
+                ended = &mut served => return Ok(ended??),
                 _ = ticks.tick() => {}
             }
             if let Some(view) = node.view().await {
@@ -152,6 +215,8 @@ impl Page {
         );
         Ok(Self)
     }
+
+    fn show_fetch(&mut self, _: &Figures, _: Standing, _: &BaseProgress) {}
 
     async fn keep(self, _: &Node) -> anyhow::Result<()> {
         std::future::pending().await

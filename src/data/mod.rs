@@ -16,6 +16,7 @@ mod cache;
 pub mod excavators;
 mod fetch;
 pub mod models;
+pub mod partial;
 mod pip;
 mod remote;
 pub mod texts;

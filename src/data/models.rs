@@ -4,6 +4,7 @@
 //! package (pip, wheel.rs) --.
 //! file or folder -----------+-> temporary folder -> digests of the card -> rename
 //! address (remote.rs) ------'   (unfinished downloads stay in `unfinished/`, and go on from there)
+//! parent (node/base.rs) ----'
 //! ```
 //! The source isn't trusted: only the digests that the card pins count. A folder under its final name
 //! is complete; it also has the card and its signature, so that it can be named in settings.
@@ -123,16 +124,58 @@ impl BaseFiles<'_> {
                 return Err(DataError::NoSource { name: self.name.to_owned() });
             }
         }
+        self.publish(&room, &fresh, cache, progress)
+    }
+
+    /// The unfinished file of a pin, in a folder that is there from now on.
+    ///
+    /// # Errors
+    /// Disk errors.
+    pub fn unfinished(pin: &FilePin, cache: &Cache) -> Result<PathBuf, DataError> {
+        let unfinished = cache.models().join("unfinished");
+        fs::create_dir_all(&unfinished).map_err(|e| DataError::io(&unfinished, e))?;
+        Ok(unfinished.join(pin.sha256.to_string()))
+    }
+
+    /// Makes the base's folder of its unfinished files, which are all there.
+    ///
+    /// # Errors
+    /// [`DataError::HashMismatch`]: a file that isn't the pinned one is deleted; disk errors.
+    pub fn finish(
+        &self,
+        cache: &Cache,
+        progress: &mut dyn FnMut(ModelStep<'_>),
+    ) -> Result<PathBuf, DataError> {
+        let room = Room::new(&cache.models(), self.folder)?;
+        let fresh = room.0.join("base");
+        fs::create_dir(&fresh).map_err(|e| DataError::io(&fresh, e))?;
+        for file in self.files {
+            progress(ModelStep::Check { file: &file.name });
+            check_unfinished(file, &Self::unfinished(file, cache)?)?;
+        }
+        self.move_unfinished(cache, &fresh)?;
+        self.publish(&room, &fresh, cache, progress).map(|(folder, _)| folder)
+    }
+
+    /// Moves the folder `fresh` into its place, if its files are the pinned ones.
+    fn publish(
+        &self,
+        room: &Room,
+        fresh: &Path,
+        cache: &Cache,
+        progress: &mut dyn FnMut(ModelStep<'_>),
+    ) -> Result<(PathBuf, bool), DataError> {
+        let folder = self.folder(cache);
         for file in self.files {
             progress(ModelStep::Check { file: &file.name });
             check(file, &fresh.join(&file.name))?;
         }
-        self.write_papers(&fresh)?;
+        self.write_papers(fresh)?;
         if folder.exists() {
             let damaged = room.0.join("damaged");
             fs::rename(&folder, &damaged).map_err(|e| DataError::io(&folder, e))?;
         }
-        match fs::rename(&fresh, &folder) {
+        match fs::rename(fresh, &folder) {
             Err(error) if !self.is_cached(cache) => Err(DataError::io(&folder, error)),
             _ => Ok((folder, true)),
         }
@@ -225,26 +268,33 @@ impl BaseFiles<'_> {
         fresh: &Path,
         progress: &mut dyn FnMut(ModelStep<'_>),
     ) -> Result<(), DataError> {
-        let unfinished = cache.models().join("unfinished");
-        fs::create_dir_all(&unfinished).map_err(|e| DataError::io(&unfinished, e))?;
         for file in self.files {
-            let partial = unfinished.join(file.sha256.to_string());
+            let partial = Self::unfinished(file, cache)?;
             remote::download(address, file, &partial, &mut |done| {
                 progress(ModelStep::Bytes { file: &file.name, done, of: file.bytes });
             })?;
-            if let Err(error) = check(file, &partial) {
-                // What is wrong doesn't become right by going on.
-                fs::remove_file(&partial).map_err(|e| DataError::io(&partial, e))?;
-                return Err(error);
-            }
+            check_unfinished(file, &partial)?;
         }
+        self.move_unfinished(cache, fresh)
+    }
+
+    fn move_unfinished(&self, cache: &Cache, fresh: &Path) -> Result<(), DataError> {
         for file in self.files {
-            let partial = unfinished.join(file.sha256.to_string());
+            let partial = Self::unfinished(file, cache)?;
             let place = fresh.join(&file.name);
             fs::rename(&partial, &place).map_err(|e| DataError::io(&partial, e))?;
         }
         Ok(())
     }
+}
+
+/// What is wrong doesn't become right by going on: it is deleted.
+fn check_unfinished(pin: &FilePin, path: &Path) -> Result<(), DataError> {
+    let checked = check(pin, path);
+    if let Err(DataError::HashMismatch { .. }) = &checked {
+        fs::remove_file(path).map_err(|e| DataError::io(path, e))?;
+    }
+    checked
 }
 
 fn check(pin: &FilePin, path: &Path) -> Result<(), DataError> {

@@ -4,8 +4,6 @@
 //! broken connection costs one piece. The addresses are those of the crate `object_store`: http(s),
 //! s3 (with the usual `AWS_...` variables) and file.
 
-use std::fs::{File, OpenOptions, TryLockError};
-use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
@@ -18,6 +16,7 @@ use object_store::{
 use reqwest::Url;
 
 use super::DataError;
+use super::partial::Partial;
 use crate::trust::pins::FilePin;
 
 /// Fills `partial` up to the file's size; `progress` gets the bytes that are there.
@@ -33,31 +32,17 @@ pub(super) fn download(
 ) -> Result<(), DataError> {
     let address = format!("{}/{}", folder.trim_end_matches('/'), pin.path());
     let (store, place) = open(&address)?;
-    let file = OpenOptions::new().create(true).append(true).read(true).open(partial);
-    let mut file = file.map_err(|e| DataError::io(partial, e))?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            return Err(DataError::Busy { path: partial.to_owned() });
-        }
-        Err(TryLockError::Error(error)) => return Err(DataError::io(partial, error)),
-    }
+    let mut file = Partial::open(partial, pin.bytes)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| DataError::io(partial, e))?;
-    let length =
-        |file: &File| file.metadata().map(|m| m.len()).map_err(|e| DataError::io(partial, e));
-    let mut done = length(&file)?;
-    if done > pin.bytes {
-        file.set_len(0).map_err(|e| DataError::io(partial, e))?;
-        done = 0;
-    }
     let told = |detail: String, kept| DataError::Address {
         address: address.clone(),
         detail,
         kept,
         bytes: pin.bytes,
     };
-    while done < pin.bytes {
+    while file.bytes() < pin.bytes {
+        let done = file.bytes();
         progress(done);
         let end = pin.bytes.min(done + PIECE_BYTES);
         let piece = match runtime.block_on(store.get_range(&place, done..end)) {
@@ -72,11 +57,10 @@ pub(super) fn download(
             let (expected, actual) = (pin.bytes, done + piece.len() as u64);
             return Err(DataError::WrongSize { file: pin.name.clone(), expected, actual });
         }
-        file.write_all(&piece).map_err(|e| DataError::io(partial, e))?;
-        done += piece.len() as u64;
+        file.append(&piece)?;
     }
-    progress(done);
-    file.sync_all().map_err(|e| DataError::io(partial, e))
+    progress(file.bytes());
+    file.sync()
 }
 
 /// The client for an address, and the path in it.

@@ -222,6 +222,7 @@ impl Federation<'_> {
             resources: Arc::new(|| (0.0, 0.0)),
             bounds: Bounds::default(),
             adopt: None,
+            bases: None,
             fatal: Arc::new(move |what| {
                 let _ = gave_up.try_send(what.to_owned());
             }),

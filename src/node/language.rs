@@ -3,10 +3,9 @@
 use std::num::NonZeroU32;
 
 use super::settings::{
-    ADAPTER_SEED, Brain, Server, SettingsProblem, core_share, narrow, pack, release_trust,
+    ADAPTER_SEED, Brain, Server, SettingsProblem, cache_of, core_share, narrow, pack, release_trust,
 };
 use crate::actors::text_lane::Writer;
-use crate::data::Cache;
 use crate::learn::{Frame, Learner};
 use crate::scada::telegram::ModelMeta;
 use crate::settings::Settings;
@@ -34,10 +33,7 @@ pub fn language_brain(settings: &Settings, keyring: &Keyring) -> Result<Brain, S
         bad("a language model needs a base: name the card of one (gaisnet model list)".into())
     })?;
     let trust = release_trust(settings, keyring)?;
-    let cache = match &settings.data.cache {
-        Some(path) => Cache::at(path.clone()),
-        None => Cache::from_env()?,
-    };
+    let cache = cache_of(settings)?;
     let (card, loaded) = load_language(&path, &trust, &cache.models())
         .map_err(|error| bad(format!("{}: {error}", path.display())))?;
     let LoadedLanguage { config, weights, tokenizer } = loaded;

@@ -4,6 +4,8 @@
 //! machines are rebuilt from their state, the outbox is taken up again. Called by `gaisnet run`,
 //! by the demo, and by tests over the in-memory bus with a clock of their own.
 
+#[cfg(feature = "cli")]
+mod base;
 mod clock;
 #[cfg(feature = "web")]
 mod health;
@@ -23,10 +25,10 @@ use tokio::sync::{Notify, mpsc, watch};
 use crate::actors::lanes::{Lane, ServeRequest};
 use crate::actors::text_lane::TextLane;
 use crate::actors::{
-    Adopt, Bounds, Busy, Figures, Finish, Gateway, GatewayParts, Inferencer, InferencerParts,
-    Introduce, Leave, Machine, MachineView, Observe, Operator, OperatorParts, Request, Role, Run,
-    Runner, RunnerParts, Serve, Served, Stimulus, TagSample, TextInferencer, TextParts, Workbench,
-    pump, subscribe, subscriptions,
+    Adopt, BaseDesk, Bounds, Busy, Figures, Finish, Gateway, GatewayParts, HeldBase, Inferencer,
+    InferencerParts, Introduce, Leave, Machine, MachineView, Observe, Operator, OperatorParts,
+    Request, Role, Run, Runner, RunnerParts, Serve, Served, Stimulus, TagSample, TextInferencer,
+    TextParts, Workbench, pump, subscribe, subscriptions,
 };
 use crate::bus::{Ack, Bus, BusEvent};
 use crate::ids::{BootId, Digest, Name, NodeId, Side};
@@ -48,6 +50,8 @@ use crate::trust::keys::SigningKey;
 use crate::trust::{Sealer, Sequences};
 use crate::wire::Plan;
 
+#[cfg(feature = "cli")]
+pub use base::{BaseError, BaseFetchParts, BaseProgress, HeldFiles, WantedBase, fetch_base};
 pub use clock::SystemClock;
 #[cfg(feature = "web")]
 pub use health::Health;
@@ -55,8 +59,8 @@ pub use health::Health;
 pub use language::language_brain;
 #[cfg(feature = "cli")]
 pub use settings::{
-    Brain, Server, SettingsProblem, brain, bus_of, data_of, identity_of, learning_of, parts_of,
-    plan_of,
+    Brain, Links, Server, SettingsProblem, brain, bus_of, data_of, identity_of, learning_of,
+    links_of, missing_base, parts_of, plan_of,
 };
 
 /// Who a node is.
@@ -157,6 +161,8 @@ pub struct NodeParts {
     pub bounds: Bounds,
     /// Takes over a newer keyring on command; none where the keyring isn't a file.
     pub adopt: Option<Adopt>,
+    /// Files of the base, for children that ask for them.
+    pub bases: Option<Arc<dyn HeldBase>>,
     /// Called when the node can't go on.
     pub fatal: Arc<dyn Fn(&str) + Send + Sync>,
 }
@@ -357,6 +363,10 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
             }
         }
     });
+    let bases = (tier != Tier::Device).then(|| {
+        let figures = Arc::clone(&parts.figures);
+        BaseDesk::new(parts.bases, runner.clone(), figures).start().recipient()
+    });
     let gateway = Gateway::new(GatewayParts {
         federation,
         prefix: identity.prefix.clone(),
@@ -367,6 +377,7 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
         requests: answerer.as_ref().map(|answerer| answerer.requests.clone()),
         samples: answerer.as_ref().map(|answerer| answerer.samples.clone()),
         operator: Some(operator.clone()),
+        bases,
         clock: Arc::clone(&clock),
         figures: Arc::clone(&parts.figures),
         chunk_bytes: learning.chunk_bytes,

@@ -9,20 +9,23 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 #[cfg(feature = "torch")]
+use super::base::HeldFiles;
+use super::base::WantedBase;
+#[cfg(feature = "torch")]
 use super::language_brain;
 use super::{AnswerLane, Answering, Identity, Learning, NodeError, NodeParts, SystemClock};
 #[cfg(any(test, feature = "torch"))]
 use crate::actors::lanes::CoreShare;
 use crate::actors::lanes::{serve_lane, train_lane};
 use crate::actors::text_lane::{TextLane, Writer};
-use crate::actors::{Adopt, Bounds, Busy, Figures, LaneBench, Operator};
+use crate::actors::{Adopt, Bounds, Busy, Figures, HeldBase, LaneBench, Operator};
 use crate::bus::mqtt::{MqttBus, MqttError, MqttSettings, TlsSettings};
 use crate::bus::{Bus, BusEvent};
 use crate::data::bearings::{self, Bearings};
 use crate::data::excavators::{self, Excavators};
 use crate::data::texts::read_texts;
 use crate::data::{Cache, DataError};
-use crate::ids::{Digest, Name, Side};
+use crate::ids::{BootId, Digest, Name, Side};
 use crate::learn::{
     BatchLimits, Examples, LearnError, Learner, MachineSpeeds, Predictor, SoftmaxLearner,
     SoftmaxPredictor, Texts,
@@ -220,6 +223,82 @@ fn signal_transformer(settings: &Settings, keyring: &Keyring) -> Result<Engine, 
     Ok((card.sha256, Box::new(learner), Server::Windows(Box::new(predictor))))
 }
 
+/// The base that the settings name, if its weights aren't here and the parent may be asked for them.
+#[cfg(feature = "torch")]
+pub fn missing_base(settings: &Settings, keyring: &Keyring) -> Option<WantedBase> {
+    let has_parent = keyring.node(&settings.node.name).is_some_and(|me| me.parent.is_some());
+    if !settings.model.from_parent || !has_parent {
+        return None;
+    }
+    let named = NamedBase::of(settings, keyring)?;
+    let missing = named.card.place(&named.path, &named.cache.models()).is_err();
+    missing.then(|| WantedBase {
+        name: named.card.name.clone(),
+        folder: named.card.folder_name(),
+        files: named.card.files.clone(),
+        papers: named.papers,
+        cache: named.cache,
+    })
+}
+
+/// Without libtorch no base is needed.
+#[cfg(not(feature = "torch"))]
+pub fn missing_base(_: &Settings, _: &Keyring) -> Option<WantedBase> {
+    None
+}
+
+/// The files of the base that the settings name, for children.
+#[cfg(feature = "torch")]
+fn held_base(settings: &Settings, keyring: &Keyring) -> Option<Arc<dyn HeldBase>> {
+    let named = NamedBase::of(settings, keyring)?;
+    let folder = named.card.place(&named.path, &named.cache.models()).ok()?;
+    Some(Arc::new(HeldFiles::new(&folder, &named.card.files, settings.bus.site.chunk_bytes)))
+}
+
+#[cfg(not(feature = "torch"))]
+fn held_base(_: &Settings, _: &Keyring) -> Option<Arc<dyn HeldBase>> {
+    None
+}
+
+/// An adopted base that the settings name, with a card that a trusted key has signed.
+#[cfg(feature = "torch")]
+struct NamedBase {
+    path: std::path::PathBuf,
+    card: crate::torch::adopted::AdoptedCard,
+    papers: Vec<(String, Vec<u8>)>,
+    cache: Cache,
+}
+
+#[cfg(feature = "torch")]
+impl NamedBase {
+    /// None where there is no such base, or nobody to trust answers for it: whoever loads it tells why.
+    fn of(settings: &Settings, keyring: &Keyring) -> Option<Self> {
+        use crate::torch::{Card, card::read_files, shipped::instead_of};
+
+        let path = settings.model.base.clone()?;
+        if settings.model.learner != LearnerName::Language {
+            return None;
+        }
+        let (bytes, seal) = if let Some(shipped) = instead_of(&path) {
+            (shipped.card.to_vec(), shipped.seal.to_vec())
+        } else {
+            let (card, seal) = read_files(&path).ok()?;
+            (card, seal?)
+        };
+        release_trust(settings, keyring).ok()?.check(&bytes, &seal).ok()?;
+        let Card::Adopted(card) = Card::parse(&bytes).ok()? else { return None };
+        let cache = cache_of(settings).ok()?;
+        let papers =
+            vec![(format!("{}.toml", card.name), bytes), (format!("{}.sig", card.name), seal)];
+        Some(Self { path, card: *card, papers, cache })
+    }
+}
+
+/// The cache that the settings name, else that of the user.
+pub(super) fn cache_of(settings: &Settings) -> Result<Cache, DataError> {
+    settings.data.cache.clone().map_or_else(Cache::from_env, |path| Ok(Cache::at(path)))
+}
+
 /// How many threads train and answer: what the settings say, else half of the cores each.
 #[cfg(any(test, feature = "torch"))]
 pub(super) fn core_share(limits: &LimitSettings, cores: Option<NonZeroUsize>) -> CoreShare {
@@ -338,20 +417,16 @@ pub fn bus_of(
     Ok(MqttBus::connect(mqtt, seed)?)
 }
 
-/// Puts the parts of a node together; `brain` and `data` may be shared work of the caller.
+/// A node's links by side, with their events.
+pub type Links = BTreeMap<Side, (Arc<dyn Bus>, mpsc::Receiver<BusEvent>)>;
+
+/// Connects all links of a node.
 ///
 /// # Errors
 /// [`SettingsProblem`].
-pub fn parts_of(
-    settings: &Settings,
-    identity: Identity,
-    brain: Brain,
-    data: Option<Examples>,
-) -> Result<NodeParts, SettingsProblem> {
-    let figures = Arc::new(Figures::default());
-    let seed = u64::from_le_bytes(super::first_eight(&identity.boot));
-    let store = SqliteStore::open(&settings.paths.store, BlobCaps::default())?;
-    let mut links: BTreeMap<Side, (Arc<dyn Bus>, mpsc::Receiver<BusEvent>)> = BTreeMap::new();
+pub fn links_of(settings: &Settings, boot: &BootId) -> Result<Links, SettingsProblem> {
+    let seed = u64::from_le_bytes(super::first_eight(boot));
+    let mut links = Links::new();
     let (bus, events) = bus_of(&settings.bus.site, settings, true, seed)?;
     let device = settings.node.has(NodeRole::Trainer);
     links.insert(if device { Side::Up } else { Side::Down }, (Arc::new(bus), events));
@@ -367,6 +442,22 @@ pub fn parts_of(
         let (bus, events) = bus_of(&parent, settings, !one_broker, seed)?;
         links.insert(Side::Up, (Arc::new(bus), events));
     }
+    Ok(links)
+}
+
+/// Puts the parts of a node together; `brain` and `data` may be shared work of the caller.
+///
+/// # Errors
+/// [`SettingsProblem`].
+pub fn parts_of(
+    settings: &Settings,
+    identity: Identity,
+    brain: Brain,
+    data: Option<Examples>,
+) -> Result<NodeParts, SettingsProblem> {
+    let figures = Arc::new(Figures::default());
+    let store = SqliteStore::open(&settings.paths.store, BlobCaps::default())?;
+    let links = links_of(settings, &identity.boot)?;
     let lane = match data {
         Some(data) => Some((train_lane(brain.learner, QUEUE)?, Arc::new(data))),
         None => None,
@@ -407,6 +498,7 @@ pub fn parts_of(
                 .map_or((0.0, 0.0), |usage| (usage.cpu_seconds, usage.peak_rss_mib()))
         }),
         bounds: bounds_of(settings),
+        bases: held_base(settings, &identity.keyring),
         adopt: Some(adopt_of(settings, Arc::clone(&identity.keyring))),
         fatal: Arc::new(|_| std::process::exit(1)),
         identity,
@@ -521,10 +613,7 @@ pub fn data_of(settings: &Settings, brain: &Brain) -> Result<Option<Examples>, S
             return Err(bad("data.set", known));
         }
     }
-    let cache = match &settings.data.cache {
-        Some(path) => Cache::at(path.clone()),
-        None => Cache::from_env()?,
-    };
+    let cache = cache_of(settings)?;
     let all = Bearings::cached(&cache).ok_or_else(|| {
         bad("data.set", "bearings is not in the cache: gaisnet data fetch bearings".into())
     })?;
@@ -539,10 +628,7 @@ pub fn data_of(settings: &Settings, brain: &Brain) -> Result<Option<Examples>, S
 /// A machine's work orders as token ids.
 fn orders_of(settings: &Settings, writer: &Writer) -> Result<Examples, SettingsProblem> {
     let bad = |key, problem: String| SettingsProblem::Key { key, problem };
-    let cache = match &settings.data.cache {
-        Some(path) => Cache::at(path.clone()),
-        None => Cache::from_env()?,
-    };
+    let cache = cache_of(settings)?;
     let all = Excavators::cached(&cache).ok_or_else(|| {
         bad("data.set", "excavators is not in the cache: gaisnet data fetch excavators".into())
     })?;

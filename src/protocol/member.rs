@@ -316,7 +316,8 @@ impl Member {
             | Body::Get(_)
             | Body::Keyring(_)
             | Body::Checkpoint(_)
-            | Body::Command(_) => out.push(Effect::Count("not_for_a_member")),
+            | Body::Command(_)
+            | Body::Base(_) => out.push(Effect::Count("not_for_a_member")),
         }
     }
 
@@ -334,7 +335,7 @@ impl Member {
 
     fn serve(&self, get: &Get, out: &mut Vec<Effect>) {
         match &get.wanted {
-            Wanted::Latest => out.push(Effect::Count("not_for_a_member")),
+            Wanted::Latest | Wanted::Base { .. } => out.push(Effect::Count("not_for_a_member")),
             Wanted::Chunks { sha256, indices } => {
                 // What waits for its receipt, and nothing else in the store.
                 let mut deltas = self.sent.values().filter_map(|sent| sent.delta);

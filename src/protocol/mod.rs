@@ -7,11 +7,12 @@
 //!
 //! A device is a `Member`, a cloud is a `Round`, and [`Relay`] is a `Round` for its devices whose
 //! outcome is its contribution as a `Member` of the cloud's round. [`Fetches`] gets big blobs in
-//! chunks for any of them, and [`update`] is the arithmetic between wire and `learn`.
+//! chunks for any of them, [`BaseFetch`] the file of a base before they begin, and [`update`] is the arithmetic between wire and `learn`.
 //!
 //! Called by the role actors; their effects are carried out by `actors/runner.rs`, which commits
 //! before it publishes. A machine is rebuilt from what its `Put` effects left in the store.
 
+mod base;
 mod effect;
 mod fetch;
 #[cfg(test)]
@@ -23,6 +24,7 @@ mod round;
 mod sense;
 pub mod update;
 
+pub use base::{BaseFetch, Giving, Step};
 pub use effect::{
     CombineInput, CombineJob, Delivery, Effect, Input, Job, Timer, To, TrainTask, Weighed, Work,
 };

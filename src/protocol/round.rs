@@ -389,12 +389,15 @@ impl Round {
             Body::Get(Get { wanted: Wanted::Chunks { sha256, indices } }) => {
                 self.serve(message.sender(), *sha256, indices, out);
             }
-            Body::Offer(_)
+            // A base's chunks are given out beside the machines.
+            Body::Get(Get { wanted: Wanted::Base { .. } })
+            | Body::Offer(_)
             | Body::Receipt(_)
             | Body::Result(_)
             | Body::Keyring(_)
             | Body::Checkpoint(_)
-            | Body::Command(_) => out.push(Effect::Count("not_for_an_owner")),
+            | Body::Command(_)
+            | Body::Base(_) => out.push(Effect::Count("not_for_an_owner")),
         }
     }
 

@@ -27,6 +27,10 @@ pub struct Status {
     pub started: Wall,
     /// When this was written (for a last will: when the node connected).
     pub ts: Wall,
+    /// Per cent of its base that have come from the parent; only while it is being fetched, when the node takes part
+    /// in nothing else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fetching_base: Option<u8>,
 }
 
 /// Self-description of a node on `meta`, retained.
@@ -398,6 +402,7 @@ mod tests {
             round: 2,
             started: Wall(1),
             ts: Wall(2),
+            fetching_base: None,
         };
         assert_eq!(Status { online: true, ..status.clone().offline() }, status);
         assert!(!status.offline().online);

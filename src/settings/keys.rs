@@ -117,6 +117,7 @@ pub(super) const KEYS: &[Key] = &[
             "cuda:7",
         ]),
     ),
+    key("model.from_parent", Flag),
     key("data.set", OneOf(&["bearings", "excavators"])),
     key("data.client", Expect::Name),
     key("data.file", Path),

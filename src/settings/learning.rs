@@ -129,6 +129,8 @@ pub struct ModelSettings {
     pub release_key: Option<PathBuf>,
     /// Where a language model computes: `auto`, `cpu` or `cuda:N`.
     pub device: String,
+    /// A base whose weights aren't here is fetched from the parent.
+    pub from_parent: bool,
 }
 
 /// What learns.

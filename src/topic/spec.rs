@@ -148,6 +148,7 @@ pub static TOPICS: &[TopicSpec] = &[
         form: Form::Chunk,
         ..TopicSpec::signed("to/{node}/chunk", 64 * KIB + CHUNK_OVERHEAD, NODES).volatile()
     },
+    TopicSpec::signed("to/{node}/base", 66 * KIB, OWNERS).volatile(),
 ];
 
 /// Bytes of a chunk's packet beside its data.

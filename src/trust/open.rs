@@ -304,7 +304,9 @@ fn check_allowed(
     let owner = has(Role::Cloud) || has(Role::Edge);
     let worker = has(Role::Device) || has(Role::Edge);
     let (role, neighbour) = match kind {
-        Kind::Offer | Kind::Receipt | Kind::Result | Kind::Keyring => (owner, from_parent),
+        Kind::Offer | Kind::Receipt | Kind::Result | Kind::Keyring | Kind::Base => {
+            (owner, from_parent)
+        }
         Kind::Answer | Kind::Contribution => (worker, from_child),
         Kind::Get => (owner || worker, (from_parent && owner) || (from_child && worker)),
         Kind::Checkpoint => (owner || worker, from_parent || from_child),
@@ -364,6 +366,11 @@ fn check_age(head: &Head, kind: Kind, now: Wall) -> Result<(), Refusal> {
 fn changes_something(kind: Kind) -> bool {
     match kind {
         Kind::Offer | Kind::Contribution | Kind::Result | Kind::Command => true,
-        Kind::Answer | Kind::Receipt | Kind::Get | Kind::Keyring | Kind::Checkpoint => false,
+        Kind::Answer
+        | Kind::Receipt
+        | Kind::Get
+        | Kind::Keyring
+        | Kind::Checkpoint
+        | Kind::Base => false,
     }
 }

@@ -28,11 +28,13 @@ pub enum Kind {
     Checkpoint,
     /// An operator's command that needs a signature.
     Command,
+    /// A chunk of a base's file.
+    Base,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Offer,
         Self::Answer,
         Self::Contribution,
@@ -42,6 +44,7 @@ impl Kind {
         Self::Keyring,
         Self::Checkpoint,
         Self::Command,
+        Self::Base,
     ];
 
     /// Last level of the topic, and the word in the payload type.
@@ -56,6 +59,7 @@ impl Kind {
             Self::Keyring => "keyring",
             Self::Checkpoint => "checkpoint",
             Self::Command => "command",
+            Self::Base => "base",
         }
     }
 
@@ -76,6 +80,7 @@ impl Kind {
             Self::Get => 4 * 1024,
             Self::Checkpoint | Self::Command => 16 * 1024,
             Self::Keyring => 64 * 1024,
+            Self::Base => BaseChunk::MAX_BYTES + BaseChunk::OVERHEAD_BYTES,
             Self::Offer | Self::Contribution | Self::Result => super::MAX_MESSAGE_BYTES,
         }
     }
@@ -86,7 +91,7 @@ impl Kind {
         const DAY: u64 = 24 * 60 * MINUTE;
         match self {
             Self::Command => 5 * MINUTE,
-            Self::Answer | Self::Get => 60 * MINUTE,
+            Self::Answer | Self::Get | Self::Base => 60 * MINUTE,
             Self::Offer | Self::Contribution | Self::Receipt | Self::Result => 30 * DAY,
             Self::Checkpoint | Self::Keyring => 365 * DAY,
         }
@@ -262,6 +267,13 @@ pub enum Wanted {
         /// Their indices, at most [`Wanted::MAX_CHUNKS`].
         indices: Vec<u32>,
     },
+    /// Chunks of a base's file.
+    Base {
+        /// The file, as its card pins it.
+        sha256: Digest,
+        /// Their indices, at most [`Wanted::MAX_CHUNKS`].
+        indices: Vec<u32>,
+    },
 }
 
 impl Wanted {
@@ -285,6 +297,36 @@ pub struct Chunk {
 impl Chunk {
     /// Bytes around the data of a chunk: digest, names, lengths.
     pub const OVERHEAD_BYTES: usize = 128;
+}
+
+/// What a parent has of a base's file. Signed, since there is no manifest: the card pins the whole file only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BaseFile {
+    /// The file, as its card pins it.
+    pub sha256: Digest,
+    /// A chunk of it; none: the sender hasn't the file.
+    pub chunk: Option<BaseChunk>,
+}
+
+/// See [`BaseFile`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BaseChunk {
+    /// Which.
+    pub index: u32,
+    /// Bytes of each chunk but the last: the sender says into what it cuts the file.
+    pub chunk_bytes: u32,
+    /// Its bytes.
+    #[serde(with = "serde_bytes")]
+    pub data: Vec<u8>,
+}
+
+impl BaseChunk {
+    /// Most bytes of data.
+    pub const MAX_BYTES: usize = 64 * 1024;
+    /// Bytes around the data: envelope, head, names, signature.
+    pub const OVERHEAD_BYTES: usize = 2 * 1024;
 }
 
 /// A signed document that is passed on as it is: a keyring, a ledger's checkpoint.
@@ -320,6 +362,7 @@ pub enum Body {
     Keyring(Checkpoint),
     Checkpoint(Checkpoint),
     Command(Command),
+    Base(BaseFile),
 }
 
 impl Body {
@@ -335,6 +378,7 @@ impl Body {
             Self::Keyring(_) => Kind::Keyring,
             Self::Checkpoint(_) => Kind::Checkpoint,
             Self::Command(_) => Kind::Command,
+            Self::Base(_) => Kind::Base,
         }
     }
 
@@ -352,6 +396,7 @@ impl Body {
             Self::Get(body) => encode(body),
             Self::Keyring(body) | Self::Checkpoint(body) => encode(body),
             Self::Command(body) => encode(body),
+            Self::Base(body) => encode(body),
         }
     }
 
@@ -371,6 +416,7 @@ impl Body {
             Kind::Keyring => Self::Keyring(decode(bytes, cap)?),
             Kind::Checkpoint => Self::Checkpoint(decode(bytes, cap)?),
             Kind::Command => Self::Command(decode(bytes, cap)?),
+            Kind::Base => Self::Base(decode(bytes, cap)?),
         })
     }
 }

@@ -4,9 +4,9 @@
 use std::path::PathBuf;
 
 use super::{
-    Answer, Blob, Body, Checkpoint, Chunk, ClassSummary, Coding, Command, Contribution, Get, Kind,
-    Manifest, Offer, PackedSet, PackedTensor, Plan, Receipt, Result as RoundResult, Verdict,
-    Wanted, decode, encode,
+    Answer, BaseChunk, BaseFile, Blob, Body, Checkpoint, Chunk, ClassSummary, Coding, Command,
+    Contribution, Get, Kind, Manifest, Offer, PackedSet, PackedTensor, Plan, Receipt,
+    Result as RoundResult, Verdict, Wanted, decode, encode,
 };
 use crate::ids::{BootId, Digest, Name, UpdateId};
 use crate::time::Wall;
@@ -88,6 +88,9 @@ fn result() -> RoundResult {
 fn bodies() -> Vec<(&'static str, Body)> {
     let receipt = |verdict| Body::Receipt(Receipt { update: UpdateId([0xab; 16]), verdict });
     let chunks = Wanted::Chunks { sha256: Digest([0xde; 32]), indices: vec![0, 1, 300] };
+    let of_base = Wanted::Base { sha256: Digest([0xba; 32]), indices: vec![0, 1, 1_500] };
+    let base = |chunk| Body::Base(BaseFile { sha256: Digest([0xba; 32]), chunk });
+    let base_chunk = BaseChunk { index: 1_500, chunk_bytes: 65_536, data: vec![9; 5] };
     let offer_id = Digest([0x0f; 32]);
     vec![
         ("offer", Body::Offer(offer())),
@@ -111,6 +114,9 @@ fn bodies() -> Vec<(&'static str, Body)> {
         ("result", Body::Result(result())),
         ("get", Body::Get(Get { wanted: Wanted::Latest })),
         ("get_chunks", Body::Get(Get { wanted: chunks })),
+        ("get_base", Body::Get(Get { wanted: of_base })),
+        ("base", base(Some(base_chunk))),
+        ("base_absent", base(None)),
         ("keyring", Body::Keyring(Checkpoint { document: b"a keyring".to_vec() })),
         ("checkpoint", Body::Checkpoint(Checkpoint { document: b"a checkpoint".to_vec() })),
         (

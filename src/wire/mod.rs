@@ -15,8 +15,8 @@ mod packed;
 
 pub use blob::{Blob, Manifest};
 pub use body::{
-    Answer, Body, Checkpoint, Chunk, ClassSummary, Command, Contribution, Get, Kind, Offer, Plan,
-    Receipt, Result, Verdict, Wanted,
+    Answer, BaseChunk, BaseFile, Body, Checkpoint, Chunk, ClassSummary, Command, Contribution, Get,
+    Kind, Offer, Plan, Receipt, Result, Verdict, Wanted,
 };
 pub use codec::{CodecError, decode, encode, split_pair};
 pub use envelope::{Envelope, Signature};

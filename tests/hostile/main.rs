@@ -14,6 +14,7 @@
 
 mod age;
 mod bad_plan;
+mod bases;
 mod broken_bytes;
 mod chunks;
 mod claims;

@@ -156,6 +156,7 @@ impl Members {
             resources: Arc::new(|| (0.0, 0.0)),
             bounds: Bounds::default(),
             adopt: None,
+            bases: None,
             fatal: Arc::new(|what| panic!("a node gave up: {what}")),
         }
     }

@@ -1,4 +1,4 @@
-//! What waits for the broker: three priorities, bounded in bytes, each message kept until the
+//! What waits for the broker: four priorities, bounded in bytes, each message kept until the
 //! broker acknowledged it.
 
 use std::collections::BTreeMap;
@@ -29,14 +29,16 @@ pub(super) struct Place(Priority, u64);
 
 /// The queue in front of the client.
 ///
-/// At most `window` messages are in flight, at most [`Priority::BULK_WINDOW`] of them chunks, and
-/// one place is always left for [`Priority::Control`].
+/// At most `window` messages are in flight, at most [`Priority::BULK_WINDOW`] of them chunks and
+/// [`Priority::IDLE_WINDOW`] of a base, and one place is always left for [`Priority::Control`].
 #[derive(Debug)]
 pub(super) struct Outbox {
     waiting: BTreeMap<Place, Message>,
     in_flight: BTreeMap<Place, Message>,
     next: u64,
     bytes: usize,
+    /// Of these, what has the lowest priority.
+    idle_bytes: usize,
     limit_bytes: usize,
     window: usize,
 }
@@ -44,7 +46,15 @@ pub(super) struct Outbox {
 impl Outbox {
     pub(super) fn new(limit_bytes: usize, window: usize) -> Self {
         let (waiting, in_flight) = (BTreeMap::new(), BTreeMap::new());
-        Self { waiting, in_flight, next: 0, bytes: 0, limit_bytes, window: window.max(2) }
+        Self {
+            waiting,
+            in_flight,
+            next: 0,
+            bytes: 0,
+            idle_bytes: 0,
+            limit_bytes,
+            window: window.max(2),
+        }
     }
 
     /// Queues a message.
@@ -56,6 +66,13 @@ impl Outbox {
         if self.bytes + bytes > self.limit_bytes {
             return Err(BusError::Full { limit_bytes: self.limit_bytes });
         }
+        if priority == Priority::Idle {
+            let limit_bytes = Priority::IDLE_BYTES.min(self.limit_bytes / 2);
+            if self.idle_bytes + bytes > limit_bytes {
+                return Err(BusError::Full { limit_bytes });
+            }
+            self.idle_bytes += bytes;
+        }
         self.bytes += bytes;
         self.waiting.insert(Place(priority, self.next), message);
         self.next += 1;
@@ -65,12 +82,17 @@ impl Outbox {
     /// The next message that may go out now; it is in flight from here on.
     pub(super) fn next(&mut self) -> Option<(Place, Message)> {
         let (&place, _) = self.waiting.first_key_value()?;
-        let bulk = self.in_flight.keys().rev().take_while(|p| p.0 == Priority::Bulk).count();
+        let flying = |priority| self.in_flight.keys().filter(|p| p.0 == priority).count();
         let free = match place.0 {
             Priority::Control => self.in_flight.len() < self.window,
             Priority::Update => self.in_flight.len() + 1 < self.window,
             Priority::Bulk => {
-                self.in_flight.len() + 1 < self.window && bulk < Priority::BULK_WINDOW
+                self.in_flight.len() + 1 < self.window
+                    && flying(Priority::Bulk) < Priority::BULK_WINDOW
+            }
+            Priority::Idle => {
+                self.in_flight.len() + 1 < self.window
+                    && flying(Priority::Idle) < Priority::IDLE_WINDOW
             }
         };
         if !free {
@@ -84,7 +106,11 @@ impl Outbox {
     /// The broker has it.
     pub(super) fn done(&mut self, place: Place) {
         if let Some(message) = self.in_flight.remove(&place) {
-            self.bytes = self.bytes.saturating_sub(cost(&message));
+            let bytes = cost(&message);
+            self.bytes = self.bytes.saturating_sub(bytes);
+            if place.0 == Priority::Idle {
+                self.idle_bytes = self.idle_bytes.saturating_sub(bytes);
+            }
         }
     }
 
@@ -164,6 +190,25 @@ mod tests {
         assert_eq!(topics(&mut outbox), ["ping"]);
         outbox.push(Priority::Control, message("pong")).unwrap();
         assert!(topics(&mut outbox).is_empty());
+    }
+
+    #[test]
+    fn a_base_goes_out_when_nothing_else_waits_and_leaves_the_queue_to_rounds() {
+        let mut outbox = Outbox::new(100_000, 10);
+        while outbox.push(Priority::Idle, message("base")).is_ok() {}
+        assert_eq!(outbox.bytes() / 1_000, 49, "half of a small queue");
+        assert_eq!(topics(&mut outbox).len(), Priority::IDLE_WINDOW);
+        for _ in 0..8 {
+            outbox.push(Priority::Bulk, message("chunk")).unwrap();
+        }
+        assert_eq!(topics(&mut outbox), ["chunk"; 5], "chunks of a round overtake");
+        let base = outbox.in_flight.keys().copied().filter(|p| p.0 == Priority::Idle);
+        let base: Vec<Place> = base.collect();
+        for place in base {
+            outbox.done(place);
+        }
+        assert_eq!(topics(&mut outbox)[..3], ["chunk"; 3]);
+        outbox.push(Priority::Idle, message("base")).unwrap();
     }
 
     #[test]
