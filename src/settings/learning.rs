@@ -116,6 +116,19 @@ pub struct ModelSettings {
     pub release_key: Option<PathBuf>,
     /// Where a language model computes: `auto`, `cpu` or `cuda:N`.
     pub device: String,
+    /// Adapters of the node's own that requests may name.
+    #[serde(default)]
+    pub adapters: Vec<AdapterSettings>,
+}
+
+/// One block `[[model.adapters]]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdapterSettings {
+    /// What requests call it.
+    pub name: Name,
+    /// Its folder, in Hugging Face's PEFT format or ours.
+    pub path: PathBuf,
 }
 
 /// What learns.

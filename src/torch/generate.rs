@@ -15,6 +15,7 @@ use super::decoder::{Decoder, RowCache};
 use super::language::{LanguageBase, LanguageModel, SequenceCache};
 use super::peft::PeftConfig;
 use super::{use_threads, values};
+use crate::ids::Name;
 use crate::learn::{Generator, LearnError, TensorSet};
 
 /// A base that writes.
@@ -24,6 +25,7 @@ pub struct LanguageGenerator {
     plan: AdapterPlan,
     models: Models,
     sequences: BTreeMap<u64, Sequence>,
+    named: Vec<Name>,
     threads: NonZeroU16,
 }
 
@@ -66,7 +68,7 @@ impl LanguageGenerator {
         threads: NonZeroU16,
     ) -> Result<Self, LearnError> {
         let plan = AdapterPlan::new(&base.weights().layout(), peft)?;
-        let (slots, sequences) = (BTreeMap::new(), BTreeMap::new());
+        let (slots, sequences, named) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
         let name = |at| format!("gaisnet-text-{at}");
         let pool = ThreadPoolBuilder::new().num_threads(threads.get().into()).thread_name(name);
         let pool = pool
@@ -74,7 +76,43 @@ impl LanguageGenerator {
             .map_err(|error| LearnError::Engine { engine: "rayon", message: error.to_string() })?;
         let models =
             Models { bare: Model::new(base.model(None)?)?, slots, device: base.device(), pool };
-        Ok(Self { base, plan, models, sequences, threads })
+        Ok(Self { base, plan, models, sequences, named, threads })
+    }
+
+    /// Takes an adapter along that requests may name, of whatever kind; it has the next slot for good, so
+    /// this comes before anything is loaded.
+    ///
+    /// # Errors
+    /// [`LearnError`] when it doesn't fit the base, the name is taken, or its slot is.
+    pub fn hold(
+        &mut self,
+        name: Name,
+        peft: &PeftConfig,
+        adapter: &TensorSet,
+    ) -> Result<(), LearnError> {
+        let slot = u32::try_from(self.named.len() + 1).unwrap_or(u32::MAX);
+        if self.models.slots.contains_key(&slot) || self.named.contains(&name) {
+            let expected = "before others are loaded, each name once".into();
+            let what = "adapter with a name";
+            return Err(LearnError::OutOfRange { what, expected, actual: name.to_string() });
+        }
+        let plan = AdapterPlan::new(&self.base.weights().layout(), peft)?;
+        self.put(slot, &plan, adapter)?;
+        self.named.push(name);
+        Ok(())
+    }
+
+    fn put(
+        &mut self,
+        slot: u32,
+        plan: &AdapterPlan,
+        adapter: &TensorSet,
+    ) -> Result<(), LearnError> {
+        let _guard = tch::no_grad_guard();
+        let flat = plan.flatten(adapter)?.f_to(self.base.device())?;
+        let model = self.base.model(Some(&plan.attach(&flat)?))?;
+        self.models.slots.insert(slot, Model::new(model)?);
+        Ok(())
     }
 }
 
@@ -137,11 +175,12 @@ impl Models {
 
 impl Generator for LanguageGenerator {
     fn load(&mut self, slot: u32, adapter: &TensorSet) -> Result<(), LearnError> {
-        let _guard = tch::no_grad_guard();
-        let flat = self.plan.flatten(adapter)?.f_to(self.base.device())?;
-        let model = self.base.model(Some(&self.plan.attach(&flat)?))?;
-        self.models.slots.insert(slot, Model::new(model)?);
-        Ok(())
+        let plan = self.plan.clone();
+        self.put(slot, &plan, adapter)
+    }
+
+    fn named(&self) -> Vec<Name> {
+        self.named.clone()
     }
 
     fn context(&self) -> u32 {
