@@ -27,6 +27,7 @@ use gaisnet::learn::{
     Ask, BatchLimits, Frame, Generator, LearnError, Packed, Sampling, Scheduler, Tensor, TensorSet,
     Tokens, Told,
 };
+use gaisnet::rng::Stream;
 use gaisnet::time::Mono;
 use gaisnet::torch::adamw::AdamWConfig;
 use gaisnet::torch::generate::LanguageGenerator;
@@ -168,7 +169,13 @@ fn line(row: &Value) -> String {
     let ours = &row["detail"]["ours"];
     let rate = |key: &str| ours[key].as_f64();
     let served = match (rate("served_tokens_per_second"), rate("four_at_once_tokens_per_second")) {
-        (Some(one), Some(four)) => format!("   served {one:.1}, four at once {four:.1}"),
+        (Some(one), Some(four)) => {
+            let each = rate("four_adapters_tokens_per_second").unwrap_or(f64::NAN);
+            let turns = rate("four_adapters_in_turns_tokens_per_second").unwrap_or(f64::NAN);
+            format!(
+                "   served {one:.1}, four at once {four:.1}, with an adapter each {each:.1}, in turns {turns:.1}"
+            )
+        }
         _ => String::new(),
     };
     let number = |key: &str| row[key].as_f64().map_or("-".to_owned(), |x| format!("{x:.3}"));
@@ -309,8 +316,8 @@ fn train(
     }))
 }
 
-/// Token after token; as a node serves it, which guesses ahead where the text repeats itself; and four
-/// requests at once.
+/// Token after token; as a node serves it, which guesses ahead where the text repeats itself; four requests at
+/// once; and four with an adapter each, through the base together and in turns.
 fn generate(
     base: LanguageBase,
     peft: &PeftConfig,
@@ -339,10 +346,23 @@ fn generate(
         served.push(serve(&mut generator, work, 1, &tokens)?);
         together.push(serve(&mut generator, work, 4, &tokens)?);
     }
+    for slot in 1..=FOUR {
+        generator.load(slot, &varied(&work.adapter, slot))?;
+    }
+    let (mut shared, mut in_turns) = (Vec::new(), Vec::new());
+    for _ in 0..4 {
+        let (rate, texts) = with_an_adapter_each(&mut generator, work, true)?;
+        let (turns, same) = with_an_adapter_each(&mut generator, work, false)?;
+        anyhow::ensure!(texts == same, "other texts together than in turns");
+        shared.push(rate);
+        in_turns.push(turns);
+    }
     Ok(json!({
         "prompt": work.prompt.len(), "new": work.new_tokens,
         "tokens_per_second": median(&rates), "served_tokens_per_second": median(&served),
         "four_at_once_tokens_per_second": median(&together), "tokens": tokens,
+        "four_adapters_tokens_per_second": median(&shared),
+        "four_adapters_in_turns_tokens_per_second": median(&in_turns),
     }))
 }
 
@@ -377,6 +397,51 @@ fn serve(
     #[expect(clippy::cast_precision_loss, reason = "few tokens")]
     Ok((requests * work.new_tokens as u64) as f64 / began.elapsed().as_secs_f64())
 }
+
+/// Another adapter of the same shapes.
+fn varied(adapter: &TensorSet, slot: u32) -> TensorSet {
+    let mut adapter = adapter.clone();
+    for (name, data) in adapter.named_values_mut() {
+        let mut draw = Stream::new(slot.into(), name);
+        #[expect(clippy::cast_possible_truncation, reason = "a draw fits an f32")]
+        data.iter_mut().for_each(|x| *x += 0.02 * draw.normal() as f32);
+    }
+    adapter
+}
+
+/// Tokens a second of four sequences after their prompts, each with an adapter of its own; and their texts.
+fn with_an_adapter_each(
+    generator: &mut LanguageGenerator,
+    work: &Work,
+    together: bool,
+) -> anyhow::Result<(f64, Vec<Vec<u32>>)> {
+    let mut last = Vec::new();
+    for slot in 1..=FOUR {
+        let logits = generator.start(slot.into(), slot, &work.prompt)?;
+        last.push((u64::from(slot), best_of(&logits)));
+    }
+    let mut texts: Vec<Vec<u32>> = last.iter().map(|(_, token)| vec![*token]).collect();
+    let began = Instant::now();
+    for _ in 1..work.new_tokens {
+        let all = if together {
+            generator.step(&last)?
+        } else {
+            let alone = |pair| generator.step(&[pair]);
+            last.iter().copied().map(alone).collect::<Result<Vec<_>, _>>()?.concat()
+        };
+        for (((_, last), text), logits) in last.iter_mut().zip(&mut texts).zip(&all) {
+            *last = best_of(logits);
+            text.push(*last);
+        }
+    }
+    let seconds = began.elapsed().as_secs_f64();
+    (1..=FOUR).for_each(|slot| generator.end(slot.into()));
+    #[expect(clippy::cast_precision_loss, reason = "few tokens")]
+    Ok((texts.iter().map(|text| text.len() - 1).sum::<usize>() as f64 / seconds, texts))
+}
+
+/// Adapters, and sequences, at once.
+const FOUR: u32 = 4;
 
 /// Texts are token ids with a space behind each.
 struct Ids;

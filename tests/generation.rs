@@ -27,12 +27,14 @@ use gaisnet::actors::Busy;
 use gaisnet::actors::text_lane::{TextLane, Writer};
 use gaisnet::bus::memory::{Faults, MemoryBus};
 use gaisnet::bus::{Bus, BusEvent, Priority, Publish};
+use gaisnet::ids::Digest;
 use gaisnet::learn::{
-    BatchLimits, ClassLogits, Control, Examples, LearnError, Learner, Progress, TensorSet,
-    TrainJob, Trained,
+    BatchLimits, ClassLogits, Control, Examples, Generator, LearnError, Learner, Progress,
+    TensorSet, TrainJob, Trained,
 };
 use gaisnet::node::{AnswerLane, Answering};
 use gaisnet::scada::command::CommandPolicy;
+use gaisnet::scada::telegram::AdapterMeta;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
@@ -68,6 +70,11 @@ impl Learner for CountsUp {
     }
 }
 
+/// Of each adapter with a name.
+fn digest_of_named() -> Digest {
+    Digest([0xAB; 32])
+}
+
 /// A federation whose only device writes, and somebody who asks it.
 struct Site {
     plant: Plant,
@@ -87,6 +94,8 @@ impl Site {
             Some((Box::new(CountsUp) as Box<dyn Learner>, federation::windows())),
         ));
         parts.policy = CommandPolicy::new(["infer", "status"]).unwrap();
+        let adapter = |name| AdapterMeta { name, digest: digest_of_named() };
+        parts.learning.model.adapters = toy.named().into_iter().map(adapter).collect();
         let writer = Writer { generator: Box::new(toy), tokens: Arc::new(ToyTokens) };
         let step = Duration::from_millis(step_ms);
         let lane = TextLane::inline(writer, limits, Arc::clone(&parts.clock), 128, step);
@@ -143,6 +152,16 @@ impl Site {
         }
     }
 
+    async fn meta(&mut self) -> Value {
+        loop {
+            if let (leaf, telegram) = self.heard().await
+                && leaf == "meta"
+            {
+                return telegram;
+            }
+        }
+    }
+
     fn counted(&self, reason: &'static str) -> u64 {
         let view = self.plant.running[&name(DEVICE)].figures.view();
         view.counted.get(reason).copied().unwrap_or(0)
@@ -170,6 +189,41 @@ fn an_answer_comes_with_its_version_and_why_it_ended() {
         let reply = site.reply().await;
         assert_eq!((&reply["text"], &reply["model_version"]), (&json!("cc"), &json!(0)));
         assert_eq!(reply["id"], Value::Null);
+    });
+}
+
+#[test]
+fn adapters_with_names_are_listed_and_answer_whoever_names_them_whatever_version_is_served() {
+    paused(async {
+        let toy = ToyGenerator::default().holding("pumps", 7).holding("belts", 2);
+        let mut site = Site::new(3, toy, BatchLimits::default(), 10).await;
+        site.bus.subscribe(&[format!("{BRANCH}/meta")]).unwrap();
+        let listed = site.meta().await["models"][0]["adapters"].clone();
+        let digest = json!(digest_of_named());
+        let wanted =
+            json!([{"name": "pumps", "digest": digest}, {"name": "belts", "digest": digest}]);
+        assert_eq!(listed, wanted);
+        site.plant.converge(30).await;
+        let ask = |id: &str, adapter: Value| json!({"id": id, "prompt": "a", "max_tokens": 3, "adapter": adapter, "stream": false});
+        site.ask(&ask("p", json!("pumps")));
+        site.ask(&ask("b", json!("belts")));
+        site.ask(&ask("v", json!(3)));
+        let mut heard = BTreeMap::new();
+        for _ in 0..3 {
+            let reply = site.reply().await;
+            let id = reply["id"].as_str().unwrap().to_owned();
+            let told = ["text", "adapter", "adapter_digest", "model_version"]
+                .map(|key| reply[key].clone());
+            heard.insert(id, told);
+        }
+        assert_eq!(heard["p"], [json!("hov"), json!("pumps"), digest.clone(), Value::Null]);
+        assert_eq!(heard["b"], [json!("ceg"), json!("belts"), digest, Value::Null]);
+        assert_eq!(heard["v"], [json!("dgj"), Value::Null, Value::Null, json!(3)]);
+        site.ask(&ask("n", json!("pump")));
+        let refused = site.reply().await;
+        assert_eq!(refused["error"]["kind"], "unknown_adapter");
+        let said = refused["error"]["message"].as_str().unwrap();
+        assert!(said.contains("\"pump\"") && said.contains("belts, pumps"), "{said}");
     });
 }
 

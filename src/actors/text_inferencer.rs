@@ -29,7 +29,7 @@ use crate::scada::RequestId;
 use crate::scada::command::CommandPolicy;
 use crate::scada::infer::{InferError, InferFault};
 use crate::scada::tags::{Reading, TagMap};
-use crate::scada::telegram::{Quality, ReplyStatus, Tier};
+use crate::scada::telegram::{AdapterMeta, Quality, ReplyStatus, Tier};
 use crate::scada::text::{self, TextAnswer, TextAsk, TextPiece, WantedAdapter};
 use crate::time::{Clock, Now};
 use crate::topic::{Branch, CommandName};
@@ -40,6 +40,8 @@ pub struct TextParts {
     pub branch: Branch,
     /// Its model.
     pub model: Name,
+    /// Adapters of the lane's that have names.
+    pub adapters: Vec<AdapterMeta>,
     /// Where it stands.
     pub tier: Tier,
     /// Which requests are taken unsigned.
@@ -219,6 +221,9 @@ impl TextInferencer {
         }
         let served = AdapterId::Version(self.version);
         let (model_version, adapter) = named(Some(generated.adapter.unwrap_or(served)));
+        let mut known = self.parts.adapters.iter();
+        let adapter_digest =
+            known.find(|known| Some(&known.name) == adapter.as_ref()).map(|known| known.digest);
         self.reply(&TextAnswer {
             id,
             status: ReplyStatus::Ok,
@@ -229,6 +234,7 @@ impl TextInferencer {
             prompt_tokens: generated.prompt_tokens,
             model_version,
             adapter,
+            adapter_digest,
             latency_ms,
             tier: self.parts.tier,
             ts: now.wall,

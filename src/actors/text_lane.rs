@@ -157,7 +157,7 @@ struct Desk {
 
 impl Desk {
     fn new(writer: Writer, limits: BatchLimits) -> Self {
-        let scheduler = Scheduler::new(limits);
+        let scheduler = Scheduler::with_named(limits, writer.generator.named());
         Self { scheduler, writer, listeners: BTreeMap::new(), news: Vec::new() }
     }
 

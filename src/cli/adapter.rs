@@ -1,19 +1,18 @@
 //! `gaisnet adapter`: adapters of language models from and to Python's peft.
 
-use std::fs;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand, ValueEnum};
-use ring::digest::{Context, SHA256};
 
 use super::Exit;
 use crate::ids::Digest;
+use crate::torch::adopted::digest_of_file;
 use crate::torch::gguf::load_gguf;
 use crate::torch::huggingface::load_llama;
 use crate::torch::language::LanguageConfig;
-use crate::torch::peft_format::{AdapterBase, Format, export, import, read_manifest};
+use crate::torch::peft_format::{AdapterBase, Format, digest_of, export, import, read_manifest};
 
 /// Arguments of `gaisnet adapter`.
 #[derive(Debug, Args)]
@@ -93,6 +92,7 @@ fn pass_on(args: &MoveArgs, usual: Format, out: &mut dyn Write) -> anyhow::Resul
     };
     export(&args.out, format, &base, &peft, &adapter).context("writing the adapter")?;
     writeln!(out, "base    {name}, sha256 {digest}")?;
+    writeln!(out, "digest  {}", digest_of(&peft, &adapter)?)?;
     writeln!(
         out,
         "trains  {} values in {} tensors",
@@ -122,27 +122,11 @@ fn show(folder: &Path, json: bool, out: &mut dyn Write) -> anyhow::Result<()> {
 fn base(path: &Path) -> anyhow::Result<(LanguageConfig, Digest)> {
     if path.is_dir() {
         let sizes = load_llama(path).context("reading the base")?.config;
-        Ok((sizes, digest_of(&path.join("model.safetensors"))?))
+        Ok((sizes, digest_of_file(&path.join("model.safetensors"))?.0))
     } else {
         let sizes = load_gguf(path).context("reading the base")?.config;
-        Ok((sizes, digest_of(path)?))
+        Ok((sizes, digest_of_file(path)?.0))
     }
-}
-
-fn digest_of(path: &Path) -> anyhow::Result<Digest> {
-    let mut file = fs::File::open(path).with_context(|| path.display().to_string())?;
-    let mut hash = Context::new(&SHA256);
-    let mut buffer = vec![0; 1 << 16];
-    loop {
-        let n = file.read(&mut buffer)?;
-        match buffer.get(..n) {
-            Some(part) if n > 0 => hash.update(part),
-            _ => break,
-        }
-    }
-    let mut digest = [0; 32];
-    digest.copy_from_slice(hash.finish().as_ref());
-    Ok(Digest(digest))
 }
 
 const IMPORT_HELP: &str = "\
@@ -168,6 +152,8 @@ Examples:
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use clap::Parser;
 
     use super::*;

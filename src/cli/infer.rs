@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::num::NonZeroU16;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
@@ -12,14 +12,18 @@ use super::Exit;
 use super::exit::Misuse;
 use super::model::{Found, TrustArgs, find};
 use crate::data::Cache;
-use crate::learn::{Ask, BatchLimits, Generated, Generator, Sampling, Scheduler, Tokens, Told};
+use crate::ids::{Digest, Name};
+use crate::learn::{
+    AdapterId, Ask, BatchLimits, Generated, Generator, Sampling, Scheduler, Tokens, Told,
+};
 use crate::node::SystemClock;
 use crate::scada::text::MAX_TOKENS;
 use crate::time::{Clock, Mono};
-use crate::torch::adopted::AdoptedBase;
+use crate::torch::adopted::{AdoptedBase, digest_of_file};
 use crate::torch::generate::LanguageGenerator;
 use crate::torch::gguf::{LoadedLanguage, load_gguf};
 use crate::torch::language::{LanguageBase, Precision};
+use crate::torch::peft_format::{AdapterBase, digest_of, import};
 use crate::torch::tokenizer::TextTokenizer;
 use crate::torch::weights_error::WeightsError;
 use crate::torch::{Card, LoraConfig, PeftConfig, use_threads};
@@ -32,6 +36,9 @@ pub(super) struct InferArgs {
     /// Name of a base that comes with gaisnet, a card, or a GGUF file, which is taken as it is
     #[arg(long, value_name = "BASE")]
     model: String,
+    /// Folder of an adapter of this base, as Python's peft or `gaisnet adapter` writes it
+    #[arg(long, value_name = "FOLDER")]
+    adapter: Option<PathBuf>,
     #[command(flatten)]
     trust: TrustArgs,
     /// Most tokens of the answer, 1 to 4096
@@ -76,7 +83,7 @@ pub(super) fn run(args: &InferArgs, out: &mut dyn Write) -> anyhow::Result<Exit>
         Sampling::new(args.temperature, args.top_p).map_err(|e| Misuse(e.to_string()))?;
     let text = read_text(&args.text)?;
     let clock = SystemClock::new();
-    let (mut generator, tokens) = load(args)?;
+    let Loaded { mut generator, tokens, digest } = load(args)?;
     let ask = Ask {
         prompt: text,
         max_tokens: args.max_tokens,
@@ -84,12 +91,12 @@ pub(super) fn run(args: &InferArgs, out: &mut dyn Write) -> anyhow::Result<Exit>
         seed: args.seed,
         stop: args.stop.clone(),
         stream: !args.json,
-        adapter: None,
+        adapter: generator.named().pop().map(AdapterId::Name),
         deadline: Mono(u64::MAX),
     };
     let written = write_answer(&mut generator, &tokens, ask, &clock, out)?;
     if args.json {
-        writeln!(out, "{}", written.json())?;
+        writeln!(out, "{}", written.json(digest))?;
     } else {
         writeln!(out)?;
     }
@@ -104,7 +111,7 @@ struct Written {
 }
 
 impl Written {
-    fn json(&self) -> serde_json::Value {
+    fn json(&self, adapter_digest: Option<Digest>) -> serde_json::Value {
         let after_first = (self.all_ms - self.first_token_ms) / 1_000.0;
         let rate = (self.answer.tokens > 1 && after_first > 0.0)
             .then(|| f64::from(self.answer.tokens - 1) / after_first);
@@ -115,6 +122,7 @@ impl Written {
             "prompt_tokens": self.answer.prompt_tokens,
             "first_token_ms": self.first_token_ms,
             "tokens_per_second": rate,
+            "adapter_digest": adapter_digest,
         })
     }
 }
@@ -128,8 +136,9 @@ fn write_answer(
     out: &mut dyn Write,
 ) -> anyhow::Result<Written> {
     const TICKET: u64 = 0;
-    let limits = BatchLimits { running: 1, waiting: 1, named: 1, ..BatchLimits::default() };
-    let mut scheduler = Scheduler::new(BatchLimits { answer_bytes: usize::MAX, ..limits });
+    let limits = BatchLimits { running: 1, waiting: 1, named: 0, ..BatchLimits::default() };
+    let limits = BatchLimits { answer_bytes: usize::MAX, ..limits };
+    let mut scheduler = Scheduler::with_named(limits, generator.named());
     let start = clock.now().micros;
     let since = || millis(clock.now().micros.saturating_sub(start));
     scheduler.ask(TICKET, ask, generator, tokens)?;
@@ -152,8 +161,14 @@ fn write_answer(
     }
 }
 
-/// What writes, and its alphabet.
-fn load(args: &InferArgs) -> anyhow::Result<(LanguageGenerator, TextTokenizer)> {
+/// What writes, its alphabet, and the digest of its adapter.
+struct Loaded {
+    generator: LanguageGenerator,
+    tokens: TextTokenizer,
+    digest: Option<Digest>,
+}
+
+fn load(args: &InferArgs) -> anyhow::Result<Loaded> {
     let threads = args.threads.or_else(all_cores).unwrap_or(NonZeroU16::MIN);
     use_threads(threads);
     let device = tch::Device::Cpu;
@@ -162,18 +177,29 @@ fn load(args: &InferArgs) -> anyhow::Result<(LanguageGenerator, TextTokenizer)> 
         Some(PrecisionName::F32) => Precision::F32,
         Some(PrecisionName::Bf16) => Precision::Bf16,
     };
-    let LoadedLanguage { config, weights, tokenizer } = read_base(&args.model, &args.trust)?;
+    let (loaded, weights_digest) = read_base(&args.model, &args.trust)?;
+    let LoadedLanguage { config, weights, tokenizer } = loaded;
     let base = LanguageBase::new(config, weights, precision, device)?;
-    // No adapter is loaded; a generator wants to know of what kind it would be.
+    // No version is loaded; a generator wants to know of what kind it would be.
     let peft = PeftConfig::lora(LoraConfig::default());
-    Ok((LanguageGenerator::new(base, &peft, threads)?, tokenizer))
+    let mut generator = LanguageGenerator::new(base, &peft, threads)?;
+    let mut digest = None;
+    if let Some(folder) = &args.adapter {
+        let of = AdapterBase { name: &args.model, digest: weights_digest, sizes: &config };
+        let (peft, adapter) = import(folder, &of).with_context(|| folder.display().to_string())?;
+        generator.hold(Name::new("adapter")?, &peft, &adapter)?;
+        digest = Some(digest_of(&peft, &adapter)?);
+    }
+    Ok(Loaded { generator, tokens: tokenizer, digest })
 }
 
-/// A card has to be sealed by a trusted key; a GGUF file stands for itself.
-fn read_base(model: &str, trust: &TrustArgs) -> anyhow::Result<LoadedLanguage> {
+/// A base and the digest of its file of weights. A card has to be sealed by a trusted key; a GGUF file stands
+/// for itself.
+fn read_base(model: &str, trust: &TrustArgs) -> anyhow::Result<(LoadedLanguage, Option<Digest>)> {
     let path = Path::new(model);
     if path.extension().is_some_and(|end| end == "gguf") {
-        return load_gguf(path).with_context(|| model.to_owned());
+        let loaded = load_gguf(path).with_context(|| model.to_owned())?;
+        return Ok((loaded, Some(digest_of_file(path)?.0)));
     }
     let Found { card, seal, path } = find(model)?;
     let path = path.unwrap_or_default();
@@ -183,7 +209,7 @@ fn read_base(model: &str, trust: &TrustArgs) -> anyhow::Result<LoadedLanguage> {
         anyhow::bail!("{model} doesn't write text: it takes windows");
     };
     match card.load(&card.place(&path, &Cache::from_env()?.models())?)? {
-        AdoptedBase::Language(loaded) => Ok(loaded),
+        AdoptedBase::Language(loaded) => Ok((loaded, card.weights_digest())),
         AdoptedBase::Encoder(_) | AdoptedBase::Vision(_) => {
             anyhow::bail!("{model} doesn't write text: it is an encoder")
         }
@@ -220,10 +246,11 @@ Examples:
   gaisnet model fetch smollm2-135m
   gaisnet infer --model smollm2-135m \"The most common cause of bearing damage is\"
   gaisnet infer --model smollm2.gguf --max-tokens 40 --temperature 0.7 --top-p 0.9 --seed 3 \"Leak at the\"
+  gaisnet infer --model smollm2-135m --adapter adapters/pumps \"Leak at the\"
   gaisnet infer --model smollm2.gguf --stop . --json - < prompt.txt
 
 The text comes as it is written. With --json one line at the end: text, finish (stop or length), tokens,
-prompt_tokens, first_token_ms, tokens_per_second.";
+prompt_tokens, first_token_ms, tokens_per_second, and of --adapter its adapter_digest.";
 
 /// Longer than any model's context.
 const MAX_TEXT_BYTES: usize = 1 << 20;
@@ -262,7 +289,7 @@ mod tests {
         let mut out = Vec::new();
         let written = write_answer(&mut toy, &ToyTokens, ask("b"), &Still, &mut out).unwrap();
         assert_eq!((out.as_slice(), written.answer.text.as_str()), (&b"cde"[..], "cde"));
-        let json = written.json();
+        let json = written.json(None);
         assert_eq!((&json["finish"], &json["tokens"]), (&json!("stop"), &json!(5)));
         assert_eq!(json["tokens_per_second"], json!(null), "the clock stood still");
     }

@@ -204,6 +204,7 @@ impl Federation<'_> {
             rate_hz: 0.0,
             labels: Vec::new(),
             context: None,
+            adapters: vec![],
         };
         let none: [&str; 0] = [];
         let policy = CommandPolicy::new(none).map_err(|error| SettingsProblem::Key {

@@ -40,10 +40,16 @@ impl AdapterSlots {
     ///
     /// For swaps never to wait it takes two more than sequences run at once, and one for each name.
     pub fn new(adapters: u32) -> Self {
-        let mut slots: Vec<Slot> = (0..=adapters).map(|_| Slot::default()).collect();
-        if let Some(base) = slots.first_mut() {
-            base.id = Some(AdapterId::Version(0));
-        }
+        Self::with_named(adapters, Vec::new())
+    }
+
+    /// The same, and in front of them those that a generator holds from the start ([`Generator::named`]).
+    pub fn with_named(adapters: u32, named: Vec<Name>) -> Self {
+        let base = AdapterId::Version(0);
+        let held = [base].into_iter().chain(named.into_iter().map(AdapterId::Name));
+        let mut slots: Vec<Slot> =
+            held.map(|id| Slot { id: Some(id), ..Slot::default() }).collect();
+        slots.extend((0..adapters).map(|_| Slot::default()));
         Self { slots, current: 0, uses: 0 }
     }
 
@@ -166,6 +172,19 @@ mod tests {
         assert_eq!(slots.pin(Some(&pumps)).unwrap().1, pumps);
         assert_eq!(slots.pin(Some(&version(9))), None);
         assert_eq!(held(&slots), ["0", "1", "2", "pumps"]);
+    }
+
+    #[test]
+    fn adapters_of_the_generator_have_the_first_slots_and_never_make_way() {
+        let [pumps, belts] = ["pumps", "belts"].map(|name| Name::new(name).unwrap());
+        let mut slots = AdapterSlots::with_named(2, vec![pumps.clone(), belts.clone()]);
+        for v in 1..=9 {
+            load(&mut slots, version(v)).unwrap();
+        }
+        assert_eq!(held(&slots), ["0", "8", "9", "belts", "pumps"]);
+        assert_eq!(slots.pin(Some(&AdapterId::Name(pumps))).unwrap().0, 1);
+        assert_eq!(slots.pin(Some(&AdapterId::Name(belts))).unwrap().0, 2);
+        assert_eq!(slots.pin(None).unwrap().1, version(9), "a named one isn't the current one");
     }
 
     #[test]

@@ -14,7 +14,7 @@ pub struct BatchLimits {
     pub prompt_tokens: usize,
     /// Most bytes of an answer's text as JSON writes it; a longer one ends there.
     pub answer_bytes: usize,
-    /// Adapters that have names.
+    /// Adapters that are loaded with a name.
     pub named: usize,
 }
 
@@ -142,7 +142,9 @@ impl GenerateError {
             Self::Busy { .. } => "try again in a moment",
             Self::EmptyPrompt => "send at least one word",
             Self::PromptTooLong { .. } => "send a shorter prompt, or a part of it",
-            Self::UnknownAdapter { .. } => "leave `adapter` out for the version that is served",
+            Self::UnknownAdapter { .. } => {
+                "name one of those, or leave `adapter` out for the version that is served"
+            }
             Self::Learn(_) => "the node's log tells more",
         }
     }

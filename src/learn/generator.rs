@@ -5,6 +5,7 @@
 //! computed with the slot that it began with until it ends.
 
 use super::{LearnError, TensorSet};
+use crate::ids::Name;
 
 /// Continues rows of tokens with one base and an adapter for each slot.
 ///
@@ -16,6 +17,12 @@ pub trait Generator: Send {
     /// # Errors
     /// [`LearnError`] when the adapter doesn't fit the base.
     fn load(&mut self, slot: u32, adapter: &TensorSet) -> Result<(), LearnError>;
+
+    /// The adapters that it was made with, beside those that are loaded: they stay in slots 1, 2, .. in
+    /// this order, and requests may name them.
+    fn named(&self) -> Vec<Name> {
+        Vec::new()
+    }
 
     /// Most tokens of a prompt and its answer together.
     fn context(&self) -> u32;
@@ -81,6 +88,10 @@ pub trait Tokens: Send + Sync {
 impl<G: Generator + ?Sized> Generator for Box<G> {
     fn load(&mut self, slot: u32, adapter: &TensorSet) -> Result<(), LearnError> {
         (**self).load(slot, adapter)
+    }
+
+    fn named(&self) -> Vec<Name> {
+        (**self).named()
     }
 
     fn context(&self) -> u32 {

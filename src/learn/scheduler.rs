@@ -15,6 +15,7 @@ use super::{
     AdapterId, AdapterSlots, AnswerText, Ask, BatchLimits, Finish, GenerateError, Generated,
     Generator, LearnError, Sampler, TensorSet, Tokens, Told, guess,
 };
+use crate::ids::Name;
 use crate::time::Mono;
 
 /// See the module.
@@ -52,10 +53,15 @@ struct Running {
 impl Scheduler {
     /// Nothing runs, and the bare base is served as version 0.
     pub fn new(limits: BatchLimits) -> Self {
+        Self::with_named(limits, Vec::new())
+    }
+
+    /// The same for a generator that holds adapters with names from the start ([`Generator::named`]).
+    pub fn with_named(limits: BatchLimits, named: Vec<Name>) -> Self {
         let adapters = limits.running.saturating_add(limits.named).saturating_add(2);
         Self {
             limits,
-            slots: AdapterSlots::new(u32::try_from(adapters).unwrap_or(u32::MAX)),
+            slots: AdapterSlots::with_named(u32::try_from(adapters).unwrap_or(u32::MAX), named),
             waiting: VecDeque::new(),
             running: BTreeMap::new(),
         }

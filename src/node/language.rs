@@ -7,8 +7,8 @@ use super::settings::{
 };
 use crate::actors::text_lane::Writer;
 use crate::learn::{Frame, Learner};
-use crate::scada::telegram::ModelMeta;
-use crate::settings::Settings;
+use crate::scada::telegram::{AdapterMeta, ModelMeta};
+use crate::settings::{AdapterSettings, Settings};
 use crate::torch::adamw::AdamWConfig;
 use crate::torch::adopted::load_language;
 use crate::torch::checkpoint::Checkpoints;
@@ -16,6 +16,8 @@ use crate::torch::generate::LanguageGenerator;
 use crate::torch::gguf::LoadedLanguage;
 use crate::torch::language::{LanguageBase, Precision};
 use crate::torch::language_trainer::{LanguageLearner, LanguageTrainerConfig};
+use crate::torch::peft_format::{AdapterBase, digest_of, import_within};
+use crate::torch::weights_error::WeightsError;
 use crate::torch::{LoraConfig, PeftConfig, device_of};
 use crate::trust::keyring::Keyring;
 
@@ -65,7 +67,10 @@ pub fn language_brain(settings: &Settings, keyring: &Keyring) -> Result<Brain, S
         let folder = settings.paths.store.join("training");
         learner = learner.keeping(Checkpoints::new(folder, every, card.digest()));
     }
-    let generator = LanguageGenerator::new(base, &peft, share.serve)?;
+    let mut generator = LanguageGenerator::new(base, &peft, share.serve)?;
+    let (name, digest) = (card.name.as_str(), card.weights_digest());
+    let of = AdapterBase { name, digest, sizes: &config };
+    let adapters = named_adapters(settings, &of, &mut generator)?;
     let model = ModelMeta {
         name: settings.model.name.clone(),
         version: 0,
@@ -73,6 +78,7 @@ pub fn language_brain(settings: &Settings, keyring: &Keyring) -> Result<Brain, S
         rate_hz: 0.0,
         labels: Vec::new(),
         context: Some(config.context),
+        adapters,
     };
     Ok(Brain {
         model,
@@ -86,5 +92,44 @@ pub fn language_brain(settings: &Settings, keyring: &Keyring) -> Result<Brain, S
     })
 }
 
+/// Brings the settings' adapters to the generator; each is checked against the base.
+fn named_adapters(
+    settings: &Settings,
+    base: &AdapterBase<'_>,
+    generator: &mut LanguageGenerator,
+) -> Result<Vec<AdapterMeta>, SettingsProblem> {
+    let cap_mib = settings.limits.adapters_mib;
+    let mut left = u64::from(cap_mib) << 20;
+    let mut all = Vec::with_capacity(settings.model.adapters.len());
+    for AdapterSettings { name, path } in &settings.model.adapters {
+        let bad = |problem: String| SettingsProblem::Key {
+            key: "model.adapters",
+            problem: format!("{name} ({}): {problem}", path.display()),
+        };
+        let too_big = || {
+            bad(format!(
+                "with it the adapters take more than limits.adapters_mib = {cap_mib}: raise it, or take \
+                 some of them out"
+            ))
+        };
+        // A file of f64 values is twice as long as they are here.
+        let (peft, adapter) = import_within(path, base, left.saturating_mul(2) + HEAD_BYTES)
+            .map_err(|error| match error {
+                WeightsError::TooBig { what: "bytes", .. } => too_big(),
+                other => bad(other.to_string()),
+            })?;
+        let bytes = (adapter.num_values() as u64).saturating_mul(4);
+        left = left.checked_sub(bytes).ok_or_else(too_big)?;
+        let fits = generator.hold(name.clone(), &peft, &adapter);
+        fits.map_err(|error| bad(error.to_string()))?;
+        let digest = digest_of(&peft, &adapter).map_err(|error| bad(error.to_string()))?;
+        tracing::info!(%name, %digest, "an adapter that requests may name");
+        all.push(AdapterMeta { name: name.clone(), digest });
+    }
+    Ok(all)
+}
+
+/// More than the names of an adapter's tensors take in a file.
+const HEAD_BYTES: u64 = 16 << 20;
 /// Tokens of a training sequence.
 const SEQUENCE: u32 = 256;

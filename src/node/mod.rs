@@ -349,6 +349,7 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
                 let text = TextParts {
                     branch,
                     model,
+                    adapters: learning.model.adapters.clone(),
                     tier,
                     policy,
                     tags,

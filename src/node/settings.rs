@@ -165,6 +165,7 @@ pub fn brain(settings: &Settings, keyring: &Keyring) -> Result<Brain, SettingsPr
         rate_hz: f64::from(bearings::RATE_HZ),
         labels: bearings::CLASSES.iter().map(|class| (*class).to_owned()).collect(),
         context: None,
+        adapters: vec![],
     };
     let (base, learner, server): Engine = match settings.model.learner {
         LearnerName::Softmax => {
@@ -708,6 +709,8 @@ mod tests {
                 serve_threads,
                 max_memory_mib: 0,
                 checkpoint_steps: 0,
+                adapters: 0,
+                adapters_mib: 1,
             };
             let share = core_share(&limits, NonZeroUsize::new(cores));
             (share.train.get(), share.serve.get())

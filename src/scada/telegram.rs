@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::ids::{KeyId, Name, NodeId, RoundNo, Version};
+use crate::ids::{Digest, KeyId, Name, NodeId, RoundNo, Version};
 use crate::scada::request_id::RequestId;
 use crate::time::Wall;
 
@@ -63,6 +63,18 @@ pub struct ModelMeta {
     pub labels: Vec<String>,
     /// Most tokens that prompt and answer have together; `null` for a model that takes windows.
     pub context: Option<u32>,
+    /// Adapters beside the federation's that a request may name.
+    #[serde(default)]
+    pub adapters: Vec<AdapterMeta>,
+}
+
+/// An adapter of the node's own, in [`ModelMeta`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdapterMeta {
+    /// Its name.
+    pub name: Name,
+    /// SHA-256 of what it is; `gaisnet adapter import` prints it.
+    pub digest: Digest,
 }
 
 /// How far a value may be believed.

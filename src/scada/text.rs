@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::ids::{Name, Version};
+use crate::ids::{Digest, Name, Version};
 use crate::scada::command::CommandPolicy;
 use crate::scada::infer::{InferError, opened};
 use crate::scada::object::{FieldError, Fields};
@@ -79,6 +79,9 @@ pub struct TextAnswer {
     pub model_version: Option<Version>,
     /// Name of the adapter that made it, where it has one.
     pub adapter: Option<Name>,
+    /// Digest of that adapter, as in `meta`.
+    #[serde(default)]
+    pub adapter_digest: Option<Digest>,
     /// From the request to the answer, in milliseconds.
     pub latency_ms: f64,
     /// Where it was computed.
@@ -348,6 +351,7 @@ mod tests {
             prompt_tokens: 3,
             model_version: Some(4),
             adapter: None,
+            adapter_digest: None,
             latency_ms: 12.5,
             tier: Tier::Edge,
             ts: Wall(7),
@@ -356,7 +360,7 @@ mod tests {
             serde_json::to_value(answer).unwrap(),
             json!({"id": "g-1", "status": "ok", "text": "hums", "finish": "stop", "quality": "good",
                 "tokens": 2, "prompt_tokens": 3, "model_version": 4, "adapter": null,
-                "latency_ms": 12.5, "tier": "edge", "ts": 7})
+                "adapter_digest": null, "latency_ms": 12.5, "tier": "edge", "ts": 7})
         );
         let piece = TextPiece {
             id: Name::new("g-1").unwrap(),

@@ -90,7 +90,7 @@ fn check_keys(values: &mut Leaves, base: &Leaves, problems: &mut Vec<Problem>) {
     for (path, value) in base {
         values.entry(path.clone()).or_insert_with(|| value.clone());
     }
-    for path in required.iter().filter(|path| !path.starts_with("tags[")) {
+    for path in required.iter().filter(|path| !path.contains('[')) {
         values.entry(path.clone()).or_insert_with(|| Value::new(None, "missing"));
     }
 }
@@ -99,9 +99,9 @@ fn check_keys(values: &mut Leaves, base: &Leaves, problems: &mut Vec<Problem>) {
 fn required_paths(values: &Leaves) -> BTreeSet<String> {
     let mut paths = BTreeSet::new();
     for key in KEYS.iter().filter(|key| key.required) {
-        match key.path.strip_prefix("tags[]") {
-            Some(rest) => {
-                let elements = values.keys().filter(|path| path.starts_with("tags["));
+        match key.path.split_once("[]") {
+            Some((array, rest)) => {
+                let elements = values.keys().filter(|path| path.starts_with(&format!("{array}[")));
                 paths.extend(elements.filter_map(|path| {
                     path.split_once(']').map(|(element, _)| format!("{element}]{rest}"))
                 }));
@@ -209,6 +209,25 @@ fn broken_rules(settings: &Settings) -> Vec<(String, String)> {
         data.column.is_none() || data.file.is_some(),
         "data.column",
         "set, but data.file isn't: a column of which table?",
+    );
+    let names: Vec<_> = model.adapters.iter().map(|adapter| &adapter.name).collect();
+    for (at, name) in names.iter().enumerate() {
+        rule(
+            model.learner == LearnerName::Language,
+            &format!("model.adapters[{at}].name"),
+            "set, but only a language model takes adapters by name: model.learner = \"language\"",
+        );
+        rule(
+            !names.iter().take(at).any(|other| other == name),
+            &format!("model.adapters[{at}].name"),
+            "another adapter has this name already",
+        );
+    }
+    let most = settings.limits.adapters;
+    rule(
+        names.len() <= most,
+        "limits.adapters",
+        "below the number of [[model.adapters]]: raise it, or take some of them out",
     );
     for (at, tag) in settings.tags.iter().enumerate() {
         rule(
@@ -363,6 +382,36 @@ mod tests {
             let right = [*wrong, &[*twin]].concat();
             assert_eq!(broken(*tier, &right), [""; 0], "{right:?}");
         }
+    }
+
+    #[test]
+    fn each_rule_of_an_adapter_with_a_name_has_a_valid_twin() {
+        let broken = |adapters: &[(&str, &str)], more: &[&str]| {
+            let mut layers = Layers::new();
+            layers.set("node.name=n").set("node.site=s");
+            layers.set("model.learner=language").set("model.base=b");
+            let block = |(key, value): &(&str, &str)| format!("[[model.adapters]]\n{key}{value}\n");
+            layers.text("adapters", &adapters.iter().map(block).collect::<String>());
+            for assignment in more {
+                layers.set(assignment);
+            }
+            let error = layers.load().into_settings().err();
+            error.map(|error| error.problems.iter().map(|p| p.key.clone()).collect::<Vec<_>>())
+        };
+        let path = "path = \"p\"\n";
+        let (pumps, belts) = ((path, "name = \"pumps\""), (path, "name = \"belts\""));
+        assert_eq!(broken(&[pumps, belts], &[]), None);
+        let at = |key: &str| Some(vec![key.to_owned()]);
+        assert_eq!(broken(&[pumps, pumps], &[]), at("model.adapters[1].name"));
+        assert_eq!(broken(&[pumps], &["model.learner=softmax"]), at("model.adapters[0].name"));
+        assert_eq!(broken(&[pumps, belts], &["limits.adapters=1"]), at("limits.adapters"));
+        assert_eq!(broken(&[pumps, belts], &["limits.adapters=2"]), None);
+        for bad in ["../pumps", "a/b", "", "pumps.v2", "3 4"] {
+            let name = format!("name = \"{bad}\"");
+            assert_eq!(broken(&[(path, &name)], &[]), at("model.adapters[0].name"), "{bad}");
+        }
+        assert_eq!(broken(&[("", "name = \"pumps\"")], &[]), at("model.adapters[0].path"));
+        assert_eq!(broken(&[(path, "")], &[]), at("model.adapters[0].name"));
     }
 
     #[test]

@@ -118,6 +118,8 @@ pub(super) const KEYS: &[Key] = &[
         ]),
     ),
     key("model.from_parent", Flag),
+    required("model.adapters[].name", Expect::Name),
+    required("model.adapters[].path", Path),
     key("data.set", OneOf(&["bearings", "excavators"])),
     key("data.client", Expect::Name),
     key("data.file", Path),
@@ -146,6 +148,8 @@ pub(super) const KEYS: &[Key] = &[
     key("limits.serve_threads", Whole("threads", 0, 1024)),
     key("limits.max_memory_mib", Whole("MiB", 0, 1 << 20)),
     key("limits.checkpoint_steps", Whole("steps", 0, 100_000)),
+    key("limits.adapters", Whole("adapters", 0, 1000)),
+    key("limits.adapters_mib", Whole("MiB", 1, 1 << 20)),
 ];
 
 const fn key(path: &'static str, expect: Expect) -> Key {
@@ -167,11 +171,17 @@ pub(super) fn pattern(path: &str) -> String {
     if let Some(rest) = path.strip_prefix("bus.parent.") {
         return format!("bus.site.{rest}");
     }
-    match (path.strip_prefix("tags["), path.split_once(']')) {
-        (Some(_), Some((_, rest))) => format!("tags[]{rest}"),
-        _ => path.to_owned(),
+    for array in ARRAYS {
+        let element = path.strip_prefix(array).and_then(|rest| rest.strip_prefix('['));
+        if let Some((_, rest)) = element.and_then(|element| element.split_once(']')) {
+            return format!("{array}[]{rest}");
+        }
     }
+    path.to_owned()
 }
+
+/// Arrays of tables.
+pub(super) const ARRAYS: [&str; 2] = ["model.adapters", "tags"];
 
 /// The known key that an unknown one was probably meant to be.
 pub(super) fn nearest(path: &str) -> Option<&'static str> {
@@ -355,7 +365,9 @@ mod tests {
     fn parents_and_array_elements_share_their_keys() {
         assert_eq!(find("bus.parent.tls.ca").unwrap().path, "bus.site.tls.ca");
         assert_eq!(find("tags[12].model").unwrap().path, "tags[].model");
+        assert_eq!(find("model.adapters[3].path").unwrap().path, "model.adapters[].path");
         assert!(find("bus.parent").is_none() && find("tags[0]").is_none());
+        assert!(find("model.adapters[0]").is_none());
     }
 
     #[test]

@@ -478,9 +478,10 @@ mod tests {
             loaded.values().map(|(path, ..)| keys::pattern(path)).collect();
         let in_table: BTreeSet<String> = keys::KEYS.iter().map(|key| key.path.to_owned()).collect();
         assert_eq!(in_file, in_table);
-        // A relay has a second broker, and a device a set or a file.
+        // A relay has a second broker, a device a set or a file, and a language model adapters.
         let consistent = everything().replace("[\"inferencer\"]", "[\"relay\"]");
         let consistent = consistent.replace("set = \"bearings\"", "");
+        let consistent = consistent.replace("learner = \"softmax\"", "learner = \"language\"");
         let mut layers = Layers::new();
         layers.text("consistent", &consistent);
         let fields = serde_json::to_value(layers.load().into_settings().unwrap()).unwrap();
@@ -514,7 +515,10 @@ mod tests {
             if let Some(text) = line.strip_prefix("##") {
                 prose.push_str(text);
             } else if let Some(name) = bare.strip_prefix("[[").or(bare.strip_prefix('[')) {
-                section = name.trim_end_matches(']').replace("tags", "tags[]");
+                section = name.trim_end_matches(']').to_owned();
+                if keys::ARRAYS.contains(&section.as_str()) {
+                    section.push_str("[]");
+                }
                 prose.clear();
             } else if let Some((name, _)) = bare.split_once(" = ") {
                 if section != "bus.parent" {

@@ -131,6 +131,19 @@ pub struct ModelSettings {
     pub device: String,
     /// A base whose weights aren't here is fetched from the parent.
     pub from_parent: bool,
+    /// Adapters of the node's own that requests may name.
+    #[serde(default)]
+    pub adapters: Vec<AdapterSettings>,
+}
+
+/// One block `[[model.adapters]]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdapterSettings {
+    /// What requests call it.
+    pub name: Name,
+    /// Its folder, in Hugging Face's PEFT format or ours.
+    pub path: PathBuf,
 }
 
 /// What learns.

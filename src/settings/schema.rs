@@ -223,4 +223,8 @@ pub struct LimitSettings {
     pub max_memory_mib: u32,
     /// A language model's training is kept on disk after every so many steps; 0: never.
     pub checkpoint_steps: u32,
+    /// Adapters that have names.
+    pub adapters: usize,
+    /// Their values together, in MiB.
+    pub adapters_mib: u32,
 }

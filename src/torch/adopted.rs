@@ -64,7 +64,7 @@ impl AdoptedCard {
         let mut files = Vec::with_capacity(names.len());
         for name in names {
             let file = if is_folder { path.join(name) } else { path.to_owned() };
-            let (sha256, bytes) = digest_of(&file)?;
+            let (sha256, bytes) = digest_of_file(&file)?;
             files.push(FilePin { name: file_name(&file), path: None, sha256, bytes });
         }
         check_pins(&files, None).map_err(WeightsError::BadCard)?;
@@ -91,7 +91,7 @@ impl AdoptedCard {
     /// [`WeightsError::BadDigest`]; what is wrong with the model.
     pub fn load(&self, folder: &Path) -> Result<AdoptedBase, WeightsError> {
         for file in &self.files {
-            let (actual, _) = digest_of(&folder.join(&file.name))?;
+            let (actual, _) = digest_of_file(&folder.join(&file.name))?;
             if actual != file.sha256 {
                 return Err(WeightsError::BadDigest { expected: file.sha256, actual });
             }
@@ -213,8 +213,11 @@ fn load_from(path: &Path) -> Result<AdoptedBase, WeightsError> {
     })
 }
 
-/// Digest and size of a file, however large.
-fn digest_of(path: &Path) -> Result<(Digest, u64), WeightsError> {
+/// SHA-256 and size of a file, however large.
+///
+/// # Errors
+/// [`WeightsError::Io`].
+pub fn digest_of_file(path: &Path) -> Result<(Digest, u64), WeightsError> {
     let io = |source| WeightsError::Io { path: path.display().to_string(), source };
     let mut file = File::open(path).map_err(io)?;
     let mut hash = Context::new(&SHA256);

@@ -8,12 +8,15 @@
 //! their matrices. Rows of one step share each matrix's way through memory; none sees another. Runs in the
 //! thread pool of its caller.
 //!
-//! Adapters with bottleneck layers stay with libtorch, and so do GPUs.
+//! Decoders of one base hold the same matrices, so that sequences of several adapters share the base's products:
+//! only what an adapter adds or replaces is computed for its rows alone ([`Shared`]). Adapters with bottleneck
+//! layers stay with libtorch, and so do GPUs.
 
 use rayon::prelude::*;
 
 use super::few_rows::{dot, times};
 use super::frozen::Frozen;
+use super::shared_rows::Shared;
 use crate::learn::LearnError;
 
 /// A language model for few tokens.
@@ -92,55 +95,107 @@ pub(super) struct HeadCache {
     pub(super) values: Vec<f32>,
 }
 
-impl Decoder {
-    /// Appends tokens to sequences; gives the logits `[vocab]` after each. Each row names a sequence by its place
-    /// in `caches`, and its token; rows of one sequence come in the order of its text.
-    ///
-    /// # Errors
-    /// [`LearnError::OutOfRange`] when a sequence is at the context's end or a token isn't in the
-    /// vocabulary: nothing was appended then.
-    pub fn run(
-        &self,
-        caches: &mut [&mut RowCache],
-        rows: &[(usize, u32)],
-    ) -> Result<Vec<Vec<f32>>, LearnError> {
-        let mut x = Vec::with_capacity(rows.len() * self.embed.input);
-        let mut turns = Vec::with_capacity(rows.len());
-        let mut lengths: Vec<usize> = caches.iter().map(|cache| cache.tokens).collect();
-        for (of, token) in rows {
-            let Some(length) = lengths.get_mut(*of) else {
-                return Err(out_of_range("sequence", format!("below {}", caches.len()), *of));
-            };
-            let row = usize::try_from(*token).unwrap_or(usize::MAX);
-            let (embedded, cos, sin) =
-                (self.embed.row(row), self.cos.row(*length), self.sin.row(*length));
-            if embedded.is_empty() {
-                return Err(out_of_range("token", format!("below {}", self.embed.rows()), row));
-            }
-            if cos.is_empty() {
-                let expected = format!("at most {}", self.cos.rows());
-                return Err(out_of_range("tokens of a sequence", expected, *length + 1));
-            }
-            *length += 1;
+/// What a step adds to one sequence.
+#[derive(Debug)]
+pub struct Continue<'a> {
+    /// The model; those of one step are made of one base.
+    pub decoder: &'a Decoder,
+    /// The sequence so far.
+    pub cache: &'a mut RowCache,
+    /// What comes next in it.
+    pub tokens: &'a [u32],
+}
+
+/// Appends tokens to sequences; gives the logits `[vocab]` after each of them, sequence by sequence.
+///
+/// # Determinism
+/// Each sequence gets the numbers that it gets alone, whatever adapters the others have.
+/// # Errors
+/// [`LearnError::OutOfRange`] when a sequence is at the context's end, a token isn't in the vocabulary, or two
+/// models have other bases: nothing was appended then.
+pub fn extend(sequences: &mut [Continue<'_>]) -> Result<Vec<Vec<f32>>, LearnError> {
+    let mut x = Vec::new();
+    let mut rows = Vec::new();
+    let mut models = Vec::with_capacity(sequences.len());
+    for (owner, sequence) in sequences.iter().enumerate() {
+        let decoder = sequence.decoder;
+        same_base(decoder, models.first().map_or(decoder, |(first, _)| *first))?;
+        let (layers, cached) = (decoder.layers.len(), sequence.cache.layers.len());
+        if layers != cached {
+            return Err(out_of_range("layers of a sequence", layers.to_string(), cached));
+        }
+        match models.last_mut() {
+            Some((last, rows)) if std::ptr::eq(*last, decoder) => *rows += sequence.tokens.len(),
+            _ => models.push((decoder, sequence.tokens.len())),
+        }
+        for (position, token) in (sequence.cache.tokens..).zip(sequence.tokens) {
+            let (embedded, turn) = decoder.enter(*token, position)?;
             x.extend(embedded);
-            turns.push((cos, sin));
+            rows.push((owner, turn));
         }
-        let owners: Vec<usize> = rows.iter().map(|(of, _)| *of).collect();
-        for (at, layer) in self.layers.iter().enumerate() {
-            let heads = caches.iter_mut().filter_map(|cache| cache.layers.get_mut(at));
-            let mut heads: Vec<&mut [HeadCache]> = heads.map(Vec::as_mut_slice).collect();
-            let normed = layer.norm1.forward(&x);
-            add(&mut x, &layer.attention.forward(&normed, &turns, &owners, &mut heads));
-            let hidden = layer.gate_up.forward(&layer.norm2.forward(&x));
-            let hidden = swiglu(&hidden, layer.down.weight.input);
-            add(&mut x, &layer.down.forward(&hidden));
-        }
-        for (cache, length) in caches.iter_mut().zip(lengths) {
-            cache.tokens = length;
-        }
-        let logits = self.head.times(&self.norm.forward(&x));
-        Ok(logits.chunks_exact(self.head.rows().max(1)).map(<[f32]>::to_vec).collect())
     }
+    let models = Shared::new(models);
+    let layers = sequences.first().map_or(0, |sequence| sequence.decoder.layers.len());
+    for at in 0..layers {
+        let Some(layer) = models.of(|model: &Decoder| model.layers.get(at)) else { break };
+        let caches = sequences.iter_mut().filter_map(|of| of.cache.layers.get_mut(at));
+        let mut heads: Vec<&mut [HeadCache]> = caches.map(Vec::as_mut_slice).collect();
+        let normed = layer.part(|layer| &layer.norm1).norm(&x);
+        let attention = layer.part(|layer| &layer.attention);
+        add(&mut x, &attention.attend(&normed, &rows, &mut heads));
+        let normed = layer.part(|layer| &layer.norm2).norm(&x);
+        let both = layer.part(|layer| &layer.gate_up).product(&normed);
+        let down = layer.part(|layer| &layer.down);
+        add(&mut x, &down.product(&swiglu(&both, down.first().map_or(1, |d| d.weight.input))));
+    }
+    for sequence in sequences.iter_mut() {
+        sequence.cache.tokens += sequence.tokens.len();
+    }
+    let normed = models.part(|model| &model.norm).norm(&x);
+    let head = models.part(|model| &model.head);
+    let logits = head.times(&normed);
+    let vocab = head.first().map_or(1, |head| head.rows().max(1));
+    Ok(logits.chunks_exact(vocab).map(<[f32]>::to_vec).collect())
+}
+
+/// Cosines and sines of a position.
+type Turn = (Vec<f32>, Vec<f32>);
+
+impl Decoder {
+    /// A token's row, and how its heads turn.
+    fn enter(&self, token: u32, position: usize) -> Result<(Vec<f32>, Turn), LearnError> {
+        let row = usize::try_from(token).unwrap_or(usize::MAX);
+        let (embedded, cos, sin) =
+            (self.embed.row(row), self.cos.row(position), self.sin.row(position));
+        if embedded.is_empty() {
+            return Err(out_of_range("token", format!("below {}", self.embed.rows()), row));
+        }
+        if cos.is_empty() {
+            let expected = format!("at most {}", self.cos.rows());
+            return Err(out_of_range("tokens of a sequence", expected, position + 1));
+        }
+        Ok((embedded, (cos, sin)))
+    }
+}
+
+/// Models whose rows may stand side by side.
+fn same_base(a: &Decoder, b: &Decoder) -> Result<(), LearnError> {
+    let sizes = |of: &Decoder| {
+        let first = of.layers.first().map(|layer| {
+            let DecoderLayer { attention, gate_up, .. } = layer;
+            let heads = (attention.heads, attention.kv_heads, attention.head_width);
+            (heads, gate_up.weight.rows())
+        });
+        (of.layers.len(), of.embed.input, of.head.rows(), first)
+    };
+    if std::ptr::eq(a, b) || sizes(a) == sizes(b) {
+        return Ok(());
+    }
+    Err(out_of_range(
+        "layers of a model",
+        format!("{}, of one base", b.layers.len()),
+        a.layers.len(),
+    ))
 }
 
 impl RowCache {
@@ -157,7 +212,8 @@ impl RowCache {
 }
 
 impl Matrix {
-    fn rows(&self) -> usize {
+    /// Of the matrix itself.
+    pub(super) fn rows(&self) -> usize {
         self.numbers.numbers().len() / self.input.max(1)
     }
 
@@ -167,14 +223,14 @@ impl Matrix {
         self.numbers.numbers().part(start, start.saturating_add(self.input)).to_vec()
     }
 
-    fn times(&self, x: &[f32]) -> Vec<f32> {
+    pub(super) fn times(&self, x: &[f32]) -> Vec<f32> {
         times(x, self.numbers.numbers(), self.input)
     }
 }
 
 impl Gain {
     #[expect(clippy::cast_precision_loss, reason = "a width is small")]
-    fn forward(&self, x: &[f32]) -> Vec<f32> {
+    pub(super) fn forward(&self, x: &[f32]) -> Vec<f32> {
         let width = self.weight.len().max(1);
         let mut y = Vec::with_capacity(x.len());
         for row in x.chunks_exact(width) {
@@ -186,9 +242,9 @@ impl Gain {
 }
 
 impl Product {
-    /// `[rows, input]` to `[rows, out]`, the layers' outputs side by side.
-    fn forward(&self, x: &[f32]) -> Vec<f32> {
-        let mut y = self.weight.times(x);
+    /// Makes of the matrix's product `y` with `x` what this model's layers give: `[rows, out]`, the layers'
+    /// outputs side by side.
+    pub(super) fn finish(&self, x: &[f32], y: &mut [f32]) {
         let out = self.weight.rows().max(1);
         if let Some(bias) = &self.bias {
             for row in y.chunks_exact_mut(out) {
@@ -197,10 +253,9 @@ impl Product {
         }
         let mut start = 0;
         for change in &self.changes {
-            change.apply(self, x, &mut y, start, out);
+            change.apply(self, x, y, start, out);
             start += change.width;
         }
-        y
     }
 }
 
@@ -244,31 +299,31 @@ impl DecoderChange {
     }
 }
 
-impl DecoderAttention {
-    /// `[rows, d]` to the same shape; `turns` are each row's cosines and sines, `owners` the places of their
-    /// sequences in `caches`.
-    fn forward(
+impl Shared<'_, DecoderAttention> {
+    /// `[rows, d]` to the same shape. Each row has the place of its sequence in `caches`, and its turn.
+    fn attend(
         &self,
         x: &[f32],
-        turns: &[(Vec<f32>, Vec<f32>)],
-        owners: &[usize],
+        rows: &[(usize, Turn)],
         caches: &mut [&mut [HeadCache]],
     ) -> Vec<f32> {
-        let width = self.head_width;
-        let all = self.qkv.forward(x);
-        let row_width = (self.heads + 2 * self.kv_heads) * width;
-        let group = self.heads / self.kv_heads.max(1) * width;
-        let mut asked = Vec::with_capacity(owners.len() * self.kv_heads);
-        for ((row, owner), (cos, sin)) in all.chunks_exact(row_width).zip(owners).zip(turns) {
-            let Some(heads) = caches.get_mut(*owner) else { continue };
+        let Some(DecoderAttention { heads, kv_heads, head_width, .. }) = self.first() else {
+            return Vec::new();
+        };
+        let (heads, kv_heads, width) = (*heads, *kv_heads, *head_width);
+        let all = self.part(|attention| &attention.qkv).product(x);
+        let row_width = (heads + 2 * kv_heads) * width;
+        let group = heads / kv_heads.max(1) * width;
+        let mut asked = Vec::with_capacity(rows.len() * kv_heads);
+        for (row, (owner, (cos, sin))) in all.chunks_exact(row_width).zip(rows) {
+            let Some(cache) = caches.get_mut(*owner) else { continue };
             let turned = |head: &[f32]| turn(head, cos, sin);
-            let queries: Vec<f32> =
-                row.chunks_exact(width).take(self.heads).flat_map(turned).collect();
-            let keys = row.chunks_exact(width).skip(self.heads).take(self.kv_heads);
-            let values = row.chunks_exact(width).skip(self.heads + self.kv_heads);
+            let queries: Vec<f32> = row.chunks_exact(width).take(heads).flat_map(turned).collect();
+            let keys = row.chunks_exact(width).skip(heads).take(kv_heads);
+            let values = row.chunks_exact(width).skip(heads + kv_heads);
             let queries = queries.chunks_exact(group);
             for (at, ((head, queries), (key, value))) in
-                heads.iter_mut().zip(queries).zip(keys.zip(values)).enumerate()
+                cache.iter_mut().zip(queries).zip(keys.zip(values)).enumerate()
             {
                 head.keys.extend(turned(key));
                 head.values.extend(value);
@@ -281,7 +336,8 @@ impl DecoderAttention {
             let head = caches.get(*owner).and_then(|heads| heads.get(*at));
             head.map(|head| head.mix(queries, width, *len)).unwrap_or_default()
         });
-        self.out.forward(&mixed.collect::<Vec<_>>().concat())
+        let mixed = mixed.collect::<Vec<_>>().concat();
+        self.part(|attention| &attention.out).product(&mixed)
     }
 }
 

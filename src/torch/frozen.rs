@@ -53,6 +53,12 @@ impl Frozen {
         Ok(Self { tensor, bf16, len })
     }
 
+    /// Whether both are the same memory.
+    pub fn is(&self, other: &Self) -> bool {
+        let place = |of: &Self| (of.tensor.data_ptr(), of.len, of.bf16);
+        place(self) == place(other)
+    }
+
     /// The numbers, row by row.
     #[expect(unsafe_code, reason = "libtorch's memory as a slice")]
     pub fn numbers(&self) -> Numbers<'_> {
@@ -124,6 +130,9 @@ mod tests {
         assert_eq!(read(&whole.to_kind(Kind::BFloat16)), [1.0, -2.5, 3.0, 4.0, 0.5, -0.0]);
         assert!(read(&whole.narrow(0, 0, 0)).is_empty());
         let numbers = Frozen::new(&whole).unwrap();
+        let same = |tensor: &Tensor| numbers.is(&Frozen::new(tensor).unwrap());
+        assert!(same(&whole.shallow_clone()) && !same(&whole.copy()));
+        assert!(!same(&whole.narrow(0, 0, 2)), "a part begins at the same place");
         assert_eq!(numbers.numbers().part(2, 4).to_vec(), [3.0, 4.0]);
         assert!(numbers.numbers().part(5, 9).is_empty());
     }

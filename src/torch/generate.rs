@@ -1,8 +1,9 @@
 //! Continues token rows with one base and several adapters at once.
 //!
-//! Prompts go through libtorch, what follows through a [`Decoder`] where there is one for the model.
-//! Sequences of one slot go through the model together, each with keys and values of its own. Slots take
-//! turns: only while one adapter is swapped for the next do several have sequences.
+//! Prompts go through libtorch, one by one; what follows goes through a [`Decoder`] where there is one for the
+//! model, and there the sequences of all slots share one pass over the base. Where there is none (a GPU, an adapter
+//! with bottlenecks), sequences of one slot go through the model together, and slots take turns. Each sequence has
+//! keys and values of its own.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU16;
@@ -11,10 +12,11 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 use tch::{Device, Tensor};
 
 use super::adapter::AdapterPlan;
-use super::decoder::{Decoder, RowCache};
+use super::decoder::{Continue, Decoder, RowCache, extend};
 use super::language::{LanguageBase, LanguageModel, SequenceCache};
 use super::peft::PeftConfig;
 use super::{use_threads, values};
+use crate::ids::Name;
 use crate::learn::{Generator, LearnError, TensorSet};
 
 /// A base that writes.
@@ -24,6 +26,7 @@ pub struct LanguageGenerator {
     plan: AdapterPlan,
     models: Models,
     sequences: BTreeMap<u64, Sequence>,
+    named: Vec<Name>,
     threads: NonZeroU16,
 }
 
@@ -66,7 +69,7 @@ impl LanguageGenerator {
         threads: NonZeroU16,
     ) -> Result<Self, LearnError> {
         let plan = AdapterPlan::new(&base.weights().layout(), peft)?;
-        let (slots, sequences) = (BTreeMap::new(), BTreeMap::new());
+        let (slots, sequences, named) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
         let name = |at| format!("gaisnet-text-{at}");
         let pool = ThreadPoolBuilder::new().num_threads(threads.get().into()).thread_name(name);
         let pool = pool
@@ -74,7 +77,43 @@ impl LanguageGenerator {
             .map_err(|error| LearnError::Engine { engine: "rayon", message: error.to_string() })?;
         let models =
             Models { bare: Model::new(base.model(None)?)?, slots, device: base.device(), pool };
-        Ok(Self { base, plan, models, sequences, threads })
+        Ok(Self { base, plan, models, sequences, named, threads })
+    }
+
+    /// Takes an adapter along that requests may name, of whatever kind; it has the next slot for good, so
+    /// this comes before anything is loaded.
+    ///
+    /// # Errors
+    /// [`LearnError`] when it doesn't fit the base, the name is taken, or its slot is.
+    pub fn hold(
+        &mut self,
+        name: Name,
+        peft: &PeftConfig,
+        adapter: &TensorSet,
+    ) -> Result<(), LearnError> {
+        let slot = u32::try_from(self.named.len() + 1).unwrap_or(u32::MAX);
+        if self.models.slots.contains_key(&slot) || self.named.contains(&name) {
+            let expected = "before others are loaded, each name once".into();
+            let what = "adapter with a name";
+            return Err(LearnError::OutOfRange { what, expected, actual: name.to_string() });
+        }
+        let plan = AdapterPlan::new(&self.base.weights().layout(), peft)?;
+        self.put(slot, &plan, adapter)?;
+        self.named.push(name);
+        Ok(())
+    }
+
+    fn put(
+        &mut self,
+        slot: u32,
+        plan: &AdapterPlan,
+        adapter: &TensorSet,
+    ) -> Result<(), LearnError> {
+        let _guard = tch::no_grad_guard();
+        let flat = plan.flatten(adapter)?.f_to(self.base.device())?;
+        let model = self.base.model(Some(&plan.attach(&flat)?))?;
+        self.models.slots.insert(slot, Model::new(model)?);
+        Ok(())
     }
 }
 
@@ -107,26 +146,22 @@ impl Models {
         Ok((cache, logits))
     }
 
-    /// Runs one token through each sequence of a slot; gives the logits `[vocab]` after each.
+    /// Runs one token through each sequence of a slot by libtorch; gives the logits `[vocab]` after each.
     fn go_on(&self, slot: u32, rows: Vec<Row<'_>>) -> Result<Vec<Vec<f32>>, LearnError> {
         let model = self.of(slot)?;
-        let tokens: Vec<u32> = rows.iter().map(|row| row.token).collect();
-        let (mut tensors, mut caches) = (Vec::new(), Vec::new());
-        for row in rows {
-            match row.cache {
-                Cache::Row(cache) => caches.push(cache),
-                Cache::Tensors(cache) => tensors.push(cache),
-            }
-        }
-        if let Some(decoder) = &model.decoder {
-            let rows: Vec<(usize, u32)> = tokens.into_iter().enumerate().collect();
-            return self.pool.install(|| decoder.run(&mut caches, &rows));
-        }
-        let rows = i64::try_from(tensors.len()).unwrap_or(i64::MAX);
-        let hidden = model.whole.extend(&self.ids(rows, &tokens)?, &mut tensors)?;
+        let (tokens, mut caches): (Vec<u32>, Vec<&mut SequenceCache>) = rows.into_iter().unzip();
+        let rows = i64::try_from(caches.len()).unwrap_or(i64::MAX);
+        let hidden = model.whole.extend(&self.ids(rows, &tokens)?, &mut caches)?;
         let logits = values(&model.whole.logits(&hidden)?)?;
-        let vocab = logits.len() / tensors.len().max(1);
+        let vocab = logits.len() / caches.len().max(1);
         Ok(logits.chunks_exact(vocab.max(1)).map(<[f32]>::to_vec).collect())
+    }
+
+    fn decoder(&self, slot: u32) -> Result<&Decoder, LearnError> {
+        let decoder = self.of(slot)?.decoder.as_ref();
+        decoder.ok_or_else(|| {
+            out_of_range("adapter slot", "as it was when the sequence began", slot.into())
+        })
     }
 
     fn ids(&self, rows: i64, tokens: &[u32]) -> Result<Tensor, LearnError> {
@@ -137,11 +172,12 @@ impl Models {
 
 impl Generator for LanguageGenerator {
     fn load(&mut self, slot: u32, adapter: &TensorSet) -> Result<(), LearnError> {
-        let _guard = tch::no_grad_guard();
-        let flat = self.plan.flatten(adapter)?.f_to(self.base.device())?;
-        let model = self.base.model(Some(&self.plan.attach(&flat)?))?;
-        self.models.slots.insert(slot, Model::new(model)?);
-        Ok(())
+        let plan = self.plan.clone();
+        self.put(slot, &plan, adapter)
+    }
+
+    fn named(&self) -> Vec<Name> {
+        self.named.clone()
     }
 
     fn context(&self) -> u32 {
@@ -168,16 +204,30 @@ impl Generator for LanguageGenerator {
                 return Err(out_of_range("sequence", "one that was started, once", *id));
             }
         }
-        let mut slots: BTreeMap<u32, Vec<Row<'_>>> = BTreeMap::new();
-        for (id, sequence) in &mut self.sequences {
-            if let Some(token) = wanted.get(id) {
-                let row = Row { id: *id, token: *token, cache: &mut sequence.cache };
-                slots.entry(sequence.slot).or_default().push(row);
+        let mut shared = Vec::new();
+        let mut slots: BTreeMap<u32, (Vec<u64>, Vec<Row<'_>>)> = BTreeMap::new();
+        for (id, Sequence { slot, cache }) in &mut self.sequences {
+            let Some(token) = wanted.get(id) else { continue };
+            match cache {
+                Cache::Row(cache) => {
+                    let tokens = std::slice::from_ref(token);
+                    let decoder = self.models.decoder(*slot)?;
+                    shared.push((*slot, *id, Continue { decoder, cache, tokens }));
+                }
+                Cache::Tensors(cache) => {
+                    let (ids, rows) = slots.entry(*slot).or_default();
+                    ids.push(*id);
+                    rows.push((*token, cache));
+                }
             }
         }
-        let mut logits = BTreeMap::new();
-        for (slot, rows) in slots {
-            let ids: Vec<u64> = rows.iter().map(|row| row.id).collect();
+        // Those of one adapter stand side by side, so that its own part is read once for them.
+        shared.sort_by_key(|(slot, id, _)| (*slot, *id));
+        let (ids, mut shared): (Vec<u64>, Vec<_>) =
+            shared.into_iter().map(|(_, id, sequence)| (id, sequence)).unzip();
+        let all = self.models.pool.install(|| extend(&mut shared))?;
+        let mut logits: BTreeMap<u64, Vec<f32>> = ids.into_iter().zip(all).collect();
+        for (slot, (ids, rows)) in slots {
             logits.extend(ids.into_iter().zip(self.models.go_on(slot, rows)?));
         }
         Ok(tokens.iter().filter_map(|(id, _)| logits.remove(id)).collect())
@@ -190,10 +240,10 @@ impl Generator for LanguageGenerator {
     fn guess(&mut self, sequence: u64, tokens: &[u32]) -> Result<Vec<Vec<f32>>, LearnError> {
         use_threads(self.threads);
         if let Some(Sequence { slot, cache: Cache::Row(cache) }) = self.sequences.get_mut(&sequence)
-            && let Some(decoder) = &self.models.of(*slot)?.decoder
         {
-            let rows: Vec<(usize, u32)> = tokens.iter().map(|token| (0, *token)).collect();
-            return self.models.pool.install(|| decoder.run(&mut [cache], &rows));
+            let decoder = self.models.decoder(*slot)?;
+            let mut alone = [Continue { decoder, cache, tokens }];
+            return self.models.pool.install(|| extend(&mut alone));
         }
         // The first is no guess.
         let first = tokens.first().copied().into_iter();
@@ -211,15 +261,11 @@ impl Generator for LanguageGenerator {
     }
 }
 
+/// A token and its sequence so far, for libtorch.
+type Row<'a> = (u32, &'a mut SequenceCache);
+
 /// More at once would cost more arithmetic than the memory's speed leaves time for.
 const GUESSES: usize = 4;
-
-/// One sequence's part in a step.
-struct Row<'a> {
-    id: u64,
-    token: u32,
-    cache: &'a mut Cache,
-}
 
 fn out_of_range(what: &'static str, expected: &str, actual: u64) -> LearnError {
     LearnError::OutOfRange { what, expected: expected.into(), actual: actual.to_string() }

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use tch::Device;
 
 use super::*;
-use crate::ids::Digest;
+use crate::ids::{Digest, Name};
 use crate::learn::{Generator, Layout, LearnError};
+use crate::torch::decoder::{Continue, HeadCache, RowCache, extend};
 use crate::torch::generate::LanguageGenerator;
 use crate::torch::language::{LanguageConfig, LanguageModel, Precision, SequenceCache};
 use crate::torch::peft::LoraConfig;
@@ -372,6 +373,139 @@ fn sequences_that_are_written_together_get_what_each_gets_alone() {
         let again = writer.step(&[(0, 1), (0, 2)]);
         assert!(matches!(again, Err(LearnError::OutOfRange { what: "sequence", .. })), "{again:?}");
     }
+}
+
+/// One generator with an adapter of each kind, in slots 1, 2, ..; and their names.
+fn all_kinds_at_once(base: &LanguageBase) -> (LanguageGenerator, Vec<&'static str>) {
+    let peft = lora(&["q", "v"]);
+    let mut writer = LanguageGenerator::new(base.share(), &peft, NonZeroU16::MIN).unwrap();
+    let mut names = vec!["bare"];
+    for (at, (kind, peft)) in kinds().into_iter().enumerate() {
+        let name = Name::new(format!("kind-{at}")).unwrap();
+        writer.hold(name, &peft, &adapter(&learner(base, &peft))).unwrap();
+        names.push(kind);
+    }
+    (writer, names)
+}
+
+#[test]
+fn sequences_of_all_kinds_of_adapters_in_one_step_get_bit_for_bit_what_each_gets_alone() {
+    let base = base(false);
+    let (mut together, names) = all_kinds_at_once(&base);
+    let (mut alone, _) = all_kinds_at_once(&base);
+    // Two of each kind, of other lengths, numbered so that no two of a kind stand side by side.
+    let slots = u32::try_from(names.len()).unwrap();
+    let all: Vec<(u64, u32, Vec<u32>)> = (0..2 * slots)
+        .map(|n| (n.into(), n % slots, text(n as usize, 5 + (n as usize * 3) % 7)))
+        .collect();
+    for (number, slot, text) in &all {
+        let prompt = &text[..text.len() - 3];
+        let first = together.start(*number, *slot, prompt).unwrap();
+        assert_eq!(
+            first,
+            alone.start(*number, *slot, prompt).unwrap(),
+            "{}",
+            names[*slot as usize]
+        );
+    }
+    for back in (1..=3).rev() {
+        let token = |text: &[u32]| text[text.len() - back];
+        let step: Vec<(u64, u32)> =
+            all.iter().map(|(number, _, text)| (*number, token(text))).collect();
+        let next = together.step(&step).unwrap();
+        assert_eq!(next.len(), step.len());
+        for ((pair, (_, slot, text)), next) in step.iter().zip(&all).zip(next) {
+            let kind = names[*slot as usize];
+            let same = alone.step(&[*pair]).unwrap().remove(0);
+            if kind == "bottleneck" || kind == "all of it" {
+                // libtorch does these, two rows of a slot at once.
+                assert!(distance(&next, &same) < 2e-5, "{kind}");
+            } else {
+                assert_eq!(next, same, "{kind}");
+            }
+            if back == 1 {
+                let (_, peft) = kinds().remove((*slot as usize).saturating_sub(1));
+                let whole = if *slot == 0 {
+                    logits_of(&base.model(None).unwrap(), text)
+                } else {
+                    let learner = learner(&base, &peft);
+                    logits(&base, &learner, &adapter(&learner), text)
+                };
+                assert!(distance(&next, &whole[(text.len() - 1) * 24..]) < 2e-5, "{kind}");
+            }
+        }
+    }
+}
+
+#[test]
+fn decoders_of_one_base_hold_its_matrices_but_those_that_an_adapter_replaces() {
+    let _guard = tch::no_grad_guard();
+    let base = base(false);
+    let bare = base.model(None).unwrap().decoder().unwrap().unwrap();
+    for (kind, peft) in kinds() {
+        let learner = learner(&base, &peft);
+        let flat = learner.plan.flatten(&adapter(&learner)).unwrap();
+        let attached = learner.plan.attach(&flat).unwrap();
+        let Some(own) = base.model(Some(&attached)).unwrap().decoder().unwrap() else {
+            assert!(["bottleneck", "all of it"].contains(&kind), "{kind}");
+            continue;
+        };
+        for (own, bare) in own.layers.iter().zip(&bare.layers) {
+            let pairs = [
+                (&own.attention.qkv, &bare.attention.qkv),
+                (&own.attention.out, &bare.attention.out),
+                (&own.gate_up, &bare.gate_up),
+                (&own.down, &bare.down),
+            ];
+            for (own, bare) in pairs {
+                let same = own.weight.numbers.is(&bare.weight.numbers);
+                assert_eq!(same, kind != "everything", "{kind}");
+            }
+        }
+        let replaced = ["lora, everywhere", "lora of the head", "head", "everything"];
+        assert_eq!(own.head.numbers.is(&bare.head.numbers), !replaced.contains(&kind), "{kind}");
+    }
+}
+
+#[test]
+fn sequences_of_two_bases_do_not_go_into_one_step() {
+    let _guard = tch::no_grad_guard();
+    let decoder = |sizes: LanguageConfig| {
+        let weights = Weights::from_set(&TensorSet::zeros(&sizes.layout())).unwrap();
+        let base = LanguageBase::new(sizes, weights, Precision::F32, Device::Cpu).unwrap();
+        base.model(None).unwrap().decoder().unwrap().unwrap()
+    };
+    let cache = |layers| {
+        let mut cache = RowCache::default();
+        cache.layers.resize_with(layers, || (0..2).map(|_| HeadCache::default()).collect());
+        cache
+    };
+    let (two, three) = (decoder(sizes(true)), decoder(LanguageConfig { layers: 3, ..sizes(true) }));
+    let (mut a, mut b) = (cache(2), cache(3));
+    let mut both = [
+        Continue { decoder: &two, cache: &mut a, tokens: &[3] },
+        Continue { decoder: &three, cache: &mut b, tokens: &[3] },
+    ];
+    let error = extend(&mut both).unwrap_err().to_string();
+    assert!(error.contains("of one base"), "{error}");
+    assert!(extend(&mut both[..1]).is_ok() && extend(&mut both[1..]).is_ok());
+    let mut short = Continue { decoder: &three, cache: &mut cache(2), tokens: &[3] };
+    assert!(extend(std::slice::from_mut(&mut short)).is_err());
+}
+
+#[test]
+fn an_adapter_with_a_name_has_its_slot_for_good_and_each_name_one() {
+    let base = base(true);
+    let peft = lora(&["q"]);
+    let set = adapter(&learner(&base, &peft));
+    let mut writer = LanguageGenerator::new(base.share(), &peft, NonZeroU16::MIN).unwrap();
+    let name = |name| Name::new(name).unwrap();
+    writer.hold(name("pumps"), &peft, &set).unwrap();
+    assert!(writer.hold(name("pumps"), &peft, &set).is_err());
+    assert!(writer.hold(name("belts"), &lora(&["k"]), &set).is_err(), "of another kind");
+    assert_eq!(writer.named(), [name("pumps")]);
+    writer.load(2, &set).unwrap();
+    assert!(writer.hold(name("belts"), &peft, &set).is_err(), "slot 2 is taken");
 }
 
 #[test]

@@ -43,6 +43,7 @@ pub mod predictor;
 pub mod pretrain;
 pub mod rope;
 pub mod safetensors;
+mod shared_rows;
 pub mod shipped;
 pub mod signal;
 pub mod tokenizer;

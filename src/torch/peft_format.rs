@@ -20,6 +20,7 @@ use std::fs;
 use std::io::Write;
 use std::path::Path;
 
+use ring::digest::{Context, SHA256};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::Value;
 
@@ -64,10 +65,23 @@ pub fn import(
     folder: &Path,
     base: &AdapterBase<'_>,
 ) -> Result<(PeftConfig, TensorSet), WeightsError> {
+    import_within(folder, base, MAX_WEIGHTS_BYTES)
+}
+
+/// The same for a folder whose file of tensors has at most so many bytes.
+///
+/// # Errors
+/// As for [`import`]; [`WeightsError::TooBig`] before more is read.
+pub fn import_within(
+    folder: &Path,
+    base: &AdapterBase<'_>,
+    max_bytes: u64,
+) -> Result<(PeftConfig, TensorSet), WeightsError> {
+    let max_bytes = max_bytes.min(MAX_WEIGHTS_BYTES);
     let (peft, tensors) = if folder.join(manifest::CONFIG).is_file() {
-        manifest::read(folder, base)?
+        manifest::read(folder, base, max_bytes)?
     } else {
-        import_peft(folder, base)?
+        import_peft(folder, base, max_bytes)?
     };
     let plan = AdapterPlan::new(&base.sizes.layout(), &peft)?;
     tensors.check_layout(&plan.layout())?;
@@ -101,9 +115,31 @@ pub fn export(
     }
 }
 
+/// What names an adapter, whichever format it came in: SHA-256 of its config as JSON, a newline, and for each
+/// tensor in the order of names its name, shape and values (f32, little endian), a newline behind the first two.
+///
+/// # Errors
+/// [`WeightsError::BadAdapter`] when the config can't be written.
+pub fn digest_of(peft: &PeftConfig, adapter: &TensorSet) -> Result<Digest, WeightsError> {
+    let bad = |e: serde_json::Error| WeightsError::BadAdapter(e.to_string());
+    let mut hash = Context::new(&SHA256);
+    hash.update(&serde_json::to_vec(peft).map_err(bad)?);
+    hash.update(b"\n");
+    for tensor in adapter.tensors() {
+        hash.update(format!("{} {:?}\n", tensor.name, tensor.shape).as_bytes());
+        for value in &tensor.data {
+            hash.update(&value.to_le_bytes());
+        }
+    }
+    let mut digest = [0; 32];
+    digest.copy_from_slice(hash.finish().as_ref());
+    Ok(Digest(digest))
+}
+
 fn import_peft(
     folder: &Path,
     base: &AdapterBase<'_>,
+    max_bytes: u64,
 ) -> Result<(PeftConfig, TensorSet), WeightsError> {
     let config = AdapterConfig::read(&folder.join(CONFIG))?;
     let path = folder.join(WEIGHTS);
@@ -114,7 +150,7 @@ fn import_peft(
             return Err(WeightsError::Pickle { path });
         }
     }
-    let file = AdapterFile::read(&path)?;
+    let file = AdapterFile::read(&path, max_bytes)?;
     if let (Some(expected), Some(actual)) = (base.digest, file.base) {
         same_base(expected, actual)?;
     }
@@ -180,8 +216,8 @@ struct AdapterFile {
 }
 
 impl AdapterFile {
-    fn read(path: &Path) -> Result<Self, WeightsError> {
-        let bytes = read_bytes(path, MAX_WEIGHTS_BYTES)?;
+    fn read(path: &Path, max_bytes: u64) -> Result<Self, WeightsError> {
+        let bytes = read_bytes(path, max_bytes)?;
         let malformed = |e: safetensors::SafeTensorError| WeightsError::Malformed(e.to_string());
         let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(malformed)?;
         let count = metadata.offset_keys().len();

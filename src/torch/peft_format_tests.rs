@@ -77,7 +77,8 @@ fn change_config(path: &Path, change: impl FnOnce(&mut Value)) {
 
 fn change_tensors(path: &Path, change: impl FnOnce(&mut Vec<Tensor>)) {
     let path = path.join(WEIGHTS);
-    let mut all: Vec<Tensor> = AdapterFile::read(&path).unwrap().tensors.into_values().collect();
+    let mut all: Vec<Tensor> =
+        AdapterFile::read(&path, MAX_WEIGHTS_BYTES).unwrap().tensors.into_values().collect();
     change(&mut all);
     fs::write(path, encode(&all, None).unwrap()).unwrap();
 }

@@ -357,6 +357,7 @@ pub(crate) fn learning(versions: u64) -> Learning {
             rate_hz: 1.0,
             labels: vec!["a".into(), "b".into()],
             context: None,
+            adapters: vec![],
         },
         base: Digest([7; 32]),
         adapter: packed,

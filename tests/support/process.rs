@@ -38,10 +38,15 @@ pub(crate) struct Federation {
 impl Federation {
     /// A root and nobody else.
     pub(crate) fn new() -> Self {
+        Self::named("pilot")
+    }
+
+    /// The same under another name than that of the default settings.
+    pub(crate) fn named(name: &str) -> Self {
         let this = Self { dir: tempfile::tempdir().unwrap() };
         let (root, keyring) = (this.path("root/root.pem"), this.path("keyring"));
         must(&["keys", "new", &root]);
-        must(&["keyring", "new", &keyring, "--federation", "pilot", "--root", &root]);
+        must(&["keyring", "new", &keyring, "--federation", name, "--root", &root]);
         this
     }
 

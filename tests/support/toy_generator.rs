@@ -13,6 +13,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
+use gaisnet::ids::Name;
 use gaisnet::learn::{Generator, LearnError, Tensor, TensorSet, Tokens};
 
 /// Letters `a` to `z` are 0 to 25, anything else is 26, and 27 ends an answer.
@@ -75,6 +76,8 @@ pub(crate) struct ToyGenerator {
     sequences: BTreeMap<u64, Sequence>,
     /// Whatever is loaded goes over what is there, as if there were one slot.
     one_for_all: bool,
+    /// Held from the start, in slots 1, 2, ..
+    named: Vec<Name>,
     /// Sequences of each step.
     pub(crate) batches: Arc<Mutex<Vec<usize>>>,
     /// Guesses that it takes beyond a token.
@@ -100,6 +103,7 @@ impl ToyGenerator {
             shifts: BTreeMap::from([(0, 0)]),
             sequences: BTreeMap::new(),
             one_for_all: false,
+            named: Vec::new(),
             batches: Arc::default(),
             guesses: 0,
         }
@@ -108,6 +112,13 @@ impl ToyGenerator {
     /// One that has no slots: for showing what they are good for.
     pub(crate) fn without_slots() -> Self {
         Self { one_for_all: true, ..Self::default() }
+    }
+
+    /// With an adapter that requests may name.
+    pub(crate) fn holding(mut self, name: &str, shift: u32) -> Self {
+        self.named.push(Name::new(name).unwrap());
+        self.shifts.insert(self.named.len() as u32, shift);
+        self
     }
 
     pub(crate) fn sequences(&self) -> usize {
@@ -133,6 +144,10 @@ impl Generator for ToyGenerator {
         let shift = adapter.tensors().first().ok_or_else(|| out_of_range("adapter"))?.data[0];
         self.shifts.insert(if self.one_for_all { 0 } else { slot }, shift as u32);
         Ok(())
+    }
+
+    fn named(&self) -> Vec<Name> {
+        self.named.clone()
     }
 
     fn context(&self) -> u32 {

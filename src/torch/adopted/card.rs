@@ -88,6 +88,15 @@ impl AdoptedCard {
         base_digest(&self.files)
     }
 
+    /// The digest of its file of weights alone, which adapters in files know it by.
+    pub fn weights_digest(&self) -> Option<Digest> {
+        let weights = match self.files.as_slice() {
+            [only] => Some(only),
+            files => files.iter().find(|file| file.name == WEIGHTS),
+        };
+        weights.map(|file| file.sha256)
+    }
+
     /// Name of the base's folder in a cache of models.
     pub fn folder_name(&self) -> String {
         let digest = self.digest().to_string();
@@ -158,6 +167,9 @@ impl AdoptedCard {
         Ok(out)
     }
 }
+
+/// The file of weights of a Hugging Face folder.
+const WEIGHTS: &str = "model.safetensors";
 
 /// A line of TOML; what JSON writes for texts, numbers and truths is TOML too.
 fn line(out: &mut String, key: &str, value: impl Into<serde_json::Value>) {

@@ -92,6 +92,7 @@ pub fn read_manifest(folder: &Path) -> Result<Manifest, WeightsError> {
 pub(super) fn read(
     folder: &Path,
     base: &AdapterBase<'_>,
+    max_bytes: u64,
 ) -> Result<(PeftConfig, TensorSet), WeightsError> {
     let manifest = read_manifest(folder)?;
     if let (Some(expected), Some(actual)) = (base.digest, manifest.base.sha256) {
@@ -105,7 +106,7 @@ pub(super) fn read(
         let text = format!("it is for a base of other sizes: {theirs:?}, this one has {ours:?}");
         return Err(WeightsError::BadAdapter(text));
     }
-    let mut file = AdapterFile::read(&folder.join(WEIGHTS))?;
+    let mut file = AdapterFile::read(&folder.join(WEIGHTS), max_bytes)?;
     let mut tensors = Vec::with_capacity(manifest.tensors.len());
     for wanted in &manifest.tensors {
         match file.tensors.remove(&wanted.name) {
