@@ -249,6 +249,7 @@ mod tests {
             distill_lambda: 0.0,
             class_targets: None,
             seed,
+            epochs: None,
         };
         let request = TrainRequest {
             data: Arc::new(crate::learn::Texts::default().into()),

@@ -35,6 +35,7 @@ pub(super) fn train(
             distill_lambda: 0.0,
             class_targets: None,
             seed: plan.seed.wrapping_add(round),
+            epochs: plan.local_epochs,
         };
         let mut progress = |_| {
             stepped();

@@ -78,7 +78,7 @@ impl Learner for SoftmaxLearner {
         let mut head = start.clone();
         let mut batches = Batches::new(rows.len(), to_usize(job.batch_size), job.seed);
         let mut losses = Vec::new();
-        for step in 1..=job.steps {
+        for step in 1..=job.steps_over(rows.len()) {
             let picked = batches.next();
             let batch = picked.iter().filter_map(|i| Some((*rows.get(*i)?, *data.labels.get(*i)?)));
             let objective = Objective { start: &start, targets: &targets, job };
@@ -329,6 +329,7 @@ mod tests {
             distill_lambda: 0.0,
             class_targets: None,
             seed: 1,
+            epochs: None,
         }
     }
 

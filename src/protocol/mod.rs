@@ -24,7 +24,8 @@ mod sense;
 pub mod update;
 
 pub use effect::{
-    CombineInput, CombineJob, Delivery, Effect, Input, Job, Timer, To, TrainTask, Weighed, Work,
+    CombineInput, CombineJob, Delivery, Effect, Input, Job, ShareBounds, Timer, To, TrainTask,
+    Weighed, Work,
 };
 pub use fetch::{Ask, Fetches, Taken};
 pub use member::{Member, MemberConfig};

@@ -154,7 +154,7 @@ impl Learner for SignalLearner {
             distill: distill.as_ref(),
         };
         let mut losses = Vec::new();
-        for step in 1..=job.steps {
+        for step in 1..=job.steps_over(data.num_examples()) {
             let (x, y) = self.gather(data, &batches.next(job.batch_size as usize), &mut changes)?;
             let loss = run.step(&x, &y, job.learning_rate.into(), &terms)?;
             losses.push(loss);
@@ -423,6 +423,7 @@ pub(super) mod tests {
             distill_lambda: 0.0,
             class_targets: None,
             seed: 4,
+            epochs: None,
         }
     }
 

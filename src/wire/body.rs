@@ -123,6 +123,9 @@ pub struct Plan {
     pub min_cell: u32,
     /// Seed of the round; members mix in their names.
     pub seed: u64,
+    /// Whole passes over its own examples that a member does, > 0, instead of `local_steps`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local_epochs: Option<u32>,
 }
 
 /// A round's owner offers work. Its digest names the round's task.

@@ -29,6 +29,7 @@ fn plan() -> Plan {
         block: 128,
         min_cell: 20,
         seed: u64::MAX,
+        local_epochs: None,
     }
 }
 
@@ -50,6 +51,11 @@ fn offer() -> Offer {
         deadline_ms: 60_000,
         outer: Some(Digest([0x07; 32])),
     }
+}
+
+/// Asks for whole passes instead of steps.
+fn offer_of_epochs() -> Offer {
+    Offer { plan: Plan { local_epochs: Some(10), ..plan() }, ..offer() }
 }
 
 fn contribution() -> Contribution {
@@ -91,6 +97,7 @@ fn bodies() -> Vec<(&'static str, Body)> {
     vec![
         ("offer", Body::Offer(offer())),
         ("answer", Body::Answer(Answer { offer: offer_id, accepted: true, reason: String::new() })),
+        ("offer_epochs", Body::Offer(offer_of_epochs())),
         (
             "answer_declined",
             Body::Answer(Answer { offer: offer_id, accepted: false, reason: "paused".into() }),
