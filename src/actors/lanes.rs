@@ -250,6 +250,7 @@ mod tests {
             class_targets: None,
             seed,
             epochs: None,
+            class_logits: true,
         };
         let request = TrainRequest {
             data: Arc::new(crate::learn::Texts::default().into()),

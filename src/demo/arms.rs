@@ -31,6 +31,7 @@ pub(super) fn train(
             class_targets: None,
             seed: plan.seed.wrapping_add(round),
             epochs: plan.local_epochs,
+            class_logits: true,
         };
         adapter = brain.learner.train(data, &job, &mut |_| Control::Continue)?.adapter;
         progress();

@@ -31,6 +31,7 @@ pub(super) fn ways(
         class_targets: None,
         seed: plan.seed,
         epochs: plan.local_epochs,
+        class_logits: true,
     };
     let trained = brain.learner.train(data, &job, &mut |_| Control::Continue)?;
     let packed = |coding| -> Result<u64, DemoError> {

@@ -36,6 +36,7 @@ pub(super) fn train(
             class_targets: None,
             seed: plan.seed.wrapping_add(round),
             epochs: plan.local_epochs,
+            class_logits: false,
         };
         let mut progress = |_| {
             stepped();

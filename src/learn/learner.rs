@@ -251,6 +251,8 @@ pub struct TrainJob {
     pub seed: u64,
     /// Whole passes over the examples, > 0, instead of `steps`.
     pub epochs: Option<u32>,
+    /// Give mean logits a class, too: a pass over all examples, which a learner may leave out else.
+    pub class_logits: bool,
 }
 
 impl TrainJob {
@@ -262,7 +264,7 @@ impl TrainJob {
     /// # use gaisnet::learn::{TensorSet, TrainJob};
     /// let job = TrainJob {
     ///     start: TensorSet::default(), steps: 40, batch_size: 64, learning_rate: 0.01, prox_mu: 0.0,
-    ///     distill_lambda: 0.0, class_targets: None, seed: 1, epochs: Some(2),
+    ///     distill_lambda: 0.0, class_targets: None, seed: 1, epochs: Some(2), class_logits: false,
     /// };
     /// assert_eq!(job.steps_over(130), 6); // 64, 64 and 2, twice
     /// assert_eq!(TrainJob { epochs: None, ..job }.steps_over(130), 40);
@@ -322,7 +324,8 @@ pub enum Control {
 pub struct Trained {
     /// Adapter after the last step, in the layout of `TrainJob::start`.
     pub adapter: TensorSet,
-    /// Mean logits a class over the training examples, with the trained adapter.
+    /// Mean logits a class over the training examples, with the trained adapter; empty where they
+    /// weren't asked for or there are no classes.
     pub class_logits: ClassLogits,
     /// Distinct training examples on this device.
     pub num_examples: u64,

@@ -330,6 +330,7 @@ mod tests {
             class_targets: None,
             seed: 1,
             epochs: None,
+            class_logits: true,
         }
     }
 
