@@ -29,7 +29,7 @@ use super::ExperimentError;
 use super::federation::{Federation, Party, Told};
 use crate::ids::Digest;
 use crate::learn::{Images, LearnError, Learner, TensorSet};
-use crate::node::SystemClock;
+use crate::node::{SystemClock, plan_of};
 use crate::settings::{Layers, Settings, SettingsError, Tier};
 use crate::time::Clock;
 
@@ -93,6 +93,8 @@ pub fn settings(cell: &Cell, options: &CellOptions) -> Result<Settings, Settings
         "round.deadline_s=604800",
         "round.republish_s=5",
         "round.pause_s=0",
+        // A whole update in one chunk.
+        "bus.site.max_packet_bytes=524288",
         "bus.site.chunk_bytes=262144",
         "strategy.batch_size=64",
         "strategy.learning_rate=0.01",
@@ -235,15 +237,16 @@ impl Judging {
     }
 }
 
-/// All but the number of rounds: a cell may be gone on with for more.
+/// What decides the figures. The number of rounds isn't in it: a cell may be gone on with for more; and no
+/// other settings are, so that a later version of the program may go on with it.
 fn config_digest(
     settings: &Settings,
     split: &[Vec<usize>],
     model: &str,
 ) -> Result<String, ExperimentError> {
-    let mut settings = settings.clone();
-    settings.round.rounds = 0;
-    let text = serde_json::to_vec(&(settings, split, model));
+    let strategy = &settings.strategy;
+    let bounds = (strategy.max_share, strategy.clip_norms);
+    let text = serde_json::to_vec(&(plan_of(settings), bounds, split, model));
     let text = text.map_err(|e| ExperimentError::Record(PathBuf::new(), e.to_string()))?;
     Ok(Digest::of(&text).to_string())
 }
