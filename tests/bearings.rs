@@ -102,6 +102,8 @@ fn federate(plants: &[Windows], rounds: u64, seed: u64) -> TensorSet {
                 distill_lambda: 0.0,
                 class_targets: None,
                 seed: seed * 10_000 + round * 10 + plant as u64,
+                epochs: None,
+                class_logits: true,
             };
             let trained =
                 learner.train(&windows.clone().into(), &job, &mut |_| Control::Continue).unwrap();

@@ -5,7 +5,7 @@
 
 use gaisnet::ids::{Digest, UpdateId};
 use gaisnet::learn::{Accumulator, Tensor, TensorSet};
-use gaisnet::protocol::{CombineInput, CombineJob, update};
+use gaisnet::protocol::{CombineInput, CombineJob, ShareBounds, update};
 use gaisnet::rng::Stream;
 use gaisnet::store::{BlobCaps, SqliteStore, Store};
 use gaisnet::telemetry::usage;
@@ -157,11 +157,13 @@ fn job(members: usize, coding: Coding, pool: &[(Digest, Vec<u8>)]) -> CombineJob
         block: BLOCK,
         min_cell: 20,
         seed: 1,
+        local_epochs: None,
     };
     let inputs = (0..members).map(input).collect();
     let offer = Digest([7; 32]);
     let norms = Vec::new();
-    CombineJob { offer, global, plan, class_targets: None, inputs, relay: false, norms }
+    let bounds = ShareBounds::default();
+    CombineJob { offer, global, plan, class_targets: None, inputs, relay: false, norms, bounds }
 }
 
 /// Rank 8 on q and v of 30 layers of width 576 (as for `SmolLM2`-135M): 460,800 values in 120 tensors.

@@ -250,6 +250,8 @@ mod tests {
             distill_lambda: 0.0,
             class_targets: None,
             seed,
+            epochs: None,
+            class_logits: true,
         };
         let request = TrainRequest {
             data: Arc::new(crate::learn::Texts::default().into()),

@@ -195,6 +195,8 @@ fn job_of(task: &TrainTask, adapter: &[u8], me: &NodeId) -> Result<TrainJob, &'s
         class_targets: task.class_targets.as_ref().map(ClassLogits::from),
         // Each member draws other batches, each round too, and a repeat the same.
         seed: Stream::new(plan.seed, me.as_str()).next_u64(),
+        epochs: plan.local_epochs,
+        class_logits: plan.class_logits,
     })
 }
 

@@ -10,7 +10,9 @@ use serde_json::json;
 use super::Exit;
 use crate::data::bearings::{self, Bearings, CLASSES, PLANTS, Recording, Split};
 use crate::data::excavators::{self, Excavators, MACHINES};
+use crate::data::images::{self, ImageSet};
 use crate::data::{Cache, Package, Step, download};
+use crate::learn::Images;
 
 /// Arguments of `gaisnet data`.
 #[derive(Debug, Args)]
@@ -35,7 +37,7 @@ enum DataCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Show the recordings, or the orders a machine, of a data set
+    /// Show the recordings, the orders a machine, or the images a class, of a data set
     #[command(after_help = SHOW_HELP)]
     Show {
         /// Which
@@ -54,6 +56,10 @@ pub(super) enum Set {
     Bearings,
     /// Maintenance work orders of five excavators
     Excavators,
+    /// Grey images of clothing, ten classes
+    FashionMnist,
+    /// Grey images of handwritten digits, ten classes
+    Mnist,
 }
 
 impl Set {
@@ -61,6 +67,8 @@ impl Set {
         match self {
             Self::Bearings => &bearings::PACKAGE,
             Self::Excavators => &excavators::PACKAGE,
+            Self::FashionMnist => &images::FASHION_MNIST,
+            Self::Mnist => &images::MNIST,
         }
     }
 }
@@ -83,6 +91,12 @@ pub(super) fn run(args: &DataArgs, out: &mut dyn Write) -> anyhow::Result<Exit> 
         DataCommand::Show { set: Set::Excavators, json } => {
             show_orders(&cached_excavators(&cache)?.load()?, json, out)?;
         }
+        DataCommand::Show { set: Set::FashionMnist, json } => {
+            show_images(&cached_images(ImageSet::FashionMnist, &cache)?, json, out)?;
+        }
+        DataCommand::Show { set: Set::Mnist, json } => {
+            show_images(&cached_images(ImageSet::Mnist, &cache)?, json, out)?;
+        }
     }
     Ok(Exit::Ok)
 }
@@ -95,6 +109,11 @@ pub(super) fn cached(cache: &Cache) -> anyhow::Result<Bearings> {
 /// The excavators in the cache, or what to do.
 fn cached_excavators(cache: &Cache) -> anyhow::Result<Excavators> {
     Excavators::cached(cache).ok_or_else(|| missing(&excavators::PACKAGE, cache))
+}
+
+/// Images in the cache, or what to do.
+fn cached_images(set: ImageSet, cache: &Cache) -> anyhow::Result<images::Dataset> {
+    set.cached(cache)?.ok_or_else(|| missing(set.package(), cache))
 }
 
 fn missing(package: &Package, cache: &Cache) -> anyhow::Error {
@@ -178,6 +197,33 @@ fn show_orders(set: &excavators::Dataset, json: bool, out: &mut dyn Write) -> an
     Ok(())
 }
 
+fn show_images(set: &images::Dataset, json: bool, out: &mut dyn Write) -> anyhow::Result<()> {
+    let mut rows = Vec::new();
+    for (part, images) in [("train", &set.train), ("test", &set.test)] {
+        let Images { width, height, labels, classes, .. } = images;
+        let mut counts = vec![0_u64; *classes];
+        for label in labels {
+            if let Some(count) = counts.get_mut(usize::from(*label)) {
+                *count += 1;
+            }
+        }
+        if json {
+            rows.push(json!({
+                "part": part, "images": labels.len(), "width": width, "height": height,
+                "images_by_class": counts,
+            }));
+        } else {
+            let counts: Vec<String> = counts.iter().map(ToString::to_string).collect();
+            let (n, counts) = (labels.len(), counts.join(" "));
+            writeln!(out, "{part:5} {n:>6} images of {width} x {height}, by class: {counts}")?;
+        }
+    }
+    if json {
+        writeln!(out, "{:#}", serde_json::Value::from(rows))?;
+    }
+    Ok(())
+}
+
 fn show(recordings: &[Recording], json: bool, out: &mut dyn Write) -> anyhow::Result<()> {
     let mut rows = Vec::new();
     for recording in recordings {
@@ -212,6 +258,7 @@ const FETCH_HELP: &str = "\
 Examples:
   gaisnet data fetch bearings
   gaisnet data fetch excavators
+  gaisnet data fetch fashion-mnist
 
 The cache is ~/.cache/gaisnet, or GAISNET_CACHE. A second call costs nothing.";
 
@@ -264,6 +311,26 @@ mod tests {
         show_orders(&set, true, &mut out).unwrap();
         let json: serde_json::Value = serde_json::from_slice(&out).unwrap();
         assert_eq!((&json[1]["machine"], &json[1]["test_chars"]), (&"B".into(), &8.into()));
+    }
+
+    #[test]
+    fn a_part_of_images_is_a_row_with_its_classes() {
+        let images = |labels: Vec<u8>| Images {
+            pixels: vec![0; 4 * labels.len()],
+            width: 2,
+            height: 2,
+            labels,
+            classes: 3,
+        };
+        let set = images::Dataset { train: images(vec![0, 2, 2]), test: images(vec![1]) };
+        let mut out = Vec::new();
+        show_images(&set, false, &mut out).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert!(text.starts_with("train      3 images of 2 x 2, by class: 1 0 2\n"), "{text}");
+        let mut out = Vec::new();
+        show_images(&set, true, &mut out).unwrap();
+        let json: serde_json::Value = serde_json::from_slice(&out).unwrap();
+        assert_eq!((&json[1]["images"], &json[1]["images_by_class"][1]), (&1.into(), &1.into()));
     }
 
     #[test]

@@ -43,7 +43,7 @@ pub(super) fn unpack(
             return Err(refused("name is not plain letters, digits, '_', '-' and '.'"));
         }
         if entry.size() > MAX_FILE_BYTES {
-            return Err(refused("larger than 16 MiB"));
+            return Err(refused("larger than 64 MiB"));
         }
         if sizes.len() >= MAX_FILES {
             return Err(refused("more than 256 files"));
@@ -79,7 +79,7 @@ fn is_plain_name(name: &str) -> bool {
 }
 
 /// Caps against a bomb: what one file, the number of files and the whole stream may be.
-const MAX_FILE_BYTES: u64 = 16 << 20;
+const MAX_FILE_BYTES: u64 = 64 << 20;
 const MAX_FILES: usize = 256;
 const MAX_STREAM_BYTES: u64 = 512 << 20;
 

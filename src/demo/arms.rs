@@ -33,6 +33,8 @@ pub(super) fn train(
             distill_lambda: 0.0,
             class_targets: None,
             seed: plan.seed.wrapping_add(round),
+            epochs: plan.local_epochs,
+            class_logits: true,
         };
         adapter = brain.learner.train(data, &job, &mut |_| Control::Continue)?.adapter;
         progress();

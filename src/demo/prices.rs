@@ -31,6 +31,8 @@ pub(super) fn ways(
         distill_lambda: 0.0,
         class_targets: None,
         seed: plan.seed,
+        epochs: plan.local_epochs,
+        class_logits: true,
     };
     let trained = brain.learner.train(data, &job, &mut |_| Control::Continue)?;
     let packed = |coding| -> Result<u64, DemoError> {

@@ -34,6 +34,8 @@ pub(super) fn train(
             distill_lambda: 0.0,
             class_targets: None,
             seed: plan.seed.wrapping_add(round),
+            epochs: plan.local_epochs,
+            class_logits: false,
         };
         let mut progress = |_| {
             stepped();

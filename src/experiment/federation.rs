@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use super::ExperimentError;
 use super::places::{Place, Places};
-use super::{ExperimentError, Machine, News, Shared};
+use super::turns::Turns;
 use crate::actors::lanes::train_lane;
 use crate::actors::{Bounds, Busy, Figures, LaneBench};
 use crate::bus::memory::{Faults, MemoryBroker};
@@ -37,9 +38,32 @@ use crate::wire::Coding;
 pub(super) struct Federation<'a> {
     pub(super) settings: &'a Settings,
     pub(super) base: Digest,
-    /// A store for each node is made in here.
+    /// A store for each node is made in here, or gone on with.
     pub(super) folder: &'a Path,
     pub(super) patience_s: u64,
+    /// So many parties train at the same time.
+    pub(super) at_once: usize,
+}
+
+/// One that takes part with data of its own.
+pub(super) struct Party {
+    pub(super) name: String,
+    pub(super) site: String,
+    pub(super) data: Arc<Examples>,
+    pub(super) learner: Box<dyn Learner>,
+}
+
+/// What a federation tells on its way.
+pub(super) enum Told<'a> {
+    /// Optimiser steps of all parties so far, in this process.
+    Steps(u64),
+    /// A version that the cloud serves.
+    Version {
+        version: u64,
+        adapter: &'a TensorSet,
+        /// Bytes that a device published since the last one, mean over the devices.
+        bytes_up: u64,
+    },
 }
 
 /// What came of it.
@@ -47,7 +71,7 @@ pub(super) struct Federation<'a> {
 pub(super) struct Outcome {
     /// The last version.
     pub(super) adapter: TensorSet,
-    /// Mean loss of the machines after each round.
+    /// Mean loss of the parties after each of this process's rounds.
     pub(super) losses: Vec<f64>,
     /// Bytes that a device published in a round, mean.
     pub(super) bytes_up: u64,
@@ -59,38 +83,39 @@ pub(super) struct Outcome {
 type Links = BTreeMap<Side, (Arc<dyn Bus>, mpsc::Receiver<BusEvent>)>;
 
 impl Federation<'_> {
-    /// Runs all rounds; blocks until the last version is out and the nodes have ended.
+    /// Runs all rounds that are still to do; blocks until the last version is out and the nodes have
+    /// ended.
     pub(super) fn run(
         &self,
-        learner: &Shared,
         start: &TensorSet,
-        machines: &[Machine],
-        news: &mut dyn FnMut(News),
+        parties: Vec<Party>,
+        told: &mut dyn FnMut(Told<'_>),
     ) -> Result<Outcome, ExperimentError> {
         let system = actix::System::new();
-        system.block_on(self.learn(learner, start, machines, news))
+        system.block_on(self.learn(start, parties, told))
     }
 
     async fn learn(
         &self,
-        learner: &Shared,
         start: &TensorSet,
-        machines: &[Machine],
-        news: &mut dyn FnMut(News),
+        parties: Vec<Party>,
+        told: &mut dyn FnMut(Told<'_>),
     ) -> Result<Outcome, ExperimentError> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let federation = &self.settings.node.federation;
-        let mut places = Places::new(federation, machines, clock.now().wall)?;
+        let mut places = Places::open(self.folder, federation, &parties, clock.now().wall)?;
         let keyring = Arc::new(places.keyring.clone());
         let brokers = Brokers::new(&places.all);
         let (gave_up, mut reasons) = mpsc::channel(16);
-        let lanes = Arc::new(Watched::default());
+        let lanes = Arc::new(Watched::new(self.at_once));
         let adapter = update::pack(start, Coding::F32, 0)?;
+        let mut parties: Vec<Option<Party>> = parties.into_iter().map(Some).collect();
         let mut nodes = Vec::new();
         for place in &places.all {
-            let texts = place.machine.and_then(|at| machines.get(at)).map(|machine| &machine.train);
-            let told = Told { learner: learner.clone(), lanes: Arc::clone(&lanes), jobs: 0 };
-            let trains = texts.map(|texts| (told, Arc::new(Examples::Texts(texts.clone()))));
+            let party = place.party.and_then(|at| parties.get_mut(at)?.take());
+            let trains = party.map(|Party { learner, data, .. }| {
+                (Watching { learner, lanes: Arc::clone(&lanes), jobs: 0 }, data)
+            });
             let key = places.keys.remove(&place.node);
             let key = key.ok_or_else(|| ExperimentError::Name(place.node.to_string()))?;
             let identity = Identity {
@@ -112,19 +137,16 @@ impl Federation<'_> {
             nodes.push(crate::node::start(parts)?);
         }
 
-        let waited = self.wait(&nodes, &lanes.steps, &mut reasons, machines.len(), news).await;
+        let devices: Vec<Arc<Figures>> = nodes
+            .iter()
+            .zip(&places.all)
+            .filter(|(_, place)| place.party.is_some())
+            .map(|(node, _)| Arc::clone(&node.figures))
+            .collect();
+        let waited = self.wait(&nodes, &devices, &lanes.steps, &mut reasons, told).await;
         let mut outcome = waited?;
         outcome.losses = lanes.losses(self.settings.round.rounds);
-        let rounds = self.settings.round.rounds.max(1);
-        let mut devices = 0;
-        for (node, place) in nodes.iter().zip(&places.all) {
-            if place.machine.is_some() {
-                let view = node.figures.view();
-                outcome.bytes_up += view.bytes_out.get(&Side::Up).copied().unwrap_or(0);
-                devices += 1;
-            }
-        }
-        outcome.bytes_up /= rounds * u64::max(devices, 1);
+        outcome.bytes_up = bytes_up(&devices) / self.settings.round.rounds.max(1);
         for node in nodes {
             node.stop("experiment_over", 200).await;
         }
@@ -136,17 +158,15 @@ impl Federation<'_> {
     async fn wait(
         &self,
         nodes: &[Node],
+        devices: &[Arc<Figures>],
         steps: &AtomicU64,
         reasons: &mut mpsc::Receiver<String>,
-        machines: usize,
-        news: &mut dyn FnMut(News),
+        told: &mut dyn FnMut(Told<'_>),
     ) -> Result<Outcome, ExperimentError> {
         let rounds = self.settings.round.rounds;
-        let per_machine = rounds * u64::from(self.settings.strategy.local_steps);
-        let of = per_machine * machines as u64;
         let cloud = nodes.first().ok_or_else(|| ExperimentError::Name("cloud".to_owned()))?;
         let mut outcome = Outcome::default();
-        let (mut version, mut quiet, mut seen) = (0, 0, 0);
+        let (mut version, mut quiet, mut seen, mut sent) = (0, 0, 0, 0);
         while version < rounds {
             tokio::select! {
                 biased;
@@ -158,11 +178,15 @@ impl Federation<'_> {
             let done = steps.load(Ordering::Acquire);
             if done != seen {
                 (seen, quiet) = (done, 0);
-                news(News::Step { done, of });
+                told(Told::Steps(done));
             }
             if served.0 > version {
                 (version, quiet) = (served.0, 0);
                 outcome.adapter = update::unpack(&served.1)?;
+                let all = bytes_up(devices);
+                let (adapter, bytes_up) = (&outcome.adapter, all.saturating_sub(sent));
+                sent = all;
+                told(Told::Version { version, adapter, bytes_up });
             }
             if quiet * TICK_MS > self.patience_s * 1_000 {
                 return Err(ExperimentError::Stuck { seconds: self.patience_s, version });
@@ -184,7 +208,7 @@ impl Federation<'_> {
         identity: Identity,
         adapter: Vec<u8>,
         links: Links,
-        trains: Option<(Told, Arc<Examples>)>,
+        trains: Option<(Watching, Arc<Examples>)>,
         clock: Arc<dyn Clock>,
         gave_up: mpsc::Sender<String>,
     ) -> Result<NodeParts, ExperimentError> {
@@ -280,6 +304,13 @@ impl Federation<'_> {
     }
 }
 
+/// Bytes that a device has published, mean over the devices.
+fn bytes_up(devices: &[Arc<Figures>]) -> u64 {
+    let up = |figures: &Arc<Figures>| figures.view().bytes_out.get(&Side::Up).copied();
+    let all: u64 = devices.iter().filter_map(up).sum();
+    all / u64::try_from(devices.len()).unwrap_or(1).max(1)
+}
+
 /// The brokers of a federation.
 struct Brokers {
     federation: MemoryBroker,
@@ -315,17 +346,22 @@ impl Brokers {
     }
 }
 
-/// What the training lanes of all machines did.
-#[derive(Default)]
+/// What the training lanes of all parties did, and whose turn it is.
 struct Watched {
+    turns: Turns,
     steps: AtomicU64,
-    /// Losses of the machines' first jobs, of their second, and so on.
+    /// Losses of the parties' first jobs, of their second, and so on.
     losses: Mutex<BTreeMap<u64, Vec<f64>>>,
 }
 
 impl Watched {
-    /// Mean loss of the machines at the end of each of the first `rounds` jobs.
-    #[expect(clippy::cast_precision_loss, reason = "a handful of machines")]
+    fn new(at_once: usize) -> Self {
+        let turns = Turns::new(at_once);
+        Self { turns, steps: AtomicU64::new(0), losses: Mutex::new(BTreeMap::new()) }
+    }
+
+    /// Mean loss of the parties at the end of each of the first `rounds` jobs.
+    #[expect(clippy::cast_precision_loss, reason = "a handful of parties")]
     fn losses(&self, rounds: u64) -> Vec<f64> {
         let losses = self.losses.lock().unwrap_or_else(PoisonError::into_inner);
         let mean = |of: &Vec<f64>| of.iter().sum::<f64>() / of.len().max(1) as f64;
@@ -333,14 +369,14 @@ impl Watched {
     }
 }
 
-/// A machine's learner that tells what it does.
-struct Told {
-    learner: Shared,
+/// A party's learner that waits for its turn and tells what it does.
+struct Watching {
+    learner: Box<dyn Learner>,
     lanes: Arc<Watched>,
     jobs: u64,
 }
 
-impl Learner for Told {
+impl Learner for Watching {
     fn initial_adapter(&self) -> TensorSet {
         self.learner.initial_adapter()
     }
@@ -352,10 +388,12 @@ impl Learner for Told {
         progress: &mut dyn FnMut(Progress) -> Control,
     ) -> Result<Trained, LearnError> {
         let lanes = &self.lanes;
+        let turn = lanes.turns.take(u64::from(job.steps_over(data.num_examples())));
         let trained = self.learner.train(data, job, &mut |at| {
             lanes.steps.fetch_add(1, Ordering::Release);
             progress(at)
         })?;
+        drop(turn);
         let mut losses = lanes.losses.lock().unwrap_or_else(PoisonError::into_inner);
         losses.entry(self.jobs).or_default().push(f64::from(trained.loss_last));
         self.jobs += 1;
@@ -364,6 +402,6 @@ impl Learner for Told {
 }
 
 /// How often is looked.
-const TICK_MS: u64 = 50;
+const TICK_MS: u64 = 20;
 /// How long the last version may take to the devices: half a minute.
-const SETTLE_TICKS: u32 = 600;
+const SETTLE_TICKS: u32 = 1_500;

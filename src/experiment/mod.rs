@@ -6,6 +6,8 @@
 //! arms.rs         each machine alone, all texts in one place
 //! federation.rs   the same machines as devices on two sites: real nodes over the memory bus
 //! places.rs       who they are, and their keys
+//! turns.rs        who of them trains when
+//! niid/           images dealt out unevenly, a table of published figures to compare with
 //! judge.rs        bits per character, a machine and together
 //! language.rs     the language model that learns and judges (libtorch)
 //! ```
@@ -19,7 +21,9 @@ mod federation;
 mod judge;
 #[cfg(feature = "torch")]
 pub mod language;
+pub mod niid;
 mod places;
+mod turns;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -124,6 +128,24 @@ pub enum ExperimentError {
     /// A thread.
     #[error("no thread: {0}")]
     Thread(std::io::Error),
+    /// The keyring's document.
+    #[error(transparent)]
+    Document(#[from] crate::trust::keyring_document::DocumentError),
+    /// A file.
+    #[error("{0}: {1}")]
+    Io(PathBuf, std::io::Error),
+    /// What a cell has come to can't be read.
+    #[error("{0} is damaged: {1}")]
+    Record(PathBuf, String),
+    /// A folder has a part of a run with other settings.
+    #[error(
+        "{0} has a part of a run with other settings, data or another model: go on with the same ones, or \
+         choose another folder"
+    )]
+    OtherRun(PathBuf),
+    /// Settings that can't be.
+    #[error(transparent)]
+    BadSettings(#[from] crate::settings::SettingsError),
     /// A name that can't be a node's.
     #[error("{0:?} can't be the name of a node or site: use letters, digits, '-' and '_'")]
     Name(String),
@@ -158,6 +180,11 @@ impl ExperimentError {
             Self::Store(error) => error.kind(),
             Self::Keyring(_) => "keyring",
             Self::Key(error) => error.kind(),
+            Self::Document(error) => error.kind(),
+            Self::Io(..) => "io",
+            Self::Record(..) => "record",
+            Self::OtherRun(_) => "other_run",
+            Self::BadSettings(_) => "bad_settings",
             Self::Thread(_) => "thread",
             Self::Name(_) => "name",
             Self::GaveUp(_) => "gave_up",
@@ -223,8 +250,20 @@ pub fn run(
             base,
             folder: &options.folder,
             patience_s: options.patience_s,
+            at_once: 1,
         };
-        federated = federation.run(&shared, &start, machines, news)?;
+        let party = |machine: &Machine| federation::Party {
+            name: machine.name.clone(),
+            site: machine.site.clone(),
+            data: Arc::new(Examples::Texts(machine.train.clone())),
+            learner: Box::new(shared.clone()),
+        };
+        let parties = machines.iter().map(party).collect();
+        federated = federation.run(&start, parties, &mut |told| {
+            if let federation::Told::Steps(done) = told {
+                news(News::Step { done, of: total });
+            }
+        })?;
         let took = clock.now().micros - since.micros;
         let bits = judge::of_one(judge.as_mut(), &federated.adapter, machines)?;
         push(ArmKind::Federated, bits, steps, took);

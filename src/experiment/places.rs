@@ -1,13 +1,18 @@
-//! Who takes part: a cloud, an edge a site, a device a machine; their keys and keyring live in memory.
+//! Who takes part: a cloud, an edge a site, a device a party; their keys and keyring lie beside their
+//! stores, so that a later process can be them again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::num::NonZeroU32;
+use std::path::Path;
 
-use super::{ExperimentError, Machine};
+use super::ExperimentError;
+use super::federation::Party;
 use crate::ids::{Name, NodeId};
-use crate::store::keyfile::new_signing_key;
+use crate::store::keyfile::{new_signing_key, read_signing_key, write_signing_key};
 use crate::time::Wall;
 use crate::trust::keyring::{Enrolment, Keyring, NodeEntry, Role, RootRole};
+use crate::trust::keyring_document::{open_document, seal_document};
 use crate::trust::keys::SigningKey;
 
 /// One node.
@@ -17,8 +22,8 @@ pub(super) struct Place {
     pub(super) line: Name,
     pub(super) parent: Option<NodeId>,
     pub(super) role: Role,
-    /// Index of its machine, of devices.
-    pub(super) machine: Option<usize>,
+    /// Index of its party, of devices.
+    pub(super) party: Option<usize>,
 }
 
 /// All nodes, the cloud first, and what they know each other by.
@@ -29,10 +34,12 @@ pub(super) struct Places {
 }
 
 impl Places {
-    /// A device for each machine, under the edge of its site.
-    pub(super) fn new(
+    /// A device for each party, under the edge of its site: those of `folder`, or new ones that are
+    /// kept there.
+    pub(super) fn open(
+        folder: &Path,
         federation: &Name,
-        machines: &[Machine],
+        parties: &[Party],
         now: Wall,
     ) -> Result<Self, ExperimentError> {
         let none = name("_")?;
@@ -43,11 +50,11 @@ impl Places {
             line: none.clone(),
             parent: None,
             role: Role::Cloud,
-            machine: None,
+            party: None,
         }];
         let mut sites = BTreeSet::new();
-        for (at, machine) in machines.iter().enumerate() {
-            let (site, edge) = (name(&machine.site)?, name(&format!("edge-{}", machine.site))?);
+        for (at, party) in parties.iter().enumerate() {
+            let (site, edge) = (name(&party.site)?, name(&format!("edge-{}", party.site))?);
             if sites.insert(site.clone()) {
                 all.push(Place {
                     node: edge.clone(),
@@ -55,28 +62,49 @@ impl Places {
                     line: none.clone(),
                     parent: Some(cloud.clone()),
                     role: Role::Edge,
-                    machine: None,
+                    party: None,
                 });
             }
             all.push(Place {
-                node: name(&format!("machine-{}", machine.name))?,
+                node: name(&format!("machine-{}", party.name))?,
                 site,
                 line: name("machines")?,
                 parent: Some(edge),
                 role: Role::Device,
-                machine: Some(at),
+                party: Some(at),
             });
         }
-        let (keys, keyring) = enrol(federation, &all, now)?;
+        let document = folder.join(KEYRING);
+        if !document.exists() {
+            // The keyring comes last: where it lies, all keys do.
+            let (keys, keyring, sealed) = enrol(federation, &all, now)?;
+            for (node, key) in &keys {
+                write_signing_key(&key_of(folder, node), key)?;
+            }
+            fs::write(&document, sealed).map_err(|e| ExperimentError::Io(document, e))?;
+            return Ok(Self { all, keys, keyring });
+        }
+        let bytes = fs::read(&document).map_err(|e| ExperimentError::Io(document, e))?;
+        let keyring = open_document(&bytes, None)?;
+        let mut keys = BTreeMap::new();
+        for place in &all {
+            let expected = keyring.node(&place.node).map(|entry| entry.key);
+            let key = read_signing_key(&key_of(folder, &place.node), expected.as_ref())?;
+            keys.insert(place.node.clone(), key);
+        }
         Ok(Self { all, keys, keyring })
     }
+}
+
+fn key_of(folder: &Path, node: &NodeId) -> std::path::PathBuf {
+    folder.join("keys").join(format!("{node}.pem"))
 }
 
 fn enrol(
     federation: &Name,
     places: &[Place],
     now: Wall,
-) -> Result<(BTreeMap<NodeId, SigningKey>, Keyring), ExperimentError> {
+) -> Result<(BTreeMap<NodeId, SigningKey>, Keyring, Vec<u8>), ExperimentError> {
     let root = new_signing_key()?;
     let until = now.plus_ms(YEAR_MS);
     let role = RootRole { threshold: NonZeroU32::MIN, keys: vec![*root.public()] };
@@ -97,11 +125,13 @@ fn enrol(
         keyring = keyring.enrol(&Enrolment { entry, proof }, now, until)?;
         keys.insert(place.node.clone(), key);
     }
-    Ok((keys, keyring))
+    let sealed = seal_document(&keyring, &[&root])?;
+    Ok((keys, keyring, sealed))
 }
 
 fn name(text: &str) -> Result<Name, ExperimentError> {
     Name::new(text).map_err(|_| ExperimentError::Name(text.to_owned()))
 }
 
+const KEYRING: &str = "keyring.gk";
 const YEAR_MS: u64 = 365 * 86_400_000;

@@ -175,10 +175,17 @@ fn a_federation_that_stands_still_is_an_error_and_not_a_wait_for_ever() {
 
 #[test]
 fn a_name_that_cannot_be_a_nodes_is_refused() {
-    let machines = [machine("A/B", "north", 2, 120)];
-    let error = places::Places::new(
+    let party = federation::Party {
+        name: "A/B".into(),
+        site: "north".into(),
+        data: Arc::new(Texts::default().into()),
+        learner: Box::new(Mean),
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let error = places::Places::open(
+        folder.path(),
         &crate::ids::Name::new("f").unwrap(),
-        &machines,
+        &[party],
         crate::time::Wall(1_800_000_000_000),
     );
     assert_eq!(error.err().unwrap().kind(), "name");

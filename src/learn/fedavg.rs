@@ -53,6 +53,27 @@ pub struct WeightedDelta {
 pub fn weights<K: Ord + Clone + std::fmt::Debug>(
     members: &BTreeMap<K, Share>,
 ) -> Result<BTreeMap<K, f64>, LearnError> {
+    weights_up_to(MAX_WEIGHT, members)
+}
+
+/// As [`weights`], with another cap: from three members on none gets more than `max_weight`.
+///
+/// 1 is no cap: the weights of plain `FedAvg`.
+///
+/// # Errors
+/// Those of [`weights`], and [`LearnError::OutOfRange`] for a cap outside of 0.5 to 1: below, two members
+/// could be above it at once.
+pub fn weights_up_to<K: Ord + Clone + std::fmt::Debug>(
+    max_weight: f64,
+    members: &BTreeMap<K, Share>,
+) -> Result<BTreeMap<K, f64>, LearnError> {
+    if !(0.5..=1.0).contains(&max_weight) {
+        return Err(LearnError::OutOfRange {
+            what: "largest weight of a member",
+            expected: "0.5 to 1".into(),
+            actual: max_weight.to_string(),
+        });
+    }
     if members.is_empty() {
         return Err(LearnError::NoUpdates);
     }
@@ -69,15 +90,15 @@ pub fn weights<K: Ord + Clone + std::fmt::Debug>(
         raw.insert(sender.clone(), weight);
     }
     let total: f64 = raw.values().sum();
-    let owner = raw.iter().find(|(_, weight)| **weight > MAX_WEIGHT * total);
+    let owner = raw.iter().find(|(_, weight)| **weight > max_weight * total);
     match owner.map(|(sender, _)| sender.clone()) {
         Some(owner) if members.len() >= CAPPED_FROM => {
             let others: f64 = raw.iter().filter(|(s, _)| **s != owner).map(|(_, w)| w).sum();
             for (sender, weight) in &mut raw {
                 *weight = if *sender == owner {
-                    MAX_WEIGHT
+                    max_weight
                 } else {
-                    (1.0 - MAX_WEIGHT) * (*weight / others)
+                    (1.0 - max_weight) * (*weight / others)
                 };
             }
         }
@@ -187,7 +208,7 @@ pub(super) fn add_scaled(sum: &mut [f64], weight: f64, values: &[f32]) {
     }
 }
 
-/// Largest weight of a member, from [`CAPPED_FROM`] members on.
+/// Largest weight of a member, from [`CAPPED_FROM`] members on, where nothing else is set.
 const MAX_WEIGHT: f64 = 0.5;
 
 /// Two members can't both stay below one half, so the cap starts at three.
@@ -245,6 +266,20 @@ mod tests {
         ]);
         let p: Vec<f64> = weights(&shares).unwrap().into_values().collect();
         assert_eq!(p, [0.9, 0.1]);
+    }
+
+    #[test]
+    fn a_higher_cap_takes_effect_later_and_without_one_examples_alone_decide() {
+        let share = |num_examples| Share { num_examples, staleness: 0 };
+        let members =
+            BTreeMap::from([(node(0), share(800)), (node(1), share(150)), (node(2), share(50))]);
+        let p = |cap| -> Vec<f64> { weights_up_to(cap, &members).unwrap().into_values().collect() };
+        assert_eq!(p(1.0), [0.8, 0.15, 0.05]);
+        assert_eq!(p(0.9), [0.8, 0.15, 0.05]);
+        assert_eq!(p(0.5), [0.5, 0.375, 0.125]);
+        for bad in [0.49, 1.01, f64::NAN] {
+            assert_eq!(weights_up_to(bad, &members).unwrap_err().kind(), "out_of_range");
+        }
     }
 
     #[test]

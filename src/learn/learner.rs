@@ -70,6 +70,47 @@ impl Texts {
     }
 }
 
+/// Grey images with their labels.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Images {
+    /// `[n, height, width]` row-major, 0 to 255.
+    pub pixels: Vec<u8>,
+    /// Pixels a row.
+    pub width: usize,
+    /// Rows an image.
+    pub height: usize,
+    /// `[n]`, class index of each image.
+    pub labels: Vec<u8>,
+    /// Number of classes C; each label is below it.
+    pub classes: usize,
+}
+
+impl Images {
+    /// Number of images n.
+    pub fn num_examples(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// The images of these rows, in this order; rows that aren't there are left out.
+    pub fn choose(&self, rows: &[usize]) -> Self {
+        let size = self.width * self.height;
+        let mut chosen = Self { pixels: Vec::with_capacity(size * rows.len()), ..self.bare() };
+        for row in rows {
+            let pixels = row.checked_mul(size).and_then(|at| self.pixels.get(at..at + size));
+            if let (Some(pixels), Some(label)) = (pixels, self.labels.get(*row)) {
+                chosen.pixels.extend_from_slice(pixels);
+                chosen.labels.push(*label);
+            }
+        }
+        chosen
+    }
+
+    fn bare(&self) -> Self {
+        let Self { width, height, classes, .. } = *self;
+        Self { pixels: Vec::new(), labels: Vec::new(), width, height, classes }
+    }
+}
+
 /// What a device learns from.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Examples {
@@ -77,14 +118,17 @@ pub enum Examples {
     Windows(Windows),
     /// Texts.
     Texts(Texts),
+    /// Images with labels.
+    Images(Images),
 }
 
 impl Examples {
-    /// Number of windows or texts.
+    /// Number of windows, texts or images.
     pub fn num_examples(&self) -> usize {
         match self {
             Self::Windows(windows) => windows.num_examples(),
             Self::Texts(texts) => texts.lengths.len(),
+            Self::Images(images) => images.num_examples(),
         }
     }
 
@@ -95,7 +139,7 @@ impl Examples {
     pub fn windows(&self) -> Result<&Windows, LearnError> {
         match self {
             Self::Windows(windows) => Ok(windows),
-            Self::Texts(_) => Err(other_kind("sensor windows", "texts")),
+            other => Err(other_kind("sensor windows", other.kind())),
         }
     }
 
@@ -106,7 +150,26 @@ impl Examples {
     pub fn texts(&self) -> Result<&Texts, LearnError> {
         match self {
             Self::Texts(texts) => Ok(texts),
-            Self::Windows(_) => Err(other_kind("texts", "sensor windows")),
+            other => Err(other_kind("texts", other.kind())),
+        }
+    }
+
+    /// The images.
+    ///
+    /// # Errors
+    /// [`LearnError::OutOfRange`] when it holds something else.
+    pub fn images(&self) -> Result<&Images, LearnError> {
+        match self {
+            Self::Images(images) => Ok(images),
+            other => Err(other_kind("images", other.kind())),
+        }
+    }
+
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Windows(_) => "sensor windows",
+            Self::Texts(_) => "texts",
+            Self::Images(_) => "images",
         }
     }
 }
@@ -120,6 +183,12 @@ impl From<Windows> for Examples {
 impl From<Texts> for Examples {
     fn from(texts: Texts) -> Self {
         Self::Texts(texts)
+    }
+}
+
+impl From<Images> for Examples {
+    fn from(images: Images) -> Self {
+        Self::Images(images)
     }
 }
 
@@ -182,15 +251,38 @@ pub struct TrainJob {
     pub class_targets: Option<ClassLogits>,
     /// Seed of the batch order and of every other draw.
     pub seed: u64,
+    /// Whole passes over the examples, > 0, instead of `steps`.
+    pub epochs: Option<u32>,
+    /// Give mean logits a class, too: a pass over all examples, which a learner may leave out else.
+    pub class_logits: bool,
 }
 
 impl TrainJob {
-    /// Learning rate of a step, from 1 to `steps`.
+    /// Learning rate of a step, from 1 to the run's `steps`.
     #[expect(clippy::cast_precision_loss, reason = "a million steps at most")]
-    pub fn rate_at(&self, step: u32) -> f32 {
+    pub fn rate_at(&self, step: u32, steps: u32) -> f32 {
         let Some(last) = self.final_rate else { return self.learning_rate };
-        let part = step.saturating_sub(1) as f32 / self.steps.max(1) as f32;
+        let part = step.saturating_sub(1) as f32 / steps.max(1) as f32;
         self.learning_rate + (last - self.learning_rate) * part.min(1.0)
+    }
+
+    /// Optimiser steps over so many examples: `steps`, or those of the whole passes.
+    ///
+    /// The last batch of a pass may be a short one.
+    /// # Examples
+    /// ```
+    /// # use gaisnet::learn::{TensorSet, TrainJob};
+    /// let job = TrainJob {
+    ///     start: TensorSet::default(), steps: 40, batch_size: 64, learning_rate: 0.01, final_rate: None, prox_mu: 0.0,
+    ///     distill_lambda: 0.0, class_targets: None, seed: 1, epochs: Some(2), class_logits: false,
+    /// };
+    /// assert_eq!(job.steps_over(130), 6); // 64, 64 and 2, twice
+    /// assert_eq!(TrainJob { epochs: None, ..job }.steps_over(130), 40);
+    /// ```
+    pub fn steps_over(&self, examples: usize) -> u32 {
+        let Some(epochs) = self.epochs else { return self.steps };
+        let batches = examples.div_ceil(usize::try_from(self.batch_size).unwrap_or(1).max(1));
+        u32::try_from(batches).unwrap_or(u32::MAX).saturating_mul(epochs)
     }
 
     /// Checks the numbers that no learner can follow.
@@ -201,9 +293,9 @@ impl TrainJob {
         let bad = |what, expected: &str, actual: String| {
             Err(LearnError::OutOfRange { what, expected: expected.into(), actual })
         };
-        if self.steps == 0 || self.batch_size == 0 {
+        if self.steps == 0 || self.batch_size == 0 || self.epochs == Some(0) {
             let actual = format!("{} x {}", self.steps, self.batch_size);
-            return bad("steps and batch size", "both positive", actual);
+            return bad("steps, passes and batch size", "all positive", actual);
         }
         if !(self.learning_rate > 0.0 && self.learning_rate.is_finite()) {
             return bad("learning rate", "positive", self.learning_rate.to_string());
@@ -245,7 +337,8 @@ pub enum Control {
 pub struct Trained {
     /// Adapter after the last step, in the layout of `TrainJob::start`.
     pub adapter: TensorSet,
-    /// Mean logits a class over the training examples, with the trained adapter.
+    /// Mean logits a class over the training examples, with the trained adapter; empty where they
+    /// weren't asked for or there are no classes.
     pub class_logits: ClassLogits,
     /// Distinct training examples on this device.
     pub num_examples: u64,
@@ -353,6 +446,20 @@ mod tests {
         let one_sided = ClassLogits::of(&[1.0, 2.0], &[1], 2);
         assert_eq!(one_sided.mean_logits, [0.0, 0.0, 1.0, 2.0]);
         assert_eq!(one_sided.counts, [0, 1]);
+    }
+
+    #[test]
+    fn images_are_chosen_by_row_and_rows_that_are_not_there_are_left_out() {
+        let images = Images {
+            pixels: vec![1, 2, 3, 4, 5, 6],
+            width: 2,
+            height: 1,
+            labels: vec![0, 1, 2],
+            classes: 3,
+        };
+        let chosen = images.choose(&[2, 0, 7, usize::MAX]);
+        assert_eq!((chosen.pixels, chosen.labels), (vec![5, 6, 1, 2], vec![2, 0]));
+        assert_eq!(Examples::from(images).texts().unwrap_err().kind(), "out_of_range");
     }
 
     #[test]

@@ -33,6 +33,7 @@ mod soft_labels;
 mod softmax;
 mod softmax_head;
 mod spectrum;
+mod splits;
 mod staleness;
 mod tensors;
 #[cfg(test)]
@@ -51,14 +52,14 @@ pub use class_logits::{LOGIT_BOUND, average_class_logits};
 pub use clip::{LEAST_NORMS, NORMS_REMEMBERED, NormClip};
 pub use effect_norm::effect_norm;
 pub use error_feedback::ErrorFeedback;
-pub use fedavg::{Accumulator, Share, WeightedDelta, fed_avg, weights};
+pub use fedavg::{Accumulator, Share, WeightedDelta, fed_avg, weights, weights_up_to};
 pub use generation::{Ask, BatchLimits, Finish, GenerateError, Generated, Told};
 pub use generator::{Generator, Tokens};
 pub use guess::guess;
 pub use judge::Judge;
 pub use learner::{
-    ClassLogits, Control, Examples, Learner, Prediction, Predictor, Progress, Texts, TrainJob,
-    Trained, Windows,
+    ClassLogits, Control, Examples, Images, Learner, Prediction, Predictor, Progress, Texts,
+    TrainJob, Trained, Windows,
 };
 pub use lora_product::{Combined, Contribution, LoraAverage, combine, stack};
 pub use metrics::{Confusion, percentile};
@@ -70,6 +71,9 @@ pub use scheduler::Scheduler;
 pub use soft_labels::mean_class_logits;
 pub use softmax::{SoftmaxLearner, SoftmaxPredictor};
 pub use spectrum::{MachineSpeeds, Spectrum};
+pub use splits::{
+    LEAST_ROWS, MOST_DRAWS, Split, split_by_dirichlet, split_by_labels, split_evenly,
+};
 pub use staleness::{MAX_STALENESS, buffer_size, is_too_stale, staleness_factor};
 pub use tensors::{Layout, Tensor, TensorSet};
 pub use window::normalise_window;

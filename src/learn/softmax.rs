@@ -78,7 +78,8 @@ impl Learner for SoftmaxLearner {
         let mut head = start.clone();
         let mut batches = Batches::new(rows.len(), to_usize(job.batch_size), job.seed);
         let mut losses = Vec::new();
-        for step in 1..=job.steps {
+        let steps = job.steps_over(rows.len());
+        for step in 1..=steps {
             let picked = batches.next();
             let batch = picked.iter().filter_map(|i| Some((*rows.get(*i)?, *data.labels.get(*i)?)));
             let objective = Objective { start: &start, targets: &targets, job };
@@ -86,7 +87,7 @@ impl Learner for SoftmaxLearner {
             if !loss.is_finite() {
                 return Err(LearnError::NotFinite { name: "loss".into(), index: to_usize(step) });
             }
-            head.add_scaled(-f64::from(job.rate_at(step)), &gradient);
+            head.add_scaled(-f64::from(job.rate_at(step, steps)), &gradient);
             losses.push(loss);
             if progress(Progress { step, loss: to_f32(loss) }) == Control::Stop {
                 break;
@@ -330,6 +331,8 @@ mod tests {
             distill_lambda: 0.0,
             class_targets: None,
             seed: 1,
+            epochs: None,
+            class_logits: true,
         }
     }
 

@@ -36,7 +36,8 @@ use crate::learn::RateSchedule;
 use crate::ledger::{Event, LedgerError, Log, Origin, Replay, SignedCheckpoint, Word};
 use crate::privacy::Gate;
 use crate::protocol::{
-    Effect, Input, Member, MemberConfig, Owner, Relay, RelayConfig, Round, RoundConfig, update,
+    Effect, Input, Member, MemberConfig, Owner, Relay, RelayConfig, Round, RoundConfig,
+    ShareBounds, update,
 };
 use crate::scada::command::CommandPolicy;
 use crate::scada::replay::ReplayWindow;
@@ -111,6 +112,8 @@ pub struct Learning {
     pub resync_ms: u64,
     /// Bytes a chunk.
     pub chunk_bytes: u32,
+    /// What keeps one member of a round from owning its outcome.
+    pub share_bounds: ShareBounds,
 }
 
 /// The thread that answers, by what the model takes.
@@ -517,6 +520,7 @@ fn round(
         model: learning.model.name.clone(),
         base: learning.base,
         plan: learning.plan.clone(),
+        bounds: learning.share_bounds,
     };
     Round::new(config, &learning.adapter, &of(Round::PREFIX, state)).map_err(NodeError::State)
 }

@@ -32,7 +32,7 @@ use crate::learn::{
 };
 use crate::ledger::Event;
 use crate::privacy::{Gate, Profile};
-use crate::protocol::update;
+use crate::protocol::{ShareBounds, update};
 use crate::scada::command::CommandPolicy;
 use crate::scada::tags::{Binds, Format, Tag};
 use crate::scada::telegram::ModelMeta;
@@ -370,6 +370,7 @@ pub fn plan_of(settings: &Settings) -> Plan {
         block: u16::try_from(strategy.block).unwrap_or(u16::MAX),
         min_cell: u32::try_from(gate.min_cell).unwrap_or(u32::MAX),
         seed: strategy.seed,
+        local_epochs: (strategy.local_epochs > 0).then_some(strategy.local_epochs),
     }
 }
 
@@ -530,6 +531,10 @@ pub fn learning_of(
         max_staleness: round.late_max_staleness,
         resync_ms: round.republish_s * 3_000,
         chunk_bytes: settings.bus.site.chunk_bytes,
+        share_bounds: ShareBounds {
+            max_share: settings.strategy.max_share,
+            clip_norms: settings.strategy.clip_norms,
+        },
     }
 }
 

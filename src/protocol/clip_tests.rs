@@ -8,6 +8,7 @@ use super::super::fixture::{first_adapter, plan, small};
 use super::super::guard::tests::without;
 use super::*;
 use crate::learn::LEAST_NORMS;
+use crate::protocol::ShareBounds;
 use crate::rng::Stream;
 
 const ALPHA: f64 = 4.0;
@@ -43,6 +44,7 @@ impl Bench {
             inputs,
             relay: false,
             norms: Vec::new(),
+            bounds: ShareBounds::default(),
         };
         Self { blobs, job }
     }
@@ -146,4 +148,27 @@ fn the_unclipped_mean_of_two_is_what_it_always_was() {
     let bench = Bench::new(2, 1.0);
     let (with, bare) = (bench.combine(), without(Guard::Norms, || bench.combine()));
     assert_eq!(with.update, bare.update);
+}
+
+#[test]
+fn who_trusts_all_members_may_take_both_bounds_away_and_gets_the_plain_mean() {
+    let mut bench = Bench::new(4, 30.0);
+    bench.job.inputs[0].num_examples = 900; // of 1,200
+    let (bounded, global) = bench.outcome();
+    bench.job.bounds = ShareBounds { max_share: 1.0, clip_norms: false };
+    let work = bench.combine();
+    assert!(work.weighed.iter().all(|weighed| weighed.factor == 1.0));
+    let (plain, _) = bench.outcome();
+    let mut expected = 0.0;
+    for input in &bench.job.inputs {
+        let delta = unpack(&bench.blobs[&input.delta.unwrap()]).unwrap();
+        let share = if input.num_examples == 900 { 0.75 } else { 1.0 / 12.0 };
+        expected += share * f64::from(delta.get("head.bias").unwrap().data[0]);
+    }
+    let moved = |set: &TensorSet| {
+        let value = |set: &TensorSet| f64::from(set.get("head.bias").unwrap().data[0]);
+        value(set) - value(&global)
+    };
+    assert!((moved(&plain) - expected).abs() < 1e-6, "{} {expected}", moved(&plain));
+    assert!(moved(&bounded).abs() < 0.5 * moved(&plain).abs());
 }

@@ -240,6 +240,23 @@ pub struct CombineJob {
     pub relay: bool,
     /// Norms of earlier contributions, oldest first: what is usual.
     pub norms: Vec<f64>,
+    /// What keeps one member from owning the outcome.
+    pub bounds: ShareBounds,
+}
+
+/// What keeps one member of a round from owning its outcome; a choice of whoever combines.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ShareBounds {
+    /// Most that one of three or more members weighs, 0.5 to 1; 1 is no cap.
+    pub max_share: f64,
+    /// Contributions longer than the usual one are shortened to it.
+    pub clip_norms: bool,
+}
+
+impl Default for ShareBounds {
+    fn default() -> Self {
+        Self { max_share: 0.5, clip_norms: true }
+    }
 }
 
 /// How much of a contribution counted.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{MemberConfig, Owner, RoundConfig};
+use super::{MemberConfig, Owner, RoundConfig, ShareBounds};
 use crate::ids::{BootId, Digest, Epoch, Name, NodeId, RoundNo};
 use crate::learn::{Layout, RateSchedule, Tensor, TensorSet};
 use crate::privacy::{Gate, Profile};
@@ -49,6 +49,7 @@ pub(crate) fn plan(coding: Coding) -> Plan {
         block: if coding == Coding::F32 { 0 } else { 64 },
         min_cell: 5,
         seed: 7,
+        local_epochs: None,
     }
 }
 
@@ -91,6 +92,7 @@ pub(crate) fn round_config(owner: Owner, members: &BTreeSet<NodeId>, plan: Plan)
         model: Name::new("m").unwrap(),
         base: Digest([1; 32]),
         plan,
+        bounds: ShareBounds::default(),
     }
 }
 

@@ -26,7 +26,8 @@ pub mod update;
 
 pub use base::{BaseFetch, Giving, Step};
 pub use effect::{
-    CombineInput, CombineJob, Delivery, Effect, Input, Job, Timer, To, TrainTask, Weighed, Work,
+    CombineInput, CombineJob, Delivery, Effect, Input, Job, ShareBounds, Timer, To, TrainTask,
+    Weighed, Work,
 };
 pub use fetch::{Ask, Fetches, Taken};
 pub use member::{Member, MemberConfig};

@@ -24,7 +24,7 @@ use self::state::{
     late,
 };
 use super::effect::{
-    CombineInput, CombineJob, Delivery, Effect, Input, Job, Timer, To, Weighed, Work,
+    CombineInput, CombineJob, Delivery, Effect, Input, Job, ShareBounds, Timer, To, Weighed, Work,
 };
 use super::update;
 use crate::ids::{Digest, Epoch, Name, NodeId, RoundNo, Side, UpdateId, Version};
@@ -81,6 +81,8 @@ pub struct RoundConfig {
     pub base: Digest,
     /// What members are asked to do.
     pub plan: Plan,
+    /// What keeps one member from owning the outcome.
+    pub bounds: ShareBounds,
 }
 
 /// A round's owner. See the module.
@@ -559,6 +561,7 @@ impl Round {
             inputs: closing.set.clone(),
             relay: self.config.owner == Owner::Relay,
             norms: self.norms.clone(),
+            bounds: self.config.bounds,
         })
     }
 

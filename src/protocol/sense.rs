@@ -59,6 +59,7 @@ fn check_targets(targets: Option<&ClassSummary>) -> Result<(), &'static str> {
 fn makes_sense(plan: &Plan) -> bool {
     (plan.adapter_delta || plan.class_logits)
         && (1..=1_000_000).contains(&plan.local_steps)
+        && plan.local_epochs.is_none_or(|epochs| (1..=10_000).contains(&epochs))
         && (1..=65_536).contains(&plan.batch_size)
         // 0 where a cosine has come to its end.
         && (0.0..=10.0).contains(&plan.learning_rate)
@@ -103,12 +104,16 @@ mod tests {
         assert_eq!(check_offer(&offer(good.clone())), Ok(()));
         assert_eq!(check_offer(&offer(Plan { learning_rate: 0.0, ..good.clone() })), Ok(()));
         assert_eq!(check_offer(&offer(Plan { final_rate: Some(0.0), ..good.clone() })), Ok(()));
-        let bad: [fn(&mut Plan); 19] = [
+        let epochs = Plan { local_epochs: Some(10), ..good.clone() };
+        assert_eq!(check_offer(&offer(epochs)), Ok(()));
+        let bad: [fn(&mut Plan); 21] = [
             |p| p.final_rate = Some(f32::NAN),
             |p| p.final_rate = Some(-0.1),
             |p| p.adapter_delta = false, // and no class logits either
             |p| p.local_steps = 0,
             |p| p.local_steps = u32::MAX,
+            |p| p.local_epochs = Some(0),
+            |p| p.local_epochs = Some(u32::MAX),
             |p| p.batch_size = 0,
             |p| p.batch_size = u32::MAX,
             |p| p.learning_rate = f32::NAN,

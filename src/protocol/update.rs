@@ -10,7 +10,7 @@ use super::guard::{self, Guard};
 use crate::ids::{Digest, NodeId, UpdateId};
 use crate::learn::{
     ClassLogits, ErrorFeedback, LOGIT_BOUND, Layout, LearnError, LoraAverage, NormClip, Quantizer,
-    Share, Tensor, TensorSet, Width, average_class_logits, effect_norm, weights,
+    Share, Tensor, TensorSet, Width, average_class_logits, effect_norm, weights_up_to,
 };
 use crate::wire::{
     ClassSummary, CodecError, Coding, MAX_UPDATE_BYTES, PackedSet, PackedTensor, Plan,
@@ -183,7 +183,7 @@ pub fn combine(
         let global = set(&job.global)?;
         let mut sum = LoraAverage::new(f64::from(job.plan.alpha), &global)?;
         let shares = with_delta.iter().map(|(input, _)| (key(input), share(input))).collect();
-        let weights = weights(&shares)?;
+        let weights = weights_up_to(job.bounds.max_share, &shares)?;
         // What a member has learned, and from where unless from what was offered.
         let learned = |(input, delta): &(&CombineInput, Digest)| {
             let older = (input.base != job.global).then(|| set(&input.base)).transpose()?;
@@ -204,7 +204,8 @@ pub fn combine(
         for (member, norm) in with_delta.iter().zip(norms) {
             let (input, (adapter, older)) = (member.0, learned(member)?);
             let weight = weights.get(&key(input)).copied().unwrap_or(0.0);
-            let factor = if guard::stands(Guard::Norms) { clip.factor(norm) } else { 1.0 };
+            let clips = job.bounds.clip_norms && guard::stands(Guard::Norms);
+            let factor = if clips { clip.factor(norm) } else { 1.0 };
             sum.add(weight * factor, &adapter, older.as_ref().unwrap_or(&global))?;
             let (sender, update) = key(input);
             weighed.push(Weighed { sender, update, norm, factor });

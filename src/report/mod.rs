@@ -7,6 +7,7 @@ mod chart;
 mod experiment;
 mod html;
 mod json;
+mod niid;
 mod page;
 mod table;
 
@@ -19,6 +20,7 @@ pub use experiment::{
     experiment_to_table,
 };
 pub use json::to_json;
+pub use niid::{CellRow, NiidReport, niid_to_html, niid_to_json, niid_to_table};
 pub use page::to_html;
 pub use table::to_table;
 

@@ -59,6 +59,12 @@ pub struct StrategySettings {
     pub block: u32,
     /// Seed of the run.
     pub seed: u64,
+    /// Whole passes over a member's examples in a round, instead of `local_steps`; 0 is off.
+    pub local_epochs: u32,
+    /// Most that one of three or more members weighs; 1 is no cap.
+    pub max_share: f64,
+    /// Shortens contributions that are longer than the usual one.
+    pub clip_norms: bool,
 }
 
 /// How contributions are made and combined.

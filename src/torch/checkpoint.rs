@@ -61,6 +61,7 @@ impl Checkpoints {
             bytes.extend(number.to_le_bytes());
         }
         bytes.extend(job.seed.to_le_bytes());
+        bytes.extend(job.epochs.into_iter().flat_map(u32::to_le_bytes));
         for list in [&texts.lengths, &texts.tokens] {
             bytes.extend((list.len() as u64).to_le_bytes());
             bytes.extend(list.iter().flat_map(|number| number.to_le_bytes()));

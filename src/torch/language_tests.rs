@@ -652,6 +652,8 @@ fn a_run_that_was_cut_off_goes_on_and_ends_as_one_that_was_not() {
         distill_lambda: 0.0,
         class_targets: None,
         seed: 5,
+        epochs: None,
+        class_logits: true,
     };
     let whole = learner(&base, &peft).train(&texts, &job, &mut |_| Control::Continue).unwrap();
 

@@ -141,23 +141,25 @@ impl Learner for LanguageLearner {
         let mut losses = Vec::new();
         let id = |kept: &Checkpoints| kept.job(job, texts, &format!("{:?}", self.config));
         let kept = self.checkpoints.as_ref().map(|kept| (kept, id(kept)));
+        // What a pass is made of: as many sequences as the texts fill.
+        let steps = job.steps_over(texts.tokens.len().div_ceil(self.config.sequence as usize));
         if let Some(midway) = kept.as_ref().and_then(|(kept, id)| kept.read(id)) {
             run.go_on(&midway)?;
             for _ in &midway.losses {
                 sequences.next(rows)?;
             }
             losses = midway.losses;
-            losses.truncate(job.steps as usize);
+            losses.truncate(steps as usize);
         }
         let done = u32::try_from(losses.len()).unwrap_or(u32::MAX);
-        for step in done + 1..=job.steps {
+        for step in done + 1..=steps {
             let packed = sequences.next(rows)?;
             if self.config.peft.lora.as_ref().is_some_and(|l| l.dropout > 0.0) {
                 // libtorch draws what drops out: its generator is one for the process, so it is set
                 // anew each step.
                 tch::manual_seed(job.seed.wrapping_add(u64::from(step)).cast_signed());
             }
-            let loss = run.step(&packed, job.rate_at(step).into(), job.prox_mu.into())?;
+            let loss = run.step(&packed, job.rate_at(step, steps).into(), job.prox_mu.into())?;
             losses.push(loss);
             if let Some((kept, id)) = &kept
                 && kept.due(losses.len())

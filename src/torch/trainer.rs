@@ -97,26 +97,9 @@ impl SignalLearner {
 
     fn check(&self, data: &Windows, job: &TrainJob) -> Result<(), LearnError> {
         let model = &self.config.model;
-        let bad = |what, expected: String, actual: String| {
-            Err(LearnError::OutOfRange { what, expected, actual })
-        };
         check_windows(data, model)?;
         job.check()?;
-        if let Some(targets) = &job.class_targets {
-            let classes = data.classes;
-            if targets.counts.len() != classes || targets.mean_logits.len() != classes * classes {
-                let actual = format!("{} and {}", targets.counts.len(), targets.mean_logits.len());
-                return bad(
-                    "class targets",
-                    format!("{classes} and {}", classes * classes),
-                    actual,
-                );
-            }
-            if let Some(index) = targets.mean_logits.iter().position(|x| !x.is_finite()) {
-                return Err(LearnError::NotFinite { name: "class targets".into(), index });
-            }
-        }
-        Ok(())
+        check_targets(job, data.classes)
     }
 }
 
@@ -154,9 +137,10 @@ impl Learner for SignalLearner {
             distill: distill.as_ref(),
         };
         let mut losses = Vec::new();
-        for step in 1..=job.steps {
+        let steps = job.steps_over(data.num_examples());
+        for step in 1..=steps {
             let (x, y) = self.gather(data, &batches.next(job.batch_size as usize), &mut changes)?;
-            let loss = run.step(&x, &y, job.rate_at(step).into(), &terms)?;
+            let loss = run.step(&x, &y, job.rate_at(step, steps).into(), &terms)?;
             losses.push(loss);
             if progress(Progress { step, loss }) == Control::Stop {
                 break;
@@ -198,6 +182,22 @@ impl SignalLearner {
             y.push(dim(*label)?);
         }
         Ok((self.spectra.forward(&x)?, Tensor::f_from_slice(&y)?))
+    }
+}
+
+/// Checks that a job's class targets are numbers for so many classes.
+pub(super) fn check_targets(job: &TrainJob, classes: usize) -> Result<(), LearnError> {
+    let Some(targets) = &job.class_targets else { return Ok(()) };
+    if targets.counts.len() != classes || targets.mean_logits.len() != classes * classes {
+        return Err(LearnError::OutOfRange {
+            what: "class targets",
+            expected: format!("{classes} and {}", classes * classes),
+            actual: format!("{} and {}", targets.counts.len(), targets.mean_logits.len()),
+        });
+    }
+    match targets.mean_logits.iter().position(|x| !x.is_finite()) {
+        Some(index) => Err(LearnError::NotFinite { name: "class targets".into(), index }),
+        None => Ok(()),
     }
 }
 
@@ -249,7 +249,7 @@ pub(super) struct Distill {
 }
 
 impl Distill {
-    fn new(targets: &ClassLogits, lambda: f32) -> Result<Self, LearnError> {
+    pub(super) fn new(targets: &ClassLogits, lambda: f32) -> Result<Self, LearnError> {
         let classes = dim(targets.counts.len())?;
         let logits = tensor(&targets.mean_logits, &[classes, classes])?;
         let weight = |n: &u64| if *n > 0 { lambda } else { 0.0 };
@@ -323,7 +323,11 @@ impl Run<'_> {
 }
 
 /// Cross-entropy of logits `[n, C]` with labels `[n]`, mean over the batch, plus FedDistill's.
-fn batch_loss(logits: &Tensor, y: &Tensor, terms: &Terms<'_>) -> Result<Tensor, LearnError> {
+pub(super) fn batch_loss(
+    logits: &Tensor,
+    y: &Tensor,
+    terms: &Terms<'_>,
+) -> Result<Tensor, LearnError> {
     let with_prior = match terms.log_prior {
         Some(prior) => logits.f_add(prior)?,
         None => logits.shallow_clone(),
@@ -362,7 +366,7 @@ fn log_prior(labels: &[usize], classes: usize) -> Result<Tensor, LearnError> {
 const ABSENT: f32 = -1e4;
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "few losses")]
-fn mean<'a>(losses: impl ExactSizeIterator<Item = &'a f32>) -> f32 {
+pub(super) fn mean<'a>(losses: impl ExactSizeIterator<Item = &'a f32>) -> f32 {
     let n = losses.len().max(1) as f64;
     (losses.map(|l| f64::from(*l)).sum::<f64>() / n) as f32
 }
@@ -424,6 +428,8 @@ pub(super) mod tests {
             distill_lambda: 0.0,
             class_targets: None,
             seed: 4,
+            epochs: None,
+            class_logits: true,
         }
     }
 

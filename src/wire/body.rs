@@ -131,6 +131,9 @@ pub struct Plan {
     /// Learning rate behind the last step, reached on a straight line; absent where it stays.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub final_rate: Option<f32>,
+    /// Whole passes over its own examples that a member does, > 0, instead of `local_steps`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local_epochs: Option<u32>,
 }
 
 /// A round's owner offers work. Its digest names the round's task.

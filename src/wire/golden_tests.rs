@@ -30,6 +30,7 @@ fn plan() -> Plan {
         min_cell: 20,
         seed: u64::MAX,
         final_rate: None,
+        local_epochs: None,
     }
 }
 
@@ -51,6 +52,11 @@ fn offer() -> Offer {
         deadline_ms: 60_000,
         outer: Some(Digest([0x07; 32])),
     }
+}
+
+/// Asks for whole passes instead of steps.
+fn offer_of_epochs() -> Offer {
+    Offer { plan: Plan { local_epochs: Some(10), ..plan() }, ..offer() }
 }
 
 fn contribution() -> Contribution {
@@ -99,6 +105,7 @@ fn bodies() -> Vec<(&'static str, Body)> {
             Body::Offer(Offer { plan: Plan { final_rate: Some(0.005), ..plan() }, ..offer() }),
         ),
         ("answer", Body::Answer(Answer { offer: offer_id, accepted: true, reason: String::new() })),
+        ("offer_epochs", Body::Offer(offer_of_epochs())),
         (
             "answer_declined",
             Body::Answer(Answer { offer: offer_id, accepted: false, reason: "paused".into() }),

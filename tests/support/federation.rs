@@ -22,7 +22,7 @@ use gaisnet::learn::{
 use gaisnet::ledger::{Entry, Event};
 use gaisnet::node::{Identity, Learning, Node, NodeParts, SystemClock};
 use gaisnet::privacy::{Gate, Profile};
-use gaisnet::protocol::update;
+use gaisnet::protocol::{ShareBounds, update};
 use gaisnet::scada::command::CommandPolicy;
 use gaisnet::scada::telegram::ModelMeta;
 use gaisnet::store::{MemoryStore, Store};
@@ -376,6 +376,7 @@ pub(crate) fn learning(versions: u64) -> Learning {
             block: 0,
             min_cell: 20,
             seed: 1,
+            local_epochs: None,
         },
         gate: Gate::from(Profile::Standard),
         quorum: 0.6,
@@ -386,6 +387,7 @@ pub(crate) fn learning(versions: u64) -> Learning {
         versions,
         schedule: gaisnet::learn::RateSchedule::Constant,
         max_staleness: 10,
+        share_bounds: ShareBounds::default(),
         resync_ms: 15_000,
         chunk_bytes: 65_536,
     }

@@ -41,7 +41,8 @@ pub(crate) const PURE: [(&str, Parser); 12] = [
 
 /// Those of the program's own files.
 #[cfg(feature = "cli")]
-pub(crate) const CLI: [(&str, Parser); 2] = [("settings", settings), ("bearings", bearings)];
+pub(crate) const CLI: [(&str, Parser); 3] =
+    [("settings", settings), ("bearings", bearings), ("idx", idx)];
 
 /// Those of the models.
 #[cfg(feature = "torch")]
@@ -235,6 +236,24 @@ pub(crate) fn bearings(bytes: &[u8]) {
     let path = std::path::Path::new("fuzz.csv");
     if let Ok(samples) = gaisnet::data::bearings::parse_samples(path, text, 16) {
         assert_eq!(samples.len(), 16);
+    }
+}
+
+/// A file of images; as many labels are made for it as it says, and it is read as its own labels.
+#[cfg(feature = "cli")]
+pub(crate) fn idx(bytes: &[u8]) {
+    use gaisnet::data::idx;
+    let _ = idx::images(bytes, bytes, 10);
+    let Ok(found) = idx::parse(bytes) else { return };
+    assert_eq!(found.shape.iter().product::<usize>(), found.data.len());
+    let n = found.shape[0];
+    if n <= CAP {
+        let size = u32::try_from(n).unwrap().to_be_bytes();
+        let labels = [vec![0, 0, 8, 1], size.to_vec(), vec![3; n]].concat();
+        if let Ok(set) = idx::images(bytes, &labels, 10) {
+            assert_eq!(set.pixels.len(), set.num_examples() * set.width * set.height);
+            assert_eq!(set.choose(&[0, n]).num_examples(), n.min(1));
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! `gaisnet experiment`: ways to learn side by side, on this machine, on real texts.
+//! `gaisnet experiment run excavators`: ways to learn side by side, on this machine, on real texts.
 
 use std::io::Write;
 #[cfg(feature = "torch")]
@@ -6,11 +6,11 @@ use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use clap::{Args, Subcommand, ValueEnum};
-use indicatif::{ProgressBar, ProgressStyle};
+use clap::{Args, ValueEnum};
 
-use super::Exit;
-use super::exit::Misuse;
+use super::{Temporary, bar, told};
+use crate::cli::Exit;
+use crate::cli::exit::Misuse;
 use crate::data::Cache;
 use crate::data::excavators::{Excavators, fetch_excavators};
 use crate::experiment::{self, News, Options, Subject, excavators};
@@ -20,25 +20,9 @@ use crate::report::{
 };
 use crate::settings::{Layers, Settings, Tier};
 
-/// Arguments of `gaisnet experiment`.
+/// Arguments of `gaisnet experiment run excavators`.
 #[derive(Debug, Args)]
-pub(super) struct ExperimentArgs {
-    #[command(subcommand)]
-    command: ExperimentCommand,
-}
-
-#[derive(Debug, Subcommand)]
-enum ExperimentCommand {
-    /// Run the arms of an experiment: each machine alone, federated, all texts in one place
-    #[command(after_help = RUN_HELP)]
-    Run(RunArgs),
-}
-
-#[derive(Debug, Args)]
-struct RunArgs {
-    /// Which
-    #[arg(value_enum)]
-    experiment: Experiment,
+pub(super) struct RunArgs {
     /// Optimiser steps of each machine, all rounds together
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     steps: Option<u32>,
@@ -78,12 +62,6 @@ struct RunArgs {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Experiment {
-    /// Work orders of five excavators, the language model of the template maintenance-text
-    Excavators,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
 enum Coding {
     None,
     Int8,
@@ -97,17 +75,15 @@ enum Arm {
     Pooled,
 }
 
-/// Runs `gaisnet experiment`.
-pub(super) fn run(args: &ExperimentArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
-    let ExperimentCommand::Run(args) = &args.command;
-    let Experiment::Excavators = args.experiment;
+/// Runs `gaisnet experiment run excavators`.
+pub(super) fn run(args: &RunArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
     let settings = settings_of(args)?;
     let cache = Cache::from_env()?;
     let bar = bar(args.json);
     bar.set_message("fetching the work orders");
     let fetched = fetch_excavators(&cache, &mut |_| bar.tick())?;
     let set = Excavators::cached(&cache).context("the data set vanished")?.load()?;
-    bar.suspend(|| told(args, fetched.notice));
+    bar.suspend(|| told(args.json, fetched.notice));
 
     bar.set_message("loading the base");
     let (subject, mut encode) = subject_of(args, &settings)?;
@@ -251,17 +227,6 @@ fn folder_of(args: &RunArgs) -> anyhow::Result<(Option<Temporary>, PathBuf)> {
     Ok((None, out.clone()))
 }
 
-/// A folder that goes when this does.
-struct Temporary(PathBuf);
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.0) {
-            tracing::warn!(path = %self.0.display(), %error, "temporary folder stays behind");
-        }
-    }
-}
-
 impl Arm {
     fn kind(self) -> ArmKind {
         match self {
@@ -272,22 +237,7 @@ impl Arm {
     }
 }
 
-fn bar(quiet: bool) -> ProgressBar {
-    let bar = if quiet { ProgressBar::hidden() } else { ProgressBar::new(0) };
-    if let Ok(style) = ProgressStyle::with_template("{msg:>24} [{bar:30}] {pos}/{len} {elapsed}") {
-        bar.set_style(style.progress_chars("=> "));
-    }
-    bar
-}
-
-fn told(args: &RunArgs, text: &str) {
-    if !args.json {
-        // Nobody to tell is no reason to stop.
-        let _ = writeln!(std::io::stderr(), "{text}");
-    }
-}
-
-const RUN_HELP: &str = "\
+pub(super) const RUN_HELP: &str = "\
 Examples:
   gaisnet experiment run excavators
   gaisnet experiment run excavators --rehearse --arms federated --learning-rate 0.002
@@ -310,7 +260,7 @@ mod tests {
     }
 
     fn args(line: &[&str]) -> RunArgs {
-        Line::try_parse_from([&["run", "excavators"], line].concat()).unwrap().args
+        Line::try_parse_from([&["excavators"], line].concat()).unwrap().args
     }
 
     #[test]

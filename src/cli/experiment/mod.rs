@@ -1,0 +1,136 @@
+//! `gaisnet experiment`: what the program can do beside what is known, on this machine, on real data.
+
+mod excavators;
+mod niid;
+
+use std::io::Write;
+
+use clap::{Args, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::Exit;
+
+/// Arguments of `gaisnet experiment`.
+#[derive(Debug, Args)]
+pub(super) struct ExperimentArgs {
+    #[command(subcommand)]
+    command: ExperimentCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum ExperimentCommand {
+    /// List the experiments
+    #[command(after_help = LIST_HELP)]
+    List {
+        /// One JSON array
+        #[arg(long)]
+        json: bool,
+    },
+    /// Run one of them
+    Run {
+        #[command(subcommand)]
+        experiment: Experiment,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Experiment {
+    /// Work orders of five excavators: each machine alone, federated, all texts in one place
+    #[command(after_help = excavators::RUN_HELP)]
+    Excavators(excavators::RunArgs),
+    /// Images dealt out unevenly among ten clients, beside published figures
+    #[command(after_help = niid::RUN_HELP)]
+    Niid(niid::RunArgs),
+}
+
+/// Runs `gaisnet experiment`.
+pub(super) fn run(args: &ExperimentArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
+    match &args.command {
+        ExperimentCommand::List { json } => list(*json, out),
+        ExperimentCommand::Run { experiment: Experiment::Excavators(args) } => {
+            excavators::run(args, out)
+        }
+        ExperimentCommand::Run { experiment: Experiment::Niid(args) } => niid::run(args, out),
+    }
+}
+
+fn list(json: bool, out: &mut dyn Write) -> anyhow::Result<Exit> {
+    if json {
+        let all = KNOWN.map(|(name, what)| serde_json::json!({ "experiment": name, "what": what }));
+        writeln!(out, "{:#}", serde_json::Value::from(all.to_vec()))?;
+        return Ok(Exit::Ok);
+    }
+    for (name, what) in KNOWN {
+        writeln!(out, "{name:12} {what}")?;
+    }
+    Ok(Exit::Ok)
+}
+
+fn bar(quiet: bool) -> ProgressBar {
+    let bar = if quiet { ProgressBar::hidden() } else { ProgressBar::new(0) };
+    if let Ok(style) = ProgressStyle::with_template("{msg:>24} [{bar:30}] {pos}/{len} {elapsed}") {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    bar
+}
+
+fn told(quiet: bool, text: &str) {
+    if !quiet {
+        // Nobody to tell is no reason to stop.
+        let _ = writeln!(std::io::stderr(), "{text}");
+    }
+}
+
+/// A folder that goes when this does, where there is one.
+struct Temporary(std::path::PathBuf);
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if self.0.exists()
+            && let Err(error) = std::fs::remove_dir_all(&self.0)
+        {
+            tracing::warn!(path = %self.0.display(), %error, "temporary folder stays behind");
+        }
+    }
+}
+
+const KNOWN: [(&str, &str); 2] = [
+    (
+        "excavators",
+        "a language model on the work orders of five machines: alone, federated, all in one place",
+    ),
+    (
+        "niid",
+        "images dealt out unevenly among ten clients: accuracy by data set, split and strategy",
+    ),
+];
+
+const LIST_HELP: &str = "\
+Examples:
+  gaisnet experiment list
+  gaisnet experiment list --json | jq -r '.[].experiment'";
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        _args: ExperimentArgs,
+    }
+
+    #[test]
+    fn what_is_listed_can_be_run() {
+        let command = Line::command();
+        let run = command.find_subcommand("run").unwrap();
+        let known: Vec<&str> = run.get_subcommands().map(clap::Command::get_name).collect();
+        assert_eq!(known, KNOWN.map(|(name, _)| name));
+        let mut out = Vec::new();
+        list(true, &mut out).unwrap();
+        let json: serde_json::Value = serde_json::from_slice(&out).unwrap();
+        assert_eq!(json[1]["experiment"], "niid");
+    }
+}

@@ -1,0 +1,260 @@
+//! The table of a federated benchmark: image sets dealt out unevenly among ten clients, a small network
+//! trained by real nodes with real stores, accuracy after each round.
+//!
+//! ```text
+//! cell.rs     what is measured: set, split, strategy
+//! record.rs   what came of it, on disk after each round
+//! network.rs  the network that learns and is judged (libtorch)
+//! ```
+//! Ten devices on two sites, an edge each, and a cloud; all take part in each round. The bounds that keep
+//! one member from owning the outcome are off, so that it is the plain mean which published figures are
+//! of.
+
+mod cell;
+#[cfg(feature = "torch")]
+mod network;
+mod record;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+
+pub use cell::{CLIENTS, Cell, SplitRule, Strategy};
+#[cfg(feature = "torch")]
+pub use network::subject;
+pub use record::{CellRecord, RoundFigures};
+
+use super::ExperimentError;
+use super::federation::{Federation, Party, Told};
+use crate::ids::Digest;
+use crate::learn::{Images, LearnError, Learner, TensorSet};
+use crate::node::{SystemClock, plan_of};
+use crate::settings::{Layers, Settings, SettingsError, Tier};
+use crate::time::Clock;
+
+/// What is run, beside the cell.
+#[derive(Debug, Clone)]
+pub struct CellOptions {
+    /// The cell's record and the nodes' stores go here.
+    pub folder: PathBuf,
+    /// Rounds; those that are there already count.
+    pub rounds: u64,
+    /// Passes of a client over its images in a round.
+    pub local_epochs: u32,
+    /// Seed of weights, batches and draws of the split.
+    pub seed: u64,
+    /// Clients that train at the same time.
+    pub lanes: usize,
+    /// Only so many images of each client; for a quick look.
+    pub most_images: Option<usize>,
+    /// Gives up when the federation makes no progress for so long.
+    pub patience_s: u64,
+}
+
+/// What learns and is judged in a cell.
+pub struct CellSubject {
+    /// Weights that all start from.
+    pub start: TensorSet,
+    /// One for each client.
+    pub learners: Vec<Box<dyn Learner>>,
+    /// Share of the test images that a model names right.
+    pub judge: Box<dyn FnMut(&TensorSet) -> Result<f64, LearnError> + Send>,
+    /// In a few words; another model has another text.
+    pub model: String,
+}
+
+/// What a cell tells on its way.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum CellNews {
+    /// Optimiser steps in this process, of so many that are left.
+    Step {
+        /// Steps so far.
+        done: u64,
+        /// All of them.
+        of: u64,
+    },
+}
+
+/// Settings of a cell: SGD on batches of 64 for whole local passes, the plain mean, nothing compressed.
+///
+/// # Errors
+/// [`SettingsError`] when the options are out of the range of settings.
+pub fn settings(cell: &Cell, options: &CellOptions) -> Result<Settings, SettingsError> {
+    let mut layers = Layers::new();
+    layers.tier(Tier::Cloud);
+    for fixed in [
+        "node.name=cloud",
+        "node.site=_",
+        "model.name=niid",
+        "round.auto_start=true",
+        // One computer does the work of ten: a round takes as long as it takes.
+        "round.quorum=1",
+        "round.deadline_s=604800",
+        "round.republish_s=5",
+        "round.pause_s=0",
+        // A whole update in one chunk.
+        "bus.site.max_packet_bytes=524288",
+        "bus.site.chunk_bytes=262144",
+        "strategy.batch_size=64",
+        "strategy.learning_rate=0.01",
+        "strategy.schedule=constant",
+        "strategy.compression=none",
+        "strategy.max_share=1",
+        "strategy.clip_norms=false",
+        // Dirichlet draws leave a client with ten images sometimes.
+        "privacy.profile=lab",
+    ] {
+        layers.set(fixed);
+    }
+    for of_strategy in cell.strategy.settings() {
+        layers.set(of_strategy);
+    }
+    layers.set(&format!("round.rounds={}", options.rounds));
+    layers.set(&format!("strategy.local_epochs={}", options.local_epochs));
+    layers.set(&format!("strategy.seed={}", options.seed));
+    layers.load().into_settings()
+}
+
+/// Runs a cell, or goes on with it where its folder has a part of it. Blocks until it is done.
+///
+/// # Errors
+/// [`ExperimentError`]; what was done stays on disk. [`ExperimentError::OtherRun`] when the folder's part
+/// was made with other settings.
+pub fn run_cell(
+    cell: &Cell,
+    options: &CellOptions,
+    train: &Images,
+    subject: CellSubject,
+    news: &mut dyn FnMut(CellNews),
+) -> Result<CellRecord, ExperimentError> {
+    let settings = settings(cell, options)?;
+    let mut split = cell.deal(train, options.seed)?;
+    for rows in &mut split {
+        rows.truncate(options.most_images.unwrap_or(usize::MAX));
+    }
+    let config = config_digest(&settings, &split, &subject.model)?;
+    let nodes = options.folder.join("nodes");
+    std::fs::create_dir_all(&nodes).map_err(|e| ExperimentError::Io(nodes.clone(), e))?;
+    let found = CellRecord::read(&options.folder)?;
+    let mut record = found.unwrap_or_else(|| CellRecord {
+        dataset: cell.set.name().to_owned(),
+        split: cell.split.to_string(),
+        strategy: cell.strategy.name().to_owned(),
+        rounds: options.rounds,
+        local_epochs: options.local_epochs,
+        seed: options.seed,
+        config: config.clone(),
+        client_sizes: split.iter().map(Vec::len).collect(),
+        curve: Vec::new(),
+        audit: None,
+    });
+    if record.config != config {
+        return Err(ExperimentError::OtherRun(options.folder.clone()));
+    }
+    record.rounds = options.rounds;
+    if record.is_finished() {
+        return Ok(record);
+    }
+    let CellSubject { start, learners, mut judge, .. } = subject;
+    let known = record.rounds_done();
+    if record.curve.is_empty() {
+        let accuracy = judge(&start)?;
+        record.push(RoundFigures { round: 0, accuracy, bytes_up: 0, seconds: 0.0 });
+        record.write(&options.folder)?;
+    }
+    let images: usize = split.iter().map(|rows| rows.len().div_ceil(BATCH)).sum();
+    let of = (images as u64 * u64::from(options.local_epochs)) * (options.rounds - known);
+    let parties = parties(train, &split, learners);
+    let federation = Federation {
+        settings: &settings,
+        base: Digest::of(config.as_bytes()),
+        folder: &nodes,
+        patience_s: options.patience_s,
+        at_once: options.lanes,
+    };
+    let clock = SystemClock::new();
+    let mut since = clock.now().micros;
+    let (judging, rounds) = Judging::begin(judge, record, options.folder.clone())?;
+    let outcome = federation.run(&start, parties, &mut |told| match told {
+        Told::Steps(done) => news(CellNews::Step { done, of }),
+        Told::Version { version, .. } if version <= known => {}
+        Told::Version { version, adapter, bytes_up } => {
+            let now = clock.now().micros;
+            let seconds = super::seconds(now - since);
+            since = now;
+            // It is gone after an error only, which its end tells.
+            let _ = rounds.send((version, adapter.clone(), bytes_up, seconds));
+        }
+    });
+    drop(rounds);
+    let mut record = judging.end()?;
+    record.audit = outcome?.audit;
+    record.write(&options.folder)?;
+    Ok(record)
+}
+
+/// Five devices on each of two sites.
+fn parties(train: &Images, split: &[Vec<usize>], learners: Vec<Box<dyn Learner>>) -> Vec<Party> {
+    let party = |(at, (rows, learner)): (usize, (&Vec<usize>, Box<dyn Learner>))| Party {
+        name: format!("{at}"),
+        site: if at < CLIENTS / 2 { "north" } else { "south" }.to_owned(),
+        data: Arc::new(train.choose(rows).into()),
+        learner,
+    };
+    split.iter().zip(learners).enumerate().map(party).collect()
+}
+
+/// A thread that judges version after version, so that no node waits for it.
+struct Judging(JoinHandle<Result<CellRecord, ExperimentError>>);
+
+/// Version, weights, bytes up, seconds.
+type Judged = (u64, TensorSet, u64, f64);
+
+impl Judging {
+    fn begin(
+        mut judge: Box<dyn FnMut(&TensorSet) -> Result<f64, LearnError> + Send>,
+        mut record: CellRecord,
+        folder: PathBuf,
+    ) -> Result<(Self, Sender<Judged>), ExperimentError> {
+        let (sender, rounds): (_, Receiver<Judged>) = channel();
+        let work = move || {
+            for (round, weights, bytes_up, seconds) in rounds {
+                let accuracy = judge(&weights)?;
+                tracing::info!(round, accuracy, seconds, "judged");
+                record.push(RoundFigures { round, accuracy, bytes_up, seconds });
+                record.write(&folder)?;
+            }
+            Ok(record)
+        };
+        let thread = std::thread::Builder::new().name("gaisnet-judge".to_owned()).spawn(work);
+        Ok((Self(thread.map_err(ExperimentError::Thread)?), sender))
+    }
+
+    fn end(self) -> Result<CellRecord, ExperimentError> {
+        let died = |_| ExperimentError::GaveUp("the judge's thread died".to_owned());
+        self.0.join().map_err(died)?
+    }
+}
+
+/// What decides the figures. The number of rounds isn't in it: a cell may be gone on with for more; and no
+/// other settings are, so that a later version of the program may go on with it.
+fn config_digest(
+    settings: &Settings,
+    split: &[Vec<usize>],
+    model: &str,
+) -> Result<String, ExperimentError> {
+    let strategy = &settings.strategy;
+    let bounds = (strategy.max_share, strategy.clip_norms);
+    let text = serde_json::to_vec(&(plan_of(settings), bounds, split, model));
+    let text = text.map_err(|e| ExperimentError::Record(PathBuf::new(), e.to_string()))?;
+    Ok(Digest::of(&text).to_string())
+}
+
+/// Whether a folder has a part of a cell already.
+pub fn has_begun(folder: &Path) -> bool {
+    folder.join("record.json").exists() || folder.join("nodes").exists()
+}
+
+/// Images a step, as in the settings of a cell.
+const BATCH: usize = 64;

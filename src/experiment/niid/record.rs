@@ -1,0 +1,169 @@
+//! What a cell has come to so far, on disk after each round: a run of hours survives its process.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::experiment::ExperimentError;
+use crate::report::AuditSummary;
+
+/// One cell's figures.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CellRecord {
+    /// Name of the set.
+    pub dataset: String,
+    /// Name of the split.
+    pub split: String,
+    /// Name of the strategy.
+    pub strategy: String,
+    /// Rounds that are wanted.
+    pub rounds: u64,
+    /// Passes of a client over its images in a round.
+    pub local_epochs: u32,
+    /// Seed of weights, batches and draws of the split.
+    pub seed: u64,
+    /// SHA-256 of what decides the figures: settings, split, model.
+    pub config: String,
+    /// Images of each client.
+    pub client_sizes: Vec<usize>,
+    /// After each round, the untrained model as round 0.
+    pub curve: Vec<RoundFigures>,
+    /// The nodes' ledgers; none before the end.
+    pub audit: Option<AuditSummary>,
+}
+
+/// The model after a round.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RoundFigures {
+    /// Its number.
+    pub round: u64,
+    /// Share of the test images that it names right.
+    pub accuracy: f64,
+    /// Bytes that a client published in the round, mean over the clients.
+    pub bytes_up: u64,
+    /// Wall time since the round before, or since the process started.
+    pub seconds: f64,
+}
+
+impl CellRecord {
+    /// Whether all rounds are there.
+    pub fn is_finished(&self) -> bool {
+        self.rounds_done() >= self.rounds && self.audit.is_some()
+    }
+
+    /// The last round of the curve.
+    pub fn rounds_done(&self) -> u64 {
+        self.curve.last().map_or(0, |at| at.round)
+    }
+
+    /// Best accuracy after any round.
+    pub fn accuracy_best(&self) -> f64 {
+        self.curve.iter().map(|at| at.accuracy).fold(0.0, f64::max)
+    }
+
+    /// Mean bytes that a client published in a round.
+    pub fn bytes_up_per_client_round(&self) -> u64 {
+        let rounds = self.curve.iter().filter(|at| at.round > 0);
+        let (sum, n) = rounds.fold((0, 0), |(sum, n), at| (sum + at.bytes_up, n + 1));
+        sum / u64::max(n, 1)
+    }
+
+    /// Wall time of all rounds.
+    pub fn seconds(&self) -> f64 {
+        self.curve.iter().map(|at| at.seconds).sum()
+    }
+
+    /// Takes the figures of a round; those of one that is there are replaced.
+    pub(super) fn push(&mut self, figures: RoundFigures) {
+        self.curve.retain(|at| at.round < figures.round);
+        self.curve.push(figures);
+    }
+
+    /// Reads the record in a cell's folder, if there is one.
+    ///
+    /// # Errors
+    /// [`ExperimentError::Record`] when it isn't one, [`ExperimentError::Io`].
+    pub fn read(folder: &Path) -> Result<Option<Self>, ExperimentError> {
+        let path = place(folder);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(ExperimentError::Io(path, error)),
+        };
+        let record = serde_json::from_slice(&bytes);
+        record.map(Some).map_err(|error| ExperimentError::Record(path, error.to_string()))
+    }
+
+    /// Writes it, whole or not at all.
+    ///
+    /// # Errors
+    /// [`ExperimentError::Io`].
+    pub(super) fn write(&self, folder: &Path) -> Result<(), ExperimentError> {
+        let path = place(folder);
+        let fresh = path.with_extension("new");
+        let at = |error| ExperimentError::Io(path.clone(), error);
+        let mut text = serde_json::to_vec_pretty(self).map_err(|error| at(error.into()))?;
+        text.push(b'\n');
+        fs::write(&fresh, text).map_err(at)?;
+        fs::File::open(&fresh).and_then(|file| file.sync_all()).map_err(at)?;
+        fs::rename(&fresh, &path).map_err(at)
+    }
+}
+
+fn place(folder: &Path) -> PathBuf {
+    folder.join("record.json")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub(crate) fn record() -> CellRecord {
+        let at = |round, accuracy| RoundFigures { round, accuracy, bytes_up: 100, seconds: 2.0 };
+        CellRecord {
+            dataset: "mnist".into(),
+            split: "iid".into(),
+            strategy: "fedavg".into(),
+            rounds: 3,
+            local_epochs: 1,
+            seed: 1,
+            config: "00".into(),
+            client_sizes: vec![3, 4],
+            curve: vec![
+                RoundFigures { bytes_up: 0, seconds: 0.0, ..at(0, 0.1) },
+                at(1, 0.7),
+                at(2, 0.6),
+            ],
+            audit: None,
+        }
+    }
+
+    #[test]
+    #[expect(clippy::float_cmp, reason = "these are exact")]
+    fn figures_are_those_of_the_curve() {
+        let mut record = record();
+        assert_eq!((record.accuracy_best(), record.seconds()), (0.7, 4.0));
+        assert_eq!((record.rounds_done(), record.bytes_up_per_client_round()), (2, 100));
+        record.push(RoundFigures { round: 2, accuracy: 0.8, bytes_up: 40, seconds: 2.0 });
+        assert_eq!((record.curve.len(), record.accuracy_best()), (3, 0.8));
+        assert_eq!(record.bytes_up_per_client_round(), 70);
+        record.push(RoundFigures { round: 3, accuracy: 0.8, bytes_up: 40, seconds: 2.0 });
+        assert!(!record.is_finished(), "its ledgers weren't read yet");
+        record.audit = Some(AuditSummary { entries: 1, verified: true });
+        assert!(record.is_finished());
+    }
+
+    #[test]
+    fn it_comes_back_as_it_was_written_and_damage_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(CellRecord::read(folder.path()).unwrap(), None);
+        record().write(folder.path()).unwrap();
+        assert_eq!(CellRecord::read(folder.path()).unwrap(), Some(record()));
+        fs::write(place(folder.path()), "{\"rounds\": 3}").unwrap();
+        let error = CellRecord::read(folder.path()).unwrap_err();
+        assert_eq!(error.kind(), "record");
+    }
+}

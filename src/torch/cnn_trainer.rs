@@ -1,0 +1,304 @@
+//! Trains and serves the network of `cnn.rs`, as the federated benchmarks do: SGD with momentum, which
+//! begins anew each round, mean cross-entropy, whole passes whose last batch may be short.
+
+use std::num::NonZeroU16;
+
+use tch::{Kind, Tensor};
+
+use super::cnn::{Cnn, CnnConfig, SIDE, flattened};
+use super::trainer::{Distill, Terms, batch_loss, check_targets, mean};
+use super::{dim, use_threads, values};
+use crate::learn::{
+    ClassLogits, Control, Examples, Images, LearnError, Learner, Prediction, Predictor, Progress,
+    Tensor as Values, TensorSet, TrainJob, Trained,
+};
+use crate::rng::Stream;
+
+/// What doesn't change from job to job.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CnnTrainerConfig {
+    /// The network.
+    pub model: CnnConfig,
+    /// Momentum of SGD, 0 up to but not 1.
+    pub momentum: f64,
+    /// Threads of libtorch on the lane that trains.
+    pub threads: NonZeroU16,
+}
+
+/// Trains the whole network on one client's images.
+#[derive(Debug)]
+pub struct CnnLearner {
+    config: CnnTrainerConfig,
+    initial: TensorSet,
+}
+
+impl CnnLearner {
+    /// The starting weights come from `seed`, which all nodes share.
+    ///
+    /// # Errors
+    /// [`LearnError::OutOfRange`] when the network or the momentum can't be.
+    pub fn new(config: CnnTrainerConfig, seed: u64) -> Result<Self, LearnError> {
+        config.model.check()?;
+        if !(0.0..1.0).contains(&config.momentum) {
+            return Err(LearnError::OutOfRange {
+                what: "momentum",
+                expected: "0 up to but not 1".into(),
+                actual: config.momentum.to_string(),
+            });
+        }
+        Ok(Self { initial: config.model.initial(seed)?, config })
+    }
+}
+
+impl Learner for CnnLearner {
+    fn initial_adapter(&self) -> TensorSet {
+        self.initial.clone()
+    }
+
+    fn train(
+        &mut self,
+        data: &Examples,
+        job: &TrainJob,
+        progress: &mut dyn FnMut(Progress) -> Control,
+    ) -> Result<Trained, LearnError> {
+        let images = data.images()?;
+        check_images(images, &self.config.model)?;
+        job.check()?;
+        check_targets(job, images.classes)?;
+        let layout = self.config.model.layout();
+        job.start.check_layout(&layout)?;
+        use_threads(self.config.threads);
+        // Scaled once a round, then batches are rows of it.
+        let x = self.config.model.input(&Tensor::f_from_slice(&images.pixels)?)?;
+        let y = Tensor::f_from_slice(&images.labels)?.f_to_kind(Kind::Int64)?;
+        let distill = match &job.class_targets {
+            Some(targets) if job.distill_lambda > 0.0 => {
+                Some(Distill::new(targets, job.distill_lambda)?)
+            }
+            _ => None,
+        };
+        let terms = Terms { distill: distill.as_ref(), ..Terms::default() };
+        let mut run = Run::new(&job.start, &self.config)?;
+        let mut passes = Passes::new(images.num_examples(), job)?;
+        let mut losses = Vec::new();
+        for step in 1..=job.steps_over(images.num_examples()) {
+            let rows = passes.next()?;
+            let (x, y) = (x.f_index_select(0, &rows)?, y.f_index_select(0, &rows)?);
+            let loss = run.step(&x, &y, job, &terms)?;
+            losses.push(loss);
+            if progress(Progress { step, loss }) == Control::Stop {
+                break;
+            }
+        }
+        let class_logits = if job.class_logits {
+            let labels: Vec<usize> = images.labels.iter().map(|label| (*label).into()).collect();
+            ClassLogits::of(&logits(&run.net, &x)?, &labels, images.classes)
+        } else {
+            ClassLogits { mean_logits: Vec::new(), counts: Vec::new() }
+        };
+        let mut flat = values(&run.flat)?.into_iter();
+        let mut tensors = Vec::with_capacity(layout.0.len());
+        for (name, shape) in layout.0 {
+            let data = flat.by_ref().take(shape.iter().product()).collect();
+            tensors.push(Values { name, shape, data });
+        }
+        let adapter = TensorSet::new(tensors)?;
+        adapter.check_finite()?;
+        let tenth = losses.len().div_ceil(10);
+        Ok(Trained {
+            adapter,
+            class_logits,
+            num_examples: images.num_examples() as u64,
+            steps: u32::try_from(losses.len()).unwrap_or(u32::MAX),
+            loss_first: mean(losses.iter().take(tenth)),
+            loss_last: mean(losses.iter().rev().take(tenth)),
+        })
+    }
+}
+
+/// One training run: all weights in one buffer, so that the optimiser is a few kernels.
+struct Run {
+    start: Tensor,
+    flat: Tensor,
+    velocity: Tensor,
+    momentum: f64,
+    net: Cnn,
+}
+
+impl Run {
+    fn new(start: &TensorSet, config: &CnnTrainerConfig) -> Result<Self, LearnError> {
+        let start = flattened(start)?;
+        let flat = start.f_detach_copy()?;
+        let net = Cnn::over(&flat, &config.model.layout(), true)?;
+        Ok(Self { velocity: flat.f_zeros_like()?, momentum: config.momentum, start, flat, net })
+    }
+
+    /// v <- m v + g, w <- w - rate v; gives the mean loss without the proximal term.
+    fn step(
+        &mut self,
+        x: &Tensor,
+        y: &Tensor,
+        job: &TrainJob,
+        terms: &Terms<'_>,
+    ) -> Result<f32, LearnError> {
+        let loss = batch_loss(&self.net.forward(x)?, y, terms)?;
+        let value = loss.f_double_value(&[])?;
+        if !value.is_finite() {
+            return Err(LearnError::NotFinite { name: "loss".into(), index: 0 });
+        }
+        let leaves: Vec<&Tensor> = self.net.leaves().iter().collect();
+        let gradients = Tensor::f_run_backward(&[&loss], &leaves, false, false)?;
+        let _guard = tch::no_grad_guard();
+        let mut parts = Vec::with_capacity(gradients.len());
+        for gradient in &gradients {
+            parts.push(gradient.f_flatten(0, -1)?);
+        }
+        let mut gradient = Tensor::f_cat(&parts, 0)?;
+        if job.prox_mu > 0.0 {
+            let away = self.flat.f_sub(&self.start)?;
+            gradient = gradient.f_add(&away.f_mul_scalar(f64::from(job.prox_mu))?)?;
+        }
+        let _ = self.velocity.f_mul_scalar_(self.momentum)?.f_add_(&gradient)?;
+        let moved = self.velocity.f_mul_scalar(f64::from(job.learning_rate))?;
+        let _ = self.flat.f_sub_(&moved)?;
+        #[expect(clippy::cast_possible_truncation, reason = "the loss was an f32")]
+        Ok(value as f32)
+    }
+}
+
+/// Rows in batches: each pass in a new order, its last batch as short as it comes.
+struct Passes {
+    stream: Stream,
+    order: Vec<i64>,
+    rows: Tensor,
+    size: i64,
+    at: i64,
+}
+
+impl Passes {
+    fn new(n: usize, job: &TrainJob) -> Result<Self, LearnError> {
+        let order: Vec<i64> = (0..dim(n)?).collect();
+        let (rows, at) = (Tensor::f_from_slice(&order)?, dim(n)?);
+        let stream = Stream::new(job.seed, "batch");
+        Ok(Self { stream, order, rows, size: i64::from(job.batch_size), at })
+    }
+
+    fn next(&mut self) -> Result<Tensor, LearnError> {
+        let n = dim(self.order.len())?;
+        if self.at >= n {
+            self.stream.shuffle(&mut self.order);
+            self.rows = Tensor::f_from_slice(&self.order)?;
+            self.at = 0;
+        }
+        let from = self.at;
+        let len = self.size.min(n - from);
+        self.at += len;
+        Ok(self.rows.f_narrow(0, from, len)?)
+    }
+}
+
+/// Answers with the weights that were loaded last; before, with those of its seed.
+#[derive(Debug)]
+pub struct CnnPredictor {
+    config: CnnConfig,
+    threads: NonZeroU16,
+    net: Cnn,
+}
+
+impl CnnPredictor {
+    /// A predictor that starts with the weights of `seed`.
+    ///
+    /// # Errors
+    /// [`LearnError::OutOfRange`] when the network can't be.
+    pub fn new(config: CnnConfig, seed: u64, threads: NonZeroU16) -> Result<Self, LearnError> {
+        config.check()?;
+        let net = Cnn::over(&flattened(&config.initial(seed)?)?, &config.layout(), false)?;
+        Ok(Self { config, threads, net })
+    }
+
+    /// Share of images whose class it names, 0 to 1; none of no images is 0.
+    ///
+    /// # Errors
+    /// [`LearnError`] when the images aren't the network's.
+    #[expect(clippy::cast_precision_loss, reason = "counts of images")]
+    pub fn accuracy(&self, images: &Images) -> Result<f64, LearnError> {
+        check_images(images, &self.config)?;
+        use_threads(self.threads);
+        let _guard = tch::no_grad_guard();
+        let (size, mut right) = (SIDE * SIDE, 0_i64);
+        for (pixels, labels) in images.pixels.chunks(ROWS * size).zip(images.labels.chunks(ROWS)) {
+            let x = self.config.input(&Tensor::f_from_slice(pixels)?)?;
+            let y = Tensor::f_from_slice(labels)?.f_to_kind(Kind::Int64)?;
+            let named = self.net.forward(&x)?.f_argmax(1, false)?;
+            right += named.f_eq_tensor(&y)?.f_sum(Kind::Int64)?.f_int64_value(&[])?;
+        }
+        Ok(right as f64 / images.num_examples().max(1) as f64)
+    }
+}
+
+impl Predictor for CnnPredictor {
+    fn load(&mut self, adapter: &TensorSet) -> Result<(), LearnError> {
+        adapter.check_layout(&self.config.layout())?;
+        adapter.check_finite()?;
+        self.net = Cnn::over(&flattened(adapter)?, &self.config.layout(), false)?;
+        Ok(())
+    }
+
+    /// Predicts images of `len` pixels, 0 to 255.
+    fn predict(&mut self, x: &[f32], len: usize) -> Result<Vec<Prediction>, LearnError> {
+        if len != SIDE * SIDE || !x.len().is_multiple_of(len) {
+            return Err(LearnError::OutOfRange {
+                what: "pixels of an image",
+                expected: format!("{}, and whole images", SIDE * SIDE),
+                actual: format!("{len}, {} in all", x.len()),
+            });
+        }
+        if let Some(index) = x.iter().position(|pixel| !pixel.is_finite()) {
+            return Err(LearnError::NotFinite { name: "image".into(), index });
+        }
+        if x.is_empty() {
+            return Ok(Vec::new());
+        }
+        use_threads(self.threads);
+        let logits = logits(&self.net, &self.config.input(&Tensor::f_from_slice(x)?)?)?;
+        Ok(logits.chunks(self.config.classes as usize).map(Prediction::of_logits).collect())
+    }
+}
+
+/// Logits `[n, C]` row-major of scaled images, a thousand at a time.
+fn logits(net: &Cnn, x: &Tensor) -> Result<Vec<f32>, LearnError> {
+    let _guard = tch::no_grad_guard();
+    let mut all = Vec::new();
+    for part in x.f_split(dim(ROWS)?, 0)? {
+        all.extend(values(&net.forward(&part)?)?);
+    }
+    Ok(all)
+}
+
+fn check_images(images: &Images, model: &CnnConfig) -> Result<(), LearnError> {
+    let bad = |what, expected: String, actual: String| {
+        Err(LearnError::OutOfRange { what, expected, actual })
+    };
+    let Images { pixels, width, height, labels, classes } = images;
+    if (*height, *width) != (SIDE, SIDE) {
+        return bad("images", format!("{SIDE} x {SIDE}"), format!("{height} x {width}"));
+    }
+    if *classes != model.classes as usize {
+        return bad("classes", model.classes.to_string(), classes.to_string());
+    }
+    if labels.is_empty() || pixels.len() != labels.len().saturating_mul(SIDE * SIDE) {
+        let expected = format!("{} images, at least one", labels.len());
+        return bad("pixels", expected, pixels.len().to_string());
+    }
+    match labels.iter().find(|label| usize::from(**label) >= *classes) {
+        Some(label) => bad("label", format!("below {classes}"), label.to_string()),
+        None => Ok(()),
+    }
+}
+
+/// Images that are judged at once: bounds what an evaluation needs.
+const ROWS: usize = 1_000;
+
+#[cfg(test)]
+#[path = "cnn_trainer_tests.rs"]
+mod tests;

@@ -1,0 +1,168 @@
+use super::*;
+
+const MODEL: CnnConfig = CnnConfig { classes: 10, mean: 0.286, deviation: 0.353 };
+
+fn config() -> CnnTrainerConfig {
+    CnnTrainerConfig { model: MODEL, momentum: 0.9, threads: NonZeroU16::MIN }
+}
+
+fn learner() -> CnnLearner {
+    CnnLearner::new(config(), 1).unwrap()
+}
+
+/// A bright bar in noise; its row is its class.
+fn bars(n: usize, seed: u64) -> Images {
+    let mut stream = Stream::new(seed, "bars");
+    let mut images = Images { width: SIDE, height: SIDE, classes: 10, ..Images::default() };
+    for at in 0..n {
+        let label = at % 10;
+        for y in 0..SIDE {
+            for _ in 0..SIDE {
+                let bright = if (2 * label + 4..2 * label + 6).contains(&y) { 160 } else { 0 };
+                images.pixels.push(bright + u8::try_from(stream.below(60)).unwrap());
+            }
+        }
+        images.labels.push(u8::try_from(label).unwrap());
+    }
+    images
+}
+
+fn job(epochs: u32) -> TrainJob {
+    TrainJob {
+        start: learner().initial_adapter(),
+        steps: 1,
+        batch_size: 8,
+        learning_rate: 0.01,
+        final_rate: None,
+        prox_mu: 0.0,
+        distill_lambda: 0.0,
+        class_targets: None,
+        seed: 4,
+        epochs: Some(epochs),
+        class_logits: true,
+    }
+}
+
+fn train(images: &Images, job: &TrainJob) -> Trained {
+    learner().train(&images.clone().into(), job, &mut |_| Control::Continue).unwrap()
+}
+
+#[test]
+fn it_learns_and_the_predictor_says_what_it_has_learned() {
+    let images = bars(60, 1);
+    let trained = train(&images, &job(25));
+    assert_eq!((trained.num_examples, trained.steps), (60, 25 * 8), "64 would be 8 batches of 8");
+    assert!(trained.loss_last < 0.3 * trained.loss_first, "{trained:?}");
+    let mut predictor = CnnPredictor::new(MODEL, 1, NonZeroU16::MIN).unwrap();
+    let other = bars(40, 2);
+    assert!(predictor.accuracy(&other).unwrap() < 0.5);
+    predictor.load(&trained.adapter).unwrap();
+    let accuracy = predictor.accuracy(&other).unwrap();
+    assert!(accuracy > 0.9, "{accuracy}");
+    let x: Vec<f32> = other.pixels.iter().map(|pixel| f32::from(*pixel)).collect();
+    let answers = predictor.predict(&x, SIDE * SIDE).unwrap();
+    let right = answers.iter().zip(&other.labels).filter(|(a, y)| a.class == usize::from(**y));
+    assert!((right.count() as f64 / 40.0 - accuracy).abs() < 1e-9);
+    assert!(predictor.load(&TensorSet::default()).is_err());
+    assert_eq!(predictor.predict(&x, SIDE * SIDE).unwrap(), answers, "the old weights stay");
+    assert!(predictor.predict(&x[1..], SIDE * SIDE).is_err());
+    assert!(predictor.predict(&[f32::NAN; SIDE * SIDE], SIDE * SIDE).is_err());
+}
+
+/// One step against a step written out: v = g, w = w - rate (g + mu (w - start)), then v = 0.9 v + g.
+#[test]
+fn steps_are_those_of_sgd_with_momentum() {
+    let images = bars(8, 1);
+    let gradient = |at: &TensorSet| -> Vec<f32> {
+        // With a rate of 1 and one step the weights move by the gradient.
+        let job = TrainJob { start: at.clone(), learning_rate: 1.0, ..job(1) };
+        let after = train(&images, &job).adapter;
+        let pairs = at.tensors().iter().zip(after.tensors());
+        pairs.flat_map(|(a, b)| a.data.iter().zip(&b.data).map(|(a, b)| a - b)).collect()
+    };
+    let flat = |set: &TensorSet| -> Vec<f32> {
+        set.tensors().iter().flat_map(|tensor| tensor.data.clone()).collect()
+    };
+    let start = job(1).start;
+    let one = train(&images, &job(1)).adapter;
+    let two = train(&images, &job(2)).adapter;
+    let (g0, g1) = (gradient(&start), gradient(&one));
+    let (w0, w1, w2) = (flat(&start), flat(&one), flat(&two));
+    for at in (0..w0.len()).step_by(97) {
+        assert!((w1[at] - (w0[at] - 0.01 * g0[at])).abs() < 1e-6, "{at}");
+        let expected = w1[at] - 0.01 * (0.9 * g0[at] + g1[at]);
+        assert!((w2[at] - expected).abs() < 2e-6, "{at}: {} {expected}", w2[at]);
+    }
+}
+
+#[test]
+fn the_proximal_term_keeps_the_weights_near_their_start() {
+    let images = bars(40, 1);
+    let moved = |mu| {
+        let job = TrainJob { prox_mu: mu, ..job(6) };
+        let (trained, start) = (train(&images, &job).adapter, job.start);
+        let pairs = trained.tensors().iter().zip(start.tensors());
+        let squares =
+            pairs.flat_map(|(a, b)| a.data.iter().zip(&b.data).map(|(a, b)| (a - b).powi(2)));
+        squares.sum::<f32>().sqrt()
+    };
+    let (free, held) = (moved(0.0), moved(5.0));
+    assert!(held < 0.7 * free, "{held} {free}");
+}
+
+#[test]
+fn the_same_job_gives_the_same_bits_and_another_seed_does_not() {
+    let images = bars(40, 1);
+    let first = train(&images, &job(2));
+    assert_eq!(first.adapter, train(&images, &job(2)).adapter);
+    assert_ne!(first.adapter, train(&images, &TrainJob { seed: 5, ..job(2) }).adapter);
+    assert_eq!(first.class_logits.counts, [4; 10]);
+    let without = train(&images, &TrainJob { class_logits: false, ..job(2) });
+    assert!(without.class_logits.counts.is_empty());
+    assert_eq!(without.adapter, first.adapter);
+}
+
+#[test]
+fn each_pass_takes_every_row_once_and_ends_with_a_short_batch() {
+    let mut passes = Passes::new(10, &TrainJob { batch_size: 4, ..job(1) }).unwrap();
+    for _ in 0..2 {
+        let batches: Vec<Vec<i64>> =
+            (0..3).map(|_| Vec::try_from(passes.next().unwrap()).unwrap()).collect();
+        assert_eq!(batches.iter().map(Vec::len).collect::<Vec<_>>(), [4, 4, 2]);
+        let mut all = batches.concat();
+        all.sort_unstable();
+        assert_eq!(all, (0..10).collect::<Vec<i64>>());
+    }
+}
+
+#[test]
+fn class_targets_pull_the_logits_of_their_class() {
+    let images = bars(40, 1);
+    let flat = ClassLogits { mean_logits: vec![0.0; 100], counts: vec![30; 10] };
+    let free = train(&images, &job(15));
+    let pulled = TrainJob { distill_lambda: 5.0, class_targets: Some(flat), ..job(15) };
+    let pulled = train(&images, &pulled);
+    let spread = |t: &Trained| t.class_logits.mean_logits.iter().copied().fold(0.0, f32::max);
+    assert!(spread(&pulled) < 0.7 * spread(&free), "{} {}", spread(&pulled), spread(&free));
+}
+
+#[test]
+fn jobs_and_images_that_do_not_fit_are_refused() {
+    let good = bars(10, 1);
+    let kind = |images: &Images, job: &TrainJob| {
+        let result = learner().train(&images.clone().into(), job, &mut |_| Control::Continue);
+        result.map_or_else(|error| error.kind(), |_| "ok")
+    };
+    assert_eq!(kind(&good, &job(1)), "ok");
+    assert_eq!(kind(&good, &job(0)), "out_of_range");
+    assert_eq!(kind(&good, &TrainJob { start: TensorSet::default(), ..job(1) }), "layout_mismatch");
+    let soft = ClassLogits { mean_logits: vec![0.0; 4], counts: vec![1; 2] };
+    assert_eq!(kind(&good, &TrainJob { class_targets: Some(soft), ..job(1) }), "out_of_range");
+    assert_eq!(kind(&Images { width: 14, height: 56, ..good.clone() }, &job(1)), "out_of_range");
+    assert_eq!(kind(&Images { classes: 9, ..good.clone() }, &job(1)), "out_of_range");
+    assert_eq!(kind(&Images { labels: vec![10; 10], ..good.clone() }, &job(1)), "out_of_range");
+    assert_eq!(kind(&Images { labels: vec![0; 9], ..good.clone() }, &job(1)), "out_of_range");
+    assert_eq!(kind(&Images { pixels: vec![], labels: vec![], ..good }, &job(1)), "out_of_range");
+    let momentum = CnnTrainerConfig { momentum: 1.0, ..config() };
+    assert_eq!(CnnLearner::new(momentum, 1).unwrap_err().kind(), "out_of_range");
+}
