@@ -258,3 +258,6 @@ pub fn has_begun(folder: &Path) -> bool {
 
 /// Images a step, as in the settings of a cell.
 const BATCH: usize = 64;
+
+#[cfg(test)]
+mod tests;
