@@ -66,6 +66,7 @@ fn a_short_cell_has_its_recorded_curve() {
         lanes: 2,
         most_images: Some(1_000),
         patience_s: 600,
+        broker: None,
     };
     let subject = subject(&cell, test, options.seed).unwrap();
     let record = run_cell(&cell, &options, &train, subject, &mut |_| {}).unwrap();
@@ -121,4 +122,4 @@ fn a_killed_run_goes_on_in_the_middle_of_its_cell() {
 }
 
 const CELL: &str = "mnist/iid/fedavg";
-const RECORDED: [f64; 3] = [0.1, 0.0, 0.0];
+const RECORDED: [f64; 3] = [0.1, 0.2413, 0.4251];

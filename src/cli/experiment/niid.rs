@@ -13,7 +13,7 @@ use crate::cli::exit::Misuse;
 use crate::data::Cache;
 use crate::data::images::{Dataset, ImageSet};
 use crate::experiment::niid::{
-    self, Cell, CellNews, CellOptions, CellRecord, CellSubject, has_begun, run_cell,
+    self, Broker, Cell, CellNews, CellOptions, CellRecord, CellSubject, has_begun, run_cell,
 };
 use crate::report::{CellRow, NiidReport, niid_to_html, niid_to_json, niid_to_table};
 
@@ -47,6 +47,10 @@ pub(super) struct RunArgs {
     /// Give up after so many seconds without progress
     #[arg(long, default_value_t = 3_600, value_name = "SECONDS")]
     patience: u64,
+    /// All links over this broker (one of its own: it lets anybody in and keeps what is retained), instead
+    /// of brokers in memory
+    #[arg(long, value_name = "HOST:PORT")]
+    broker: Option<Broker>,
     /// One JSON object at the end, no bars, no table
     #[arg(long)]
     json: bool,
@@ -133,6 +137,7 @@ fn options(cell: &Cell, args: &RunArgs, folder: &Path) -> CellOptions {
         lanes: args.lanes.map_or(cores, usize::from),
         most_images: args.quick.then_some(200),
         patience_s: args.patience,
+        broker: args.broker.clone(),
     }
 }
 
@@ -252,6 +257,11 @@ mod tests {
         assert_eq!(named.cells.len(), 2);
         assert!(Line::try_parse_from(["niid", "--cell", "mnist/iid/magic"]).is_err());
         assert!(Line::try_parse_from(["niid", "--resume"]).is_err(), "of which folder?");
+        let over = args(&["--broker", "localhost:1884"]).broker.unwrap();
+        assert_eq!((over.host.as_str(), over.port), ("localhost", 1884));
+        for bad in ["localhost", ":1883", "localhost:0", "localhost:99999"] {
+            assert!(Line::try_parse_from(["niid", "--broker", bad]).is_err(), "{bad}");
+        }
     }
 
     #[test]

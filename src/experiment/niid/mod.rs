@@ -26,6 +26,7 @@ pub use network::subject;
 pub use record::{CellRecord, RoundFigures};
 
 use super::ExperimentError;
+pub use super::federation::Broker;
 use super::federation::{Federation, Party, Told};
 use crate::ids::Digest;
 use crate::learn::{Images, LearnError, Learner, TensorSet};
@@ -50,6 +51,8 @@ pub struct CellOptions {
     pub most_images: Option<usize>,
     /// Gives up when the federation makes no progress for so long.
     pub patience_s: u64,
+    /// A real broker for all links, instead of brokers in memory.
+    pub broker: Option<Broker>,
 }
 
 /// What learns and is judged in a cell.
@@ -172,6 +175,7 @@ pub fn run_cell(
         folder: &nodes,
         patience_s: options.patience_s,
         at_once: options.lanes,
+        broker: options.broker.as_ref(),
     };
     let clock = SystemClock::new();
     let mut since = clock.now().micros;

@@ -70,6 +70,7 @@ fn options(folder: &Path, rounds: u64) -> CellOptions {
         lanes: 2,
         most_images: None,
         patience_s: 60,
+        broker: None,
     }
 }
 
