@@ -30,7 +30,9 @@ pub fn run(effort: Effort, report: &mut dyn FnMut(Row)) {
     let cell: Cell = "fashion-mnist/dir0.5/fedavg".parse().unwrap();
     let most = (effort == Effort::Quick).then_some(64);
     let mut split = cell.deal(&train, 1).unwrap();
-    split.iter_mut().for_each(|rows| rows.truncate(most.unwrap_or(usize::MAX)));
+    for rows in &mut split {
+        rows.truncate(most.unwrap_or(usize::MAX));
+    }
     let clients: Vec<Images> = split.iter().map(|rows| train.choose(rows)).collect();
     let rounds = if effort == Effort::Quick { 2 } else { 10 };
     let options = |folder: &Path, rounds| CellOptions {

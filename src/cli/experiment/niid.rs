@@ -113,10 +113,7 @@ fn one(
 ) -> anyhow::Result<CellRecord> {
     let options = options(cell, args, folder);
     let Dataset { train, test } = images(cell.set, args, cache, bar)?;
-    let test = match args.quick {
-        true => test.choose(&(0..1_000).collect::<Vec<_>>()),
-        false => test,
-    };
+    let test = if args.quick { test.choose(&(0..1_000).collect::<Vec<_>>()) } else { test };
     let subject = subject(cell, test, args.seed)?;
     let record = run_cell(cell, &options, &train, subject, &mut |news| match news {
         CellNews::Step { done, of } => {

@@ -61,11 +61,14 @@ pub struct CellSubject {
     pub start: TensorSet,
     /// One for each client.
     pub learners: Vec<Box<dyn Learner>>,
-    /// Share of the test images that a model names right.
-    pub judge: Box<dyn FnMut(&TensorSet) -> Result<f64, LearnError> + Send>,
+    /// Judges each version.
+    pub judge: Judge,
     /// In a few words; another model has another text.
     pub model: String,
 }
+
+/// Says what share of the test images some weights name right.
+pub type Judge = Box<dyn FnMut(&TensorSet) -> Result<f64, LearnError> + Send>;
 
 /// What a cell tells on its way.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -217,7 +220,7 @@ type Judged = (u64, TensorSet, u64, f64);
 
 impl Judging {
     fn begin(
-        mut judge: Box<dyn FnMut(&TensorSet) -> Result<f64, LearnError> + Send>,
+        mut judge: Judge,
         mut record: CellRecord,
         folder: PathBuf,
     ) -> Result<(Self, Sender<Judged>), ExperimentError> {

@@ -142,7 +142,6 @@ mod tests {
     }
 
     #[test]
-    #[expect(clippy::float_cmp, reason = "these are exact")]
     fn figures_are_those_of_the_curve() {
         let mut record = record();
         assert_eq!((record.accuracy_best(), record.seconds()), (0.7, 4.0));

@@ -1,4 +1,8 @@
-#![expect(clippy::cast_precision_loss, reason = "a toy's numbers are small")]
+#![expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    reason = "a toy's numbers are small"
+)]
 
 use super::*;
 use crate::learn::{
