@@ -151,6 +151,8 @@ pub fn run_cell(
         local_epochs: options.local_epochs,
         seed: options.seed,
         config: config.clone(),
+        commit: String::new(),
+        machine: String::new(),
         client_sizes: split.iter().map(Vec::len).collect(),
         curve: Vec::new(),
         audit: None,
@@ -162,6 +164,8 @@ pub fn run_cell(
     if record.is_finished() {
         return Ok(record);
     }
+    option_env!("GAISNET_COMMIT").unwrap_or("unknown").clone_into(&mut record.commit);
+    record.machine = crate::telemetry::machine();
     let CellSubject { start, learners, mut judge, .. } = subject;
     let known = record.rounds_done();
     if record.curve.is_empty() {
