@@ -37,6 +37,8 @@ test: setup ## all tests, documentation examples too
 	$(CARGO) test --all-features --lib --bins --tests --examples --no-run
 	@$(TARGET)/debug/gaisnet data fetch bearings || echo "note: no recordings, so the tests on them are skipped"
 	@$(TARGET)/debug/gaisnet data fetch excavators || echo "note: no work orders, so the tests on them are skipped"
+	@for set in fashion-mnist mnist; do $(TARGET)/debug/gaisnet data fetch $$set \
+	  || echo "note: no $$set, so the tests on it are skipped"; done
 	@for model in smollm2-135m minilm-l6; do $(TARGET)/debug/gaisnet model fetch $$model \
 	  || echo "note: no $$model, so the tests on it are skipped"; done
 	@rm -f $(GAISNET_SKIP_LOG)

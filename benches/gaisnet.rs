@@ -2,7 +2,7 @@
 //! Ed25519, answers beside a bare round trip, aggregation beside a memory copy.
 //!
 //! Shows: a table of figures, each with its reference measured in the same run.
-//! Run: `make bench`, or `cargo bench --bench gaisnet -- [--quick] [--json FILE] [envelope aggregation messages chunks latency]`.
+//! Run: `make bench`, or `cargo bench --bench gaisnet -- [--quick] [--json FILE] [envelope aggregation messages chunks latency federation]`.
 //! Expect: about two minutes, and one line a figure; docs/benchmarks.md tells what each means.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program that prints a table")]
 

@@ -45,6 +45,13 @@ fn answers_are_measured_beside_a_bare_round_trip() {
     check(Part::Latency);
 }
 
+/// Needs Fashion-MNIST and mosquitto; without them there are no rows, and a line that says so.
+#[cfg(feature = "torch")]
+#[test]
+fn a_federation_is_measured_beside_the_plain_loop() {
+    check(Part::Federation);
+}
+
 #[test]
 fn the_json_has_one_object_a_figure_with_its_five_keys() {
     let rows = rows(Part::Envelope);

@@ -17,6 +17,8 @@ pub mod aggregation;
 pub mod bare;
 pub mod chunks;
 pub mod envelope;
+#[cfg(feature = "torch")]
+pub mod federation;
 pub mod latency;
 pub mod messages;
 pub mod output;
@@ -36,12 +38,19 @@ pub enum Part {
     Messages,
     Chunks,
     Latency,
+    Federation,
 }
 
 impl Part {
     /// Aggregation first: its peak of memory would hide under that of the others.
-    pub const ALL: [Self; 5] =
-        [Self::Aggregation, Self::Envelope, Self::Messages, Self::Chunks, Self::Latency];
+    pub const ALL: [Self; 6] = [
+        Self::Aggregation,
+        Self::Envelope,
+        Self::Messages,
+        Self::Chunks,
+        Self::Latency,
+        Self::Federation,
+    ];
 
     pub fn parse(word: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|part| part.as_str() == word)
@@ -59,6 +68,10 @@ impl Part {
             Self::Messages => messages::run(effort, report),
             Self::Chunks => chunks::run(effort, report),
             Self::Latency => latency::run(effort, report),
+            #[cfg(feature = "torch")]
+            Self::Federation => federation::run(effort, report),
+            #[cfg(not(feature = "torch"))]
+            Self::Federation => {}
         }
     }
 
@@ -69,6 +82,7 @@ impl Part {
             Self::Messages => "messages",
             Self::Chunks => "chunks",
             Self::Latency => "latency",
+            Self::Federation => "federation",
         }
     }
 }

@@ -70,7 +70,10 @@ impl ImageSet {
 
     /// Its name.
     pub fn name(self) -> &'static str {
-        self.package().set
+        match self {
+            Self::FashionMnist => "fashion-mnist",
+            Self::Mnist => "mnist",
+        }
     }
 
     /// Where it comes from.

@@ -15,6 +15,7 @@ use super::turns::Turns;
 use crate::actors::lanes::train_lane;
 use crate::actors::{Bounds, Busy, Figures, LaneBench};
 use crate::bus::memory::{Faults, MemoryBroker};
+use crate::bus::mqtt::{MqttBus, MqttSettings};
 use crate::bus::{Bus, BusEvent};
 use crate::ids::{Digest, Name, NodeId, Side};
 use crate::learn::{
@@ -43,6 +44,29 @@ pub(super) struct Federation<'a> {
     pub(super) patience_s: u64,
     /// So many parties train at the same time.
     pub(super) at_once: usize,
+    /// A real broker for all links, instead of one in memory for each site and one for the federation.
+    pub(super) broker: Option<&'a Broker>,
+}
+
+/// A broker that lets anybody in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Broker {
+    /// Name or address.
+    pub host: String,
+    /// Port, without TLS.
+    pub port: u16,
+}
+
+impl std::str::FromStr for Broker {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = text.rsplit_once(':').and_then(|(host, port)| {
+            let port = port.parse().ok().filter(|port| *port > 0)?;
+            (!host.is_empty()).then(|| Self { host: host.to_owned(), port })
+        });
+        found.ok_or_else(|| format!("{text:?} isn't HOST:PORT, as in localhost:1883"))
+    }
 }
 
 /// One that takes part with data of its own.
@@ -105,7 +129,7 @@ impl Federation<'_> {
         let federation = &self.settings.node.federation;
         let mut places = Places::open(self.folder, federation, &parties, clock.now().wall)?;
         let keyring = Arc::new(places.keyring.clone());
-        let brokers = Brokers::new(&places.all);
+        let brokers = Brokers::new(self.broker, &places.all);
         let (gave_up, mut reasons) = mpsc::channel(16);
         let lanes = Arc::new(Watched::new(self.at_once));
         let adapter = update::pack(start, Coding::F32, 0)?;
@@ -129,7 +153,7 @@ impl Federation<'_> {
             let parts = self.parts(
                 identity,
                 adapter.clone(),
-                brokers.links(place),
+                brokers.links(place)?,
                 trains,
                 Arc::clone(&clock),
                 gave_up.clone(),
@@ -312,37 +336,50 @@ fn bytes_up(devices: &[Arc<Figures>]) -> u64 {
 }
 
 /// The brokers of a federation.
-struct Brokers {
-    federation: MemoryBroker,
-    sites: BTreeMap<Name, MemoryBroker>,
+enum Brokers<'a> {
+    Memory { federation: MemoryBroker, sites: BTreeMap<Name, MemoryBroker> },
+    Real(&'a Broker),
 }
 
-impl Brokers {
-    fn new(places: &[Place]) -> Self {
+impl<'a> Brokers<'a> {
+    fn new(real: Option<&'a Broker>, places: &[Place]) -> Self {
+        if let Some(broker) = real {
+            return Self::Real(broker);
+        }
         let broker = || MemoryBroker::new(Faults::none(0));
         let edges = places.iter().filter(|place| place.role == Role::Edge);
         let sites = edges.map(|place| (place.site.clone(), broker())).collect();
-        Self { federation: broker(), sites }
+        Self::Memory { federation: broker(), sites }
     }
 
-    fn links(&self, place: &Place) -> Links {
-        let mut links = Links::new();
-        let mut link = |side: Side, broker: Option<&MemoryBroker>| {
-            if let Some(broker) = broker {
-                let (bus, events) = broker.connect(place.node.as_str(), None);
-                links.insert(side, (Arc::new(bus), events));
-            }
+    fn links(&self, place: &Place) -> Result<Links, ExperimentError> {
+        let sides: &[Side] = match place.role {
+            Role::Cloud => &[Side::Down],
+            Role::Edge => &[Side::Down, Side::Up],
+            _ => &[Side::Up],
         };
-        let site = self.sites.get(&place.site);
-        match place.role {
-            Role::Cloud => link(Side::Down, Some(&self.federation)),
-            Role::Edge => {
-                link(Side::Down, site);
-                link(Side::Up, Some(&self.federation));
+        let mut links = Links::new();
+        for side in sides {
+            match self {
+                Self::Memory { federation, sites } => {
+                    let outside =
+                        place.role == Role::Cloud || place.role == Role::Edge && *side == Side::Up;
+                    let broker = if outside { Some(federation) } else { sites.get(&place.site) };
+                    if let Some(broker) = broker {
+                        let (bus, events) = broker.connect(place.node.as_str(), None);
+                        links.insert(*side, (Arc::new(bus), events));
+                    }
+                }
+                Self::Real(Broker { host, port }) => {
+                    let client = format!("{}-{side:?}", place.node).to_lowercase();
+                    let mut link = MqttSettings::new(host, *port, &client);
+                    link.max_packet_bytes = MAX_PACKET_BYTES;
+                    let (bus, events) = MqttBus::connect(link, 1).map_err(SettingsProblem::from)?;
+                    links.insert(*side, (Arc::new(bus), events));
+                }
             }
-            _ => link(Side::Up, site),
         }
-        links
+        Ok(links)
     }
 }
 
@@ -401,6 +438,8 @@ impl Learner for Watching {
     }
 }
 
+/// Room for a chunk of any size that settings allow.
+const MAX_PACKET_BYTES: usize = 1 << 20;
 /// How often is looked.
 const TICK_MS: u64 = 20;
 /// How long the last version may take to the devices: half a minute.

@@ -251,6 +251,7 @@ pub fn run(
             folder: &options.folder,
             patience_s: options.patience_s,
             at_once: 1,
+            broker: None,
         };
         let party = |machine: &Machine| federation::Party {
             name: machine.name.clone(),

@@ -26,10 +26,12 @@ pub(super) struct Place {
     pub(super) party: Option<usize>,
 }
 
+type Keys = BTreeMap<NodeId, SigningKey>;
+
 /// All nodes, the cloud first, and what they know each other by.
 pub(super) struct Places {
     pub(super) all: Vec<Place>,
-    pub(super) keys: BTreeMap<NodeId, SigningKey>,
+    pub(super) keys: Keys,
     pub(super) keyring: Keyring,
 }
 
@@ -104,7 +106,7 @@ fn enrol(
     federation: &Name,
     places: &[Place],
     now: Wall,
-) -> Result<(BTreeMap<NodeId, SigningKey>, Keyring, Vec<u8>), ExperimentError> {
+) -> Result<(Keys, Keyring, Vec<u8>), ExperimentError> {
     let root = new_signing_key()?;
     let until = now.plus_ms(YEAR_MS);
     let role = RootRole { threshold: NonZeroU32::MIN, keys: vec![*root.public()] };

@@ -104,7 +104,9 @@ mod tests {
             std::thread::yield_now();
         }
         drop(first);
-        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        for thread in threads {
+            thread.join().unwrap();
+        }
         assert_eq!(*order.lock().unwrap(), [9, 5, 3]);
     }
 }

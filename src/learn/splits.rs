@@ -165,13 +165,12 @@ fn gamma(alpha: f64, stream: &mut Stream) -> f64 {
     // Their method is for shapes from 1 on; a lower one is brought up by a power of a uniform draw.
     let raise = if alpha < 1.0 { (1.0 - stream.unit()).powf(1.0 / alpha) } else { 1.0 };
     let d = if alpha < 1.0 { alpha + 1.0 } else { alpha } - 1.0 / 3.0;
-    let c = 1.0 / (9.0 * d).sqrt();
     loop {
         let x = stream.normal();
-        let v = (1.0 + c * x).powi(3);
-        let u = 1.0 - stream.unit();
-        if v > 0.0 && u.ln() < 0.5 * x * x + d - d * v + d * v.ln() {
-            return d * v * raise;
+        let cube = (1.0 + x / (9.0 * d).sqrt()).powi(3);
+        let uniform = 1.0 - stream.unit();
+        if cube > 0.0 && uniform.ln() < 0.5 * x * x + d - d * cube + d * cube.ln() {
+            return d * cube * raise;
         }
     }
 }
@@ -223,7 +222,9 @@ mod tests {
     fn counts(split: &Split, labels: &[u8]) -> Vec<[usize; 10]> {
         let count = |rows: &Vec<usize>| {
             let mut counts = [0; 10];
-            rows.iter().for_each(|row| counts[usize::from(labels[*row])] += 1);
+            for row in rows {
+                counts[usize::from(labels[*row])] += 1;
+            }
             counts
         };
         split.iter().map(count).collect()

@@ -17,8 +17,6 @@ pub struct NiidReport {
     pub version: String,
     /// Commit it was built from, or "unknown".
     pub commit: String,
-    /// Cores of the machine that it ran on.
-    pub cores: usize,
     /// The cells, in the order to tell them; also those that weren't run.
     pub rows: Vec<CellRow>,
 }
@@ -42,6 +40,10 @@ pub struct CellRow {
     pub seed: u64,
     /// SHA-256 of what decides its figures; empty where it wasn't begun.
     pub config: String,
+    /// Commit that the program was built from when it ran; empty where it wasn't begun.
+    pub commit: String,
+    /// The machine that it ran on.
+    pub machine: String,
     /// Whether all of it is there.
     pub finished: bool,
     /// Images of each client.
@@ -61,13 +63,12 @@ pub struct CellRow {
 }
 
 impl NiidReport {
-    /// A report of this program on a machine with so many cores.
-    pub fn new(cores: usize) -> Self {
+    /// A report of this program.
+    pub fn new(rows: Vec<CellRow>) -> Self {
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             commit: option_env!("GAISNET_COMMIT").unwrap_or("unknown").to_owned(),
-            cores,
-            rows: Vec::new(),
+            rows,
         }
     }
 }
@@ -106,6 +107,8 @@ pub fn niid_to_json(report: &NiidReport) -> Value {
             "local_epochs": row.local_epochs,
             "seed": row.seed,
             "config": row.config,
+            "commit": row.commit,
+            "machine": row.machine,
             "client_sizes": row.client_sizes,
             "accuracy_best": if row.curve.is_empty() { Value::Null } else { json!(row.accuracy_best) },
             "accuracy": row.curve,
@@ -120,7 +123,6 @@ pub fn niid_to_json(report: &NiidReport) -> Value {
     json!({
         "version": report.version,
         "commit": report.commit,
-        "cores": report.cores,
         "share_cap": "off",
         "norm_clipping": "off",
         "cells": report.rows.iter().map(cell).collect::<Vec<_>>(),
@@ -130,10 +132,7 @@ pub fn niid_to_json(report: &NiidReport) -> Value {
 /// Tells the table in plain text.
 pub fn niid_to_table(report: &NiidReport) -> String {
     let mut lines = vec![format!("gaisnet {} ({})", report.version, report.commit)];
-    lines.push(format!(
-        "  the plain mean of ten clients: no cap on a share, no norm clipping; {} cores",
-        report.cores
-    ));
+    lines.push("  the plain mean of ten clients: no cap on a share, no norm clipping".to_owned());
     lines.push(String::new());
     lines.push(format!(
         "  {:<32}{:>7}{:>7}{:>9}{:>16}{:>11}{:>9}  {}",
@@ -219,11 +218,7 @@ pub fn niid_to_html(report: &NiidReport) -> String {
         );
     }
     let (version, commit) = (Escaped(&report.version), Escaped(&report.commit));
-    let _ = writeln!(
-        page,
-        "</table>\n<p>gaisnet {version} ({commit}), {} cores.</p>\n</section>",
-        report.cores
-    );
+    let _ = writeln!(page, "</table>\n<p>Told by gaisnet {version} ({commit}).</p>\n</section>");
     page + "</main>\n</body>\n</html>\n"
 }
 
@@ -245,6 +240,8 @@ mod tests {
             local_epochs: 10,
             seed: 1,
             config: "ab".into(),
+            commit: "aae5a19".into(),
+            machine: "a machine, 2 cores".into(),
             finished: true,
             client_sizes: vec![40, 60],
             accuracy_best: 0.8812,
@@ -277,7 +274,7 @@ mod tests {
             ..row.clone()
         };
         let rows = vec![row, open, missing];
-        NiidReport { version: "0.1.0".into(), commit: "aae5a19".into(), cores: 2, rows }
+        NiidReport { version: "0.1.0".into(), commit: "aae5a19".into(), rows }
     }
 
     #[test]

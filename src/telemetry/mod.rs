@@ -9,4 +9,6 @@ mod metrics;
 mod resources;
 
 pub use metrics::{Direction, Metrics};
-pub use resources::{DiskSpace, ResourceError, Usage, disk_space, mib, peak_rss_bytes_of, usage};
+pub use resources::{
+    DiskSpace, ResourceError, Usage, disk_space, machine, mib, peak_rss_bytes_of, usage,
+};

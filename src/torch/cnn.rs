@@ -1,11 +1,11 @@
-//! A small convolutional network for grey images: the LeNet kind that federated benchmarks use.
+//! A small convolutional network for grey images: the `LeNet` kind that federated benchmarks use.
 //!
 //! ```text
 //! [n, 1, 28, 28] -> conv 5x5, 6 -> pool 2 -> ReLU -> conv 5x5, 16 -> pool 2 -> ReLU
 //!                -> [n, 256] -> 120 -> ReLU -> 84 -> ReLU -> [n, C] logits
 //! ```
 //! All of it trains: there is no frozen base, and the "adapter" of the federation is the whole model.
-//! Pooling goes before ReLU, which gives the same values and gradients with a quarter of the work.
+//! Pooling goes before the rectifier, which gives the same values and gradients with a quarter of the work.
 //!
 //! What trains and serves it is in `cnn_trainer.rs`.
 
@@ -67,6 +67,9 @@ impl CnnConfig {
     }
 
     /// Starting weights, uniform within 1 / sqrt(inputs of a unit), biases too.
+    ///
+    /// # Errors
+    /// [`LearnError`] when the layout can't be that of a set.
     pub fn initial(&self, seed: u64) -> Result<TensorSet, LearnError> {
         let layout = self.layout();
         let mut stream = Stream::new(seed, "cnn/weights");
@@ -194,7 +197,7 @@ mod tests {
         assert!(CONFIG.input(&Tensor::f_from_slice(&[0_u8; 100]).unwrap()).is_err());
     }
 
-    /// The network written out in plain Rust, ReLU before pooling as in the papers.
+    /// The network written out in plain Rust, the rectifier before pooling as in the papers.
     fn by_hand(set: &TensorSet, image: &[f32]) -> Vec<f32> {
         let get = |name: &str| set.get(name).unwrap();
         let conv = |maps: &[Vec<f32>], side: usize, layer: &str| -> (Vec<Vec<f32>>, usize) {

@@ -81,10 +81,11 @@ impl Learner for CnnLearner {
         let mut run = Run::new(&job.start, &self.config)?;
         let mut passes = Passes::new(images.num_examples(), job)?;
         let mut losses = Vec::new();
-        for step in 1..=job.steps_over(images.num_examples()) {
+        let steps = job.steps_over(images.num_examples());
+        for step in 1..=steps {
             let rows = passes.next()?;
             let (x, y) = (x.f_index_select(0, &rows)?, y.f_index_select(0, &rows)?);
-            let loss = run.step(&x, &y, job, &terms)?;
+            let loss = run.step(&x, &y, job.rate_at(step, steps), job.prox_mu, &terms)?;
             losses.push(loss);
             if progress(Progress { step, loss }) == Control::Stop {
                 break;
@@ -138,7 +139,8 @@ impl Run {
         &mut self,
         x: &Tensor,
         y: &Tensor,
-        job: &TrainJob,
+        rate: f32,
+        prox_mu: f32,
         terms: &Terms<'_>,
     ) -> Result<f32, LearnError> {
         let loss = batch_loss(&self.net.forward(x)?, y, terms)?;
@@ -154,12 +156,12 @@ impl Run {
             parts.push(gradient.f_flatten(0, -1)?);
         }
         let mut gradient = Tensor::f_cat(&parts, 0)?;
-        if job.prox_mu > 0.0 {
+        if prox_mu > 0.0 {
             let away = self.flat.f_sub(&self.start)?;
-            gradient = gradient.f_add(&away.f_mul_scalar(f64::from(job.prox_mu))?)?;
+            gradient = gradient.f_add(&away.f_mul_scalar(f64::from(prox_mu))?)?;
         }
         let _ = self.velocity.f_mul_scalar_(self.momentum)?.f_add_(&gradient)?;
-        let moved = self.velocity.f_mul_scalar(f64::from(job.learning_rate))?;
+        let moved = self.velocity.f_mul_scalar(f64::from(rate))?;
         let _ = self.flat.f_sub_(&moved)?;
         #[expect(clippy::cast_possible_truncation, reason = "the loss was an f32")]
         Ok(value as f32)

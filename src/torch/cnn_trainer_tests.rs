@@ -62,7 +62,8 @@ fn it_learns_and_the_predictor_says_what_it_has_learned() {
     let x: Vec<f32> = other.pixels.iter().map(|pixel| f32::from(*pixel)).collect();
     let answers = predictor.predict(&x, SIDE * SIDE).unwrap();
     let right = answers.iter().zip(&other.labels).filter(|(a, y)| a.class == usize::from(**y));
-    assert!((right.count() as f64 / 40.0 - accuracy).abs() < 1e-9);
+    let right = u32::try_from(right.count()).unwrap();
+    assert!((f64::from(right) / 40.0 - accuracy).abs() < 1e-9);
     assert!(predictor.load(&TensorSet::default()).is_err());
     assert_eq!(predictor.predict(&x, SIDE * SIDE).unwrap(), answers, "the old weights stay");
     assert!(predictor.predict(&x[1..], SIDE * SIDE).is_err());

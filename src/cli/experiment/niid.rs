@@ -13,7 +13,7 @@ use crate::cli::exit::Misuse;
 use crate::data::Cache;
 use crate::data::images::{Dataset, ImageSet};
 use crate::experiment::niid::{
-    self, Cell, CellNews, CellOptions, CellRecord, CellSubject, has_begun, run_cell,
+    self, Broker, Cell, CellNews, CellOptions, CellRecord, CellSubject, has_begun, run_cell,
 };
 use crate::report::{CellRow, NiidReport, niid_to_html, niid_to_json, niid_to_table};
 
@@ -38,6 +38,9 @@ pub(super) struct RunArgs {
     /// Go on with what is in the folder, also in the middle of a cell
     #[arg(long, requires = "out")]
     resume: bool,
+    /// Tell what is in the folder, and run nothing
+    #[arg(long, requires = "out", conflicts_with = "resume")]
+    report: bool,
     /// Clients that train at the same time, a thread each [default: all cores]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=256))]
     lanes: Option<u16>,
@@ -47,6 +50,10 @@ pub(super) struct RunArgs {
     /// Give up after so many seconds without progress
     #[arg(long, default_value_t = 3_600, value_name = "SECONDS")]
     patience: u64,
+    /// All links over this broker (one of its own: it lets anybody in and keeps what is retained), instead
+    /// of brokers in memory
+    #[arg(long, value_name = "HOST:PORT")]
+    broker: Option<Broker>,
     /// One JSON object at the end, no bars, no table
     #[arg(long)]
     json: bool,
@@ -63,7 +70,7 @@ pub(super) fn run(args: &RunArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
     let temporary = tempdir(args)?;
     let folder = args.out.clone().unwrap_or_else(|| temporary.0.clone());
     let begun = cells.iter().any(|cell| has_begun(&folder.join(cell.folder())));
-    if begun && !args.resume {
+    if begun && !args.resume && !args.report {
         bail!(
             "{} has cells of another run: go on with them by --resume, or choose another folder",
             folder.display()
@@ -72,10 +79,10 @@ pub(super) fn run(args: &RunArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
     std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
     let cache = Cache::from_env()?;
     let bar = bar(args.json);
-    let mut report = NiidReport::new(std::thread::available_parallelism().map_or(1, Into::into));
-    report.rows = cells.iter().map(|cell| row(cell, args, stored(cell, &folder))).collect();
+    let rows = cells.iter().map(|cell| row(cell, args, stored(cell, &folder))).collect();
+    let mut report = NiidReport::new(rows);
     let mut verified = true;
-    for (at, cell) in cells.iter().enumerate() {
+    for (at, cell) in cells.iter().enumerate().filter(|_| !args.report) {
         bar.set_message(cell.to_string());
         let record = one(cell, args, &cache, &folder.join(cell.folder()), &bar)
             .with_context(|| cell.to_string())?;
@@ -89,6 +96,9 @@ pub(super) fn run(args: &RunArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
         }
     }
     bar.finish_and_clear();
+    if args.report {
+        write(&report, &folder)?;
+    }
     if args.json {
         writeln!(out, "{:#}", niid_to_json(&report))?;
     } else {
@@ -109,10 +119,7 @@ fn one(
 ) -> anyhow::Result<CellRecord> {
     let options = options(cell, args, folder);
     let Dataset { train, test } = images(cell.set, args, cache, bar)?;
-    let test = match args.quick {
-        true => test.choose(&(0..1_000).collect::<Vec<_>>()),
-        false => test,
-    };
+    let test = if args.quick { test.choose(&(0..1_000).collect::<Vec<_>>()) } else { test };
     let subject = subject(cell, test, args.seed)?;
     let record = run_cell(cell, &options, &train, subject, &mut |news| match news {
         CellNews::Step { done, of } => {
@@ -133,6 +140,7 @@ fn options(cell: &Cell, args: &RunArgs, folder: &Path) -> CellOptions {
         lanes: args.lanes.map_or(cores, usize::from),
         most_images: args.quick.then_some(200),
         patience_s: args.patience,
+        broker: args.broker.clone(),
     }
 }
 
@@ -166,17 +174,14 @@ fn stored(cell: &Cell, folder: &Path) -> Option<CellRecord> {
 }
 
 fn row(cell: &Cell, args: &RunArgs, record: Option<CellRecord>) -> CellRow {
-    let options = options(cell, args, Path::new(""));
-    // With fewer passes a figure isn't that of the published table.
-    let published = cell.published().filter(|_| options.local_epochs == 10 && options.rounds >= 50);
+    let wanted = options(cell, args, Path::new(""));
     let mut row = CellRow {
         dataset: cell.set.name().to_owned(),
         split: cell.split.to_string(),
         strategy: cell.strategy.name().to_owned(),
-        rounds: options.rounds,
-        local_epochs: options.local_epochs,
+        rounds: wanted.rounds,
+        local_epochs: wanted.local_epochs,
         seed: args.seed,
-        published,
         ..CellRow::default()
     };
     if let Some(record) = record {
@@ -186,10 +191,16 @@ fn row(cell: &Cell, args: &RunArgs, record: Option<CellRecord>) -> CellRow {
         row.bytes_up_per_client_round = record.bytes_up_per_client_round();
         row.seconds = record.seconds();
         row.curve = record.curve.iter().map(|at| at.accuracy).collect();
+        (row.rounds, row.local_epochs, row.seed) =
+            (record.rounds, record.local_epochs, record.seed);
         row.client_sizes = record.client_sizes;
         row.config = record.config;
+        row.commit = record.commit;
+        row.machine = record.machine;
         row.audit = record.audit;
     }
+    // With fewer rounds or passes a figure isn't that of the published table.
+    row.published = cell.published().filter(|_| row.local_epochs == 10 && row.rounds >= 50);
     row
 }
 
@@ -218,6 +229,7 @@ Examples:
   gaisnet experiment run niid --quick
   gaisnet experiment run niid --cell fashion-mnist/dir0.5/fedavg --local-epochs 1 --rounds 10
   gaisnet experiment run niid --out results --resume     all cells, hours; call it again after a break
+  gaisnet experiment run niid --out results --report     the table of what is there
   gaisnet experiment run niid --json | jq '.cells[] | {dataset, split, accuracy_best}'
 
 Sets: fashion-mnist, mnist. Splits: iid, dirALPHA, labelsN. Strategies: fedavg, fedprox.";
@@ -252,6 +264,11 @@ mod tests {
         assert_eq!(named.cells.len(), 2);
         assert!(Line::try_parse_from(["niid", "--cell", "mnist/iid/magic"]).is_err());
         assert!(Line::try_parse_from(["niid", "--resume"]).is_err(), "of which folder?");
+        let over = args(&["--broker", "localhost:1884"]).broker.unwrap();
+        assert_eq!((over.host.as_str(), over.port), ("localhost", 1884));
+        for bad in ["localhost", ":1883", "localhost:0", "localhost:99999"] {
+            assert!(Line::try_parse_from(["niid", "--broker", bad]).is_err(), "{bad}");
+        }
     }
 
     #[test]

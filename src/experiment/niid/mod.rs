@@ -26,6 +26,7 @@ pub use network::subject;
 pub use record::{CellRecord, RoundFigures};
 
 use super::ExperimentError;
+pub use super::federation::Broker;
 use super::federation::{Federation, Party, Told};
 use crate::ids::Digest;
 use crate::learn::{Images, LearnError, Learner, TensorSet};
@@ -50,6 +51,8 @@ pub struct CellOptions {
     pub most_images: Option<usize>,
     /// Gives up when the federation makes no progress for so long.
     pub patience_s: u64,
+    /// A real broker for all links, instead of brokers in memory.
+    pub broker: Option<Broker>,
 }
 
 /// What learns and is judged in a cell.
@@ -58,11 +61,14 @@ pub struct CellSubject {
     pub start: TensorSet,
     /// One for each client.
     pub learners: Vec<Box<dyn Learner>>,
-    /// Share of the test images that a model names right.
-    pub judge: Box<dyn FnMut(&TensorSet) -> Result<f64, LearnError> + Send>,
+    /// Judges each version.
+    pub judge: Judge,
     /// In a few words; another model has another text.
     pub model: String,
 }
+
+/// Says what share of the test images some weights name right.
+pub type Judge = Box<dyn FnMut(&TensorSet) -> Result<f64, LearnError> + Send>;
 
 /// What a cell tells on its way.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -145,6 +151,8 @@ pub fn run_cell(
         local_epochs: options.local_epochs,
         seed: options.seed,
         config: config.clone(),
+        commit: String::new(),
+        machine: String::new(),
         client_sizes: split.iter().map(Vec::len).collect(),
         curve: Vec::new(),
         audit: None,
@@ -156,6 +164,8 @@ pub fn run_cell(
     if record.is_finished() {
         return Ok(record);
     }
+    option_env!("GAISNET_COMMIT").unwrap_or("unknown").clone_into(&mut record.commit);
+    record.machine = crate::telemetry::machine();
     let CellSubject { start, learners, mut judge, .. } = subject;
     let known = record.rounds_done();
     if record.curve.is_empty() {
@@ -172,6 +182,7 @@ pub fn run_cell(
         folder: &nodes,
         patience_s: options.patience_s,
         at_once: options.lanes,
+        broker: options.broker.as_ref(),
     };
     let clock = SystemClock::new();
     let mut since = clock.now().micros;
@@ -213,7 +224,7 @@ type Judged = (u64, TensorSet, u64, f64);
 
 impl Judging {
     fn begin(
-        mut judge: Box<dyn FnMut(&TensorSet) -> Result<f64, LearnError> + Send>,
+        mut judge: Judge,
         mut record: CellRecord,
         folder: PathBuf,
     ) -> Result<(Self, Sender<Judged>), ExperimentError> {
@@ -258,3 +269,6 @@ pub fn has_begun(folder: &Path) -> bool {
 
 /// Images a step, as in the settings of a cell.
 const BATCH: usize = 64;
+
+#[cfg(test)]
+mod tests;

@@ -26,6 +26,12 @@ pub struct CellRecord {
     pub seed: u64,
     /// SHA-256 of what decides the figures: settings, split, model.
     pub config: String,
+    /// Commit that the program was built from, when the cell was last gone on with.
+    #[serde(default)]
+    pub commit: String,
+    /// The machine that it ran on last.
+    #[serde(default)]
+    pub machine: String,
     /// Images of each client.
     pub client_sizes: Vec<usize>,
     /// After each round, the untrained model as round 0.
@@ -131,6 +137,8 @@ mod tests {
             local_epochs: 1,
             seed: 1,
             config: "00".into(),
+            commit: "aae5a19".into(),
+            machine: "a machine".into(),
             client_sizes: vec![3, 4],
             curve: vec![
                 RoundFigures { bytes_up: 0, seconds: 0.0, ..at(0, 0.1) },
@@ -142,7 +150,6 @@ mod tests {
     }
 
     #[test]
-    #[expect(clippy::float_cmp, reason = "these are exact")]
     fn figures_are_those_of_the_curve() {
         let mut record = record();
         assert_eq!((record.accuracy_best(), record.seconds()), (0.7, 4.0));
