@@ -3,6 +3,7 @@
 //! Everything that combines members takes them in a map by sender, so that a sum has one order and
 //! the result depends neither on arrival nor on repeats.
 
+mod activation;
 mod adapter_slots;
 mod answer_text;
 mod augment;
@@ -31,6 +32,7 @@ mod soft_labels;
 mod softmax;
 mod softmax_head;
 mod spectrum;
+mod split;
 mod staleness;
 mod tensors;
 #[cfg(test)]
@@ -38,6 +40,7 @@ mod tensors;
 pub(crate) mod toy_generator;
 mod window;
 
+pub use activation::{ActivationCoding, Activations};
 pub use adapter_slots::{AdapterId, AdapterSlots};
 pub use answer_text::{AnswerText, Piece};
 pub use augment::Augment;
@@ -66,6 +69,9 @@ pub use scheduler::Scheduler;
 pub use soft_labels::mean_class_logits;
 pub use softmax::{SoftmaxLearner, SoftmaxPredictor};
 pub use spectrum::{MachineSpeeds, Spectrum};
+pub use split::{
+    BackCopy, BackJob, BackStep, Cut, FrontBegun, FrontRun, Smashed, SplitBack, SplitFront,
+};
 pub use staleness::{MAX_STALENESS, buffer_size, is_too_stale, staleness_factor};
 pub use tensors::{Layout, Tensor, TensorSet};
 pub use window::normalise_window;

@@ -45,6 +45,7 @@ pub mod rope;
 pub mod safetensors;
 pub mod shipped;
 pub mod signal;
+pub mod split;
 pub mod tokenizer;
 pub mod trainer;
 pub mod transformer;
@@ -59,6 +60,7 @@ pub use peft::{LoraConfig, PeftConfig};
 pub use predictor::SignalPredictor;
 pub use pretrain::{PretrainConfig, pretrain};
 pub use signal::SignalTransformerConfig;
+pub use split::{SignalBack, SignalFront};
 pub use trainer::{SignalLearner, TrainerConfig};
 
 use std::num::NonZeroU16;
