@@ -90,6 +90,7 @@ pub(crate) fn round_config(owner: Owner, members: &BTreeSet<NodeId>, plan: Plan)
         model: Name::new("m").unwrap(),
         base: Digest([1; 32]),
         plan,
+        split: None,
     }
 }
 

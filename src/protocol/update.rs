@@ -98,6 +98,14 @@ pub fn can_code(coding: Coding, block: u16) -> bool {
     quantizer(coding, block).is_ok()
 }
 
+/// The tensors of a packed set for whose names `keep` holds, packed in f32.
+///
+/// # Errors
+/// [`UpdateError`].
+pub fn part(bytes: &[u8], keep: impl Fn(&str) -> bool) -> Result<Vec<u8>, UpdateError> {
+    pack(&unpack(bytes)?.filtered(keep), Coding::F32, 0)
+}
+
 /// Checks a contribution's delta against the layout of the model's adapter.
 ///
 /// A relay's stack may have factors of another rank, up to a bound; all else must be equal.
@@ -188,7 +196,11 @@ pub fn combine(
         let learned = |(input, delta): &(&CombineInput, Digest)| {
             let older = (input.base != job.global).then(|| set(&input.base)).transpose()?;
             let base = older.as_ref().unwrap_or(&global);
-            let adapter = adapter_of(set(delta)?, base, input.stacked)?;
+            let delta = match &input.back {
+                Some(back) => joined(set(delta)?, set(back)?)?,
+                None => set(delta)?,
+            };
+            let adapter = adapter_of(delta, base, input.stacked)?;
             Ok::<_, UpdateError>((adapter, older))
         };
         // The bound has to be known before anything is added, so each blob is read twice.
@@ -306,6 +318,11 @@ fn key(input: &CombineInput) -> (NodeId, UpdateId) {
 
 fn share(input: &CombineInput) -> Share {
     Share { num_examples: input.num_examples, staleness: input.staleness }
+}
+
+/// Two halves as one set.
+fn joined(front: TensorSet, back: TensorSet) -> Result<TensorSet, LearnError> {
+    TensorSet::new(front.tensors().iter().chain(back.tensors()).cloned().collect())
 }
 
 /// The whole adapter that a contribution speaks of, in the delta's place.

@@ -309,6 +309,13 @@ fn check_allowed(
         Kind::Get => (owner || worker, (from_parent && owner) || (from_child && worker)),
         Kind::Checkpoint => (owner || worker, from_parent || from_child),
         Kind::Command => (has(Role::Operator), true),
+        // Per-sample data stays inside its site: between a device and its own edge, nowhere else.
+        Kind::Frame => {
+            let am = |role: Role| mine.is_some_and(|me| me.roles.contains(&role));
+            let from_my_edge = from_parent && has(Role::Edge) && am(Role::Device);
+            let from_my_device = from_child && has(Role::Device) && am(Role::Edge);
+            (worker, from_my_edge || from_my_device)
+        }
     };
     let (sender, kind) = (sender.node.clone(), kind.as_str());
     match (role, neighbour) {
@@ -364,6 +371,11 @@ fn check_age(head: &Head, kind: Kind, now: Wall) -> Result<(), Refusal> {
 fn changes_something(kind: Kind) -> bool {
     match kind {
         Kind::Offer | Kind::Contribution | Kind::Result | Kind::Command => true,
-        Kind::Answer | Kind::Receipt | Kind::Get | Kind::Keyring | Kind::Checkpoint => false,
+        Kind::Answer
+        | Kind::Receipt
+        | Kind::Get
+        | Kind::Keyring
+        | Kind::Checkpoint
+        | Kind::Frame => false,
     }
 }

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::blob::Blob;
 use super::codec::{CodecError, decode, encode};
+use super::frame::Frame;
 use super::packed::Coding;
 use crate::ids::{Digest, Name, RoundNo, UpdateId, Version};
 
@@ -28,11 +29,13 @@ pub enum Kind {
     Checkpoint,
     /// An operator's command that needs a signature.
     Command,
+    /// A part of what a device and its edge exchange while a split model trains.
+    Frame,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Offer,
         Self::Answer,
         Self::Contribution,
@@ -42,6 +45,7 @@ impl Kind {
         Self::Keyring,
         Self::Checkpoint,
         Self::Command,
+        Self::Frame,
     ];
 
     /// Last level of the topic, and the word in the payload type.
@@ -56,6 +60,7 @@ impl Kind {
             Self::Keyring => "keyring",
             Self::Checkpoint => "checkpoint",
             Self::Command => "command",
+            Self::Frame => "frame",
         }
     }
 
@@ -76,7 +81,9 @@ impl Kind {
             Self::Get => 4 * 1024,
             Self::Checkpoint | Self::Command => 16 * 1024,
             Self::Keyring => 64 * 1024,
-            Self::Offer | Self::Contribution | Self::Result => super::MAX_MESSAGE_BYTES,
+            Self::Offer | Self::Contribution | Self::Result | Self::Frame => {
+                super::MAX_MESSAGE_BYTES
+            }
         }
     }
 
@@ -86,7 +93,7 @@ impl Kind {
         const DAY: u64 = 24 * 60 * MINUTE;
         match self {
             Self::Command => 5 * MINUTE,
-            Self::Answer | Self::Get => 60 * MINUTE,
+            Self::Answer | Self::Get | Self::Frame => 60 * MINUTE,
             Self::Offer | Self::Contribution | Self::Receipt | Self::Result => 30 * DAY,
             Self::Checkpoint | Self::Keyring => 365 * DAY,
         }
@@ -317,6 +324,7 @@ pub enum Body {
     Keyring(Checkpoint),
     Checkpoint(Checkpoint),
     Command(Command),
+    Frame(Frame),
 }
 
 impl Body {
@@ -332,6 +340,7 @@ impl Body {
             Self::Keyring(_) => Kind::Keyring,
             Self::Checkpoint(_) => Kind::Checkpoint,
             Self::Command(_) => Kind::Command,
+            Self::Frame(_) => Kind::Frame,
         }
     }
 
@@ -349,6 +358,7 @@ impl Body {
             Self::Get(body) => encode(body),
             Self::Keyring(body) | Self::Checkpoint(body) => encode(body),
             Self::Command(body) => encode(body),
+            Self::Frame(body) => encode(body),
         }
     }
 
@@ -368,6 +378,7 @@ impl Body {
             Kind::Keyring => Self::Keyring(decode(bytes, cap)?),
             Kind::Checkpoint => Self::Checkpoint(decode(bytes, cap)?),
             Kind::Command => Self::Command(decode(bytes, cap)?),
+            Kind::Frame => Self::Frame(decode(bytes, cap)?),
         })
     }
 }
