@@ -8,7 +8,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::trust_files::read_keyring;
 use super::{Exit, SettingsArgs};
-use crate::node::{self, Node, brain, data_of, identity_of, parts_of};
+use crate::node::{self, Node, brain, data_of, front_half, front_parts_of, identity_of, parts_of};
 use crate::settings::{LogFormat, NodeRole, Settings};
 use crate::store::keyfile::read_signing_key;
 use crate::telemetry::logging;
@@ -36,11 +36,16 @@ pub(super) fn run(settings: &SettingsArgs, out: &mut dyn Write) -> anyhow::Resul
         .context("no keyring that could be used: get it by gaisnet keyring accept")?;
     let key_file = settings.paths.keys.join("node.pem");
     let key = read_signing_key(&key_file, None)?;
-    let brain = brain(&settings, &keyring)?;
-    let identity = identity_of(&settings, key, Arc::new(keyring))?;
-    let data =
-        if settings.node.has(NodeRole::Trainer) { data_of(&settings, &brain)? } else { None };
-    let parts = parts_of(&settings, identity, brain, data)?;
+    let parts = if let Some(half) = front_half(&settings, &keyring)? {
+        let identity = identity_of(&settings, key, Arc::new(keyring))?;
+        front_parts_of(&settings, identity, half)?
+    } else {
+        let brain = brain(&settings, &keyring)?;
+        let identity = identity_of(&settings, key, Arc::new(keyring))?;
+        let trains = settings.node.has(NodeRole::Trainer);
+        let data = if trains { data_of(&settings, &brain)? } else { None };
+        parts_of(&settings, identity, brain, data)?
+    };
     let name = settings.node.branch();
     let again = actix::System::new().block_on(async {
         // Before anybody can know that we run, and so before anybody can end us.

@@ -205,6 +205,10 @@ impl Relay {
 }
 
 #[cfg(test)]
+#[path = "relay_split_tests.rs"]
+mod split_tests;
+
+#[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 

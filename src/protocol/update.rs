@@ -98,6 +98,15 @@ pub fn can_code(coding: Coding, block: u16) -> bool {
     quantizer(coding, block).is_ok()
 }
 
+/// What was learned: `learned` less `start`, of one layout.
+///
+/// # Errors
+/// [`UpdateError::Learn`] when the layouts differ.
+pub fn difference(learned: &TensorSet, start: &TensorSet) -> Result<TensorSet, UpdateError> {
+    learned.check_layout(&start.layout())?;
+    Ok(combine_values(learned, start, |a, b| a - b))
+}
+
 /// The tensors of a packed set for whose names `keep` holds, packed in f32.
 ///
 /// # Errors
@@ -150,8 +159,7 @@ pub fn pack_delta(
     plan: &Plan,
     residual: Option<&[u8]>,
 ) -> Result<(Vec<u8>, Option<Vec<u8>>), UpdateError> {
-    trained.check_layout(&start.layout())?;
-    let delta = combine_values(trained, start, |a, b| a - b);
+    let delta = difference(trained, start)?;
     let Some(quantizer) = quantizer(plan.coding, plan.block)? else {
         return Ok((pack(&delta, plan.coding, plan.block)?, None));
     };
@@ -197,7 +205,7 @@ pub fn combine(
             let older = (input.base != job.global).then(|| set(&input.base)).transpose()?;
             let base = older.as_ref().unwrap_or(&global);
             let delta = match &input.back {
-                Some(back) => joined(set(delta)?, set(back)?)?,
+                Some(back) => joined(&set(delta)?, &set(back)?)?,
                 None => set(delta)?,
             };
             let adapter = adapter_of(delta, base, input.stacked)?;
@@ -321,7 +329,7 @@ fn share(input: &CombineInput) -> Share {
 }
 
 /// Two halves as one set.
-fn joined(front: TensorSet, back: TensorSet) -> Result<TensorSet, LearnError> {
+fn joined(front: &TensorSet, back: &TensorSet) -> Result<TensorSet, LearnError> {
     TensorSet::new(front.tensors().iter().chain(back.tensors()).cloned().collect())
 }
 

@@ -55,7 +55,7 @@ pub mod weights_error;
 
 pub use adopted::{AdoptedBase, AdoptedCard, load_adopted, load_language, seal_adopted};
 pub use attention::Pass;
-pub use card::{Card, ModelCard, load_base, make_base, seal_base};
+pub use card::{Card, ModelCard, load_base, load_part, make_base, seal_base};
 pub use peft::{LoraConfig, PeftConfig};
 pub use predictor::SignalPredictor;
 pub use pretrain::{PretrainConfig, pretrain};

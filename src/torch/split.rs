@@ -293,7 +293,7 @@ impl FrontRun for SignalFrontRun {
 pub struct SignalBack(Half);
 
 impl SignalBack {
-    /// Takes a whole base, and keeps the back's tensors of it.
+    /// Takes the back's tensors of the base.
     ///
     /// # Errors
     /// [`LearnError`] when base, sizes, targets and cut don't fit together.
@@ -303,10 +303,8 @@ impl SignalBack {
         cut: Cut,
         seed: u64,
     ) -> Result<Self, LearnError> {
-        base.check_layout(&config.model.layout())?;
-        let base = base.filtered(|name| !cut.is_front(name));
         let layout = cut.back_of(&config.model.layout());
-        Ok(Self(Half::new(&base, &layout, config, cut, false, seed)?))
+        Ok(Self(Half::new(base, &layout, config, cut, false, seed)?))
     }
 }
 

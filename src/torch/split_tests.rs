@@ -22,9 +22,10 @@ fn base(config: &TrainerConfig) -> TensorSet {
 
 fn halves(config: &TrainerConfig, cut: Cut) -> (SignalFront, SignalBack) {
     let front = base(config).filtered(|name| cut.is_front(name));
+    let back = base(config).filtered(|name| !cut.is_front(name));
     (
         SignalFront::new(&front, config.clone(), cut, 3).unwrap(),
-        SignalBack::new(&base(config), config.clone(), cut, 3).unwrap(),
+        SignalBack::new(&back, config.clone(), cut, 3).unwrap(),
     )
 }
 
@@ -201,7 +202,8 @@ fn cuts_that_leave_a_half_with_nothing_to_train_are_refused() {
     let config = config(2);
     let new = |blocks, head_in_front| {
         let cut = Cut { blocks, head_in_front };
-        SignalBack::new(&base(&config), config.clone(), cut, 3).map_err(|e| e.to_string())
+        let back = base(&config).filtered(|name| !cut.is_front(name));
+        SignalBack::new(&back, config.clone(), cut, 3).map_err(|e| e.to_string())
     };
     assert!(new(2, false).is_ok());
     assert!(new(2, true).unwrap_err().contains("each side of the cut"));

@@ -145,7 +145,7 @@ impl Stage {
         self.seq += 1;
         let kind = body.kind();
         let branch = self.branch(sender);
-        let directly = matches!(kind, Kind::Get | Kind::Receipt | Kind::Answer);
+        let directly = matches!(kind, Kind::Get | Kind::Receipt | Kind::Answer | Kind::Frame);
         let topic = if directly {
             branch.to(&self.target, kind.as_str())
         } else {

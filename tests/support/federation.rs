@@ -385,6 +385,7 @@ pub(crate) fn learning(versions: u64) -> Learning {
         max_staleness: 10,
         resync_ms: 15_000,
         chunk_bytes: 65_536,
+        split: None,
     }
 }
 

@@ -100,7 +100,7 @@ struct BackSession {
 
 #[derive(Debug)]
 struct Run {
-    run: u64,
+    number: u64,
     offer: Digest,
     round: RoundNo,
     epoch: Epoch,
@@ -150,7 +150,7 @@ impl BackSessions {
             Ok(said) => said,
             Err(error) => return out.push(Effect::Count(error.kind())),
         };
-        let known = session.run.as_mut().filter(|run| run.run == frame.run);
+        let known = session.run.as_mut().filter(|run| run.number == frame.run);
         if let SplitMessage::Open { .. } = &said {
             return match known {
                 // The answer got lost: here it is again.
@@ -171,7 +171,7 @@ impl BackSessions {
         let terms = self.terms;
         match run.take(&terms, frame, said) {
             Ok(Some(task)) => {
-                let (device, run) = (device.clone(), run.run);
+                let (device, run) = (device.clone(), run.number);
                 out.push(Effect::Job(Job::Back { device, run, task }));
             }
             Ok(None) => {
@@ -205,7 +205,7 @@ impl BackSessions {
                     class_targets: open.class_targets.clone(),
                 };
                 let run = Run {
-                    run: frame.run,
+                    number: frame.run,
                     offer: open.offer,
                     round: open.round,
                     epoch: open.epoch,
@@ -236,7 +236,7 @@ impl BackSessions {
     ) -> Option<Learned> {
         let terms = self.terms;
         let session = self.sessions.get_mut(device).and_then(|session| session.run.as_mut());
-        let Some(active) = session.filter(|active| active.run == run) else {
+        let Some(active) = session.filter(|active| active.number == run) else {
             out.push(Effect::Count("back_stale"));
             return None;
         };
@@ -341,7 +341,7 @@ impl Run {
     }
 
     fn place(&self, turn: u8) -> Place {
-        let Self { run, step, round, epoch, .. } = *self;
+        let Self { number: run, step, round, epoch, .. } = *self;
         Place { run, step, turn, round, epoch }
     }
 }

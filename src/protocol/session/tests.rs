@@ -179,7 +179,7 @@ impl World {
             }
             Event::Back(run, task) => {
                 let end = self.back(run, &task);
-                let learned = self.edge.ended(&node("d1"), run, end, &mut out);
+                let learned = self.edge.ended(&node("d1"), run, Ok(end), &mut out);
                 self.learned.extend(learned);
                 true
             }
@@ -246,12 +246,12 @@ impl World {
         }
     }
 
-    fn back(&mut self, run: u64, task: &BackTask) -> Result<BackEnd, &'static str> {
+    fn back(&mut self, run: u64, task: &BackTask) -> BackEnd {
         if let BackTask::Open { .. } = task {
             self.back_run = run;
             self.pending = None;
             self.back.clear();
-            return Ok(BackEnd::Opened);
+            return BackEnd::Opened;
         }
         assert_eq!(run, self.back_run);
         let settle = |this: &mut Self, settled: Option<f64>| {
@@ -262,7 +262,7 @@ impl World {
             }
             this.pending = None;
         };
-        Ok(match task {
+        match task {
             BackTask::Open { .. } => BackEnd::Opened,
             BackTask::Step { settled, smashed, class_counts } => {
                 assert_eq!(
@@ -289,7 +289,7 @@ impl World {
                 settle(self, *settled);
                 BackEnd::Learned(vec![2])
             }
-        })
+        }
     }
 
     fn count(&self, reason: &str) -> u32 {
