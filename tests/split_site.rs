@@ -21,9 +21,9 @@ use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::Duration;
 
-use federation::{Plant, name, paused};
-use gaisnet::actors::split_lane::{BackCopies, FrontRuns};
-use gaisnet::actors::{Half, InlineBench};
+use federation::{Plant, name, paused, until};
+use gaisnet::actors::split_lane::{BackCopies, FrontRuns, back_lane, front_lane};
+use gaisnet::actors::{Busy, Half, InlineBench, LaneBench, Workbench};
 use gaisnet::bus::memory::Faults;
 use gaisnet::ids::NodeId;
 use gaisnet::learn::{
@@ -98,10 +98,17 @@ struct Arm {
     coding: SplitCoding,
     backs: Backs,
     head_in_front: bool,
+    /// On threads of their own, in real time.
+    lanes: bool,
 }
 
-const WHOLE: Arm =
-    Arm { split: false, coding: SplitCoding::Int8, backs: Backs::Each, head_in_front: false };
+const WHOLE: Arm = Arm {
+    split: false,
+    coding: SplitCoding::Int8,
+    backs: Backs::Each,
+    head_in_front: false,
+    lanes: false,
+};
 const SPLIT: Arm = Arm { split: true, ..WHOLE };
 
 impl Arm {
@@ -109,7 +116,7 @@ impl Arm {
         Cut { blocks: 1, head_in_front: self.head_in_front }
     }
 
-    fn learning(self, adapter: &TensorSet) -> Learning {
+    fn learning(adapter: &TensorSet) -> Learning {
         let mut learning = federation::learning(ROUNDS);
         learning.adapter = update::pack(adapter, Coding::F32, 0).unwrap();
         learning.plan.class_logits = false;
@@ -131,18 +138,19 @@ impl Arm {
         let mut parts = plant.parts(node);
         let config = trainer();
         let whole = SignalLearner::new(&base(), config.clone(), SEED).unwrap();
-        let mut learning = self.learning(&whole.initial_adapter());
+        let mut learning = Self::learning(&whole.initial_adapter());
         let mut bench = InlineBench::new(node.clone(), None);
+        let mut half = Half::None;
         let device = node.as_str().strip_prefix("dev0-").map(|d| d.parse::<usize>().unwrap());
         match device {
             Some(d) if self.split => {
                 let front = base().filtered(|name| self.cut().is_front(name));
                 let front = SignalFront::new(&front, config, self.cut(), SEED).unwrap();
-                learning = self.learning(&front.initial_adapter());
+                learning = Self::learning(&front.initial_adapter());
                 learning.split = Some(self.terms());
                 let data = Arc::new(data_of(d).into());
                 let runs = FrontRuns::new(node.clone(), Box::new(front), data);
-                bench = bench.with_half(Half::Front(runs));
+                half = Half::Front(runs);
             }
             Some(d) => {
                 bench = InlineBench::new(node.clone(), Some((Box::new(whole), data_of(d).into())));
@@ -151,12 +159,13 @@ impl Arm {
                 learning.split = Some(self.terms());
                 let back = base().filtered(|name| !self.cut().is_front(name));
                 let back = SignalBack::new(&back, config, self.cut(), SEED).unwrap();
-                bench = bench.with_half(Half::Back(BackCopies::new(Box::new(back), self.backs)));
+                half = Half::Back(BackCopies::new(Box::new(back), self.backs));
             }
             None => {}
         }
         parts.learning = learning;
-        parts.bench = Box::new(bench);
+        parts.bench =
+            if self.lanes { on_lanes(node, half, &parts) } else { Box::new(bench.with_half(half)) };
         parts
     }
 
@@ -173,6 +182,24 @@ impl Arm {
         let adapter = update::unpack(&cloud.serving.borrow().1).unwrap();
         (adapter, plant)
     }
+}
+
+/// The halves as a node has them: each on a lane of its own.
+fn on_lanes(
+    node: &NodeId,
+    half: Half<FrontRuns, BackCopies>,
+    parts: &NodeParts,
+) -> Box<dyn Workbench> {
+    let (figures, busy) = (Arc::clone(&parts.figures), Arc::new(Busy::default()));
+    let half = match half {
+        Half::Front(runs) => {
+            let lane = front_lane(runs, Arc::clone(&figures), Arc::clone(&busy), 8).unwrap();
+            Half::Front(lane)
+        }
+        Half::Back(copies) => Half::Back(back_lane(copies, Arc::clone(&figures), 8).unwrap()),
+        Half::None => Half::None,
+    };
+    Box::new(LaneBench::new(node.clone(), None, figures, busy).with_half(half))
 }
 
 /// Share of fresh windows that an adapter answers right.
@@ -329,6 +356,28 @@ fn an_edge_that_starts_again_in_the_middle_loses_no_round() {
         let rounds = plant.entries("cloud").into_iter();
         let commits = rounds.filter(|event| matches!(event, Event::RoundCommit { .. })).count();
         assert_eq!(commits as u64, ROUNDS);
+        plant.check_owner("edge0");
+    });
+}
+
+#[test]
+fn on_lanes_of_their_own_the_halves_learn_in_real_time() {
+    actix::System::new().block_on(async {
+        let arm = Arm { lanes: true, ..SPLIT };
+        let mut plant = Plant::new(1, DEVICES, ROUNDS, &Faults::none(1));
+        let nodes: Vec<NodeId> = plant.members.places.iter().map(|p| p.node.clone()).collect();
+        for node in &nodes {
+            let parts = arm.parts(&mut plant, node);
+            plant.run(parts);
+        }
+        until("the last version everywhere", async || {
+            plant.versions().await.values().all(|version| *version == ROUNDS)
+        })
+        .await;
+        let adapter = update::unpack(&plant.running[&name("cloud")].serving.borrow().1).unwrap();
+        assert!(accuracy(&adapter) > 0.6);
+        let steps = |node: &str| plant.running[&name(node)].figures.view().train_steps;
+        assert!(steps("dev0-0") > 0 && steps("edge0") >= steps("dev0-0"));
         plant.check_owner("edge0");
     });
 }
