@@ -138,6 +138,7 @@ fn job(members: usize, coding: Coding, pool: &[(Digest, Vec<u8>)]) -> CombineJob
         loss_first: 1.0,
         loss_last: 0.5,
         delta: Some(pool[member % pool.len()].0),
+        back: None,
         stacked: false,
         base: global,
         class_logits: None,

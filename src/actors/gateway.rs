@@ -23,7 +23,7 @@ use crate::protocol::{Effect, Input};
 use crate::scada::command::is_signed;
 use crate::time::Clock;
 use crate::topic::{self, Leaf, Prefix};
-use crate::trust::keyring::Keyring;
+use crate::trust::keyring::{Keyring, Role};
 use crate::trust::{self, Door, Refusal};
 use crate::wire::{Body, Chunk, Get, Wanted, decode};
 
@@ -343,13 +343,23 @@ pub fn subscriptions(
         plant.extend([format!("{own}/cmd/+"), format!("{own}/infer/+")]);
         plant.extend(tags.iter().cloned());
     }
+    // Between a device and its edge all that is for us. On a link of the federation only what is known to
+    // belong there: frames carry what must not leave a site.
+    let is_device =
+        |node: &NodeId| keyring.node(node).is_some_and(|entry| entry.roles.contains(&Role::Device));
+    let direct = |neighbour: &topic::Branch, in_site: bool, kinds: &[&str]| {
+        let mut filters = vec![format!("{neighbour}/m/+")];
+        let kinds = if in_site { &["+"] } else { kinds };
+        filters.extend(kinds.iter().map(|kind| format!("{neighbour}/to/{me}/{kind}")));
+        filters
+    };
     let parent = keyring.node(me).and_then(|entry| entry.parent.clone());
     if let Some(parent) = parent.as_ref().and_then(branch) {
-        up.extend([format!("{parent}/m/+"), format!("{parent}/to/{me}/+")]);
+        up.extend(direct(&parent, is_device(me), &["receipt", "get", "chunk"]));
     }
     for child in keyring.children_of(me) {
-        if let Some(child) = branch(&child.node) {
-            down.extend([format!("{child}/m/+"), format!("{child}/to/{me}/+")]);
+        if let Some(branch) = branch(&child.node) {
+            down.extend(direct(&branch, is_device(&child.node), &["answer", "get", "chunk"]));
         }
     }
     [(Side::Up, up), (Side::Down, down)]
@@ -369,5 +379,40 @@ pub fn subscribe(
         {
             tracing::error!(?side, %error, "can't subscribe");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::trust::zone_tests::site;
+
+    #[test]
+    fn no_link_of_the_federation_subscribes_to_frames_and_each_link_of_a_site_does() {
+        let prefix = Prefix::new("gaisnet").unwrap();
+        let keyring = site();
+        let hears = |me: &str, side: Side| {
+            let me = NodeId::new(me).unwrap();
+            let all = subscriptions(&keyring, &prefix, &me, &[Side::Up, Side::Down], &[]);
+            let filters: Vec<_> =
+                all.into_iter().filter(|(at, _)| *at == side).flat_map(|(_, all)| all).collect();
+            let topics = keyring.nodes().map(|entry| {
+                let (site, line) = (entry.site.clone(), entry.line.clone());
+                let node = entry.node.clone();
+                let branch = topic::Branch { prefix: prefix.clone(), site, line, node };
+                branch.to(&me, "frame")
+            });
+            let hit = |topic: &String| {
+                filters.iter().any(|filter| {
+                    let filter: topic::filter::Filter = filter.parse().unwrap();
+                    filter.covers(topic)
+                })
+            };
+            topics.filter(hit).count()
+        };
+        assert_eq!((hears("d1", Side::Up), hears("edge", Side::Down)), (1, 2));
+        assert_eq!(hears("edge", Side::Up), 0);
+        assert_eq!(hears("cloud", Side::Down), 0);
+        assert_eq!(hears("over", Side::Up) + hears("over", Side::Down), 0, "an edge over edges");
     }
 }

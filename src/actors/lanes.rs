@@ -94,7 +94,7 @@ pub struct Lane<R> {
 }
 
 impl<R: Send + 'static> Lane<R> {
-    fn spawn(
+    pub(super) fn spawn(
         name: &str,
         capacity: usize,
         mut work: impl FnMut(R) + Send + 'static,

@@ -10,7 +10,7 @@
 //!               |---> Operator:   cmd/{name}, status, meta, kpi
 //!               '---> BaseDesk:   chunks of the base's files, for children
 //! ```
-//! A device has `Trainer = Role<Member>`, an edge `Relay`, a cloud `Aggregator = Role<Round>`, and
+//! A device has `Trainer = Role<Member>` (or `Role<SplitDevice>`, where it trains the front of a model), an edge `Relay`, a cloud `Aggregator = Role<Round>`, and
 //! each has an inferencer. All actors of a node share one arbiter; training and inference have
 //! threads of their own. A panic ends the process: starting again is the same code as recovering.
 
@@ -27,6 +27,7 @@ mod quota;
 mod role;
 mod room;
 mod runner;
+pub mod split_lane;
 mod story;
 mod text_inferencer;
 pub mod text_lane;
@@ -42,7 +43,7 @@ pub use role::{Aggregator, Machine, MachineView, Observe, RelayActor, Role, Stim
 pub use room::Bounds;
 pub use runner::{Finish, Introduce, Link, Run, Runner, RunnerParts, Served};
 pub use text_inferencer::{TextInferencer, TextParts};
-pub use workbench::{Done, InlineBench, LaneBench, Task, Workbench};
+pub use workbench::{Done, Half, InlineBench, LaneBench, Task, Workbench};
 
 /// Messages that an actor's mailbox holds; whoever sends more waits.
 const MAILBOX: usize = 1024;

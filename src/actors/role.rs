@@ -9,7 +9,7 @@ use super::MAILBOX;
 use super::runner::{Keep, Run, Runner};
 use crate::bus::Ack;
 use crate::ids::{Digest, RoundNo, Version};
-use crate::protocol::{Effect, Input, Member, Relay, Round, RoundView};
+use crate::protocol::{Effect, Input, Member, Relay, Round, RoundView, SplitDevice};
 use crate::time::{Clock, Now};
 
 /// A pure machine, as an actor sees it.
@@ -128,6 +128,20 @@ impl Machine for Member {
         let phase = if self.working_on().is_some() { "training" } else { "idle" };
         let (round, version) = (self.round(), self.version());
         MachineView { round, version, phase, ..MachineView::default() }
+    }
+}
+
+impl Machine for SplitDevice {
+    fn step(&mut self, now: Now, input: Input) -> Vec<Effect> {
+        Self::step(self, now, input)
+    }
+
+    fn blobs(&self) -> BTreeSet<Digest> {
+        Self::blobs(self)
+    }
+
+    fn view(&self) -> MachineView {
+        Machine::view(self.member())
     }
 }
 

@@ -29,7 +29,9 @@ use super::workbench::{Task, Workbench};
 use crate::bus::{Ack, Bus, BusError, Priority, Publish};
 use crate::ids::{Digest, Epoch, NodeId, RoundNo, Side, Version};
 use crate::ledger::{Event, Log};
-use crate::protocol::{Ask, Delivery, Effect, Fetches, Input, Job, Taken, Timer, To};
+use crate::protocol::{
+    Ask, BackTask, Delivery, Effect, Fetches, FrontTask, Input, Job, Taken, Timer, To,
+};
 use crate::store::{Batch, OutboxItem, Store, StoreError};
 use crate::time::{Clock, Mono, Now};
 use crate::trust::{self, Sealer};
@@ -332,10 +334,12 @@ impl Runner {
                     *view.sent.entry(kind.as_str()).or_default() += 1;
                 });
                 let priority = match kind {
-                    Kind::Contribution | Kind::Result => Priority::Update,
+                    Kind::Contribution | Kind::Result | Kind::Frame => Priority::Update,
                     _ => Priority::Control,
                 };
-                after.publishes.push((side, publish_of(&item, priority)));
+                let at_least_once = kind != Kind::Frame; // a late one is worth nothing
+                let message = Publish { at_least_once, ..publish_of(&item, priority) };
+                after.publishes.push((side, message));
                 if delivery != Delivery::Volatile {
                     batch.outbox_put.push(item);
                 }
@@ -355,7 +359,8 @@ impl Runner {
         now: Now,
         delivery: &Delivery,
     ) -> Result<(Side, OutboxItem), String> {
-        let directly = matches!(body.kind(), Kind::Get | Kind::Receipt | Kind::Answer);
+        let directly =
+            matches!(body.kind(), Kind::Get | Kind::Receipt | Kind::Answer | Kind::Frame);
         let (side, address) = match to {
             To::Children => (Side::Down, trust::To::Anyone),
             To::Child(node) => (Side::Down, trust::To::Directly(node)),
@@ -529,6 +534,26 @@ impl Runner {
                 }
             }
             Job::Combine(job) => Task::Combine { job, blobs: self.parts.store.blob_reader() },
+            Job::Front(task) => {
+                let (adapter, residual) = match &task {
+                    FrontTask::Begin { task, .. } => (Some(task.adapter), task.residual),
+                    _ => (None, None),
+                };
+                match (self.blob_of(adapter), self.blob_of(residual)) {
+                    (Ok(adapter), Ok(residual)) => Task::Front { task, adapter, residual },
+                    (Err(what), _) | (_, Err(what)) => return self.fail(&what, ctx),
+                }
+            }
+            Job::Back { device, run, task } => {
+                let adapter = match &task {
+                    BackTask::Open { adapter, .. } => Some(*adapter),
+                    _ => None,
+                };
+                match self.blob_of(adapter) {
+                    Ok(adapter) => Task::Back { device, run, task, adapter },
+                    Err(what) => return self.fail(&what, ctx),
+                }
+            }
         };
         let me = ctx.address();
         let done = move |end| {
@@ -538,6 +563,13 @@ impl Runner {
             }
         };
         self.parts.bench.start(task, Box::new(done));
+    }
+
+    /// The bytes of a blob that a job names, if it names one.
+    fn blob_of(&self, digest: Option<Digest>) -> Result<Option<Vec<u8>>, String> {
+        let Some(digest) = digest else { return Ok(None) };
+        let found = self.parts.store.blob(&digest).map_err(|error| error.to_string())?;
+        found.map(Some).ok_or_else(|| format!("blob {digest} is not in the store"))
     }
 
     fn apply(&mut self, version: u64, adapter: Digest, ctx: &mut Context<Self>) {

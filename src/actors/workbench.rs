@@ -6,9 +6,10 @@ use std::sync::Arc;
 use super::busy::Busy;
 use super::figures::Figures;
 use super::lanes::{EndOnPanic, Lane, TrainRequest};
+use super::split_lane::{BackCopies, BackDone, BackRequest, FrontDone, FrontRequest, FrontRuns};
 use crate::ids::{Digest, NodeId};
 use crate::learn::{ClassLogits, Control, Examples, Learner, TrainJob, Trained};
-use crate::protocol::{CombineJob, Input, TrainTask, Work, update};
+use crate::protocol::{BackTask, CombineJob, FrontTask, Input, TrainTask, Work, update};
 use crate::rng::Stream;
 use crate::store::BlobReader;
 use crate::wire::{ClassSummary, Coding};
@@ -24,6 +25,26 @@ pub enum Task {
         adapter: Vec<u8>,
         /// What earlier compressions left out.
         residual: Option<Vec<u8>>,
+    },
+    /// Run the front of a split model.
+    Front {
+        /// What to do.
+        task: FrontTask,
+        /// Packed front of the adapter, to begin a run.
+        adapter: Option<Vec<u8>>,
+        /// What earlier compressions left out, to begin a run.
+        residual: Option<Vec<u8>>,
+    },
+    /// Run the back of a split model.
+    Back {
+        /// For this device.
+        device: NodeId,
+        /// For this run of it.
+        run: u64,
+        /// What to do.
+        task: BackTask,
+        /// Packed whole adapter, to open a copy.
+        adapter: Option<Vec<u8>>,
     },
     /// Combine contributions.
     Combine {
@@ -48,14 +69,26 @@ pub struct LaneBench {
     me: NodeId,
     /// None on nodes that don't train.
     train: Option<(Lane<TrainRequest>, Arc<Examples>)>,
+    half: Half<Lane<FrontRequest>, Lane<BackRequest>>,
     figures: Arc<Figures>,
     busy: Arc<Busy>,
+}
+
+/// What a node has of a split model.
+pub enum Half<F, B> {
+    /// Models aren't split here.
+    None,
+    /// The front: a device.
+    Front(F),
+    /// The backs: an edge.
+    Back(B),
 }
 
 /// Works at once, on the caller's thread: for networks under a paused clock.
 pub struct InlineBench {
     me: NodeId,
     train: Option<(Box<dyn Learner>, Examples)>,
+    half: Half<FrontRuns, BackCopies>,
 }
 
 impl LaneBench {
@@ -66,14 +99,26 @@ impl LaneBench {
         figures: Arc<Figures>,
         busy: Arc<Busy>,
     ) -> Self {
-        Self { me, train, figures, busy }
+        Self { me, train, half: Half::None, figures, busy }
+    }
+
+    /// The same with a half of a split model.
+    #[must_use]
+    pub fn with_half(self, half: Half<Lane<FrontRequest>, Lane<BackRequest>>) -> Self {
+        Self { half, ..self }
     }
 }
 
 impl InlineBench {
     /// A bench for a node; devices bring a learner and their data.
     pub fn new(me: NodeId, train: Option<(Box<dyn Learner>, Examples)>) -> Self {
-        Self { me, train }
+        Self { me, train, half: Half::None }
+    }
+
+    /// The same with a half of a split model.
+    #[must_use]
+    pub fn with_half(self, half: Half<FrontRuns, BackCopies>) -> Self {
+        Self { half, ..self }
     }
 }
 
@@ -85,6 +130,36 @@ impl Workbench for LaneBench {
                     let _guard = EndOnPanic;
                     done(combined(&job, blobs.as_ref()));
                 });
+            }
+            Task::Front { task, adapter, residual } => {
+                let run = task.run();
+                let done = Arc::new(std::sync::Mutex::new(Some(done)));
+                let finish = Arc::clone(&done);
+                let answer: FrontDone =
+                    Box::new(move |end| call(&finish, Input::Front { run, end }));
+                let request = FrontRequest { task, adapter, residual, done: answer };
+                let sent = match &self.half {
+                    Half::Front(lane) => lane.submit(request).map_err(|error| error.kind()),
+                    Half::None | Half::Back(_) => Err("no_front"),
+                };
+                if let Err(reason) = sent {
+                    call(&done, Input::Front { run, end: Err(reason) });
+                }
+            }
+            Task::Back { device, run, task, adapter } => {
+                let done = Arc::new(std::sync::Mutex::new(Some(done)));
+                let (finish, of) = (Arc::clone(&done), device.clone());
+                let answer: BackDone =
+                    Box::new(move |end| call(&finish, Input::Back { device: of, run, end }));
+                let request =
+                    BackRequest { device: device.clone(), run, task, adapter, done: answer };
+                let sent = match &self.half {
+                    Half::Back(lane) => lane.submit(request).map_err(|error| error.kind()),
+                    Half::None | Half::Front(_) => Err("no_back"),
+                };
+                if let Err(reason) = sent {
+                    call(&done, Input::Back { device, run, end: Err(reason) });
+                }
             }
             Task::Train { task, adapter, residual } => {
                 let offer = task.offer;
@@ -137,6 +212,21 @@ impl Workbench for InlineBench {
     fn start(&mut self, task: Task, done: Done) {
         done(match task {
             Task::Combine { job, blobs } => combined(&job, blobs.as_ref()),
+            Task::Front { task, adapter, residual } => {
+                let run = task.run();
+                let end = match &mut self.half {
+                    Half::Front(runs) => runs.work(task, adapter.as_deref(), residual),
+                    Half::None | Half::Back(_) => Err("no_front"),
+                };
+                Ok(Input::Front { run, end })
+            }
+            Task::Back { device, run, task, adapter } => {
+                let end = match &mut self.half {
+                    Half::Back(copies) => copies.work(&device, run, task, adapter.as_deref()),
+                    Half::None | Half::Front(_) => Err("no_back"),
+                };
+                Ok(Input::Back { device, run, end })
+            }
             Task::Train { task, adapter, residual } => {
                 let work = match &mut self.train {
                     None => Err("no_learner"),
@@ -181,7 +271,11 @@ fn combined(job: &CombineJob, blobs: &dyn BlobReader) -> Result<Input, String> {
     Ok(Input::Combined { offer: job.offer, outcome })
 }
 
-fn job_of(task: &TrainTask, adapter: &[u8], me: &NodeId) -> Result<TrainJob, &'static str> {
+pub(super) fn job_of(
+    task: &TrainTask,
+    adapter: &[u8],
+    me: &NodeId,
+) -> Result<TrainJob, &'static str> {
     let start = update::unpack(adapter).map_err(|error| error.kind())?;
     let plan = &task.plan;
     Ok(TrainJob {

@@ -11,7 +11,7 @@ use super::{Exit, SettingsArgs};
 use crate::actors::{Figures, MachineView};
 use crate::node::{
     self, BaseFetchParts, BaseProgress, Node, NodeParts, SystemClock, WantedBase, brain, data_of,
-    fetch_base, identity_of, links_of, missing_base, parts_of,
+    fetch_base, front_half, front_parts_of, identity_of, links_of, missing_base, parts_of,
 };
 use crate::settings::{LogFormat, NodeRole, Settings};
 use crate::store::keyfile::read_signing_key;
@@ -82,6 +82,10 @@ pub(super) fn run(settings: &SettingsArgs, out: &mut dyn Write) -> anyhow::Resul
 /// What the node is started from: loads its model, and connects.
 fn ready(settings: &Settings, keyring: &Arc<Keyring>) -> anyhow::Result<NodeParts> {
     let key = key_of(settings)?;
+    if let Some(half) = front_half(settings, keyring)? {
+        let identity = identity_of(settings, key, Arc::clone(keyring))?;
+        return Ok(front_parts_of(settings, identity, half)?);
+    }
     let brain = brain(settings, keyring)?;
     let identity = identity_of(settings, key, Arc::clone(keyring))?;
     let data = if settings.node.has(NodeRole::Trainer) { data_of(settings, &brain)? } else { None };

@@ -3,6 +3,7 @@
 //! Everything that combines members takes them in a map by sender, so that a sum has one order and
 //! the result depends neither on arrival nor on repeats.
 
+mod activation;
 mod adapter_slots;
 mod answer_text;
 mod augment;
@@ -33,6 +34,7 @@ mod soft_labels;
 mod softmax;
 mod softmax_head;
 mod spectrum;
+mod split;
 mod splits;
 mod staleness;
 mod tensors;
@@ -41,6 +43,7 @@ mod tensors;
 pub(crate) mod toy_generator;
 mod window;
 
+pub use activation::{ActivationCoding, Activations};
 pub use adapter_slots::{AdapterId, AdapterSlots};
 pub use answer_text::{AnswerText, Piece};
 pub use augment::Augment;
@@ -71,6 +74,9 @@ pub use scheduler::Scheduler;
 pub use soft_labels::mean_class_logits;
 pub use softmax::{SoftmaxLearner, SoftmaxPredictor};
 pub use spectrum::{MachineSpeeds, Spectrum};
+pub use split::{
+    BackCopy, BackJob, BackStep, Cut, FrontBegun, FrontRun, Smashed, SplitBack, SplitFront,
+};
 pub use splits::{
     LEAST_ROWS, MOST_DRAWS, Split, split_by_dirichlet, split_by_labels, split_evenly,
 };

@@ -76,6 +76,12 @@ impl TensorSet {
         self.tensors.iter_mut().map(|t| (t.name.as_str(), t.data.as_mut_slice()))
     }
 
+    /// The tensors for whose names `keep` holds.
+    #[must_use]
+    pub fn filtered(&self, keep: impl Fn(&str) -> bool) -> Self {
+        Self { tensors: self.tensors.iter().filter(|t| keep(&t.name)).cloned().collect() }
+    }
+
     /// The tensors in order of their names.
     pub fn tensors(&self) -> &[Tensor] {
         &self.tensors

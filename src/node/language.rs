@@ -89,6 +89,7 @@ pub fn language_brain(settings: &Settings, keyring: &Keyring) -> Result<Brain, S
             generator: Box::new(generator),
             tokens: std::sync::Arc::new(tokenizer),
         }),
+        back: None,
     })
 }
 

@@ -13,6 +13,8 @@ mod health;
 mod language;
 #[cfg(feature = "cli")]
 mod settings;
+#[cfg(feature = "cli")]
+mod split;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -36,8 +38,8 @@ use crate::learn::RateSchedule;
 use crate::ledger::{Event, LedgerError, Log, Origin, Replay, SignedCheckpoint, Word};
 use crate::privacy::Gate;
 use crate::protocol::{
-    Effect, Input, Member, MemberConfig, Owner, Relay, RelayConfig, Round, RoundConfig,
-    ShareBounds, update,
+    Backs, Effect, FrontConfig, Input, Member, MemberConfig, Owner, Relay, RelayConfig, Round,
+    RoundConfig, ShareBounds, SplitDevice, SplitTerms, update,
 };
 use crate::scada::command::CommandPolicy;
 use crate::scada::replay::ReplayWindow;
@@ -63,6 +65,8 @@ pub use settings::{
     Brain, Links, Server, SettingsProblem, brain, bus_of, data_of, identity_of, learning_of,
     links_of, missing_base, parts_of, plan_of,
 };
+#[cfg(feature = "cli")]
+pub use split::{FrontHalf, front_half, front_parts_of, split_of};
 
 /// Who a node is.
 pub struct Identity {
@@ -114,6 +118,19 @@ pub struct Learning {
     pub chunk_bytes: u32,
     /// What keeps one member of a round from owning its outcome.
     pub share_bounds: ShareBounds,
+    /// A site whose devices train the front of the model only: the same on the edge and on them.
+    pub split: Option<Split>,
+}
+
+/// How a site's model is split.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Split {
+    /// What device and edge agree on.
+    pub terms: SplitTerms,
+    /// How many backs the edge trains.
+    pub backs: Backs,
+    /// An answer in a step that takes longer is lost.
+    pub step_timeout_ms: u64,
 }
 
 /// The thread that answers, by what the model takes.
@@ -288,13 +305,21 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
         learning: &learning,
     };
     let (role, observe) = match tier {
-        Tier::Device => play(member(&shared, false, &state)?, &runner, &clock),
+        Tier::Device => match split_device(&shared, &state)? {
+            Some(device) => play(device, &runner, &clock),
+            None => play(member(&shared, false, &state)?, &runner, &clock),
+        },
         Tier::Cloud => play(round(&shared, &keyring, Owner::Root, &state)?, &runner, &clock),
         Tier::Edge => {
             let inner = round(&shared, &keyring, Owner::Relay, &state)?;
             let outer = member(&shared, true, &state)?;
             let parent = entry.parent.clone().ok_or_else(|| NodeError::NoRole(me.clone()))?;
-            let config = RelayConfig { parent, margin_ms: learning.relay_margin_ms };
+            let config = RelayConfig {
+                parent,
+                margin_ms: learning.relay_margin_ms,
+                split: learning.split.map(|split| split.terms),
+                chunk_bytes: learning.chunk_bytes,
+            };
             play(Relay::new(config, outer, inner), &runner, &clock)
         }
     };
@@ -499,6 +524,24 @@ fn member(
     Member::new(config, &of(Member::PREFIX, state)).map_err(NodeError::State)
 }
 
+/// A member that trains the front of a split model, where the settings say so.
+fn split_device(
+    shared: &Shared<'_>,
+    state: &[(String, Vec<u8>)],
+) -> Result<Option<SplitDevice>, NodeError> {
+    let Some(split) = shared.learning.split else { return Ok(None) };
+    let member = member(shared, false, state)?;
+    let parent = shared.entry.parent.clone();
+    let parent = parent.ok_or_else(|| NodeError::NoRole(shared.me.clone()))?;
+    let config = FrontConfig {
+        terms: split.terms,
+        min_steps: shared.learning.gate.min_steps,
+        step_timeout_ms: split.step_timeout_ms,
+    };
+    let device = SplitDevice::new(parent, config, member, &of(SplitDevice::PREFIX, state));
+    device.map(Some).map_err(NodeError::State)
+}
+
 fn round(
     shared: &Shared<'_>,
     keyring: &Keyring,
@@ -521,8 +564,17 @@ fn round(
         base: learning.base,
         plan: learning.plan.clone(),
         bounds: learning.share_bounds,
+        split: learning.split.filter(|_| owner == Owner::Relay).map(|split| split.backs),
     };
-    Round::new(config, &learning.adapter, &of(Round::PREFIX, state)).map_err(NodeError::State)
+    let front = match learning.split.filter(|_| owner == Owner::Relay) {
+        Some(Split { terms, .. }) => {
+            let front = update::part(&learning.adapter, |name| terms.cut.is_front(name));
+            Some(front.map_err(|error| NodeError::State(error.to_string()))?)
+        }
+        None => None,
+    };
+    let adapter = front.as_ref().unwrap_or(&learning.adapter);
+    Round::new(config, adapter, &of(Round::PREFIX, state)).map_err(NodeError::State)
 }
 
 fn of(prefix: &str, state: &[(String, Vec<u8>)]) -> Vec<(String, Vec<u8>)> {

@@ -13,12 +13,13 @@ use super::base::HeldFiles;
 use super::base::WantedBase;
 #[cfg(feature = "torch")]
 use super::language_brain;
-use super::{AnswerLane, Answering, Identity, Learning, NodeError, NodeParts, SystemClock};
+use super::{AnswerLane, Answering, Identity, Learning, NodeError, NodeParts, SystemClock, split};
 #[cfg(any(test, feature = "torch"))]
 use crate::actors::lanes::CoreShare;
 use crate::actors::lanes::{serve_lane, train_lane};
+use crate::actors::split_lane::{BackCopies, back_lane};
 use crate::actors::text_lane::{TextLane, Writer};
-use crate::actors::{Adopt, Bounds, Busy, Figures, HeldBase, LaneBench, Operator};
+use crate::actors::{Adopt, Bounds, Busy, Figures, Half, HeldBase, LaneBench, Operator};
 use crate::bus::mqtt::{MqttBus, MqttError, MqttSettings, TlsSettings};
 use crate::bus::{Bus, BusEvent};
 use crate::data::bearings::{self, Bearings};
@@ -28,7 +29,7 @@ use crate::data::{Cache, DataError};
 use crate::ids::{BootId, Digest, Name, Side};
 use crate::learn::{
     BatchLimits, Examples, LearnError, Learner, MachineSpeeds, Predictor, SoftmaxLearner,
-    SoftmaxPredictor, Texts,
+    SoftmaxPredictor, SplitBack, Texts,
 };
 use crate::ledger::Event;
 use crate::privacy::{Gate, Profile};
@@ -100,6 +101,8 @@ pub struct Brain {
     pub learner: Box<dyn Learner>,
     /// Serves.
     pub server: Server,
+    /// Trains what is behind the cut, on an edge whose devices have the front alone.
+    pub back: Option<Box<dyn SplitBack>>,
 }
 
 /// What serves, by what the model takes.
@@ -158,15 +161,7 @@ pub fn identity_of(
 /// [`SettingsProblem`].
 pub fn brain(settings: &Settings, keyring: &Keyring) -> Result<Brain, SettingsProblem> {
     let (classes, len) = (bearings::CLASSES.len(), bearings::WINDOW_LEN);
-    let model = ModelMeta {
-        name: settings.model.name.clone(),
-        version: 0,
-        window: u32::try_from(len).unwrap_or(u32::MAX),
-        rate_hz: f64::from(bearings::RATE_HZ),
-        labels: bearings::CLASSES.iter().map(|class| (*class).to_owned()).collect(),
-        context: None,
-        adapters: vec![],
-    };
+    let model = model_of(settings);
     let (base, learner, server): Engine = match settings.model.learner {
         LearnerName::Softmax => {
             let speeds = MachineSpeeds::default();
@@ -181,7 +176,21 @@ pub fn brain(settings: &Settings, keyring: &Keyring) -> Result<Brain, SettingsPr
         LearnerName::Language => return language_brain(settings, keyring),
     };
     let adapter = pack(&learner.initial_adapter())?;
-    Ok(Brain { model, base, adapter, learner, server })
+    let back = split::back_of(settings, keyring)?;
+    Ok(Brain { model, base, adapter, learner, server, back })
+}
+
+/// The model of windows that the settings name.
+pub(super) fn model_of(settings: &Settings) -> ModelMeta {
+    ModelMeta {
+        name: settings.model.name.clone(),
+        version: 0,
+        window: u32::try_from(bearings::WINDOW_LEN).unwrap_or(u32::MAX),
+        rate_hz: f64::from(bearings::RATE_HZ),
+        labels: bearings::CLASSES.iter().map(|class| (*class).to_owned()).collect(),
+        context: None,
+        adapters: vec![],
+    }
 }
 
 #[cfg(not(feature = "torch"))]
@@ -195,33 +204,48 @@ fn language_brain(_: &Settings, _: &Keyring) -> Result<Brain, SettingsProblem> {
 /// The pre-trained base with LoRA on it.
 #[cfg(feature = "torch")]
 fn signal_transformer(settings: &Settings, keyring: &Keyring) -> Result<Engine, SettingsProblem> {
-    use crate::torch::{
-        LoraConfig, PeftConfig, SignalLearner, SignalPredictor, TrainerConfig, load_base,
-    };
+    use crate::torch::{SignalLearner, SignalPredictor, load_base};
 
-    let default = || std::path::PathBuf::from("models/signal-bearing.toml");
-    let path = settings.model.base.clone().unwrap_or_else(default);
+    let path = base_path(settings);
     let trust = release_trust(settings, keyring)?;
     let (card, base) = load_base(&path, &trust).map_err(|error| SettingsProblem::Key {
         key: "model.base",
         problem: format!("{}: {error}", path.display()),
     })?;
+    let config = trainer_of(settings, card.architecture);
+    let share = core_share(&settings.limits, std::thread::available_parallelism().ok());
+    let predictor = SignalPredictor::new(&base, card.architecture, &config.peft, share.serve)?;
+    let learner = SignalLearner::new(&base, config, ADAPTER_SEED)?;
+    Ok((card.sha256, Box::new(learner), Server::Windows(Box::new(predictor))))
+}
+
+/// The card of the signal transformer's base.
+#[cfg(feature = "torch")]
+pub(super) fn base_path(settings: &Settings) -> std::path::PathBuf {
+    let default = || std::path::PathBuf::from("models/signal-bearing.toml");
+    settings.model.base.clone().unwrap_or_else(default)
+}
+
+/// How the signal transformer trains.
+#[cfg(feature = "torch")]
+pub(super) fn trainer_of(
+    settings: &Settings,
+    model: crate::torch::SignalTransformerConfig,
+) -> crate::torch::TrainerConfig {
+    use crate::torch::{LoraConfig, PeftConfig, TrainerConfig};
+
     let lora = LoraConfig {
         rank: settings.strategy.rank,
         alpha: narrow(settings.strategy.alpha),
         ..LoraConfig::default()
     };
-    let peft = PeftConfig { lora: Some(lora), ..PeftConfig::default() };
     let share = core_share(&settings.limits, std::thread::available_parallelism().ok());
-    let config = TrainerConfig {
-        model: card.architecture,
-        peft: peft.clone(),
+    TrainerConfig {
+        model,
+        peft: PeftConfig { lora: Some(lora), ..PeftConfig::default() },
         threads: share.train,
         ..TrainerConfig::default()
-    };
-    let learner = SignalLearner::new(&base, config, ADAPTER_SEED)?;
-    let predictor = SignalPredictor::new(&base, card.architecture, &peft, share.serve)?;
-    Ok((card.sha256, Box::new(learner), Server::Windows(Box::new(predictor))))
+    }
 }
 
 /// The base that the settings name, if its weights aren't here and the parent may be asked for them.
@@ -458,8 +482,6 @@ pub fn parts_of(
     data: Option<Examples>,
 ) -> Result<NodeParts, SettingsProblem> {
     let figures = Arc::new(Figures::default());
-    let store = SqliteStore::open(&settings.paths.store, BlobCaps::default())?;
-    let links = links_of(settings, &identity.boot)?;
     let lane = match data {
         Some(data) => Some((train_lane(brain.learner, QUEUE)?, Arc::new(data))),
         None => None,
@@ -480,21 +502,64 @@ pub fn parts_of(
         max_gap_ms: 5_000,
         stale_after_ms: 10_000,
     };
+    let mut bench = LaneBench::new(identity.me.clone(), lane, Arc::clone(&figures), busy);
+    if let (Some(back), Some(split)) = (brain.back, split::split_of(settings)) {
+        let copies = BackCopies::new(back, split.backs);
+        let lane = back_lane(copies, Arc::clone(&figures), QUEUE)?;
+        bench = bench.with_half(Half::Back(lane));
+    }
     let learning = learning_of(settings, brain.model, brain.base, brain.adapter);
+    let work = Work { learning, bench, answering: Some(answering), clock, figures };
+    with_work(settings, identity, work)
+}
+
+/// What a node does beside talking.
+pub(super) struct Work {
+    pub(super) learning: Learning,
+    pub(super) bench: LaneBench,
+    pub(super) answering: Option<Answering>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) figures: Arc<Figures>,
+}
+
+/// Puts links, store and bounds around what a node does.
+pub(super) fn with_work(
+    settings: &Settings,
+    identity: Identity,
+    work: Work,
+) -> Result<NodeParts, SettingsProblem> {
+    let seed = u64::from_le_bytes(super::first_eight(&identity.boot));
+    let store = SqliteStore::open(&settings.paths.store, BlobCaps::default())?;
+    let mut links: BTreeMap<Side, (Arc<dyn Bus>, mpsc::Receiver<BusEvent>)> = BTreeMap::new();
+    let (bus, events) = bus_of(&settings.bus.site, settings, true, seed)?;
+    let device = settings.node.has(NodeRole::Trainer);
+    links.insert(if device { Side::Up } else { Side::Down }, (Arc::new(bus), events));
+    if settings.node.has(NodeRole::Relay) {
+        let parent = settings.bus.parent.as_ref().unwrap_or(&settings.bus.site);
+        let mut parent = parent.clone();
+        let one_broker = settings.bus.parent.is_none();
+        if one_broker {
+            // It takes two clients, and a client id only once; one of them stands for the node.
+            let id = format!("{}-up", parent.client_id_of(&settings.node));
+            parent.client_id = Name::new(id).ok();
+        }
+        let (bus, events) = bus_of(&parent, settings, !one_broker, seed)?;
+        links.insert(Side::Up, (Arc::new(bus), events));
+    }
     let unsigned = settings.commands.unsigned.iter().map(String::as_str);
     let policy = CommandPolicy::new(unsigned).map_err(|error| SettingsProblem::Key {
         key: "commands.unsigned",
         problem: error.to_string(),
     })?;
     Ok(NodeParts {
-        bench: Box::new(LaneBench::new(identity.me.clone(), lane, Arc::clone(&figures), busy)),
-        learning,
+        bench: Box::new(work.bench),
+        learning: work.learning,
         store: Box::new(store),
         links,
-        clock,
-        answering: Some(answering),
+        clock: work.clock,
+        answering: work.answering,
         policy,
-        figures,
+        figures: work.figures,
         resources: Arc::new(|| {
             crate::telemetry::usage()
                 .map_or((0.0, 0.0), |usage| (usage.cpu_seconds, usage.peak_rss_mib()))
@@ -535,6 +600,7 @@ pub fn learning_of(
             max_share: settings.strategy.max_share,
             clip_norms: settings.strategy.clip_norms,
         },
+        split: split::split_of(settings),
     }
 }
 
@@ -619,6 +685,12 @@ pub fn data_of(settings: &Settings, brain: &Brain) -> Result<Option<Examples>, S
             return Err(bad("data.set", known));
         }
     }
+    windows_of(settings).map(Some)
+}
+
+/// A device's own windows of the bearings.
+pub(super) fn windows_of(settings: &Settings) -> Result<Examples, SettingsProblem> {
+    let bad = |key, problem: String| SettingsProblem::Key { key, problem };
     let cache = cache_of(settings)?;
     let all = Bearings::cached(&cache).ok_or_else(|| {
         bad("data.set", "bearings is not in the cache: gaisnet data fetch bearings".into())
@@ -628,7 +700,7 @@ pub fn data_of(settings: &Settings, brain: &Brain) -> Result<Option<Examples>, S
     let at = at.ok_or_else(|| {
         bad("data.client", format!("{client:?} is none of {:?}", bearings::PLANTS))
     })?;
-    Ok(Some(all.plant(at)?.into()))
+    Ok(all.plant(at)?.into())
 }
 
 /// A machine's work orders as token ids.
@@ -697,7 +769,7 @@ pub(super) fn narrow(value: f64) -> f32 {
 /// Largest packet that is read at all.
 const MAX_INCOMING_BYTES: usize = 16 << 20;
 /// Requests that a lane's queue holds.
-const QUEUE: usize = 128;
+pub(super) const QUEUE: usize = 128;
 
 #[cfg(test)]
 mod tests {

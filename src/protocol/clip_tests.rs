@@ -73,6 +73,7 @@ fn input(at: usize, delta: Digest, base: Digest) -> CombineInput {
         loss_first: 1.0,
         loss_last: 0.5,
         delta: Some(delta),
+        back: None,
         stacked: false,
         base,
         class_logits: None,

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::session::{BackEnd, BackTask, FrontEnd, FrontTask};
 use crate::ids::{Digest, Epoch, NodeId, RoundNo, Side, UpdateId, Version};
 use crate::ledger::Event;
 use crate::trust::Verified;
@@ -44,6 +45,22 @@ pub enum Input {
     Pause(bool),
     /// The disk has no room for new work, or has some again.
     Full(bool),
+    /// The lane of a device's front did a task.
+    Front {
+        /// The run that it was for.
+        run: u64,
+        /// What came of it, or a short word.
+        end: Result<FrontEnd, &'static str>,
+    },
+    /// The lane of an edge's backs did a task.
+    Back {
+        /// The device that it was for.
+        device: NodeId,
+        /// The device's run.
+        run: u64,
+        /// What came of it, or a short word.
+        end: Result<BackEnd, &'static str>,
+    },
     /// What was kept under this key for resending is given up: it is too old, or too much waits.
     Expired(String),
 }
@@ -61,6 +78,8 @@ pub enum Timer {
     Resync,
     /// Missing chunks are asked for again.
     Chunks,
+    /// An answer in a split step is lost.
+    Step,
 }
 
 /// Something that a machine wants done. The runner does all of a step's effects or none.
@@ -129,7 +148,8 @@ pub enum Effect {
         /// Its blob.
         adapter: Digest,
     },
-    /// An inner round's outcome. Only a [`super::Relay`] sees it: it feeds its member.
+    /// The outcome of an inner round or of a split run. Only a [`super::Relay`] or a
+    /// [`super::SplitDevice`] sees it: it feeds its member.
     Contribute {
         /// Digest of the outer offer.
         outer: Digest,
@@ -173,6 +193,17 @@ pub enum Job {
     Train(TrainTask),
     /// Combine contributions.
     Combine(CombineJob),
+    /// Run the front of a split model.
+    Front(FrontTask),
+    /// Run the back of a split model.
+    Back {
+        /// For this device.
+        device: NodeId,
+        /// For this run of it.
+        run: u64,
+        /// What to do.
+        task: BackTask,
+    },
 }
 
 /// A device's training run.
@@ -180,6 +211,10 @@ pub enum Job {
 pub struct TrainTask {
     /// The offer.
     pub offer: Digest,
+    /// Its round.
+    pub round: RoundNo,
+    /// The epoch of its owner.
+    pub epoch: Epoch,
     /// Blob of the adapter to start from.
     pub adapter: Digest,
     /// What to do.
@@ -215,6 +250,9 @@ pub struct CombineInput {
     pub loss_last: f32,
     /// Blob of its delta.
     pub delta: Option<Digest>,
+    /// Blob of the delta behind the cut, where the device trains the front of a split model only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub back: Option<Digest>,
     /// The delta is a relay's stack.
     pub stacked: bool,
     /// Blob of the adapter that the delta is against.

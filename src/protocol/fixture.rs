@@ -93,6 +93,7 @@ pub(crate) fn round_config(owner: Owner, members: &BTreeSet<NodeId>, plan: Plan)
         base: Digest([1; 32]),
         plan,
         bounds: ShareBounds::default(),
+        split: None,
     }
 }
 

@@ -229,7 +229,11 @@ impl Member {
             // An offer that was declined for it is looked at anew when it comes again.
             Input::Full(full) => self.full = full,
             Input::Expired(key) => self.give_up(&key, &mut out),
-            Input::Timer(_) | Input::Combined { .. } | Input::StartRound => {}
+            Input::Timer(_)
+            | Input::Combined { .. }
+            | Input::Front { .. }
+            | Input::Back { .. }
+            | Input::StartRound => {}
         }
         out
     }
@@ -317,7 +321,8 @@ impl Member {
             | Body::Keyring(_)
             | Body::Checkpoint(_)
             | Body::Command(_)
-            | Body::Base(_) => out.push(Effect::Count("not_for_a_member")),
+            | Body::Base(_)
+            | Body::Frame(_) => out.push(Effect::Count("not_for_a_member")),
         }
     }
 
@@ -472,6 +477,8 @@ impl Member {
         }
         out.push(Effect::Job(Job::Train(TrainTask {
             offer: offered.digest,
+            round: offered.offer.round,
+            epoch: offered.epoch,
             adapter: self.own_or(offered.offer.adapter.sha256()),
             plan: offered.offer.plan.clone(),
             class_targets: offered.offer.class_targets.clone(),

@@ -6,8 +6,11 @@
 //! - [`Member`] takes an offer, contributes once, and applies the result.
 //!
 //! A device is a `Member`, a cloud is a `Round`, and [`Relay`] is a `Round` for its devices whose
-//! outcome is its contribution as a `Member` of the cloud's round. [`Fetches`] gets big blobs in
-//! chunks for any of them, [`BaseFetch`] the file of a base before they begin, and [`update`] is the arithmetic between wire and `learn`.
+//! outcome is its contribution as a `Member` of the cloud's round. Where a model is split, a device is a
+//! [`SplitDevice`] and the relay trains what is behind the cut: sessions between the two take the place
+//! of the device's own training. [`Fetches`] gets big blobs in
+//! chunks for any of them, [`BaseFetch`] the file of a base before they begin, and [`update`] is the
+//! arithmetic between wire and `learn`.
 //!
 //! Called by the role actors; their effects are carried out by `actors/runner.rs`, which commits
 //! before it publishes. A machine is rebuilt from what its `Put` effects left in the store.
@@ -22,6 +25,8 @@ mod member;
 mod relay;
 mod round;
 mod sense;
+mod session;
+mod split_device;
 pub mod update;
 
 pub use base::{BaseFetch, Giving, Step};
@@ -32,4 +37,6 @@ pub use effect::{
 pub use fetch::{Ask, Fetches, Taken};
 pub use member::{Member, MemberConfig};
 pub use relay::{Relay, RelayConfig};
-pub use round::{Owner, Round, RoundConfig, RoundView};
+pub use round::{Backs, Owner, Round, RoundConfig, RoundView};
+pub use session::{BackEnd, BackTask, FrontConfig, FrontEnd, FrontTask, SplitTerms};
+pub use split_device::SplitDevice;

@@ -11,8 +11,11 @@
 use super::effect::{Effect, Input, Timer};
 use super::member::Member;
 use super::round::{Round, RoundView};
-use crate::ids::{Digest, NodeId, Version};
+use super::session::{BackSessions, SplitTerms};
+use super::update;
+use crate::ids::{Digest, NodeId, Side, Version};
 use crate::time::Now;
+use crate::wire::{Blob, Body, Result as RoundResult};
 
 /// What only a relay has to know.
 #[derive(Debug, Clone)]
@@ -22,6 +25,10 @@ pub struct RelayConfig {
     /// The inner deadline is the outer one less this, but at least half of it, so that the outcome is
     /// there in time.
     pub margin_ms: u64,
+    /// Its devices train the front of a split model: what it has agreed on with them.
+    pub split: Option<SplitTerms>,
+    /// Bytes a chunk of big blobs.
+    pub chunk_bytes: u32,
 }
 
 /// A relay. See the module.
@@ -32,17 +39,25 @@ pub struct Relay {
     round: Round,
     /// Outer offer that the inner round was opened for last.
     serving: Option<Digest>,
+    /// The backs of its devices' fronts.
+    backs: Option<BackSessions>,
+    /// The blob that came in this step: its front is cut off of it.
+    at_hand: Option<(Digest, Vec<u8>)>,
 }
 
 impl Relay {
     /// Puts the two halves together; each was built from its own part of the store.
     pub fn new(config: RelayConfig, member: Member, round: Round) -> Self {
         let serving = round.serving();
-        Self { config, member, round, serving }
+        let backs = config.split.map(BackSessions::new);
+        Self { config, member, round, serving, backs, at_hand: None }
     }
 
     /// One step.
     pub fn step(&mut self, now: Now, input: Input) -> Vec<Effect> {
+        if let (Input::Fetched { digest, bytes }, Some(_)) = (&input, self.config.split) {
+            self.at_hand = Some((*digest, bytes.clone()));
+        }
         let effects = match input {
             Input::Message(message) if *message.sender() == self.config.parent => {
                 self.member.step(now, Input::Message(message))
@@ -50,7 +65,19 @@ impl Relay {
             Input::Timer(Timer::Resync) | Input::Worked { .. } | Input::Expired(_) => {
                 self.member.step(now, input)
             }
-            Input::Message(_) | Input::Timer(_) | Input::Combined { .. } => {
+            Input::Message(message) if matches!(message.body(), Body::Frame(_)) => {
+                self.session(&message)
+            }
+            Input::Back { device, run, end } => {
+                let mut out = Vec::new();
+                let backs = self.backs.as_mut();
+                let learned = backs.and_then(|backs| backs.ended(&device, run, end, &mut out));
+                if let Some(learned) = learned {
+                    self.round.learned(learned, &mut out);
+                }
+                out
+            }
+            Input::Message(_) | Input::Timer(_) | Input::Combined { .. } | Input::Front { .. } => {
                 self.round.step(now, input)
             }
             Input::Start | Input::Pause(_) | Input::Full(_) | Input::Fetched { .. } => {
@@ -61,7 +88,52 @@ impl Relay {
             // A relay's rounds are its parent's to start.
             Input::StartRound => vec![Effect::Count("not_for_a_relay")],
         };
-        self.join(now, effects)
+        let out = self.join(now, effects);
+        self.at_hand = None;
+        out
+    }
+
+    /// What a device says in a split run.
+    fn session(&mut self, message: &crate::trust::Verified) -> Vec<Effect> {
+        let mut out = Vec::new();
+        match (&mut self.backs, message.body()) {
+            (Some(backs), Body::Frame(frame)) if self.round.has_member(message.sender()) => {
+                backs.frame(self.round.open_task().as_ref(), message, frame, &mut out);
+            }
+            (_, _) => out.push(Effect::Count("not_for_a_relay")),
+        }
+        out
+    }
+
+    /// What the devices get of an adapter: all of it, or the front with the digest of the whole.
+    ///
+    /// `None` when its bytes aren't at hand: they are asked for, and come in a step of their own.
+    fn for_devices(&self, adapter: &Blob, out: &mut Vec<Effect>) -> Option<(Blob, Option<Digest>)> {
+        let Some(SplitTerms { cut, .. }) = self.config.split else {
+            return Some((adapter.clone(), None));
+        };
+        let whole = adapter.sha256();
+        let bytes = match (adapter, &self.at_hand) {
+            (Blob::Inline(bytes), _) => bytes,
+            (Blob::Manifest(_), Some((digest, bytes))) if *digest == whole => bytes,
+            (Blob::Manifest(manifest), _) => {
+                let (from, side) = (self.config.parent.clone(), Side::Up);
+                out.push(Effect::Fetch { from, side, manifest: manifest.clone() });
+                return None;
+            }
+        };
+        match update::part(bytes, |name| cut.is_front(name)) {
+            Ok(front) => {
+                let blob = Blob::of(&front, self.config.chunk_bytes);
+                out.push(Effect::SaveBlob(front));
+                Some((blob, Some(whole)))
+            }
+            // The member has checked it already.
+            Err(error) => {
+                out.push(Effect::Count(error.kind()));
+                None
+            }
+        }
     }
 
     /// The inner round, as seen from outside.
@@ -100,7 +172,12 @@ impl Relay {
                     let more = self.member.step(now, Input::Worked { offer: outer, work });
                     out.extend(self.join(now, more));
                 }
-                Effect::PassOn(result) => self.round.adopt(result, &mut out),
+                Effect::PassOn(result) => {
+                    if let Some((adapter, whole)) = self.for_devices(&result.adapter, &mut out) {
+                        let result = RoundResult { adapter, ..result };
+                        self.round.adopt(result, whole, &mut out);
+                    }
+                }
                 other => out.push(other),
             }
         }
@@ -114,6 +191,7 @@ impl Relay {
         if self.serving == Some(digest) {
             return;
         }
+        let Some((adapter, whole)) = self.for_devices(&offer.adapter, out) else { return };
         self.serving = Some(digest);
         let deadline_ms = offer
             .deadline_ms
@@ -121,11 +199,14 @@ impl Relay {
             .max(offer.deadline_ms / 2)
             .max(1);
         self.round.set_plan(offer.plan.clone());
-        let (version, adapter) = (offer.version, offer.adapter.clone());
-        self.round.take(version, adapter, offer.class_targets.clone(), out);
+        self.round.take(offer.version, adapter, whole, offer.class_targets.clone(), out);
         self.round.open(Some(digest), deadline_ms, out);
     }
 }
+
+#[cfg(test)]
+#[path = "relay_split_tests.rs"]
+mod split_tests;
 
 #[cfg(test)]
 mod tests {
@@ -133,7 +214,9 @@ mod tests {
 
     use super::*;
     use crate::protocol::effect::{CombineJob, Job};
-    use crate::protocol::fixture::{first_adapter, member_config, plan, round_config, verified};
+    use crate::protocol::fixture::{
+        CHUNK_BYTES, first_adapter, member_config, plan, round_config, verified,
+    };
     use crate::protocol::{Owner, update};
     use crate::wire::{
         Answer, Blob, Body, Coding, Contribution, Offer, Result as RoundResult, Verdict,
@@ -158,7 +241,13 @@ mod tests {
         let round = Round::new(config, &first_adapter(4), &of(Round::PREFIX)).unwrap();
         let config = member_config(&node("edge"), &node("cloud"), true);
         let member = Member::new(config, &of(Member::PREFIX)).unwrap();
-        Relay::new(RelayConfig { parent: node("cloud"), margin_ms: 5_000 }, member, round)
+        let config = RelayConfig {
+            parent: node("cloud"),
+            margin_ms: 5_000,
+            split: None,
+            chunk_bytes: CHUNK_BYTES,
+        };
+        Relay::new(config, member, round)
     }
 
     impl Bench {

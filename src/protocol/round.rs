@@ -36,11 +36,14 @@ use crate::wire::{
     Answer, Blob, Body, ClassSummary, Get, Offer, Plan, Result as RoundResult, Wanted,
 };
 
+mod backs;
 mod intake;
 mod state;
 #[cfg(test)]
 mod tests;
 
+use backs::Back;
+pub use backs::Backs;
 pub(super) use state::put;
 
 /// Whose rounds these are.
@@ -83,6 +86,8 @@ pub struct RoundConfig {
     pub plan: Plan,
     /// What keeps one member from owning the outcome.
     pub bounds: ShareBounds,
+    /// Members train the front of a split model, this node the backs: how.
+    pub split: Option<Backs>,
 }
 
 /// A round's owner. See the module.
@@ -102,6 +107,8 @@ pub struct Round {
     late: BTreeMap<UpdateId, CombineInput>,
     /// Contributions whose blob is being fetched.
     waiting: BTreeMap<NodeId, Verified>,
+    /// What this node has learned behind the cut, by member: the last of each.
+    backs: BTreeMap<NodeId, Back>,
     /// Lengths of the last combined contributions, oldest first: what is usual.
     norms: Vec<f64>,
     paused: bool,
@@ -154,6 +161,7 @@ impl Round {
                 adapter_blob: Blob::of(adapter, config.chunk_bytes),
                 class_targets: None,
                 told: None,
+                whole: None,
             },
             config,
             epoch: 0,
@@ -162,6 +170,7 @@ impl Round {
             recent: Vec::new(),
             late: BTreeMap::new(),
             waiting: BTreeMap::new(),
+            backs: BTreeMap::new(),
             norms: Vec::new(),
             paused: false,
             full: false,
@@ -193,7 +202,8 @@ impl Round {
             Input::StartRound => self.open(None, self.config.deadline_ms, &mut out),
             Input::Pause(paused) => self.pause(paused, &mut out),
             Input::Full(full) => self.full(full, &mut out),
-            Input::Worked { .. } | Input::Expired(_) => {}
+            Input::Worked { .. } | Input::Expired(_) | Input::Front { .. } | Input::Back { .. } => {
+            }
         }
         let _ = now;
         out
@@ -243,6 +253,7 @@ impl Round {
         self.phase = Phase::Open(Open {
             digest,
             offer,
+            whole: self.global.whole,
             accepted: BTreeMap::new(),
             declined: BTreeSet::new(),
             deadline_passed: false,
@@ -254,8 +265,9 @@ impl Round {
         out.push(Effect::Timer { timer: Timer::Republish, after_ms: self.config.republish_ms });
     }
 
-    /// Takes a version from above (relay) and passes the result on to the children as it came.
-    pub fn adopt(&mut self, result: RoundResult, out: &mut Vec<Effect>) {
+    /// Takes a version from above (relay) and passes the result on to the children as it came. Where the
+    /// members have the front of it alone, `whole` is the adapter that it is of.
+    pub fn adopt(&mut self, result: RoundResult, whole: Option<Digest>, out: &mut Vec<Effect>) {
         if result.version < self.global.version {
             return;
         }
@@ -264,15 +276,18 @@ impl Round {
             contributors: result.contributors,
             contributor_set: result.contributor_set,
         };
-        self.set_global(result.version, result.adapter, result.class_targets, Some(told), out);
+        let (version, told) = (result.version, Some(told));
+        self.set_global(version, result.adapter, whole, result.class_targets, told, out);
         self.publish_result(out);
     }
 
-    /// Sets what everyone should start from, without telling anybody (a relay gets it by an offer).
+    /// Sets what everyone should start from, without telling anybody (a relay gets it by an offer). `whole`
+    /// as in [`Round::adopt`].
     pub fn take(
         &mut self,
         version: Version,
         adapter: Blob,
+        whole: Option<Digest>,
         class_targets: Option<ClassSummary>,
         out: &mut Vec<Effect>,
     ) {
@@ -281,7 +296,7 @@ impl Round {
         }
         let same = self.global.version == version && self.global.adapter == adapter.sha256();
         let told = self.global.told.take_if(|_| same);
-        self.set_global(version, adapter, class_targets, told, out);
+        self.set_global(version, adapter, whole, class_targets, told, out);
     }
 
     /// Changes what members are asked to do, from the next round on (a relay passes its offer's on).
@@ -313,6 +328,11 @@ impl Round {
         }
     }
 
+    /// Whether it may take part.
+    pub fn has_member(&self, node: &NodeId) -> bool {
+        self.config.members.contains(node)
+    }
+
     /// What may be seen from outside.
     pub fn view(&self) -> RoundView {
         let (phase, accepted, expected) = match &self.phase {
@@ -334,12 +354,19 @@ impl Round {
     /// Blobs that must be kept.
     pub fn blobs(&self) -> BTreeSet<Digest> {
         let mut keep = BTreeSet::from([self.global.adapter]);
+        keep.extend(self.global.whole);
+        keep.extend(self.backs.values().map(|back| back.delta));
         keep.extend(self.recent.iter().map(|recent| recent.task.adapter));
-        let (offer, current): (_, Vec<&CombineInput>) = match &self.phase {
-            Phase::Idle => (None, Vec::new()),
-            Phase::Open(open) => (Some(&open.offer), open.accepted.values().collect()),
-            Phase::Closing(closing) => (Some(&closing.offer), closing.set.iter().collect()),
+        let (offer, whole, current): (_, _, Vec<&CombineInput>) = match &self.phase {
+            Phase::Idle => (None, None, Vec::new()),
+            Phase::Open(Open { offer, whole, accepted, .. }) => {
+                (Some(offer), *whole, accepted.values().collect())
+            }
+            Phase::Closing(Closing { offer, whole, set, .. }) => {
+                (Some(offer), *whole, set.iter().collect())
+            }
         };
+        keep.extend(whole);
         for message in self.waiting.values() {
             if let Body::Contribution(contribution) = message.body() {
                 keep.extend(contribution.delta.as_ref().map(Blob::sha256));
@@ -349,6 +376,7 @@ impl Round {
         for input in current.into_iter().chain(self.late.values()) {
             keep.insert(input.base);
             keep.extend(input.delta);
+            keep.extend(input.back);
         }
         keep
     }
@@ -399,7 +427,8 @@ impl Round {
             | Body::Keyring(_)
             | Body::Checkpoint(_)
             | Body::Command(_)
-            | Body::Base(_) => out.push(Effect::Count("not_for_an_owner")),
+            | Body::Base(_)
+            | Body::Frame(_) => out.push(Effect::Count("not_for_an_owner")),
         }
     }
 
@@ -492,7 +521,7 @@ impl Round {
                     self.open(None, self.config.deadline_ms, out);
                 }
             }
-            Timer::Resync | Timer::Chunks => {}
+            Timer::Resync | Timer::Chunks | Timer::Step => {}
         }
     }
 
@@ -528,9 +557,11 @@ impl Round {
     /// Fixes the contributor set, on disk before anything is computed from it.
     fn close(&mut self, open: Open, out: &mut Vec<Effect>) {
         self.remember(&open, out);
+        let shared = self.shared_back(&open.digest);
         let mut set: Vec<CombineInput> = Vec::new();
-        for (sender, input) in open.accepted {
+        for (sender, mut input) in open.accepted {
             out.push(Effect::Delete(accepted(&sender)));
+            input.back = shared.or(input.back);
             set.push(input);
         }
         // Whatever has a receipt counts: how far behind it may be was asked at the door.
@@ -546,7 +577,7 @@ impl Round {
             round: open.offer.round,
             set: contributor_set(&set),
         }));
-        let closing = Closing { digest: open.digest, offer: open.offer, set };
+        let closing = Closing { digest: open.digest, offer: open.offer, whole: open.whole, set };
         out.push(Effect::Job(self.combine_job(&closing)));
         self.phase = Phase::Closing(closing);
         self.put_phase(out);
@@ -555,7 +586,7 @@ impl Round {
     fn combine_job(&self, closing: &Closing) -> Job {
         Job::Combine(CombineJob {
             offer: closing.digest,
-            global: closing.offer.adapter.sha256(),
+            global: closing.whole.unwrap_or_else(|| closing.offer.adapter.sha256()),
             plan: closing.offer.plan.clone(),
             class_targets: closing.offer.class_targets.clone(),
             inputs: closing.set.clone(),
@@ -645,7 +676,7 @@ impl Round {
             contributors: u32::try_from(closing.set.len()).unwrap_or(u32::MAX),
             contributor_set: contributor_set(&closing.set),
         };
-        self.set_global(version, adapter, class_targets, Some(told), out);
+        self.set_global(version, adapter, None, class_targets, Some(told), out);
         out.push(Effect::Record(Event::RoundCommit {
             epoch: self.epoch,
             result,
@@ -673,12 +704,13 @@ impl Round {
         &mut self,
         version: Version,
         adapter_blob: Blob,
+        whole: Option<Digest>,
         class_targets: Option<ClassSummary>,
         told: Option<Told>,
         out: &mut Vec<Effect>,
     ) {
         let adapter = adapter_blob.sha256();
-        self.global = Global { version, adapter, adapter_blob, class_targets, told };
+        self.global = Global { version, adapter, adapter_blob, class_targets, told, whole };
         put(GLOBAL, &self.global, out);
     }
 

@@ -98,6 +98,23 @@ pub fn can_code(coding: Coding, block: u16) -> bool {
     quantizer(coding, block).is_ok()
 }
 
+/// What was learned: `learned` less `start`, of one layout.
+///
+/// # Errors
+/// [`UpdateError::Learn`] when the layouts differ.
+pub fn difference(learned: &TensorSet, start: &TensorSet) -> Result<TensorSet, UpdateError> {
+    learned.check_layout(&start.layout())?;
+    Ok(combine_values(learned, start, |a, b| a - b))
+}
+
+/// The tensors of a packed set for whose names `keep` holds, packed in f32.
+///
+/// # Errors
+/// [`UpdateError`].
+pub fn part(bytes: &[u8], keep: impl Fn(&str) -> bool) -> Result<Vec<u8>, UpdateError> {
+    pack(&unpack(bytes)?.filtered(keep), Coding::F32, 0)
+}
+
 /// Checks a contribution's delta against the layout of the model's adapter.
 ///
 /// A relay's stack may have factors of another rank, up to a bound; all else must be equal.
@@ -142,8 +159,7 @@ pub fn pack_delta(
     plan: &Plan,
     residual: Option<&[u8]>,
 ) -> Result<(Vec<u8>, Option<Vec<u8>>), UpdateError> {
-    trained.check_layout(&start.layout())?;
-    let delta = combine_values(trained, start, |a, b| a - b);
+    let delta = difference(trained, start)?;
     let Some(quantizer) = quantizer(plan.coding, plan.block)? else {
         return Ok((pack(&delta, plan.coding, plan.block)?, None));
     };
@@ -188,7 +204,11 @@ pub fn combine(
         let learned = |(input, delta): &(&CombineInput, Digest)| {
             let older = (input.base != job.global).then(|| set(&input.base)).transpose()?;
             let base = older.as_ref().unwrap_or(&global);
-            let adapter = adapter_of(set(delta)?, base, input.stacked)?;
+            let delta = match &input.back {
+                Some(back) => joined(&set(delta)?, &set(back)?)?,
+                None => set(delta)?,
+            };
+            let adapter = adapter_of(delta, base, input.stacked)?;
             Ok::<_, UpdateError>((adapter, older))
         };
         // The bound has to be known before anything is added, so each blob is read twice.
@@ -307,6 +327,11 @@ fn key(input: &CombineInput) -> (NodeId, UpdateId) {
 
 fn share(input: &CombineInput) -> Share {
     Share { num_examples: input.num_examples, staleness: input.staleness }
+}
+
+/// Two halves as one set.
+fn joined(front: &TensorSet, back: &TensorSet) -> Result<TensorSet, LearnError> {
+    TensorSet::new(front.tensors().iter().chain(back.tensors()).cloned().collect())
 }
 
 /// The whole adapter that a contribution speaks of, in the delta's place.

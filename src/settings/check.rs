@@ -10,8 +10,8 @@ use config::{Config, ConfigError, Map, Source, Value};
 use super::keys::{self, KEYS};
 use super::layers::{Leaves, toml_text};
 use super::{
-    LearnerName, LinkSettings, NodeRole, Problem, Settings, SettingsError, StrategyName, TagBinds,
-    TagFormat,
+    Contribute, LearnerName, LinkSettings, NodeRole, Problem, Settings, SettingsError,
+    StrategyName, TagBinds, TagFormat,
 };
 
 /// Checks merged values. `base` are the defaults; `problems` are those of reading the layers.
@@ -194,6 +194,22 @@ fn broken_rules(settings: &Settings) -> Vec<(String, String)> {
         "model.base",
         "missing: this learner needs its base model",
     );
+    let split = settings.split.cut.is_some();
+    rule(
+        !split || model.learner == LearnerName::SignalTransformer,
+        "split.cut",
+        "set, but only the signal transformer can be cut: set model.learner = \"signal-transformer\"",
+    );
+    rule(
+        !split || !aggregates,
+        "split.cut",
+        "set, but a cloud has no part in it: set it on an edge and on its devices",
+    );
+    rule(
+        !split || strategy.contribute.contains(&Contribute::AdapterDelta),
+        "strategy.contribute",
+        "lacks adapter_delta: the halves of a split model contribute nothing else",
+    );
     rule(
         settings.data.set.is_none() || settings.data.client.is_some(),
         "data.client",
@@ -343,6 +359,29 @@ mod tests {
             (device, &["model.learner=signal-transformer"], "model.base", "model.base=b"),
             (device, &["model.learner=language"], "model.base", "model.base=b"),
             (device, &["data.set=bearings"], "data.client", "data.client=P1"),
+            (
+                device,
+                &["split.cut=1", "model.base=b"],
+                "split.cut",
+                "model.learner=signal-transformer",
+            ),
+            (
+                cloud,
+                &["split.cut=1", "model.base=b", "model.learner=signal-transformer"],
+                "split.cut",
+                "node.roles=inferencer",
+            ),
+            (
+                device,
+                &[
+                    "split.cut=1",
+                    "model.base=b",
+                    "model.learner=signal-transformer",
+                    "strategy.contribute=class_logits",
+                ],
+                "strategy.contribute",
+                "strategy.contribute=adapter_delta",
+            ),
             (device, &["data.column=text"], "data.column", "data.file=notes.csv"),
             (
                 device,

@@ -164,6 +164,52 @@ pub enum LearnerName {
     Language,
 }
 
+/// Section `[split]`: a site whose devices train the front of the model, and its edge the rest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SplitSettings {
+    /// Blocks of the model on the device; absent: models aren't split.
+    pub cut: Option<u32>,
+    /// How many backs the edge trains.
+    pub version: SplitVersion,
+    /// Where the labels are, and the head with them.
+    pub labels: SplitLabels,
+    /// How activations and gradients travel.
+    pub coding: SplitCodingName,
+    /// An answer that takes longer is lost, and its step with it.
+    pub step_timeout_s: u32,
+}
+
+/// How many backs the edge trains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SplitVersion {
+    /// One a device, averaged with its front.
+    V1,
+    /// One for all, in the order of arrival.
+    V2,
+}
+
+/// Where the labels are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SplitLabels {
+    /// They go to the edge with the activations.
+    Edge,
+    /// They stay on the device.
+    Device,
+}
+
+/// How activations and gradients travel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SplitCodingName {
+    /// Eight bits a value, a scale a token.
+    Int8,
+    /// As they are.
+    F32,
+}
+
 /// Section `[data]`: what a device learns from, a known data set or a file of texts.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -20,8 +20,8 @@ mod tier;
 pub use layers::{Layers, Loaded, Origin};
 pub use learning::{
     AdapterSettings, Compression, Contribute, DataSettings, LearnerName, ModelSettings,
-    PrivacyProfile, PrivacySettings, RoundSettings, Schedule, StrategyName, StrategySettings,
-    TagBinds, TagFormat, TagSettings,
+    PrivacyProfile, PrivacySettings, RoundSettings, Schedule, SplitCodingName, SplitLabels,
+    SplitSettings, SplitVersion, StrategyName, StrategySettings, TagBinds, TagFormat, TagSettings,
 };
 pub use problem::{Problem, SettingsError};
 pub use schema::{

@@ -10,7 +10,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::learning::{
-    DataSettings, ModelSettings, PrivacySettings, RoundSettings, StrategySettings, TagSettings,
+    DataSettings, ModelSettings, PrivacySettings, RoundSettings, SplitSettings, StrategySettings,
+    TagSettings,
 };
 use crate::ids::{Name, NodeId};
 
@@ -30,6 +31,8 @@ pub struct Settings {
     pub strategy: StrategySettings,
     /// What learns.
     pub model: ModelSettings,
+    /// Whether a site's devices have the front of the model alone.
+    pub split: SplitSettings,
     /// What it learns from, if a known data set.
     #[serde(default)]
     pub data: DataSettings,

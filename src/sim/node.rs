@@ -80,7 +80,12 @@ impl Node {
                 Machine::Device(Box::new(member(parent, false)))
             }
             Some(parent) => {
-                let config = RelayConfig { parent: parent.clone(), margin_ms: 5_000 };
+                let config = RelayConfig {
+                    parent: parent.clone(),
+                    margin_ms: 5_000,
+                    split: None,
+                    chunk_bytes: fixture::CHUNK_BYTES,
+                };
                 let relay = Relay::new(config, member(parent, true), round(Owner::Relay));
                 Machine::Relay(Box::new(relay))
             }

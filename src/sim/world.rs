@@ -364,6 +364,7 @@ impl World {
                     Job::Combine(job) => {
                         Input::Combined { offer: job.offer, outcome: learner::combine(job, &blob) }
                     }
+                    Job::Front(_) | Job::Back { .. } => return, // no model is split here
                 };
                 let delay = 50 + self.below(400);
                 self.after(delay, Event::Worked { node: name.clone(), life, input });

@@ -149,6 +149,10 @@ pub static TOPICS: &[TopicSpec] = &[
         ..TopicSpec::signed("to/{node}/chunk", 64 * KIB + CHUNK_OVERHEAD, NODES).volatile()
     },
     TopicSpec::signed("to/{node}/base", 66 * KIB, OWNERS).volatile(),
+    TopicSpec::signed("to/{node}/frame", 72 * KIB, LEARNING)
+        .volatile()
+        .at_most_once()
+        .body_up_to(4 * MIB),
 ];
 
 /// Bytes of a chunk's packet beside its data.

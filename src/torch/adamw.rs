@@ -69,8 +69,24 @@ impl AdamW {
         learning_rate: f64,
     ) -> Result<(), LearnError> {
         let _guard = tch::no_grad_guard();
-        let c = &self.config;
         let norm = gradient.f_norm()?.f_to_kind(Kind::Double)?.f_double_value(&[])?;
+        self.step_of(flat, gradient, norm, learning_rate)
+    }
+
+    /// The same for a part of a gradient whose whole length is `norm`: what was cut in two is clipped as
+    /// one.
+    ///
+    /// # Errors
+    /// As [`AdamW::step`].
+    pub fn step_of(
+        &mut self,
+        flat: &mut Tensor,
+        gradient: &Tensor,
+        norm: f64,
+        learning_rate: f64,
+    ) -> Result<(), LearnError> {
+        let _guard = tch::no_grad_guard();
+        let c = &self.config;
         if !norm.is_finite() {
             return Err(LearnError::NotFinite { name: "gradient".into(), index: 0 });
         }

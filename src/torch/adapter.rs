@@ -90,6 +90,23 @@ impl AdapterPlan {
         Ok(Self { entries, scaling, dropout, num_values })
     }
 
+    /// The plan of one half of a cut model: the tensors for which `keep` holds.
+    ///
+    /// # Errors
+    /// [`LearnError::OutOfRange`] when nothing would train there.
+    pub fn part(mut self, keep: impl Fn(&str) -> bool) -> Result<Self, LearnError> {
+        self.entries.retain(|entry| keep(&entry.name));
+        self.num_values = self.entries.iter().map(|entry| entry.len).sum();
+        if self.entries.is_empty() {
+            return Err(LearnError::OutOfRange {
+                what: "adapter of a half",
+                expected: "at least one tensor that trains on each side of the cut".into(),
+                actual: "none".into(),
+            });
+        }
+        Ok(self)
+    }
+
     /// Names and shapes of the adapter.
     pub fn layout(&self) -> Layout {
         Layout(self.entries.iter().map(|e| (e.name.clone(), e.shape.clone())).collect())

@@ -16,7 +16,7 @@ use super::pretrain::{PretrainConfig, pretrain};
 use super::safetensors::{self, WeightsError};
 use super::signal::SignalTransformerConfig;
 use crate::ids::Digest;
-use crate::learn::{Control, LearnError, Progress, TensorSet, physics};
+use crate::learn::{Control, Layout, LearnError, Progress, TensorSet, physics};
 use crate::trust::keys::SigningKey;
 use crate::trust::release::{
     MAX_CARD_BYTES, MAX_SEAL_BYTES, ReleaseError, ReleaseTrust, seal_card,
@@ -210,7 +210,29 @@ pub(super) fn read_card(card_path: &Path) -> Result<Vec<u8>, WeightsError> {
     safetensors::read_bytes(card_path, u64::try_from(MAX_CARD_BYTES).unwrap_or(u64::MAX))
 }
 
-fn read_weights(card_path: &Path, card: &[u8]) -> Result<(ModelCard, TensorSet), WeightsError> {
+/// Reads a card that a trusted key has sealed, and those of the weights beside it for whose names `keep`
+/// holds. The others are gone through for the digest, and never in memory together.
+///
+/// # Errors
+/// As [`load_base`].
+pub fn load_part(
+    card_path: &Path,
+    trust: &ReleaseTrust,
+    keep: impl Fn(&str) -> bool,
+) -> Result<(ModelCard, TensorSet), WeightsError> {
+    let card = model_card(&read_sealed(card_path, trust)?)?;
+    let path = card_path.with_extension("safetensors");
+    let (weights, actual) = safetensors::read_part(&path, card.bytes, &keep)?;
+    if actual != card.sha256 {
+        return Err(WeightsError::BadDigest { expected: card.sha256, actual });
+    }
+    let layout = card.architecture.layout().0.into_iter().filter(|(name, _)| keep(name));
+    weights.check_layout(&Layout(layout.collect()))?;
+    Ok((card, weights))
+}
+
+/// A card with sizes that go together.
+fn model_card(card: &[u8]) -> Result<ModelCard, WeightsError> {
     let text = std::str::from_utf8(card).map_err(|e| WeightsError::BadCard(e.to_string()))?;
     let card = ModelCard::parse(text)?;
     card.architecture.check()?;
@@ -218,6 +240,18 @@ fn read_weights(card_path: &Path, card: &[u8]) -> Result<(ModelCard, TensorSet),
         let (max, actual) = (MAX_BASE_BYTES, card.bytes);
         return Err(WeightsError::TooBig { what: "bytes of a base", max, actual });
     }
+    if card.classes.len() != card.architecture.classes as usize {
+        return Err(WeightsError::Learn(LearnError::OutOfRange {
+            what: "class names",
+            expected: card.architecture.classes.to_string(),
+            actual: card.classes.len().to_string(),
+        }));
+    }
+    Ok(card)
+}
+
+fn read_weights(card_path: &Path, card: &[u8]) -> Result<(ModelCard, TensorSet), WeightsError> {
+    let card = model_card(card)?;
     let path = card_path.with_extension("safetensors");
     let bytes = safetensors::read_bytes(&path, card.bytes)?;
     let actual = sha256(&bytes);
@@ -226,13 +260,6 @@ fn read_weights(card_path: &Path, card: &[u8]) -> Result<(ModelCard, TensorSet),
     }
     let weights = safetensors::decode(&bytes)?;
     weights.check_layout(&card.architecture.layout())?;
-    if card.classes.len() != card.architecture.classes as usize {
-        return Err(WeightsError::Learn(LearnError::OutOfRange {
-            what: "class names",
-            expected: card.architecture.classes.to_string(),
-            actual: card.classes.len().to_string(),
-        }));
-    }
     Ok((card, weights))
 }
 
@@ -303,6 +330,36 @@ mod tests {
         assert_eq!(read, card);
         assert_eq!(weights.layout(), card.architecture.layout());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3, "nothing is left over");
+    }
+
+    #[test]
+    fn a_part_of_a_base_is_read_alone_and_the_whole_file_is_pinned() {
+        let dir = tempfile::tempdir().unwrap();
+        make(dir.path());
+        let path = dir.path().join("tiny.toml");
+        seal_base(&path, &[&key(1)]).unwrap();
+        let (card, whole) = load_base(&path, &trust()).unwrap();
+        let front = |name: &str| name.starts_with("embed") || name.starts_with("blocks.0");
+        for keep in [&front as &dyn Fn(&str) -> bool, &|_| true, &|_| false, &|name| !front(name)] {
+            let (same, part) = load_part(&path, &trust(), keep).unwrap();
+            assert_eq!((&same, part), (&card, whole.filtered(keep)));
+        }
+        let file = path.with_extension("safetensors");
+        let good = fs::read(&file).unwrap();
+        let kind = || load_part(&path, &trust(), front).map_or_else(|e| e.kind(), |_| "ok");
+        assert_eq!(kind(), "ok");
+        let mut flipped = good.clone();
+        *flipped.last_mut().unwrap() ^= 1; // in a tensor that isn't read
+        fs::write(&file, &flipped).unwrap();
+        assert_eq!(kind(), "bad_digest");
+        fs::write(&file, [good.as_slice(), &[0]].concat()).unwrap();
+        assert_eq!(kind(), "too_big");
+        let mut long = good.clone();
+        long[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+        fs::write(&file, &long).unwrap();
+        assert_eq!(kind(), "too_big", "a header's length is nobody's allocation");
+        fs::write(&file, &good[..good.len() / 2]).unwrap();
+        assert!(["io", "bad_digest", "malformed"].contains(&kind()), "{}", kind());
     }
 
     #[test]

@@ -64,7 +64,9 @@ impl Learner for CnnLearner {
         let images = data.images()?;
         check_images(images, &self.config.model)?;
         job.check()?;
-        check_targets(job, images.classes)?;
+        if let Some(targets) = &job.class_targets {
+            check_targets(targets, images.classes)?;
+        }
         let layout = self.config.model.layout();
         job.start.check_layout(&layout)?;
         use_threads(self.config.threads);

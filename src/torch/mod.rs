@@ -48,6 +48,7 @@ pub mod safetensors;
 mod shared_rows;
 pub mod shipped;
 pub mod signal;
+pub mod split;
 pub mod tokenizer;
 pub mod trainer;
 pub mod transformer;
@@ -57,13 +58,14 @@ pub mod weights_error;
 
 pub use adopted::{AdoptedBase, AdoptedCard, load_adopted, load_language, seal_adopted};
 pub use attention::Pass;
-pub use card::{Card, ModelCard, load_base, make_base, seal_base};
+pub use card::{Card, ModelCard, load_base, load_part, make_base, seal_base};
 pub use cnn::CnnConfig;
 pub use cnn_trainer::{CnnLearner, CnnPredictor, CnnTrainerConfig};
 pub use peft::{LoraConfig, PeftConfig};
 pub use predictor::SignalPredictor;
 pub use pretrain::{PretrainConfig, pretrain};
 pub use signal::SignalTransformerConfig;
+pub use split::{SignalBack, SignalFront};
 pub use trainer::{SignalLearner, TrainerConfig};
 
 use std::num::NonZeroU16;

@@ -4,12 +4,14 @@
 //! `../../etc/x` and shapes such as `[0, 2^64 - 1]`; those are refused here.
 
 use std::fs;
-use std::io::Read;
+use std::io::{BufRead, Read};
 use std::path::Path;
 
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use ring::digest::{Context, SHA256};
+use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorInfo, TensorView};
 
 pub use super::weights_error::WeightsError;
+use crate::ids::Digest;
 use crate::learn::{Tensor, TensorSet};
 
 /// Reads a file of weights; it may have at most `max_bytes`.
@@ -53,6 +55,99 @@ pub fn decode(bytes: &[u8]) -> Result<TensorSet, WeightsError> {
     let set = TensorSet::new(tensors)?;
     set.check_finite()?;
     Ok(set)
+}
+
+/// Reads those tensors of a file for whose names `keep` holds, in one pass, and the file's SHA-256; the file
+/// must have `bytes` bytes.
+///
+/// # Errors
+/// [`WeightsError`] tells what is wrong with it.
+pub(super) fn read_part(
+    path: &Path,
+    bytes: u64,
+    keep: &impl Fn(&str) -> bool,
+) -> Result<(TensorSet, Digest), WeightsError> {
+    let io = |source| WeightsError::Io { path: path.display().to_string(), source };
+    let malformed = |e: &dyn std::fmt::Display| WeightsError::Malformed(e.to_string());
+    let file = fs::File::open(path).map_err(io)?;
+    let actual = file.metadata().map_err(io)?.len();
+    if actual > bytes {
+        return Err(WeightsError::TooBig { what: "bytes", max: bytes, actual });
+    }
+    let mut pass = Pass { file: std::io::BufReader::new(file), hash: Context::new(&SHA256) };
+    let size = pass.take(8).map_err(io)?;
+    let size = u64::from_le_bytes(size.try_into().unwrap_or_default());
+    if size > MAX_HEADER_BYTES {
+        let (max, actual) = (MAX_HEADER_BYTES, size);
+        return Err(WeightsError::TooBig { what: "bytes of a header", max, actual });
+    }
+    let header = pass.take(usize::try_from(size).unwrap_or(usize::MAX)).map_err(io)?;
+    let metadata: Metadata = serde_json::from_slice(&header).map_err(|e| malformed(&e))?;
+    let mut wanted: Vec<(String, TensorInfo)> = Vec::new();
+    for name in metadata.offset_keys() {
+        if let Some(info) = metadata.info(&name).filter(|_| keep(&name)) {
+            wanted.push((name, info.clone()));
+        }
+    }
+    if wanted.len() > MAX_TENSORS {
+        let (max, actual) = (MAX_TENSORS as u64, wanted.len() as u64);
+        return Err(WeightsError::TooBig { what: "tensors", max, actual });
+    }
+    let mut at = 0;
+    let mut tensors = Vec::with_capacity(wanted.len());
+    for (name, info) in wanted {
+        let (from, to) = info.data_offsets; // in the order of the file, without overlap
+        pass.skip(from.saturating_sub(at)).map_err(io)?;
+        // Not more than the file has, whatever the header says.
+        let length = to.saturating_sub(from);
+        if length as u64 > actual {
+            return Err(WeightsError::Malformed(format!("tensor {name:?} is beyond the file")));
+        }
+        let data = pass.take(length).map_err(io)?;
+        let view = TensorView::new(info.dtype, info.shape, &data).map_err(|e| malformed(&e))?;
+        tensors.push(tensor(&name, &view)?);
+        at = to;
+    }
+    pass.skip(usize::MAX).map_err(io)?;
+    let set = TensorSet::new(tensors)?;
+    set.check_finite()?;
+    let mut digest = [0; 32];
+    digest.copy_from_slice(pass.hash.finish().as_ref());
+    Ok((set, Digest(digest)))
+}
+
+/// One way through a file, with its hash.
+struct Pass {
+    file: std::io::BufReader<fs::File>,
+    hash: Context,
+}
+
+impl Pass {
+    fn take(&mut self, count: usize) -> std::io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        let limit = u64::try_from(count).unwrap_or(u64::MAX);
+        self.file.by_ref().take(limit).read_to_end(&mut bytes)?;
+        if bytes.len() < count {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        self.hash.update(&bytes);
+        Ok(bytes)
+    }
+
+    /// At most so many bytes, fewer at the file's end.
+    fn skip(&mut self, mut count: usize) -> std::io::Result<()> {
+        while count > 0 {
+            let bytes = self.file.fill_buf()?;
+            let here = bytes.len().min(count);
+            if here == 0 {
+                break;
+            }
+            self.hash.update(bytes.get(..here).unwrap_or_default());
+            self.file.consume(here);
+            count -= here;
+        }
+        Ok(())
+    }
 }
 
 /// The bytes of a safetensors file: f32, tensors in the order of their names.
@@ -116,6 +211,7 @@ pub(super) fn check_shape(name: &str, shape: &[usize]) -> Result<(), WeightsErro
 }
 
 const MAX_TENSORS: usize = 4_096;
+const MAX_HEADER_BYTES: u64 = 4 << 20;
 const MAX_DIMENSIONS: usize = 8;
 const MAX_NAME_BYTES: usize = 256;
 

@@ -190,11 +190,24 @@ impl Spectra {
 /// The model on one set of weights.
 #[derive(Debug)]
 pub struct SignalTransformer {
+    stem: SignalStem,
+    top: SignalTop,
+    head: Linear,
+}
+
+/// The model's first part: the embedding and some blocks.
+#[derive(Debug)]
+pub struct SignalStem {
     embed: Linear,
     position: Tensor,
     blocks: Vec<Block>,
+}
+
+/// The model's second part: the other blocks, norm and mean, without the head.
+#[derive(Debug)]
+pub struct SignalTop {
+    blocks: Vec<Block>,
     norm: Norm,
-    head: Linear,
 }
 
 impl SignalTransformer {
@@ -203,15 +216,10 @@ impl SignalTransformer {
     /// # Errors
     /// [`LearnError::LayoutMismatch`] when one is absent or has another shape.
     pub fn new(parts: &Parts<'_>, config: &SignalTransformerConfig) -> Result<Self, LearnError> {
-        let d = config.block.d_model;
-        let spec = config.block.spec();
-        let block = |i| Block::new(parts, &format!("blocks.{i}"), &spec);
         Ok(Self {
-            embed: Linear::new(parts, "embed", d, config.bins())?,
-            position: parts.get("embed.position", &[config.tokens().into(), d.into()])?,
-            blocks: (0..config.layers).map(block).collect::<Result<_, _>>()?,
-            norm: Norm::new(parts, "norm", d, spec.norm, spec.eps)?,
-            head: Linear::new(parts, "head", config.classes, d)?,
+            stem: SignalStem::new(parts, config, config.layers)?,
+            top: SignalTop::new(parts, config, config.layers)?,
+            head: config.head(parts)?,
         })
     }
 
@@ -220,13 +228,88 @@ impl SignalTransformer {
     /// # Errors
     /// [`LearnError::Engine`] when the input has another shape.
     pub fn forward(&self, spectra: &Tensor) -> Result<Tensor, LearnError> {
-        let mut x = self.embed.forward(spectra)?.f_add(&self.position)?;
-        for block in &self.blocks {
-            x = block.forward(&x, &mut Pass::default())?;
-        }
-        let pooled = self.norm.forward(&x)?.f_mean_dim([1].as_slice(), false, Kind::Float)?;
-        self.head.forward(&pooled)
+        self.head.forward(&self.top.forward(&self.stem.forward(spectra)?)?)
     }
+}
+
+impl SignalStem {
+    /// The embedding and blocks `0..cut`.
+    ///
+    /// # Errors
+    /// [`LearnError::LayoutMismatch`] when a tensor is absent or has another shape.
+    pub fn new(
+        parts: &Parts<'_>,
+        config: &SignalTransformerConfig,
+        cut: u32,
+    ) -> Result<Self, LearnError> {
+        let d = config.block.d_model;
+        Ok(Self {
+            embed: Linear::new(parts, "embed", d, config.bins())?,
+            position: parts.get("embed.position", &[config.tokens().into(), d.into()])?,
+            blocks: config.blocks(parts, 0..cut)?,
+        })
+    }
+
+    /// Spectra `[n, tokens, bins]` to activations `[n, tokens, d]`.
+    ///
+    /// # Errors
+    /// [`LearnError::Engine`] when the input has another shape.
+    pub fn forward(&self, spectra: &Tensor) -> Result<Tensor, LearnError> {
+        through(&self.blocks, self.embed.forward(spectra)?.f_add(&self.position)?)
+    }
+}
+
+impl SignalTop {
+    /// Blocks `cut..layers` and the norm.
+    ///
+    /// # Errors
+    /// [`LearnError::LayoutMismatch`] when a tensor is absent or has another shape.
+    pub fn new(
+        parts: &Parts<'_>,
+        config: &SignalTransformerConfig,
+        cut: u32,
+    ) -> Result<Self, LearnError> {
+        let (d, spec) = (config.block.d_model, config.block.spec());
+        Ok(Self {
+            blocks: config.blocks(parts, cut..config.layers)?,
+            norm: Norm::new(parts, "norm", d, spec.norm, spec.eps)?,
+        })
+    }
+
+    /// Activations `[n, tokens, d]` to what the head takes, `[n, d]`.
+    ///
+    /// # Errors
+    /// [`LearnError::Engine`] when the input has another shape.
+    pub fn forward(&self, activations: &Tensor) -> Result<Tensor, LearnError> {
+        let x = through(&self.blocks, activations.shallow_clone())?;
+        Ok(self.norm.forward(&x)?.f_mean_dim([1].as_slice(), false, Kind::Float)?)
+    }
+}
+
+impl SignalTransformerConfig {
+    /// The head: `[n, d]` to logits `[n, classes]`.
+    ///
+    /// # Errors
+    /// [`LearnError::LayoutMismatch`] when a tensor is absent or has another shape.
+    pub fn head(&self, parts: &Parts<'_>) -> Result<Linear, LearnError> {
+        Linear::new(parts, "head", self.classes, self.block.d_model)
+    }
+
+    fn blocks(
+        &self,
+        parts: &Parts<'_>,
+        range: std::ops::Range<u32>,
+    ) -> Result<Vec<Block>, LearnError> {
+        let spec = self.block.spec();
+        range.map(|i| Block::new(parts, &format!("blocks.{i}"), &spec)).collect()
+    }
+}
+
+fn through(blocks: &[Block], mut x: Tensor) -> Result<Tensor, LearnError> {
+    for block in blocks {
+        x = block.forward(&x, &mut Pass::default())?;
+    }
+    Ok(x)
 }
 
 /// Added to each bin's power (1 on average for white noise) before the logarithm.

@@ -99,7 +99,7 @@ impl SignalLearner {
         let model = &self.config.model;
         check_windows(data, model)?;
         job.check()?;
-        check_targets(job, data.classes)
+        job.class_targets.as_ref().map_or(Ok(()), |targets| check_targets(targets, data.classes))
     }
 }
 
@@ -126,11 +126,8 @@ impl Learner for SignalLearner {
             }
             _ => None,
         };
-        let prior = if self.config.correct_prior {
-            Some(log_prior(&data.labels, data.classes)?)
-        } else {
-            None
-        };
+        let prior =
+            if self.config.correct_prior { Some(log_prior(&class_counts(data))?) } else { None };
         let terms = Terms {
             prox_mu: job.prox_mu.into(),
             log_prior: prior.as_ref(),
@@ -139,7 +136,8 @@ impl Learner for SignalLearner {
         let mut losses = Vec::new();
         let steps = job.steps_over(data.num_examples());
         for step in 1..=steps {
-            let (x, y) = self.gather(data, &batches.next(job.batch_size as usize), &mut changes)?;
+            let batch = batches.next(job.batch_size as usize);
+            let (x, y) = self.gather(data, &batch, &mut changes)?;
             let loss = run.step(&x, &y, job.rate_at(step, steps).into(), &terms)?;
             losses.push(loss);
             if progress(Progress { step, loss }) == Control::Stop {
@@ -170,24 +168,46 @@ impl SignalLearner {
         batch: &[usize],
         changes: &mut Stream,
     ) -> Result<(Tensor, Tensor), LearnError> {
-        let mut x = Vec::with_capacity(batch.len() * data.len);
-        let mut y = Vec::with_capacity(batch.len());
-        for at in batch {
-            let (Some(row), Some(label)) = (data.row(*at), data.labels.get(*at)) else { continue };
-            let from = x.len();
-            x.extend_from_slice(row);
-            if let Some(window) = x.get_mut(from..) {
-                self.config.augment.apply(changes, window);
-            }
-            y.push(dim(*label)?);
-        }
-        Ok((self.spectra.forward(&x)?, Tensor::f_from_slice(&y)?))
+        let (x, labels) = windows_of(data, batch, &self.config.augment, changes);
+        Ok((self.spectra.forward(&x)?, labels_of(&labels)?))
     }
 }
 
-/// Checks that a job's class targets are numbers for so many classes.
-pub(super) fn check_targets(job: &TrainJob, classes: usize) -> Result<(), LearnError> {
-    let Some(targets) = &job.class_targets else { return Ok(()) };
+/// Samples and labels of a batch, augmented.
+pub(super) fn windows_of(
+    data: &Windows,
+    batch: &[usize],
+    augment: &Augment,
+    changes: &mut Stream,
+) -> (Vec<f32>, Vec<usize>) {
+    let mut x = Vec::with_capacity(batch.len() * data.len);
+    let mut labels = Vec::with_capacity(batch.len());
+    for at in batch {
+        let (Some(row), Some(label)) = (data.row(*at), data.labels.get(*at)) else { continue };
+        let from = x.len();
+        x.extend_from_slice(row);
+        if let Some(window) = x.get_mut(from..) {
+            augment.apply(changes, window);
+        }
+        labels.push(*label);
+    }
+    (x, labels)
+}
+
+/// Labels as libtorch takes them, `[n]`.
+pub(super) fn labels_of(labels: &[usize]) -> Result<Tensor, LearnError> {
+    let labels = labels.iter().map(|label| dim(*label)).collect::<Result<Vec<_>, _>>()?;
+    Ok(Tensor::f_from_slice(&labels)?)
+}
+
+/// Examples of each class, `[C]`.
+pub(super) fn class_counts(data: &Windows) -> Vec<u64> {
+    let count = |class| data.labels.iter().filter(|label| **label == class).count() as u64;
+    (0..data.classes).map(count).collect()
+}
+
+/// Checks the federation's mean logits a class.
+pub(super) fn check_targets(targets: &ClassLogits, classes: usize) -> Result<(), LearnError> {
     if targets.counts.len() != classes || targets.mean_logits.len() != classes * classes {
         return Err(LearnError::OutOfRange {
             what: "class targets",
@@ -343,7 +363,7 @@ pub(super) fn batch_loss(
     }
 }
 
-/// Logarithm of each class's share on this device, `[C]`; absent classes get -10,000.
+/// Logarithm of each class's share on a device, from its examples a class, `[C]`; absent classes get -10,000.
 ///
 /// Added to the logits inside the loss only, it makes the model explain its labels *given* the
 /// device's mix. Without it a plant that never saw a class would teach everyone that there is none,
@@ -353,13 +373,11 @@ pub(super) fn batch_loss(
 /// Ren et al. 2020, arXiv:2007.10740 (balanced softmax); Legate et al. 2023, arXiv:2304.05260, for
 /// federations.
 #[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "f32 logits")]
-fn log_prior(labels: &[usize], classes: usize) -> Result<Tensor, LearnError> {
-    let share = |class| {
-        let n = labels.iter().filter(|l| **l == class).count();
-        if n == 0 { ABSENT } else { (n as f64 / labels.len() as f64).ln() as f32 }
-    };
-    let prior: Vec<f32> = (0..classes).map(share).collect();
-    tensor(&prior, &[dim(classes)?])
+pub(super) fn log_prior(counts: &[u64]) -> Result<Tensor, LearnError> {
+    let all: u64 = counts.iter().fold(0, |sum, n| sum.saturating_add(*n));
+    let share = |n: &u64| if *n == 0 { ABSENT } else { (*n as f64 / all as f64).ln() as f32 };
+    let prior: Vec<f32> = counts.iter().map(share).collect();
+    tensor(&prior, &[dim(counts.len())?])
 }
 
 /// Far below any logit, yet finite.
@@ -404,7 +422,7 @@ pub(super) mod tests {
     }
 
     /// Tones of three pitches in noise: a task that so small a model can learn.
-    fn tones(n: usize, seed: u64) -> Windows {
+    pub(in crate::torch) fn tones(n: usize, seed: u64) -> Windows {
         let mut stream = Stream::new(seed, "tones");
         let mut data = Windows { len: 64, classes: 3, ..Windows::default() };
         for label in (0..3).cycle().take(n) {
@@ -553,7 +571,7 @@ pub(super) mod tests {
     #[test]
     fn a_class_that_a_device_never_saw_is_not_unlearned() {
         // Examples of classes 0 and 1 only: the third logit must get no gradient at all.
-        let prior = log_prior(&[0, 1, 1, 1], 3).unwrap();
+        let prior = log_prior(&[1, 3, 0]).unwrap();
         let terms = Terms { log_prior: Some(&prior), ..Terms::default() };
         let y = Tensor::f_from_slice(&[0_i64, 1]).unwrap();
         let gradient = |terms: &Terms<'_>| {

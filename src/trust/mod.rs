@@ -19,6 +19,8 @@ pub mod release;
 mod seal;
 mod sequences;
 mod signers;
+#[cfg(test)]
+pub(crate) mod zone_tests;
 
 pub use message::{Verified, update_id};
 pub use open::{Door, Refusal, open};

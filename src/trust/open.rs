@@ -311,6 +311,13 @@ fn check_allowed(
         Kind::Get => (owner || worker, (from_parent && owner) || (from_child && worker)),
         Kind::Checkpoint => (owner || worker, from_parent || from_child),
         Kind::Command => (has(Role::Operator), true),
+        // Per-sample data stays inside its site: between a device and its own edge, nowhere else.
+        Kind::Frame => {
+            let am = |role: Role| mine.is_some_and(|me| me.roles.contains(&role));
+            let from_my_edge = from_parent && has(Role::Edge) && am(Role::Device);
+            let from_my_device = from_child && has(Role::Device) && am(Role::Edge);
+            (worker, from_my_edge || from_my_device)
+        }
     };
     let (sender, kind) = (sender.node.clone(), kind.as_str());
     match (role, neighbour) {
@@ -371,6 +378,7 @@ fn changes_something(kind: Kind) -> bool {
         | Kind::Get
         | Kind::Keyring
         | Kind::Checkpoint
-        | Kind::Base => false,
+        | Kind::Base
+        | Kind::Frame => false,
     }
 }

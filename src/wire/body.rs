@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::blob::Blob;
 use super::codec::{CodecError, decode, encode};
+use super::frame::Frame;
 use super::packed::Coding;
 use crate::ids::{Digest, Name, RoundNo, UpdateId, Version};
 
@@ -30,11 +31,13 @@ pub enum Kind {
     Command,
     /// A chunk of a base's file.
     Base,
+    /// A part of what a device and its edge exchange while a split model trains.
+    Frame,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Offer,
         Self::Answer,
         Self::Contribution,
@@ -45,6 +48,7 @@ impl Kind {
         Self::Checkpoint,
         Self::Command,
         Self::Base,
+        Self::Frame,
     ];
 
     /// Last level of the topic, and the word in the payload type.
@@ -60,6 +64,7 @@ impl Kind {
             Self::Checkpoint => "checkpoint",
             Self::Command => "command",
             Self::Base => "base",
+            Self::Frame => "frame",
         }
     }
 
@@ -81,7 +86,9 @@ impl Kind {
             Self::Checkpoint | Self::Command => 16 * 1024,
             Self::Keyring => 64 * 1024,
             Self::Base => BaseChunk::MAX_BYTES + BaseChunk::OVERHEAD_BYTES,
-            Self::Offer | Self::Contribution | Self::Result => super::MAX_MESSAGE_BYTES,
+            Self::Offer | Self::Contribution | Self::Result | Self::Frame => {
+                super::MAX_MESSAGE_BYTES
+            }
         }
     }
 
@@ -91,7 +98,7 @@ impl Kind {
         const DAY: u64 = 24 * 60 * MINUTE;
         match self {
             Self::Command => 5 * MINUTE,
-            Self::Answer | Self::Get | Self::Base => 60 * MINUTE,
+            Self::Answer | Self::Get | Self::Base | Self::Frame => 60 * MINUTE,
             Self::Offer | Self::Contribution | Self::Receipt | Self::Result => 30 * DAY,
             Self::Checkpoint | Self::Keyring => 365 * DAY,
         }
@@ -366,6 +373,7 @@ pub enum Body {
     Checkpoint(Checkpoint),
     Command(Command),
     Base(BaseFile),
+    Frame(Frame),
 }
 
 impl Body {
@@ -382,6 +390,7 @@ impl Body {
             Self::Checkpoint(_) => Kind::Checkpoint,
             Self::Command(_) => Kind::Command,
             Self::Base(_) => Kind::Base,
+            Self::Frame(_) => Kind::Frame,
         }
     }
 
@@ -400,6 +409,7 @@ impl Body {
             Self::Keyring(body) | Self::Checkpoint(body) => encode(body),
             Self::Command(body) => encode(body),
             Self::Base(body) => encode(body),
+            Self::Frame(body) => encode(body),
         }
     }
 
@@ -420,6 +430,7 @@ impl Body {
             Kind::Checkpoint => Self::Checkpoint(decode(bytes, cap)?),
             Kind::Command => Self::Command(decode(bytes, cap)?),
             Kind::Base => Self::Base(decode(bytes, cap)?),
+            Kind::Frame => Self::Frame(decode(bytes, cap)?),
         })
     }
 }

@@ -4,9 +4,10 @@
 use std::path::PathBuf;
 
 use super::{
-    Answer, BaseChunk, BaseFile, Blob, Body, Checkpoint, Chunk, ClassSummary, Coding, Command,
-    Contribution, Get, Kind, Manifest, Offer, PackedSet, PackedTensor, Plan, Receipt,
-    Result as RoundResult, Verdict, Wanted, decode, encode,
+    Answer, BaseChunk, BaseFile, Blob, Body, Cells, Checkpoint, Chunk, ClassSummary, Coding,
+    Command, Contribution, Frame, Get, Kind, Manifest, Offer, PackedSet, PackedTensor, Plan,
+    Receipt, Result as RoundResult, Settled, SplitCoding, SplitMessage, Verdict, Wanted, decode,
+    encode,
 };
 use crate::ids::{BootId, Digest, Name, UpdateId};
 use crate::time::Wall;
@@ -130,6 +131,37 @@ fn bodies() -> Vec<(&'static str, Body)> {
             "command",
             Body::Command(Command { name: "round.start".into(), json: b"{\"id\":1}".to_vec() }),
         ),
+        ("frame", Body::Frame(frame())),
+    ]
+}
+
+fn frame() -> Frame {
+    Frame { run: 3, step: 17, turn: 1, part: 1, parts: 2, data: vec![8; 4] }
+}
+
+/// One of each variant of what frames carry, before it is compressed.
+fn split_messages() -> Vec<(&'static str, SplitMessage)> {
+    let cells = || Cells { shape: vec![1, 2, 3], coding: SplitCoding::Int8, data: vec![1; 10] };
+    let settled = Some(Settled { step: 16, squared: 0.25 });
+    vec![
+        (
+            "split.open",
+            SplitMessage::Open {
+                offer: Digest([0x0f; 32]),
+                cut: 1,
+                head_in_front: false,
+                coding: SplitCoding::F32,
+                class_counts: vec![300, 0, 7],
+            },
+        ),
+        ("split.opened", SplitMessage::Opened),
+        ("split.forward", SplitMessage::Forward { settled, activations: cells(), labels: vec![2] }),
+        ("split.output", SplitMessage::Output { output: cells() }),
+        ("split.output_gradient", SplitMessage::OutputGradient { gradient: cells() }),
+        ("split.backward", SplitMessage::Backward { loss: 0.5, squared: 1.5, gradient: cells() }),
+        ("split.finish", SplitMessage::Finish { settled: None }),
+        ("split.finished", SplitMessage::Finished),
+        ("split.refused", SplitMessage::Refused { reason: "unknown_run".into() }),
     ]
 }
 
@@ -175,6 +207,9 @@ fn all() -> Vec<(String, Vec<u8>)> {
     }
     all.push(("chunk".into(), encode(&chunk()).unwrap()));
     all.push(("packed_set.plain".into(), encode(&packed_set()).unwrap()));
+    for (name, message) in split_messages() {
+        all.push((name.to_owned(), encode(&message).unwrap()));
+    }
     all
 }
 
@@ -193,6 +228,9 @@ fn today_encodes_to_the_released_bytes() {
 fn the_released_bytes_decode_to_what_was_said() {
     for (name, body) in bodies() {
         assert_eq!(Body::from_bytes(body.kind(), &golden(name)).unwrap(), body, "{name}");
+    }
+    for (name, message) in split_messages() {
+        assert_eq!(decode::<SplitMessage>(&golden(name), 1 << 20).unwrap(), message, "{name}");
     }
     assert_eq!(decode::<Chunk>(&golden("chunk"), 1 << 20).unwrap(), chunk());
     assert_eq!(decode::<PackedSet>(&golden("packed_set.plain"), 1 << 20).unwrap(), packed_set());

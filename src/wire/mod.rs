@@ -8,6 +8,7 @@ mod blob;
 mod body;
 mod codec;
 mod envelope;
+mod frame;
 #[cfg(test)]
 mod golden_tests;
 mod head;
@@ -20,6 +21,7 @@ pub use body::{
 };
 pub use codec::{CodecError, decode, encode, split_pair};
 pub use envelope::{Envelope, Signature};
+pub use frame::{Cells, Frame, MAX_SPLIT_BYTES, Settled, SplitCoding, SplitMessage};
 pub use head::Head;
 pub use packed::{Coding, PackedSet, PackedTensor};
 

@@ -89,17 +89,7 @@ impl PackedSet {
     /// # Errors
     /// [`CodecError::Bomb`] for a decompression bomb; else what is wrong first.
     pub fn from_bytes(bytes: &[u8], cap: usize) -> Result<Self, CodecError> {
-        let bad = |e: std::io::Error| CodecError::Compression(e.to_string());
-        let limit = u64::try_from(cap).unwrap_or(u64::MAX).saturating_add(1);
-        let mut plain = Vec::new();
-        let mut decoder = zstd::stream::read::Decoder::new(bytes).map_err(bad)?;
-        // What a frame's header claims is allocated: no more than a whole update.
-        decoder.window_log_max(Self::MAX_WINDOW_LOG).map_err(bad)?;
-        decoder.take(limit).read_to_end(&mut plain).map_err(bad)?;
-        if plain.len() > cap {
-            return Err(CodecError::Bomb { cap });
-        }
-        let set: Self = decode(&plain, cap)?;
+        let set: Self = decode(&decompress(bytes, cap, Self::MAX_WINDOW_LOG)?, cap)?;
         set.check()?;
         Ok(set)
     }
@@ -139,6 +129,25 @@ impl PackedSet {
             Err(CodecError::TensorShape("the shapes don't agree with the number of bytes"))
         }
     }
+}
+
+/// Decompresses to at most `cap` bytes; the window that a zstd frame asks for is at most a power of two.
+pub(super) fn decompress(
+    bytes: &[u8],
+    cap: usize,
+    max_window_log: u32,
+) -> Result<Vec<u8>, CodecError> {
+    let bad = |e: std::io::Error| CodecError::Compression(e.to_string());
+    let limit = u64::try_from(cap).unwrap_or(u64::MAX).saturating_add(1);
+    let mut plain = Vec::new();
+    let mut decoder = zstd::stream::read::Decoder::new(bytes).map_err(bad)?;
+    // What a frame's header claims is allocated: no more than a whole message.
+    decoder.window_log_max(max_window_log).map_err(bad)?;
+    decoder.take(limit).read_to_end(&mut plain).map_err(bad)?;
+    if plain.len() > cap {
+        return Err(CodecError::Bomb { cap });
+    }
+    Ok(plain)
 }
 
 impl PackedTensor {

@@ -20,6 +20,7 @@ mod chunks;
 mod claims;
 mod commands;
 mod foreign_result;
+mod frames;
 mod keys;
 mod misaddressed;
 mod out_of_turn;

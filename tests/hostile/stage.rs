@@ -145,7 +145,8 @@ impl Stage {
         self.seq += 1;
         let kind = body.kind();
         let branch = self.branch(sender);
-        let directly = matches!(kind, Kind::Get | Kind::Receipt | Kind::Answer | Kind::Base);
+        let directly =
+            matches!(kind, Kind::Get | Kind::Receipt | Kind::Answer | Kind::Base | Kind::Frame);
         let topic = if directly {
             branch.to(&self.target, kind.as_str())
         } else {

@@ -390,6 +390,7 @@ pub(crate) fn learning(versions: u64) -> Learning {
         share_bounds: ShareBounds::default(),
         resync_ms: 15_000,
         chunk_bytes: 65_536,
+        split: None,
     }
 }
 

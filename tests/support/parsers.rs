@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 
 use gaisnet::ids::{Digest, Name};
+use gaisnet::learn::{ActivationCoding, Activations};
 use gaisnet::ledger::tiles::verify_export;
 use gaisnet::ledger::{Entry, InclusionProof, Origin, SignedCheckpoint};
 use gaisnet::protocol::update;
@@ -18,16 +19,20 @@ use gaisnet::time::Wall;
 use gaisnet::topic::filter::Filter;
 use gaisnet::topic::{Leaf, Prefix};
 use gaisnet::trust::keyring_document::{open_document, seal_document};
-use gaisnet::wire::{Body, Chunk, Envelope, Head, Kind, PackedSet, decode, encode, split_pair};
+use gaisnet::wire::{
+    Body, Cells, Chunk, Envelope, Head, Kind, PackedSet, SplitCoding, SplitMessage, decode, encode,
+    split_pair,
+};
 
 /// A parser that is fuzzed.
 pub(crate) type Parser = fn(&[u8]);
 
 /// The parsers of the pure half, by the name of their target and of their corpus.
-pub(crate) const PURE: [(&str, Parser); 12] = [
+pub(crate) const PURE: [(&str, Parser); 13] = [
     ("envelope", envelope),
     ("body", body),
     ("chunk", chunk),
+    ("split_message", split_message),
     ("packed_set", packed_set),
     ("keyring", keyring),
     ("checkpoint", checkpoint),
@@ -81,6 +86,32 @@ fn read_body(kind: Kind, bytes: &[u8]) {
     assert_eq!(body.kind(), kind);
     let again = body.to_bytes().and_then(|bytes| Body::from_bytes(kind, &bytes));
     assert_eq!(again, Ok(body));
+}
+
+/// What frames carry: as it travels, or unpacked already, since a fuzzer doesn't get through zstd.
+pub(crate) fn split_message(bytes: &[u8]) {
+    let said = SplitMessage::from_bytes(bytes).or_else(|_| decode(bytes, CAP));
+    let Ok(said) = said else { return };
+    let again = said.to_bytes().unwrap();
+    assert_eq!(SplitMessage::from_bytes(&again).as_ref(), Ok(&said));
+    let cells: Option<&Cells> = match &said {
+        SplitMessage::Forward { activations, .. } => Some(activations),
+        SplitMessage::Output { output } => Some(output),
+        SplitMessage::OutputGradient { gradient } | SplitMessage::Backward { gradient, .. } => {
+            Some(gradient)
+        }
+        _ => None,
+    };
+    let Some(cells) = cells else { return };
+    let coding = match cells.coding {
+        SplitCoding::F32 => ActivationCoding::F32,
+        SplitCoding::Int8 => ActivationCoding::Int8,
+    };
+    let shape: Vec<usize> = cells.shape.iter().map(|d| *d as usize).collect();
+    if let Ok(values) = Activations::decode(coding, &shape, &cells.data) {
+        assert_eq!(values.data.len(), shape.iter().product::<usize>());
+        assert!(values.data.iter().all(|x| x.is_finite()));
+    }
 }
 
 pub(crate) fn chunk(bytes: &[u8]) {

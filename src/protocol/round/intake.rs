@@ -126,6 +126,7 @@ impl Round {
             loss_first: contribution.loss_first,
             loss_last: contribution.loss_last,
             delta: contribution.delta.as_ref().map(Blob::sha256),
+            back: self.back(&sender, &contribution.offer),
             stacked: contribution.stacked,
             base: task.adapter,
             class_logits: contribution.class_logits.clone(),
@@ -180,6 +181,10 @@ impl Round {
         {
             return Err("wrong_contribution_kind");
         }
+        if self.config.split.is_some() && self.back(message.sender(), &contribution.offer).is_none()
+        {
+            return Err("no_back_half");
+        }
         if !contribution.delta.as_ref().is_none_or(Blob::is_sound) {
             return Err("unsound_blob");
         }
@@ -192,7 +197,9 @@ impl Round {
     /// What an offer asked for, while it is open or remembered.
     fn task(&self, asked: &Digest) -> Option<Task> {
         match &self.phase {
-            Phase::Open(Open { digest, offer, .. }) if digest == asked => Some(Task::from(offer)),
+            Phase::Open(Open { digest, offer, whole, .. }) if digest == asked => {
+                Some(Task::new(offer, *whole))
+            }
             Phase::Idle | Phase::Open(_) | Phase::Closing(Closing { .. }) => {
                 self.recent.iter().find(|r| r.offer == *asked).map(|r| r.task.clone())
             }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::super::effect::{CombineInput, Effect};
-use super::Round;
+use super::{Back, Round};
 use crate::ids::{Digest, NodeId, RoundNo, UpdateId, Version};
 use crate::wire::{Blob, ClassSummary, CodecError, Offer, decode, encode};
 
@@ -20,6 +20,7 @@ pub(super) const PAUSED: &str = "round/paused";
 const STATE_CAP: usize = 64 << 20;
 const LATE: &str = "round/late/";
 const ACCEPTED: &str = "round/accepted/";
+pub(super) const BACK: &str = "round/back/";
 
 /// What everyone should have.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -30,6 +31,9 @@ pub(super) struct Global {
     pub(super) class_targets: Option<ClassSummary>,
     /// The result that told the children of it, `None` when only an offer did.
     pub(super) told: Option<Told>,
+    /// The adapter that `adapter` is the front of, where members train a front.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) whole: Option<Digest>,
 }
 
 /// What a result says beside the version itself.
@@ -55,6 +59,9 @@ pub(super) struct Open {
     pub(super) accepted: BTreeMap<NodeId, CombineInput>,
     pub(super) declined: BTreeSet<NodeId>,
     pub(super) deadline_passed: bool,
+    /// See [`Global::whole`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) whole: Option<Digest>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -62,6 +69,9 @@ pub(super) struct Closing {
     pub(super) digest: Digest,
     pub(super) offer: Offer,
     pub(super) set: Vec<CombineInput>,
+    /// See [`Global::whole`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) whole: Option<Digest>,
 }
 
 /// A closed round: enough to answer repeats and to weigh what comes late.
@@ -77,6 +87,7 @@ pub(super) struct Recent {
 pub(super) struct Task {
     pub(super) round: RoundNo,
     pub(super) version: Version,
+    /// What a delta is against: the whole adapter, also where the members have the front of it alone.
     pub(super) adapter: Digest,
     pub(super) adapter_delta: bool,
     pub(super) class_logits: bool,
@@ -89,12 +100,12 @@ pub(super) struct Counted {
     pub(super) late: bool,
 }
 
-impl From<&Offer> for Task {
-    fn from(offer: &Offer) -> Self {
+impl Task {
+    pub(super) fn new(offer: &Offer, whole: Option<Digest>) -> Self {
         Self {
             round: offer.round,
             version: offer.version,
-            adapter: offer.adapter.sha256(),
+            adapter: whole.unwrap_or_else(|| offer.adapter.sha256()),
             adapter_delta: offer.plan.adapter_delta,
             class_logits: offer.plan.class_logits,
         }
@@ -117,6 +128,10 @@ impl Round {
             RECENT => self.recent = decode(value, STATE_CAP)?,
             NORMS => self.norms = decode(value, STATE_CAP)?,
             PAUSED => self.paused = decode(value, STATE_CAP)?,
+            _ if key.starts_with(BACK) => {
+                let back: Back = decode(value, STATE_CAP)?;
+                self.backs.insert(back.device.clone(), back);
+            }
             _ if key.starts_with(LATE) => {
                 let input: CombineInput = decode(value, STATE_CAP)?;
                 self.late.insert(input.update, input);
@@ -154,7 +169,7 @@ impl Round {
         };
         self.recent.push(Recent {
             offer: open.digest,
-            task: Task::from(&open.offer),
+            task: Task::new(&open.offer, open.whole),
             counted: open.accepted.iter().map(counted).collect(),
         });
         let surplus = self.recent.len().saturating_sub(Self::MEMORY);

@@ -612,10 +612,10 @@ fn a_relay_adopts_while_its_round_is_open_and_its_round_goes_on_as_offered() {
         contributor_set: Digest([3; 32]),
     };
     let mut adopted = Vec::new();
-    bench.round.adopt(result.clone(), &mut adopted);
+    bench.round.adopt(result.clone(), None, &mut adopted);
     let passed_on = Body::Result(result.clone());
     assert!(adopted.iter().any(|e| matches!(e, Effect::Send { body, .. } if *body == passed_on)));
-    bench.round.adopt(RoundResult { version: 1, ..result }, &mut adopted);
+    bench.round.adopt(RoundResult { version: 1, ..result }, None, &mut adopted);
     assert_eq!(bench.round.view().version, 2, "versions never go back");
     let work = bench.work(1);
     assert_eq!(work.version, 0);

@@ -1,0 +1,270 @@
+//! A relay whose devices have the front of a model alone.
+
+use std::collections::BTreeMap;
+
+use super::super::effect::{CombineJob, Job};
+use super::super::fixture::{CHUNK_BYTES, layout_of, member_config, plan, round_config, verified};
+use super::super::session::{BackEnd, BackTask};
+use super::super::{Backs, Owner};
+use super::*;
+use crate::learn::{Cut, Tensor, TensorSet};
+use crate::wire::{Coding, Contribution, Frame, Offer, SplitCoding, SplitMessage, Verdict};
+
+fn node(name: &str) -> NodeId {
+    NodeId::new(name).unwrap()
+}
+
+fn terms() -> SplitTerms {
+    let cut = Cut { blocks: 1, head_in_front: false };
+    SplitTerms { cut, coding: SplitCoding::F32, part_bytes: 4096 }
+}
+
+/// A front of three values and a back of two.
+fn adapter(front: f32, back: f32) -> Vec<u8> {
+    let tensor = |name: &str, n: usize, value: f32| Tensor {
+        name: name.into(),
+        shape: vec![n],
+        data: vec![value; n],
+    };
+    let tensors = vec![tensor("blocks.0.norm1.bias", 3, front), tensor("head.bias", 2, back)];
+    update::pack(&TensorSet::new(tensors).unwrap(), Coding::F32, 0).unwrap()
+}
+
+fn front(value: f32) -> Vec<u8> {
+    update::part(&adapter(value, 0.0), |name| terms().cut.is_front(name)).unwrap()
+}
+
+fn back(value: f32) -> Vec<u8> {
+    update::part(&adapter(0.0, value), |name| !terms().cut.is_front(name)).unwrap()
+}
+
+struct Bench {
+    relay: Relay,
+    backs: Backs,
+    state: BTreeMap<String, Vec<u8>>,
+    blobs: BTreeMap<Digest, Vec<u8>>,
+}
+
+impl Bench {
+    fn new(backs: Backs) -> Self {
+        let state = BTreeMap::new();
+        let relay = Self::relay(backs, &state);
+        let mut bench = Self { relay, backs, state, blobs: BTreeMap::new() };
+        bench.step(Input::Start);
+        bench
+    }
+
+    fn relay(backs: Backs, state: &BTreeMap<String, Vec<u8>>) -> Relay {
+        let of = |prefix: &str| -> Vec<_> {
+            let own = state.iter().filter(|(key, _)| key.starts_with(prefix));
+            own.map(|(key, value)| (key.clone(), value.clone())).collect()
+        };
+        let members = ["d1", "d2"].map(node).into();
+        let mut config = round_config(Owner::Relay, &members, plan(Coding::F32));
+        config.split = Some(backs);
+        let round = Round::new(config, &front(0.0), &of(Round::PREFIX)).unwrap();
+        let mut config = member_config(&node("edge"), &node("cloud"), true);
+        config.layout = layout_of(&adapter(0.0, 0.0));
+        let member = Member::new(config, &of(Member::PREFIX)).unwrap();
+        let config = RelayConfig {
+            parent: node("cloud"),
+            margin_ms: 5_000,
+            split: Some(terms()),
+            chunk_bytes: CHUNK_BYTES,
+        };
+        Relay::new(config, member, round)
+    }
+
+    fn step(&mut self, input: Input) -> Vec<Effect> {
+        let effects = self.relay.step(Now::default(), input);
+        for effect in &effects {
+            match effect {
+                Effect::Put(key, value) => drop(self.state.insert(key.clone(), value.clone())),
+                Effect::Delete(key) => drop(self.state.remove(key)),
+                Effect::SaveBlob(bytes) => {
+                    self.blobs.insert(Digest::of(bytes), bytes.clone());
+                }
+                _ => {}
+            }
+        }
+        effects
+    }
+
+    /// From what is on disk alone; a session and its back die with the process.
+    fn restart(&mut self) -> Vec<Effect> {
+        self.relay = Self::relay(self.backs, &self.state);
+        self.step(Input::Start)
+    }
+
+    fn hear(&mut self, from: &str, round: u64, body: Body) -> Vec<Effect> {
+        self.step(Input::Message(verified(&node(from), round, 1, body)))
+    }
+
+    fn open(&mut self) -> (Digest, Offer) {
+        let outer = Offer {
+            round: 1,
+            model: crate::ids::Name::new("m").unwrap(),
+            base: Digest([1; 32]),
+            version: 0,
+            adapter: Blob::of(&adapter(1.0, 2.0), CHUNK_BYTES),
+            class_targets: None,
+            plan: plan(Coding::F32),
+            deadline_ms: 20_000,
+            outer: None,
+        };
+        let effects = self.hear("cloud", 1, Body::Offer(outer));
+        sent(&effects, |body| match body {
+            Body::Offer(offer) => Some((Digest::of(&body.to_bytes().unwrap()), offer.clone())),
+            _ => None,
+        })
+        .unwrap()
+    }
+
+    /// A session of a device, whose back learns this much.
+    fn session(&mut self, device: &str, inner: &(Digest, Offer), learned: f32) -> Vec<Effect> {
+        let open = SplitMessage::Open {
+            offer: inner.0,
+            cut: 1,
+            head_in_front: false,
+            coding: SplitCoding::F32,
+            class_counts: vec![20, 20],
+        };
+        let whole = Digest::of(&adapter(1.0, 2.0));
+        match self.say(device, 1, &open, inner.1.round).as_slice() {
+            [Effect::Job(Job::Back { task: BackTask::Open { adapter, .. }, .. })] => {
+                assert_eq!(*adapter, whole, "a back starts from the whole adapter");
+            }
+            other => panic!("{other:?}"),
+        }
+        let ended = |end| Input::Back { device: node(device), run: 1, end: Ok(end) };
+        self.step(ended(BackEnd::Opened));
+        self.say(device, 2, &SplitMessage::Finish { settled: None }, inner.1.round);
+        self.step(ended(BackEnd::Learned(back(learned))))
+    }
+
+    fn say(&mut self, from: &str, step: u32, said: &SplitMessage, round: u64) -> Vec<Effect> {
+        let data = said.to_bytes().unwrap();
+        let frame = Frame { run: 1, step, turn: 0, part: 0, parts: 1, data };
+        self.hear(from, round, Body::Frame(frame))
+    }
+
+    fn contribute(&mut self, device: &str, inner: &(Digest, Offer), delta: f32) -> Vec<Effect> {
+        let body = Body::Contribution(Contribution {
+            offer: inner.0,
+            version: inner.1.version,
+            num_examples: 50,
+            num_devices: 1,
+            steps: 4,
+            loss_first: 1.0,
+            loss_last: 0.5,
+            stacked: false,
+            delta: Some(Blob::of(&front(delta), CHUNK_BYTES)),
+            class_logits: None,
+        });
+        self.hear(device, inner.1.round, body)
+    }
+
+    fn combine(&mut self, job: &CombineJob) -> TensorSet {
+        let mut blobs = self.blobs.clone();
+        blobs.insert(Digest::of(&adapter(1.0, 2.0)), adapter(1.0, 2.0));
+        let work = update::combine(job, &|digest| blobs.get(digest).cloned()).unwrap();
+        update::unpack(&work.update.unwrap()).unwrap()
+    }
+}
+
+fn sent<T>(effects: &[Effect], pick: impl Fn(&Body) -> Option<T>) -> Option<T> {
+    effects.iter().find_map(|effect| match effect {
+        Effect::Send { body, .. } => pick(body),
+        _ => None,
+    })
+}
+
+fn verdict(effects: &[Effect]) -> Option<Verdict> {
+    sent(effects, |body| match body {
+        Body::Receipt(receipt) => Some(receipt.verdict.clone()),
+        _ => None,
+    })
+}
+
+fn job(effects: &[Effect]) -> CombineJob {
+    let found = effects.iter().find_map(|effect| match effect {
+        Effect::Job(Job::Combine(job)) => Some(job.clone()),
+        _ => None,
+    });
+    found.unwrap()
+}
+
+#[test]
+fn devices_are_offered_the_front_alone_and_results_come_down_so_too() {
+    let mut bench = Bench::new(Backs::Each);
+    let (_, offer) = bench.open();
+    assert_eq!(offer.adapter.sha256(), Digest::of(&front(1.0)));
+    assert!(bench.relay.blobs().contains(&Digest::of(&adapter(1.0, 2.0))), "the backs need it");
+    let result = RoundResult {
+        offer: Digest([9; 32]),
+        version: 3,
+        adapter: Blob::of(&adapter(5.0, 6.0), CHUNK_BYTES),
+        class_targets: None,
+        contributors: 2,
+        contributor_set: Digest([8; 32]),
+    };
+    let down = |effects: &[Effect]| {
+        sent(effects, |body| match body {
+            Body::Result(result) => Some(result.adapter.sha256()),
+            _ => None,
+        })
+    };
+    let effects = bench.hear("cloud", 1, Body::Result(result));
+    assert_eq!(down(&effects), Some(Digest::of(&front(5.0))));
+    assert_eq!(down(&bench.restart()), Some(Digest::of(&front(5.0))));
+    assert_eq!(bench.relay.version(), 3);
+}
+
+#[test]
+fn a_contribution_without_its_other_half_is_refused_and_with_it_survives_a_restart() {
+    let mut bench = Bench::new(Backs::Each);
+    let inner = bench.open();
+    let effects = bench.contribute("d1", &inner, 0.5);
+    assert_eq!(verdict(&effects), Some(Verdict::Refused("no_back_half".into())));
+    let effects = bench.session("d1", &inner, 0.25);
+    let save = effects.iter().position(|e| matches!(e, Effect::SaveBlob(_))).unwrap();
+    let told = effects.iter().position(|e| matches!(e, Effect::Send { .. })).unwrap();
+    assert!(save < told, "on disk in the step in which the device hears of it");
+    bench.restart();
+    let effects = bench.contribute("d1", &inner, 0.5);
+    assert_eq!(verdict(&effects), Some(Verdict::Accepted));
+    assert!(bench.relay.blobs().contains(&Digest::of(&back(0.25))));
+    bench.session("d2", &inner, 0.75);
+    let task = job(&bench.contribute("d2", &inner, 1.5));
+    assert_eq!(job(&bench.restart()), task, "the same set again");
+    let got = bench.combine(&task);
+    // Differences from what was offered: means over both devices, of both halves.
+    assert_eq!(got.get("blocks.0.norm1.bias").unwrap().data, [1.0; 3]);
+    assert_eq!(got.get("head.bias").unwrap().data, [0.5; 2]);
+}
+
+#[test]
+fn with_one_back_for_all_each_contribution_has_what_it_had_learned_at_last() {
+    for (backs, expected) in [(Backs::Each, 0.5), (Backs::Shared, 0.75)] {
+        let mut bench = Bench::new(backs);
+        let inner = bench.open();
+        bench.session("d1", &inner, 0.25);
+        bench.contribute("d1", &inner, 0.5);
+        bench.session("d2", &inner, 0.75);
+        let task = job(&bench.contribute("d2", &inner, 0.5));
+        assert_eq!(bench.combine(&task).get("head.bias").unwrap().data, [expected; 2]);
+    }
+}
+
+#[test]
+fn a_stranger_and_a_relay_without_backs_get_no_session() {
+    let mut bench = Bench::new(Backs::Each);
+    let inner = bench.open();
+    let finish = SplitMessage::Finish { settled: None };
+    let effects = bench.say("d9", 1, &finish, inner.1.round);
+    assert_eq!(effects, [Effect::Count("not_for_a_relay")]);
+    let effects = bench.say("d1", 1, &finish, inner.1.round);
+    assert_eq!(effects[0], Effect::Count("unknown_run"), "the twin is answered");
+    let input = Input::Back { device: node("d9"), run: 1, end: Ok(BackEnd::Opened) };
+    assert_eq!(bench.step(input), [Effect::Count("back_stale")]);
+}

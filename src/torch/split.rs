@@ -1,0 +1,544 @@
+//! The signal transformer in two halves, each with its part of the adapter and its own AdamW.
+//!
+//! ```text
+//! device  spectra -> embedding -> blocks 0..k --activations--> blocks k.. -> norm -> mean -> head -> loss  edge
+//!                    flat <- AdamW <- J^T g   <---gradient g---              flat <- AdamW, once the front has
+//! ```
+//! The front is made from its own tensors of the base; it never sees the others. A gradient `g` that comes
+//! back goes on through the front as that of `sum(activations * g)`, which is the same.
+
+use std::collections::BTreeMap;
+
+use tch::{Kind, Tensor};
+
+use super::adamw::AdamW;
+use super::adapter::AdapterPlan;
+use super::parts::Parts;
+use super::signal::{SignalStem, SignalTop, SignalTransformerConfig, Spectra};
+use super::trainer::{
+    Distill, Terms, TrainerConfig, batch_loss, check_targets, check_windows, class_counts,
+    labels_of, log_prior, windows_of,
+};
+use super::weights::Weights;
+use super::{dim, tensor, use_threads, values};
+use crate::ids::NodeId;
+use crate::learn::{
+    Activations, BackCopy, BackJob, BackStep, Batches, Cut, Examples, FrontBegun, FrontRun, Layout,
+    LearnError, Smashed, SplitBack, SplitFront, TensorSet, TrainJob,
+};
+use crate::rng::Stream;
+
+/// One half of a cut model: its part of the base, frozen, and what trains in it.
+#[derive(Debug)]
+struct Half {
+    config: TrainerConfig,
+    cut: Cut,
+    base: Weights,
+    plan: AdapterPlan,
+    initial: TensorSet,
+}
+
+impl Half {
+    fn new(
+        base: &TensorSet,
+        layout: &Layout,
+        config: TrainerConfig,
+        cut: Cut,
+        front: bool,
+        seed: u64,
+    ) -> Result<Self, LearnError> {
+        config.model.check()?;
+        cut.check(config.model.layers)?;
+        base.check_layout(layout)?;
+        base.check_finite()?;
+        let whole = AdapterPlan::new(&config.model.layout(), &config.peft)?;
+        let plan = whole.part(|name| cut.is_front(name) == front)?;
+        let base = Weights::from_set(base)?;
+        Ok(Self { initial: plan.initial(&base, seed)?, config, cut, base, plan })
+    }
+
+    fn trainable(&self, start: &TensorSet) -> Result<Trainable, LearnError> {
+        let start = self.plan.flatten(start)?;
+        let flat = start.f_detach_copy()?.f_set_requires_grad(true)?;
+        let adamw = AdamW::new(&flat, self.config.adamw)?;
+        let (base, plan) = (self.base.share(), self.plan.clone());
+        Ok(Trainable { base, plan, start, flat, adamw })
+    }
+}
+
+/// What trains in one run of a half.
+struct Trainable {
+    base: Weights,
+    plan: AdapterPlan,
+    start: Tensor,
+    flat: Tensor,
+    adamw: AdamW,
+}
+
+impl Trainable {
+    fn weights(&self) -> Result<Weights, LearnError> {
+        self.plan.merge(&self.base, &self.flat)
+    }
+
+    /// The gradient with the proximal term, and its squared length.
+    fn whole(&self, gradient: Tensor, prox_mu: f64) -> Result<(Tensor, f64), LearnError> {
+        let _guard = tch::no_grad_guard();
+        let gradient = if prox_mu > 0.0 {
+            let away = self.flat.f_detach()?.f_sub(&self.start)?;
+            gradient.f_add(&away.f_mul_scalar(prox_mu)?)?
+        } else {
+            gradient
+        };
+        let norm = gradient.f_norm()?.f_to_kind(Kind::Double)?.f_double_value(&[])?;
+        if !norm.is_finite() {
+            return Err(LearnError::NotFinite { name: "gradient".into(), index: 0 });
+        }
+        Ok((gradient, norm * norm))
+    }
+
+    fn step(&mut self, gradient: &Tensor, squared: f64, rate: f64) -> Result<(), LearnError> {
+        self.adamw.step_of(&mut self.flat, gradient, squared.sqrt(), rate)
+    }
+
+    fn adapter(&self) -> Result<TensorSet, LearnError> {
+        let adapter = self.plan.unflatten(&self.flat)?;
+        adapter.check_finite()?;
+        Ok(adapter)
+    }
+}
+
+/// The front half, on a device.
+#[derive(Debug)]
+pub struct SignalFront(Half);
+
+impl SignalFront {
+    /// Takes the front's tensors of the base ([`SignalFront::layout`]); the adapter's factors start from
+    /// `seed`, which all nodes share.
+    ///
+    /// # Errors
+    /// [`LearnError`] when base, sizes, targets and cut don't fit together.
+    pub fn new(
+        base: &TensorSet,
+        config: TrainerConfig,
+        cut: Cut,
+        seed: u64,
+    ) -> Result<Self, LearnError> {
+        let layout = Self::layout(&config.model, cut);
+        Ok(Self(Half::new(base, &layout, config, cut, true, seed)?))
+    }
+
+    /// Names and shapes of the front's part of a base.
+    pub fn layout(model: &SignalTransformerConfig, cut: Cut) -> Layout {
+        cut.front_of(&model.layout())
+    }
+
+    /// Values that this half holds, and values that train in it.
+    pub fn num_values(&self) -> (u64, u64) {
+        (self.0.base.num_bytes() / 4, self.0.plan.num_values().unsigned_abs())
+    }
+
+    /// About how many bytes a run with batches of this size takes, libtorch's own aside.
+    ///
+    /// Weights, the adapter with its gradient and moments, and what the blocks keep for the backward pass.
+    pub fn num_bytes(model: &SignalTransformerConfig, cut: Cut, trains: u64, batch: u32) -> u64 {
+        let weights: usize =
+            Self::layout(model, cut).0.iter().map(|(_, s)| s.iter().product::<usize>()).sum();
+        let block = &model.block;
+        let (d, f) = (u64::from(block.d_model), u64::from(block.d_ff));
+        let tokens = u64::from(model.tokens());
+        // A token and block: inputs and norms, queries to heads, hidden layer twice, attention's row.
+        let kept = 8 * d + 2 * f + u64::from(block.heads) * tokens;
+        let activations = u64::from(batch) * tokens * kept * u64::from(cut.blocks);
+        // The merged weights lie beside the base's.
+        4 * (2 * weights as u64 + 4 * trains + activations)
+    }
+}
+
+impl SplitFront for SignalFront {
+    fn initial_adapter(&self) -> TensorSet {
+        self.0.initial.clone()
+    }
+
+    fn begin(&self, data: &Examples, job: &TrainJob) -> Result<Box<dyn FrontRun>, LearnError> {
+        let Half { config, cut, .. } = &self.0;
+        let data = data.windows()?;
+        check_windows(data, &config.model)?;
+        job.check()?;
+        if job.epochs.is_some() || job.final_rate.is_some() {
+            return Err(LearnError::OutOfRange {
+                what: "plan of a split model",
+                expected: "local_steps at one learning rate (no local_epochs, no cosine_steps)"
+                    .into(),
+                actual: format!("epochs {:?}, final rate {:?}", job.epochs, job.final_rate),
+            });
+        }
+        use_threads(config.threads);
+        let counts = class_counts(data);
+        let head = if cut.head_in_front {
+            let prior = config.correct_prior.then(|| log_prior(&counts)).transpose()?;
+            Some(LossTerms::new(prior, job.class_targets.as_ref(), job.distill_lambda, config)?)
+        } else {
+            None
+        };
+        Ok(Box::new(SignalFrontRun {
+            spectra: Spectra::new(&config.model)?,
+            config: config.clone(),
+            cut: *cut,
+            half: self.0.trainable(&job.start)?,
+            batches: Batches::new(data.num_examples(), Stream::new(job.seed, "batch")),
+            changes: Stream::new(job.seed, "augment"),
+            batch_size: job.batch_size as usize,
+            learning_rate: job.learning_rate.into(),
+            prox_mu: job.prox_mu.into(),
+            begun: FrontBegun {
+                num_examples: data.num_examples() as u64,
+                class_counts: if cut.head_in_front { Vec::new() } else { counts },
+            },
+            head,
+            waiting: None,
+        }))
+    }
+}
+
+struct SignalFrontRun {
+    config: TrainerConfig,
+    cut: Cut,
+    spectra: Spectra,
+    half: Trainable,
+    batches: Batches,
+    changes: Stream,
+    batch_size: usize,
+    learning_rate: f64,
+    prox_mu: f64,
+    begun: FrontBegun,
+    head: Option<LossTerms>,
+    waiting: Option<Waiting>,
+}
+
+/// A batch that waits for its gradient.
+struct Waiting {
+    activations: Tensor,
+    weights: Weights,
+    y: Tensor,
+    /// Of the head, where it is here.
+    from_head: Option<Tensor>,
+}
+
+impl FrontRun for SignalFrontRun {
+    fn begun(&self) -> FrontBegun {
+        self.begun.clone()
+    }
+
+    fn forward(&mut self, data: &Examples) -> Result<Smashed, LearnError> {
+        self.waiting = None;
+        let data = data.windows()?;
+        let batch = self.batches.next(self.batch_size);
+        let (x, labels) = windows_of(data, &batch, &self.config.augment, &mut self.changes);
+        let y = labels_of(&labels)?;
+        let weights = self.half.weights()?;
+        let stem = SignalStem::new(&Parts::bare(&weights), &self.config.model, self.cut.blocks)?;
+        let activations = stem.forward(&self.spectra.forward(&x)?)?;
+        let smashed = Smashed {
+            activations: outside(&activations)?,
+            labels: if self.cut.head_in_front {
+                Vec::new()
+            } else {
+                labels.iter().map(|label| u32::try_from(*label).unwrap_or(u32::MAX)).collect()
+            },
+        };
+        self.waiting = Some(Waiting { activations, weights, y, from_head: None });
+        Ok(smashed)
+    }
+
+    fn head(&mut self, output: &Activations) -> Result<(f32, Activations), LearnError> {
+        let (Some(waiting), Some(terms)) = (&mut self.waiting, &self.head) else {
+            return Err(out_of_turn("an output of the back"));
+        };
+        let n = waiting.activations.size().first().copied().unwrap_or_default();
+        let leaf = inside(output, &[n, self.config.model.block.d_model.into()])?;
+        let leaf = leaf.f_set_requires_grad(true)?;
+        let head = self.config.model.head(&Parts::bare(&waiting.weights))?;
+        let loss = batch_loss(&head.forward(&leaf)?, &waiting.y, &terms.terms())?;
+        let value = finite(&loss)?;
+        // The weights' way to the flat buffer is walked a second time, by `backward`.
+        let gradients = Tensor::f_run_backward(&[&loss], &[&leaf, &self.half.flat], true, false)?;
+        let [at_output, of_head] = two(gradients)?;
+        waiting.from_head = Some(of_head);
+        Ok((value, outside(&at_output)?))
+    }
+
+    fn backward(&mut self, gradient: &Activations, back_squared: f64) -> Result<f64, LearnError> {
+        let Some(waiting) = &self.waiting else {
+            return Err(out_of_turn("a gradient"));
+        };
+        if self.cut.head_in_front && waiting.from_head.is_none() {
+            return Err(out_of_turn("a gradient"));
+        }
+        if !(back_squared >= 0.0 && back_squared.is_finite()) {
+            return Err(LearnError::NotFinite { name: "the back's gradient".into(), index: 0 });
+        }
+        let gradient = inside(gradient, &waiting.activations.size())?;
+        let product = waiting.activations.f_mul(&gradient)?.f_sum(Kind::Float)?;
+        let gradients = Tensor::f_run_backward(&[&product], &[&self.half.flat], false, false)?;
+        let [own] = <[Tensor; 1]>::try_from(gradients).map_err(|_| no_gradient())?;
+        let own = match &waiting.from_head {
+            Some(of_head) => own.f_add(of_head)?,
+            None => own,
+        };
+        let (own, squared) = self.half.whole(own, self.prox_mu)?;
+        self.half.step(&own, squared + back_squared, self.learning_rate)?;
+        self.waiting = None;
+        Ok(squared)
+    }
+
+    fn adapter(&self) -> Result<TensorSet, LearnError> {
+        self.half.adapter()
+    }
+}
+
+/// The back half, on an edge.
+#[derive(Debug)]
+pub struct SignalBack(Half);
+
+impl SignalBack {
+    /// Takes the back's tensors of the base.
+    ///
+    /// # Errors
+    /// [`LearnError`] when base, sizes, targets and cut don't fit together.
+    pub fn new(
+        base: &TensorSet,
+        config: TrainerConfig,
+        cut: Cut,
+        seed: u64,
+    ) -> Result<Self, LearnError> {
+        let layout = cut.back_of(&config.model.layout());
+        Ok(Self(Half::new(base, &layout, config, cut, false, seed)?))
+    }
+}
+
+impl SplitBack for SignalBack {
+    fn initial_adapter(&self) -> TensorSet {
+        self.0.initial.clone()
+    }
+
+    fn open(&self, job: &BackJob) -> Result<Box<dyn BackCopy>, LearnError> {
+        let Half { config, cut, .. } = &self.0;
+        use_threads(config.threads);
+        Ok(Box::new(SignalBackCopy {
+            config: config.clone(),
+            cut: *cut,
+            half: self.0.trainable(&job.start)?,
+            distill: LossTerms::new(None, job.class_targets.as_ref(), job.distill_lambda, config)?
+                .distill,
+            learning_rate: job.learning_rate.into(),
+            prox_mu: job.prox_mu.into(),
+            passed: BTreeMap::new(),
+            pending: BTreeMap::new(),
+        }))
+    }
+}
+
+struct SignalBackCopy {
+    config: TrainerConfig,
+    cut: Cut,
+    half: Trainable,
+    distill: Option<Distill>,
+    learning_rate: f64,
+    prox_mu: f64,
+    /// Forward passes that wait for the gradient of a device's head: input, output.
+    passed: BTreeMap<NodeId, (Tensor, Tensor)>,
+    /// Gradients that wait for their front: with their squared lengths.
+    pending: BTreeMap<NodeId, (Tensor, f64)>,
+}
+
+impl SignalBackCopy {
+    /// The input as a leaf, and the back's output; gradients flow to both ends.
+    fn pass(
+        &self,
+        at_cut: &Activations,
+        weights: &Weights,
+    ) -> Result<(Tensor, Tensor), LearnError> {
+        let model = &self.config.model;
+        let n = at_cut.shape.first().copied().unwrap_or_default();
+        let shape = [dim(n)?, model.tokens().into(), model.block.d_model.into()];
+        let leaf = inside(at_cut, &shape)?.f_set_requires_grad(true)?;
+        let top = SignalTop::new(&Parts::bare(weights), model, self.cut.blocks)?;
+        let output = top.forward(&leaf)?;
+        Ok((leaf, output))
+    }
+
+    fn answer(
+        &mut self,
+        who: &NodeId,
+        loss: f32,
+        of: &Tensor,
+        leaf: &Tensor,
+    ) -> Result<BackStep, LearnError> {
+        let gradients = Tensor::f_run_backward(&[of], &[leaf, &self.half.flat], false, false)?;
+        let [at_cut, own] = two(gradients)?;
+        let (own, squared) = self.half.whole(own, self.prox_mu)?;
+        let gradient = outside(&at_cut)?;
+        self.pending.insert(who.clone(), (own, squared));
+        Ok(BackStep { loss, gradient, squared })
+    }
+}
+
+impl BackCopy for SignalBackCopy {
+    fn step(
+        &mut self,
+        who: &NodeId,
+        smashed: &Smashed,
+        class_counts: &[u64],
+    ) -> Result<BackStep, LearnError> {
+        self.pending.remove(who);
+        if self.cut.head_in_front {
+            return Err(out_of_turn("labels: the head is on the device"));
+        }
+        let classes = self.config.model.classes;
+        let n = smashed.activations.shape.first().copied().unwrap_or_default();
+        let fits = smashed.labels.len() == n && class_counts.len() == classes as usize;
+        if let Some(label) = smashed.labels.iter().find(|label| **label >= classes || !fits) {
+            return Err(LearnError::OutOfRange {
+                what: "labels of a batch",
+                expected: format!("{n}, each below {classes}, and {classes} counts"),
+                actual: format!("{}, one {label}", smashed.labels.len()),
+            });
+        }
+        if !fits {
+            return Err(out_of_turn("a batch without labels"));
+        }
+        let weights = self.half.weights()?;
+        let (leaf, output) = self.pass(&smashed.activations, &weights)?;
+        let logits = self.config.model.head(&Parts::bare(&weights))?.forward(&output)?;
+        let labels: Vec<usize> = smashed.labels.iter().map(|label| *label as usize).collect();
+        let prior = self.config.correct_prior.then(|| log_prior(class_counts)).transpose()?;
+        let terms = Terms {
+            prox_mu: self.prox_mu,
+            log_prior: prior.as_ref(),
+            distill: self.distill.as_ref(),
+        };
+        let loss = batch_loss(&logits, &labels_of(&labels)?, &terms)?;
+        let value = finite(&loss)?;
+        self.answer(who, value, &loss, &leaf)
+    }
+
+    fn forward(&mut self, who: &NodeId, at_cut: &Activations) -> Result<Activations, LearnError> {
+        self.pending.remove(who);
+        if !self.cut.head_in_front {
+            return Err(out_of_turn("activations without labels: the head is here"));
+        }
+        let weights = self.half.weights()?;
+        let (leaf, output) = self.pass(at_cut, &weights)?;
+        let outward = outside(&output)?;
+        self.passed.insert(who.clone(), (leaf, output));
+        Ok(outward)
+    }
+
+    fn backward(&mut self, who: &NodeId, gradient: &Activations) -> Result<BackStep, LearnError> {
+        let Some((leaf, output)) = self.passed.remove(who) else {
+            return Err(out_of_turn("a gradient"));
+        };
+        let gradient = inside(gradient, &output.size())?;
+        let product = output.f_mul(&gradient)?.f_sum(Kind::Float)?;
+        self.answer(who, 0.0, &product, &leaf)
+    }
+
+    fn settle(&mut self, who: &NodeId, front_squared: Option<f64>) -> Result<(), LearnError> {
+        let (Some((gradient, squared)), Some(front)) = (self.pending.remove(who), front_squared)
+        else {
+            return Ok(());
+        };
+        if !(front >= 0.0 && front.is_finite()) {
+            return Err(LearnError::NotFinite { name: "the front's gradient".into(), index: 0 });
+        }
+        self.half.step(&gradient, squared + front, self.learning_rate)
+    }
+
+    fn adapter(&self) -> Result<TensorSet, LearnError> {
+        self.half.adapter()
+    }
+}
+
+/// What the loss has beside the labels' cross-entropy.
+struct LossTerms {
+    prior: Option<Tensor>,
+    distill: Option<Distill>,
+}
+
+impl LossTerms {
+    fn new(
+        prior: Option<Tensor>,
+        targets: Option<&crate::learn::ClassLogits>,
+        lambda: f32,
+        config: &TrainerConfig,
+    ) -> Result<Self, LearnError> {
+        let distill = match targets {
+            Some(targets) if lambda > 0.0 => {
+                check_targets(targets, config.model.classes as usize)?;
+                Some(Distill::new(targets, lambda)?)
+            }
+            _ => None,
+        };
+        Ok(Self { prior, distill })
+    }
+
+    fn terms(&self) -> Terms<'_> {
+        let (log_prior, distill) = (self.prior.as_ref(), self.distill.as_ref());
+        Terms { prox_mu: 0.0, log_prior, distill }
+    }
+}
+
+/// A tensor's values, as they travel.
+fn outside(tensor: &Tensor) -> Result<Activations, LearnError> {
+    let shape = tensor.size().iter().map(|d| usize::try_from(*d).unwrap_or_default()).collect();
+    let data = values(tensor)?;
+    if let Some(index) = data.iter().position(|x| !x.is_finite()) {
+        return Err(LearnError::NotFinite { name: "activations".into(), index });
+    }
+    Activations::new(shape, data)
+}
+
+/// Values that came, which must have this shape.
+fn inside(activations: &Activations, shape: &[i64]) -> Result<Tensor, LearnError> {
+    let same = activations.shape.iter().map(|d| dim(*d)).collect::<Result<Vec<_>, _>>()? == shape;
+    if !same || shape.contains(&0) {
+        return Err(LearnError::OutOfRange {
+            what: "shape at the cut",
+            expected: format!("{shape:?}"),
+            actual: format!("{:?}", activations.shape),
+        });
+    }
+    if let Some(index) = activations.data.iter().position(|x| !x.is_finite()) {
+        return Err(LearnError::NotFinite { name: "activations".into(), index });
+    }
+    tensor(&activations.data, shape)
+}
+
+fn finite(loss: &Tensor) -> Result<f32, LearnError> {
+    let value = loss.f_double_value(&[])?;
+    if !value.is_finite() {
+        return Err(LearnError::NotFinite { name: "loss".into(), index: 0 });
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "the loss was an f32")]
+    Ok(value as f32)
+}
+
+fn two(gradients: Vec<Tensor>) -> Result<[Tensor; 2], LearnError> {
+    gradients.try_into().map_err(|_| no_gradient())
+}
+
+fn no_gradient() -> LearnError {
+    LearnError::Engine { engine: "libtorch", message: "no gradient came back".into() }
+}
+
+fn out_of_turn(what: &str) -> LearnError {
+    LearnError::OutOfRange {
+        what: "turn of a split step",
+        expected: "the one that waits".into(),
+        actual: what.to_owned(),
+    }
+}
+
+#[cfg(test)]
+#[path = "split_tests.rs"]
+mod tests;

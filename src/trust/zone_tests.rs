@@ -1,0 +1,107 @@
+//! Frames stay inside a site: who may send them to whom, each with its valid twin.
+
+use std::collections::BTreeSet;
+use std::num::NonZeroU32;
+
+use super::keyring::{Enrolment, Keyring, NodeEntry, Role, RootRole};
+use super::keys::SigningKey;
+use super::{Door, Refusal, Sealer, To, open};
+use crate::ids::{BootId, Digest, Name, NodeId, Side};
+use crate::time::Wall;
+use crate::topic::{Branch, Prefix};
+use crate::wire::{Body, Frame};
+
+const AT: Wall = Wall(1_000);
+
+fn name(text: &str) -> Name {
+    Name::new(text).unwrap()
+}
+
+fn key_of(node: &str) -> SigningKey {
+    SigningKey::generate(&Digest::of(node.as_bytes()).0)
+}
+
+/// cloud <- over <- edge <- d1, d2; cloud <- other <- d3.
+pub(crate) fn site() -> Keyring {
+    let root = RootRole { threshold: NonZeroU32::MIN, keys: vec![*key_of("root").public()] };
+    let end = AT.plus_ms(1_000_000);
+    let mut keyring = Keyring::first(name("fed"), root, AT, end).unwrap();
+    for (node, role, parent) in [
+        ("cloud", Role::Cloud, None),
+        ("over", Role::Edge, Some("cloud")),
+        ("edge", Role::Edge, Some("over")),
+        ("other", Role::Edge, Some("cloud")),
+        ("d1", Role::Device, Some("edge")),
+        ("d2", Role::Device, Some("edge")),
+        ("d3", Role::Device, Some("other")),
+    ] {
+        let roles = BTreeSet::from([role]);
+        let proof = key_of(node).prove_possession(&name("fed"), &name(node), &roles);
+        let entry = NodeEntry {
+            node: name(node),
+            site: name(if role == Role::Cloud { "_" } else { "north" }),
+            line: name(if role == Role::Device { "l1" } else { "_" }),
+            roles,
+            parent: parent.map(name),
+            key: *key_of(node).public(),
+        };
+        keyring = keyring.enrol(&Enrolment { entry, proof }, AT, end).unwrap();
+    }
+    keyring
+}
+
+/// What `to` makes of a frame of `from` that comes on this link.
+fn heard(from: &str, to: &str, side: Side) -> &'static str {
+    let keyring = site();
+    let prefix = Prefix::new("gaisnet").unwrap();
+    let entry = keyring.node(&name(from)).unwrap();
+    let (site, line) = (entry.site.clone(), entry.line.clone());
+    let branch = Branch { prefix: prefix.clone(), site, line, node: name(from) };
+    let mut sealer = Sealer::new(key_of(from), name("fed"), branch, BootId([1; 16]));
+    let frame = Frame { run: 1, step: 1, turn: 0, part: 0, parts: 1, data: vec![1] };
+    let to: NodeId = name(to);
+    let (topic, wire) =
+        sealer.seal(&To::Directly(to.clone()), &Body::Frame(frame), 1, 1, AT).unwrap();
+    let federation = name("fed");
+    let door = Door { federation: &federation, prefix: &prefix, me: &to, keyring: &keyring };
+    match open(door, side, &topic, &wire, AT) {
+        Ok(message) => {
+            assert!(matches!(message.body(), Body::Frame(_)));
+            "taken"
+        }
+        Err(refusal) => {
+            assert!(!matches!(refusal, Refusal::Malformed { .. }), "{refusal}");
+            refusal.kind()
+        }
+    }
+}
+
+#[test]
+fn a_device_and_its_own_edge_exchange_frames_and_nobody_else_does() {
+    assert_eq!(heard("d1", "edge", Side::Down), "taken");
+    assert_eq!(heard("edge", "d1", Side::Up), "taken");
+    let refused = [
+        // Up into the federation, and down from it.
+        ("edge", "over", Side::Down),
+        ("over", "edge", Side::Up),
+        ("other", "cloud", Side::Down),
+        // Another site's edge, another device, past the edge.
+        ("d3", "edge", Side::Down),
+        ("d1", "other", Side::Down),
+        ("other", "d1", Side::Up),
+        ("d1", "d2", Side::Up),
+        ("d1", "cloud", Side::Down),
+        ("d1", "over", Side::Down),
+        // The right two on the wrong link.
+        ("d1", "edge", Side::Up),
+        ("edge", "d1", Side::Down),
+    ];
+    for (from, to, side) in refused {
+        assert_eq!(heard(from, to, side), "not_our_neighbour", "{from} to {to}");
+    }
+    for to in ["other", "d1", "over"] {
+        for side in [Side::Up, Side::Down] {
+            assert_eq!(heard("cloud", to, side), "role_not_allowed", "a cloud to {to}");
+        }
+    }
+}
