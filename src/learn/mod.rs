@@ -19,6 +19,7 @@ mod fedavg;
 mod generation;
 mod generator;
 mod guess;
+mod holdout;
 mod judge;
 mod learner;
 mod lora_product;
@@ -46,7 +47,10 @@ pub use augment::Augment;
 pub use batches::Batches;
 pub use binomial::{lower_bound, upper_bound};
 pub use bits::Bits;
-pub use calibration::{Judged, LEAST_HELD_OUT, Threshold, at_temperature, temperature, threshold};
+pub use calibration::{
+    Calibration, Judged, LEAST_HELD_OUT, Threshold, at_temperature, calibrate, temperature,
+    threshold,
+};
 pub use class_logits::{LOGIT_BOUND, average_class_logits};
 pub use clip::{LEAST_NORMS, NORMS_REMEMBERED, NormClip};
 pub use effect_norm::effect_norm;
@@ -55,6 +59,7 @@ pub use fedavg::{Accumulator, Share, WeightedDelta, fed_avg, weights};
 pub use generation::{Ask, BatchLimits, Finish, GenerateError, Generated, Told};
 pub use generator::{Generator, Tokens};
 pub use guess::guess;
+pub use holdout::hold_out;
 pub use judge::Judge;
 pub use learner::{
     ClassLogits, Control, Examples, Learner, Prediction, Predictor, Progress, Texts, TrainJob,

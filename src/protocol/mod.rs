@@ -9,10 +9,14 @@
 //! outcome is its contribution as a `Member` of the cloud's round. [`Fetches`] gets big blobs in
 //! chunks for any of them, and [`update`] is the arithmetic between wire and `learn`.
 //!
+//! Beside them, [`cascade`] decides who answers a request, this node or the tier above.
+//!
 //! Called by the role actors; their effects are carried out by `actors/runner.rs`, which commits
 //! before it publishes. A machine is rebuilt from what its `Put` effects left in the store.
 
+pub mod cascade;
 mod effect;
+mod escalations;
 mod fetch;
 #[cfg(test)]
 pub(crate) mod fixture;
@@ -26,6 +30,7 @@ pub mod update;
 pub use effect::{
     CombineInput, CombineJob, Delivery, Effect, Input, Job, Timer, To, TrainTask, Weighed, Work,
 };
+pub use escalations::{Escalations, Left};
 pub use fetch::{Ask, Fetches, Taken};
 pub use member::{Member, MemberConfig};
 pub use relay::{Relay, RelayConfig};
