@@ -81,6 +81,8 @@ struct RunArgs {
 enum Experiment {
     /// Work orders of five excavators, the language model of the template maintenance-text
     Excavators,
+    /// Tiers that answer together, on bearings and work orders: takes --steps, --seed, --json and --out
+    Cascade,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -100,7 +102,10 @@ enum Arm {
 /// Runs `gaisnet experiment`.
 pub(super) fn run(args: &ExperimentArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
     let ExperimentCommand::Run(args) = &args.command;
-    let Experiment::Excavators = args.experiment;
+    match args.experiment {
+        Experiment::Excavators => {}
+        Experiment::Cascade => return cascade(args, out),
+    }
     let settings = settings_of(args)?;
     let cache = Cache::from_env()?;
     let bar = bar(args.json);
@@ -136,6 +141,57 @@ pub(super) fn run(args: &ExperimentArgs, out: &mut dyn Write) -> anyhow::Result<
     bar.finish_and_clear();
     let report = report?;
     show(args, &folder, &report, out)
+}
+
+/// Runs the experiment on tiers that answer together.
+#[cfg(feature = "torch")]
+fn cascade(args: &RunArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
+    use crate::data::bearings::{Bearings, fetch_bearings};
+    use crate::data::systems::{Systems, fetch_systems};
+    use crate::experiment::cascade::{CascadeOptions, CascadeReport, to_table};
+    use crate::experiment::cascade_models::{bearings, systems};
+
+    let cache = Cache::from_env()?;
+    let bar = bar(args.json);
+    bar.set_message("fetching the data");
+    let recordings = fetch_bearings(&cache, &mut |_| bar.tick())?;
+    let orders = fetch_systems(&cache, &mut |_| bar.tick())?;
+    bar.suspend(|| told(args, &format!("{}\n{}", recordings.notice, orders.notice)));
+    let seed = args.seed.unwrap_or(1);
+    let options = CascadeOptions { alpha: 0.05, delta: 0.05, splits: 20, seed };
+    let steps = args.steps.unwrap_or(240);
+    let mut news = |news: News| match news {
+        News::Begins(what) => bar.set_message(what),
+        News::Step { done, of } => {
+            bar.set_length(of);
+            bar.set_position(done);
+        }
+    };
+    let set = Bearings::cached(&cache).context("the data set vanished")?.load()?;
+    let base = Path::new("models/signal-bearing.toml");
+    let mut subjects = vec![bearings(&set, base, steps, &options, &mut news)?];
+    let set = Systems::cached(&cache)?.context("the data set vanished")?;
+    let encoder = Path::new("models/minilm-l6.toml");
+    subjects.push(systems(&set, encoder, &cache.models(), &options, &mut news)?);
+    bar.finish_and_clear();
+    let report = CascadeReport::of(subjects, &options);
+    if let Some(folder) = &args.out {
+        std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+        let path = folder.join("cascade.json");
+        let text = format!("{:#}\n", serde_json::to_value(&report)?);
+        std::fs::write(&path, text).with_context(|| path.display().to_string())?;
+    }
+    if args.json {
+        writeln!(out, "{:#}", serde_json::to_value(&report)?)?;
+    } else {
+        writeln!(out, "{}", to_table(&report))?;
+    }
+    Ok(Exit::Ok)
+}
+
+#[cfg(not(feature = "torch"))]
+fn cascade(_: &RunArgs, _: &mut dyn Write) -> anyhow::Result<Exit> {
+    bail!("this gaisnet was built without libtorch: build it with the feature torch (make build)")
 }
 
 fn show(
@@ -293,6 +349,7 @@ Examples:
   gaisnet experiment run excavators --rehearse --arms federated --learning-rate 0.002
   gaisnet experiment run excavators --json | jq .bits_per_char.federated
   gaisnet experiment run excavators --out results     results/report.html has the plots
+  gaisnet experiment run cascade --seed 2
 
 Settings are those of the template maintenance-text (a rehearsal has the privacy profile lab: it leaves
 machine A with 96 texts). The base: gaisnet model fetch smollm2-135m.";

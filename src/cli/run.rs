@@ -38,8 +38,9 @@ pub(super) fn run(settings: &SettingsArgs, out: &mut dyn Write) -> anyhow::Resul
     let key = read_signing_key(&key_file, None)?;
     let brain = brain(&settings, &keyring)?;
     let identity = identity_of(&settings, key, Arc::new(keyring))?;
-    let data =
-        if settings.node.has(NodeRole::Trainer) { data_of(&settings, &brain)? } else { None };
+    // What doesn't train measures its answers by it.
+    let wanted = settings.node.has(NodeRole::Trainer) || settings.cascade.enabled;
+    let data = if wanted { data_of(&settings, &brain)? } else { None };
     let parts = parts_of(&settings, identity, brain, data)?;
     let name = settings.node.branch();
     let again = actix::System::new().block_on(async {

@@ -18,6 +18,7 @@ mod fetch;
 pub mod models;
 mod pip;
 mod remote;
+pub mod systems;
 pub mod texts;
 mod wheel;
 

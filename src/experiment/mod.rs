@@ -6,6 +6,8 @@
 //! arms.rs         each machine alone, all texts in one place
 //! federation.rs   the same machines as devices on two sites: real nodes over the memory bus
 //! places.rs       who they are, and their keys
+//! cascade.rs      another question: tiers that answer together, on bearings and work orders
+//! cascade_models  their models (libtorch)
 //! judge.rs        bits per character, a machine and together
 //! language.rs     the language model that learns and judges (libtorch)
 //! ```
@@ -14,6 +16,9 @@
 //! belongs on training texts ([`Options::rehearse`]), the test part is read once.
 
 mod arms;
+pub mod cascade;
+#[cfg(feature = "torch")]
+pub mod cascade_models;
 pub mod excavators;
 mod federation;
 mod judge;

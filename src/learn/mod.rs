@@ -22,6 +22,7 @@ mod guess;
 mod holdout;
 mod judge;
 mod learner;
+mod linear_classifier;
 mod lora_product;
 mod metrics;
 mod packing;
@@ -65,6 +66,7 @@ pub use learner::{
     ClassLogits, Control, Examples, Learner, Prediction, Predictor, Progress, Texts, TrainJob,
     Trained, Windows,
 };
+pub use linear_classifier::{FitConfig, LinearClassifier, hashed_ngrams};
 pub use lora_product::{Combined, Contribution, LoraAverage, combine, stack};
 pub use metrics::{Confusion, percentile};
 pub use packing::{Frame, MAX_LENGTH, Packed, lay_end_to_end, pack};

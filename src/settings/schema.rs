@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::cascade::CascadeSettings;
 use super::learning::{
     DataSettings, ModelSettings, PrivacySettings, RoundSettings, StrategySettings, TagSettings,
 };
@@ -44,6 +45,8 @@ pub struct Settings {
     pub telemetry: TelemetrySettings,
     /// Bounds on disk and processor.
     pub limits: LimitSettings,
+    /// Who answers what.
+    pub cascade: CascadeSettings,
 }
 
 /// Section `[node]`.

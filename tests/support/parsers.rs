@@ -8,12 +8,12 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 
-use gaisnet::ids::{Digest, Name};
+use gaisnet::ids::{BootId, Digest, Name};
 use gaisnet::ledger::tiles::verify_export;
 use gaisnet::ledger::{Entry, InclusionProof, Origin, SignedCheckpoint};
 use gaisnet::protocol::update;
 use gaisnet::scada::tags::{Binds, Format, Tag};
-use gaisnet::scada::{command, infer, text};
+use gaisnet::scada::{command, escalation as cascade, infer, text};
 use gaisnet::time::Wall;
 use gaisnet::topic::filter::Filter;
 use gaisnet::topic::{Leaf, Prefix};
@@ -24,7 +24,7 @@ use gaisnet::wire::{Body, Chunk, Envelope, Head, Kind, PackedSet, decode, encode
 pub(crate) type Parser = fn(&[u8]);
 
 /// The parsers of the pure half, by the name of their target and of their corpus.
-pub(crate) const PURE: [(&str, Parser); 12] = [
+pub(crate) const PURE: [(&str, Parser); 13] = [
     ("envelope", envelope),
     ("body", body),
     ("chunk", chunk),
@@ -37,6 +37,7 @@ pub(crate) const PURE: [(&str, Parser); 12] = [
     ("tags", tags),
     ("topic", topic),
     ("ledger_entry", ledger_entry),
+    ("escalation", escalation),
 ];
 
 /// Those of the program's own files.
@@ -110,6 +111,20 @@ pub(crate) fn keyring(bytes: &[u8]) {
         let _ = seal_document(&keyring, &[]);
         for entry in keyring.nodes() {
             assert!(keyring.by_key(entry.key.key_id()).is_some());
+        }
+    }
+}
+
+/// A reply of the tier above.
+pub(crate) fn escalation(bytes: &[u8]) {
+    let edge = Name::new("edge").unwrap();
+    let labels = ["healthy".to_owned(), "inner".to_owned()];
+    for labels in [&labels[..], &[]] {
+        if let Ok(Some((ticket, Ok(heard)))) =
+            cascade::parse_reply(bytes, BootId([0xab; 16]), &edge, labels)
+        {
+            assert!(cascade::id_of(BootId([0xab; 16]), ticket).is_some());
+            assert!(heard.value.is_finite() && (0.0..=1.0).contains(&heard.confidence));
         }
     }
 }
