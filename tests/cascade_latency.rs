@@ -31,6 +31,7 @@ use delay::DelayProxy;
 use federation::{Links, Members, learning, name};
 use gaisnet::actors::Busy;
 use gaisnet::actors::lanes::serve_lane;
+use gaisnet::bus::Bus;
 use gaisnet::bus::mqtt::MqttBus;
 use gaisnet::ids::Side;
 use gaisnet::learn::percentile;
@@ -74,13 +75,18 @@ fn start(members: &Members, node: &str, ports: &[(Side, u16)]) -> Node {
 }
 
 /// Asks the device and waits: the answer, and how long it took.
-async fn ask(peer: &mut Peer, question: f32) -> (Value, f64) {
-    let payload = json!({"id": "q", "input": [question], "deadline_ms": 10_000}).to_string();
-    let (gaisnet_bus, since) = (&peer.bus, Instant::now());
-    gaisnet::bus::Bus::publish(gaisnet_bus, message(&format!("{DEVICE}/infer/toy"), payload))
-        .unwrap();
-    let (_, answer, _) = peer.delivery().await;
-    (serde_json::from_str(&answer).unwrap(), since.elapsed().as_secs_f64() * 1_000.0)
+async fn ask(peer: &mut Peer, number: usize, question: f32) -> (Value, f64) {
+    let id = format!("q-{number}");
+    let payload = json!({"id": id, "input": [question], "deadline_ms": 10_000}).to_string();
+    let since = Instant::now();
+    peer.bus.publish(message(&format!("{DEVICE}/infer/toy"), payload)).unwrap();
+    loop {
+        let (_, answer, _) = peer.delivery().await;
+        let answer: Value = serde_json::from_str(&answer).unwrap();
+        if answer["id"] == *id {
+            return (answer, since.elapsed().as_secs_f64() * 1_000.0);
+        }
+    }
 }
 
 async fn measured(round_trip_ms: u64) -> Option<BTreeMap<String, Vec<f64>>> {
@@ -95,10 +101,18 @@ async fn measured(round_trip_ms: u64) -> Option<BTreeMap<String, Vec<f64>>> {
     ];
     let mut peer = Peer::up(site.port, "hmi").await;
     peer.listen(&[&format!("{DEVICE}/reply/infer")]).await;
-    let ready = async |peer: &mut Peer, question, tier: &str| {
+    let mut asked = 0;
+    // Until links are up, the first version is there and it is measured.
+    let ready = async |peer: &mut Peer, asked: &mut usize, question, tier: &str| {
         for _ in 0..600 {
-            let (answer, _) = ask(peer, question).await;
-            if answer["tier"] == tier && (tier == "cloud" || answer["bound"].is_f64()) {
+            *asked += 1;
+            let second = Duration::from_secs(1);
+            let heard = tokio::time::timeout(second, ask(peer, *asked, question)).await;
+            let is_his = |answer: &Value| {
+                let measured = tier == "cloud" || answer["bound"].is_f64();
+                answer["tier"] == tier && answer["model_version"] == 1 && measured
+            };
+            if heard.is_ok_and(|(answer, _)| is_his(&answer)) {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -107,9 +121,10 @@ async fn measured(round_trip_ms: u64) -> Option<BTreeMap<String, Vec<f64>>> {
     };
     let mut all: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     for (question, tier) in [(0.1, "device"), (0.65, "edge"), (0.95, "cloud")] {
-        ready(&mut peer, question, tier).await;
+        ready(&mut peer, &mut asked, question, tier).await;
         for _ in 0..QUESTIONS {
-            let (answer, ms) = ask(&mut peer, question).await;
+            asked += 1;
+            let (answer, ms) = ask(&mut peer, asked, question).await;
             assert_eq!(answer["tier"], tier, "{answer}");
             assert_eq!(answer["degraded"], Value::Null, "{answer}");
             all.entry(tier.to_owned()).or_default().push(ms);
