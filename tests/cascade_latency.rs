@@ -12,6 +12,7 @@
     clippy::indexing_slicing,
     clippy::print_stdout,
     clippy::print_stderr,
+    clippy::cast_precision_loss,
     reason = "a test"
 )]
 
@@ -25,7 +26,7 @@ mod toy_tiers;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use delay::DelayProxy;
 use federation::{Links, Members, learning, name};
@@ -40,6 +41,7 @@ use gaisnet::scada::command::CommandPolicy;
 use gaisnet::store::MemoryStore;
 use serde_json::{Value, json};
 use support::{Mosquitto, Peer, message, settings};
+use tokio::time::Instant;
 use toy_tiers::{CONFIG, SKILLS, Toy, measure};
 
 const DEVICE: &str = "gaisnet/v1/site0/line/dev0-0";

@@ -125,14 +125,14 @@ mod tests {
 
     #[test]
     fn rare_systems_are_one_class_and_the_last_fifth_by_date_is_judged() {
-        let mut rows = String::new();
-        for day in (1..=25).rev() {
-            for asset in ["A", "B"] {
-                rows += &format!("2004-07-{day:02},{asset},bucket {day},Bucket\n");
-            }
-        }
-        rows += "2004-08-01,A,slew,Slew\n2004-08-02,A,nothing,NA\n2004-08-03,A,,Bucket\n\
-                 2004-08-04,F,elsewhere,Bucket\n,A,no date,Bucket\n";
+        let row =
+            |(day, asset): (u8, &str)| format!("2004-07-{day:02},{asset},bucket {day},Bucket\n");
+        let days = (1..=25).rev().flat_map(|day| [(day, "A"), (day, "B")]);
+        let buckets: String = days.map(row).collect();
+        let rows = format!(
+            "{buckets}2004-08-01,A,slew,Slew\n2004-08-02,A,nothing,NA\n2004-08-03,A,,Bucket\n\
+             2004-08-04,F,elsewhere,Bucket\n,A,no date,Bucket\n"
+        );
         let set = parse(&rows).unwrap();
         assert_eq!(set.names, ["Bucket", "Other"]);
         assert_eq!((set.train.len(), set.test.len()), (40, 11));
