@@ -92,6 +92,8 @@ pub struct Inferencer {
     last: Option<Inference>,
     tickets: Ticket,
     tiers: Option<Tiers>,
+    /// Timers of the questions that wait for the tier above.
+    wakes: BTreeMap<Ticket, SpawnHandle>,
 }
 
 /// What the machine does, as its label says.
@@ -250,6 +252,7 @@ impl Inferencer {
             machines: Machines::new(Arc::clone(&parts.busy)),
             tiers,
             tickets: 0,
+            wakes: BTreeMap::new(),
             parts,
             version: 0,
             newest: 0,
@@ -315,11 +318,20 @@ impl Inferencer {
     fn carry_out(&mut self, acts: Vec<Act>, ctx: &mut Context<Self>) {
         for act in acts {
             match act {
-                Act::Answer(asked, inference) => self.answer(asked, inference),
+                Act::Answer(asked, inference) => {
+                    // A deadline may be minutes ahead, and answers come by the hundred.
+                    if let Some(wake) = self.wakes.remove(&asked.ticket) {
+                        ctx.cancel_future(wake);
+                    }
+                    self.answer(asked, inference);
+                }
                 Act::Wake(ticket, after_ms) => {
-                    ctx.run_later(Duration::from_millis(after_ms), move |this, ctx| {
+                    let after = Duration::from_millis(after_ms);
+                    let wake = ctx.run_later(after, move |this, ctx| {
+                        this.wakes.remove(&ticket);
                         this.in_tiers(ctx, |tiers| tiers.wake(ticket));
                     });
+                    self.wakes.insert(ticket, wake);
                 }
             }
         }
