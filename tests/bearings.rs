@@ -20,8 +20,9 @@ use gaisnet::data::Cache;
 use gaisnet::data::bearings::{Bearings, CLASSES, PLANTS, Recording, WINDOW_LEN, fetch_bearings};
 use gaisnet::learn::{
     Control, Learner, MachineSpeeds, Predictor, SoftmaxLearner, SoftmaxPredictor, TensorSet,
-    TrainJob, Windows,
+    TrainJob, Windows, at_temperature, calibrate,
 };
+use gaisnet::rng::Stream;
 use support::skip;
 
 fn counts(windows: &Windows) -> [usize; 3] {
@@ -71,6 +72,49 @@ fn plants_that_federate_know_the_class_that_each_of_them_lacks() {
         assert!(federated > alone + 0.15, "{alone} {federated}");
     }
     assert!(federated > 0.9, "{federated}");
+}
+
+/// The promise of a threshold on real windows: a model of half of the training recordings, and random
+/// halves of the others' windows to take the threshold from and to judge.
+#[test]
+fn the_bound_of_sure_answers_holds_over_twenty_random_calibration_splits() {
+    const SPLITS: u64 = 20;
+    let Some(bearings) = bearings_or_skip() else { return };
+    let (alpha, delta) = (0.05, 0.05);
+    let (mut learned, mut judged) = (none(), none());
+    for plant in 0..PLANTS.len() {
+        for (at, recording) in bearings.plant_recordings(plant).unwrap().iter().enumerate() {
+            add(if at % 2 == 0 { &mut learned } else { &mut judged }, recording);
+        }
+    }
+    let mut predictor =
+        SoftmaxPredictor::new(MachineSpeeds::default(), WINDOW_LEN, CLASSES.len()).unwrap();
+    predictor.load(&federate(&[learned], 10, 1)).unwrap();
+    let answers = predictor.predict(&judged.x, judged.len).unwrap();
+    let mut order: Vec<usize> = (0..answers.len()).collect();
+    let mut stream = Stream::new(1, "splits");
+    let (mut broken, mut found) = (0, 0);
+    for _ in 0..SPLITS {
+        stream.shuffle(&mut order);
+        let (known, fresh) = order.split_at(order.len() / 2);
+        let probabilities: Vec<f32> =
+            known.iter().flat_map(|i| answers[*i].probabilities.clone()).collect();
+        let labels: Vec<usize> = known.iter().map(|i| judged.labels[*i]).collect();
+        let measured = calibrate(&probabilities, &labels, CLASSES.len(), alpha, delta).unwrap();
+        let Some(threshold) = measured.threshold else { continue };
+        let is_sure = |i: &&usize| {
+            let scaled = at_temperature(&answers[**i].probabilities, measured.temperature);
+            scaled[answers[**i].class] >= threshold.confidence
+        };
+        let sure: Vec<&usize> = fresh.iter().filter(is_sure).collect();
+        let wrong = sure.iter().filter(|i| answers[***i].class != judged.labels[***i]).count();
+        found += 1;
+        broken += u64::from(wrong as f64 > alpha * sure.len() as f64);
+    }
+    eprintln!("{} windows: {found} thresholds, {broken} violations", answers.len());
+    assert!(found >= SPLITS / 2, "{found}");
+    // More than four in twenty have a probability of 0.3 % where each has one of 5 %.
+    assert!(broken <= 4, "{broken} of {found}");
 }
 
 fn none() -> Windows {

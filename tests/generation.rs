@@ -105,6 +105,7 @@ impl Site {
             busy: Arc::new(Busy::default()),
             max_gap_ms: 5_000,
             stale_after_ms: 10_000,
+            cascade: None,
         });
         plant.run(parts);
         for node in ["edge0", "cloud"] {

@@ -117,6 +117,60 @@ fn a_node_without_its_broker_lives_and_says_why_it_is_not_ready() {
     assert_eq!(cloud.terminate(), Some(0), "{}", cloud.log());
 }
 
+/// A file with a password, for this node alone.
+fn password(federation: &Federation, user: &str) -> String {
+    use std::os::unix::fs::PermissionsExt;
+    let path = federation.path(&format!("{user}.password"));
+    std::fs::write(&path, user).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    path
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_device_asks_its_edge_where_the_access_list_lets_it_and_else_answers_itself() {
+    const GUARDED: &str = "persistence false\nset_tcp_nodelay true\nlistener PORT 127.0.0.1\n\
+        allow_anonymous false\nacl_file DIR/gaisnet.acl\npassword_file DIR/gaisnet.passwd\n";
+    let federation = Federation::with_cloud();
+    federation.init(&["edge", "--name", "edge-n", "--site", "north", "--parent", "cloud"]);
+    federation.init(&["device", "--name", "p1", "--site", "north", "--parent", "edge-n"]);
+    let keyring = federation.path("keyring");
+    for (more, tier, degraded) in
+        [(&["--cascade"][..], "edge", Value::Null), (&[], "device", "deadline".into())]
+    {
+        let line = ["acl", "--keyring", &keyring, "--site", "north"];
+        let list = String::from_utf8(gaisnet(&[&line[..], more].concat()).stdout).unwrap();
+        let users = ["edge-n", "p1", "operator"];
+        let Some(broker) = Mosquitto::shipped(GUARDED, &list, &users) else { return };
+        let run = |node: &str| {
+            let user = format!("bus.site.username={node}");
+            let password = format!("bus.site.password_file={}", password(&federation, node));
+            let set = [&user, &password, "cascade.enabled=true", "cascade.wait_ms=1000"];
+            federation.run(node, broker.port, &set)
+        };
+        let mut asker = support::settings(broker.port, "asker");
+        (asker.username, asker.password) = (Some("operator".into()), Some("operator".into()));
+        let mut asker = Peer::new(asker);
+        asker.connected().await;
+        let b = "gaisnet/v1/north/_/p1";
+        let topics = [format!("{b}/reply/infer"), "gaisnet/v1/north/+/+/status".into()];
+        asker.bus.subscribe(&topics).unwrap();
+        let mut nodes = Vec::new();
+        for node in ["edge-n", "p1"] {
+            nodes.push(run(node));
+            hears(&mut asker, &format!("{node}/status"), r#""online":true"#).await;
+        }
+        let window: Vec<f64> = (0..2_048).map(|at| f64::from(at).sin()).collect();
+        let request = serde_json::json!({"id": "q", "input": window}).to_string();
+        asker.bus.publish(message(&format!("{b}/infer/bearing"), request)).unwrap();
+        let (answer, _) = hears(&mut asker, "/reply/infer", r#""id":"q""#).await;
+        let found = (&answer["tier"], &answer["degraded"], &answer["bound"]);
+        assert_eq!(found, (&tier.into(), &degraded, &Value::Null), "{answer}");
+        for mut node in nodes {
+            assert_eq!(node.terminate(), Some(0), "{}", node.log());
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn labels_make_accuracy_of_the_answers_on_what_they_are_true_of() {
     let Some(broker) = Mosquitto::start() else { return };

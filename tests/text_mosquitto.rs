@@ -57,6 +57,7 @@ fn device(port: u16) -> Node {
         busy: Arc::new(Busy::default()),
         max_gap_ms: 5_000,
         stale_after_ms: 10_000,
+        cascade: None,
     });
     gaisnet::node::start(parts).unwrap()
 }

@@ -125,6 +125,7 @@ fn nodes(port: u16, versions: &Arc<Mutex<Vec<TensorSet>>>) -> Vec<Node> {
                 busy: Arc::new(Busy::default()),
                 max_gap_ms: 5_000,
                 stale_after_ms: 10_000,
+                cascade: None,
             });
         }
         gaisnet::node::start(parts).unwrap()

@@ -95,6 +95,7 @@ impl Station {
                 clock,
                 figures,
                 chunk_bytes: super::plant::CHUNK_BYTES,
+                above: None,
             });
             let gateway = gateway.start();
             let role = role.recipient();

@@ -23,6 +23,8 @@ pub struct FiguresView {
     pub deltas: (u64, u64),
     /// Answers given.
     pub answers: u64,
+    /// Requests that the tier above was asked.
+    pub escalated: u64,
     /// Latest answer latencies in milliseconds, at most [`Figures::LATENCIES`].
     pub latencies_ms: VecDeque<f64>,
     /// Answers that agreed with the machine's label, and all that had one.

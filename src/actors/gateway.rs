@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use super::MAILBOX;
 use super::base_desk::WantsBase;
 use super::figures::Figures;
-use super::inferencer::{Request, TagSample};
+use super::inferencer::{AboveSaid, Request, TagSample};
 use super::operator::{Operator, Order, Presence};
 use super::role::Stimulus;
 use super::runner::{ChunkArrived, Link, Run, Runner};
@@ -22,7 +22,7 @@ use crate::ledger::{Event, Word};
 use crate::protocol::{Effect, Input};
 use crate::scada::command::is_signed;
 use crate::time::Clock;
-use crate::topic::{self, Leaf, Prefix};
+use crate::topic::{self, Branch, Leaf, Prefix};
 use crate::trust::keyring::{Keyring, Role};
 use crate::trust::{self, Door, Refusal};
 use crate::wire::{Body, Chunk, Get, Wanted, decode};
@@ -55,6 +55,18 @@ pub struct GatewayParts {
     pub figures: Arc<Figures>,
     /// Largest chunk that is taken.
     pub chunk_bytes: u32,
+    /// The tier above, where it is asked for answers.
+    pub above: Option<AboveLink>,
+}
+
+/// Who hears what the tier above answers, and whether it can be reached.
+pub struct AboveLink {
+    /// Its part of the topic tree.
+    pub branch: Branch,
+    /// Takes what it says on `reply/infer`.
+    pub replies: Recipient<AboveSaid>,
+    /// Learns of the link to it.
+    pub links: Recipient<Link>,
 }
 
 /// See the module.
@@ -120,6 +132,11 @@ impl Gateway {
             Leaf::Infer(model) if mine => {
                 let request = Request { model, payload, retained };
                 self.pass(self.parts.requests.clone(), request, ack, ctx);
+            }
+            Leaf::Reply(name) if !mine && name.as_str() == "infer" && side == Side::Up => {
+                let above = self.parts.above.as_ref().filter(|above| above.branch == parsed.branch);
+                let replies = above.map(|above| above.replies.clone());
+                self.pass(replies, AboveSaid { payload, retained }, ack, ctx);
             }
             _ => ack.release(), // our own messages, and what a wide filter brings along
         }
@@ -251,8 +268,13 @@ impl Gateway {
     fn link(&self, side: Side, up: bool, ctx: &mut Context<Self>) {
         let runner = self.parts.runner.clone();
         let operator = self.parts.operator.clone();
+        let above = self.parts.above.as_ref().filter(|_| side == Side::Up);
+        let above = above.map(|above| above.links.clone());
         let told = async move {
             let _ = runner.send(Link { side, up }).await;
+            if let Some(above) = above {
+                let _ = above.send(Link { side, up }).await;
+            }
             if let Some(operator) = operator {
                 let _ = operator.send(Link { side, up }).await;
             }

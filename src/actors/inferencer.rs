@@ -6,7 +6,8 @@
 //!   runner: Serve{version} --'    (swaps the adapter between two answers)
 //! ```
 //! Tags that bind a label say what the machine does now: answers on windows that lie wholly in it are
-//! judged by it, for the figure `accuracy`. Tags that bind `idle` say when training may go on.
+//! judged by it, for the figure `accuracy`. Tags that bind `idle` say when training may go on. Where a
+//! cascade answers, what isn't sure enough goes to the tier above first (`tiers.rs`).
 //!
 //! Everything here is volatile and stays in the site's zone. Each answer names the version that
 //! made it, and its quality is never left out.
@@ -24,9 +25,12 @@ use super::busy::Busy;
 use super::figures::Figures;
 use super::lanes::{Lane, ServeRequest};
 use super::machines::Machines;
+use super::runner::Link;
+use super::tiers::{Act, CascadeParts, Tiers};
 use crate::bus::{Bus, Priority, Publish};
-use crate::ids::{Name, Version};
+use crate::ids::{Digest, Name, NodeId, Version};
 use crate::learn::{LearnError, Prediction, TensorSet};
+use crate::protocol::cascade::Ticket;
 use crate::protocol::update;
 use crate::scada::RequestId;
 use crate::scada::command::CommandPolicy;
@@ -34,7 +38,7 @@ use crate::scada::infer::{self, InferError, InferReply};
 use crate::scada::tags::{Binds, Reading, Tag, TagMap};
 use crate::scada::telegram::{Inference, Quality, Tier};
 use crate::scada::window::{Window, WindowConfig, WindowStream};
-use crate::time::{Clock, Now, Wall};
+use crate::time::{Clock, Mono, Now, Wall};
 use crate::topic::{Branch, CommandName};
 
 /// What an inferencer works with.
@@ -67,6 +71,8 @@ pub struct InferencerParts {
     pub clock: Arc<dyn Clock>,
     /// Counters.
     pub figures: Arc<Figures>,
+    /// Tiers that answer together; none where each answers for itself.
+    pub cascade: Option<CascadeParts>,
 }
 
 /// See the module.
@@ -84,6 +90,10 @@ pub struct Inferencer {
     /// Windows in the lane's queue, also those whose answer found the mailbox full.
     waiting: Arc<AtomicUsize>,
     last: Option<Inference>,
+    tickets: Ticket,
+    tiers: Option<Tiers>,
+    /// Timers of the questions that wait for the tier above.
+    wakes: BTreeMap<Ticket, SpawnHandle>,
 }
 
 /// What the machine does, as its label says.
@@ -146,12 +156,50 @@ pub struct TagSample {
     pub payload: Vec<u8>,
 }
 
+/// Something on `reply/infer` of the tier above.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct AboveSaid {
+    /// Its JSON.
+    pub payload: Vec<u8>,
+    /// It was stored at the broker: nobody waits for it.
+    pub retained: bool,
+}
+
+/// The node stops: what has to be recorded is.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Leaves;
+
+/// A question on its way.
+#[derive(Debug)]
+pub(super) struct Asked {
+    /// Its number.
+    pub(super) ticket: Ticket,
+    from: Source,
+    /// When it came.
+    pub(super) at: Now,
+    /// When it needs an answer, if it said so.
+    pub(super) deadline: Option<Mono>,
+    /// Nodes that passed it on.
+    pub(super) via: Vec<NodeId>,
+    /// The window again, where it may have to go on to the tier above.
+    pub(super) window: Vec<f32>,
+}
+
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 struct Answered {
-    from: Source,
+    asked: Asked,
     result: Result<Prediction, LearnError>,
-    asked: Now,
+}
+
+/// Held-out examples were answered.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+struct Scored {
+    run: u64,
+    result: Result<Vec<Prediction>, LearnError>,
 }
 
 /// The adapter is in place from the next answer on.
@@ -194,9 +242,17 @@ impl Inferencer {
     const WATCHDOG: Duration = Duration::from_secs(1);
 
     /// An inferencer that answers with the untrained adapter until it is told another.
-    pub fn new(parts: InferencerParts) -> Self {
+    pub fn new(mut parts: InferencerParts) -> Self {
+        let tiers = parts.cascade.take().map(|cascade| {
+            let (model, labels) = (parts.model.clone(), parts.labels.clone());
+            let (clock, figures) = (Arc::clone(&parts.clock), Arc::clone(&parts.figures));
+            Tiers::new(cascade, model, labels, parts.tier, clock, figures)
+        });
         Self {
             machines: Machines::new(Arc::clone(&parts.busy)),
+            tiers,
+            tickets: 0,
+            wakes: BTreeMap::new(),
             parts,
             version: 0,
             newest: 0,
@@ -208,14 +264,25 @@ impl Inferencer {
         }
     }
 
-    fn ask(&mut self, window: Vec<f32>, from: Source, ctx: &mut Context<Self>) {
-        let asked = self.parts.clock.now();
+    fn ask(
+        &mut self,
+        window: Vec<f32>,
+        from: Source,
+        deadline_ms: Option<u64>,
+        via: Vec<NodeId>,
+        ctx: &mut Context<Self>,
+    ) {
+        let at = self.parts.clock.now();
         if self.waiting.load(Ordering::Relaxed) >= Self::MAX_WAITING {
             return self.busy(&from);
         }
         let me = ctx.address();
         let reply_to = from.clone();
         let waiting = Arc::clone(&self.waiting);
+        let deadline = deadline_ms.map(|ms| Mono(at.mono.0.saturating_add(ms)));
+        let again = if self.tiers.is_some() { window.clone() } else { Vec::new() };
+        let asked = Asked { ticket: self.tickets, from, at, deadline, via, window: again };
+        self.tickets += 1;
         let request = ServeRequest::Predict {
             x: window,
             len: self.parts.window.get(),
@@ -223,7 +290,7 @@ impl Inferencer {
                 waiting.fetch_sub(1, Ordering::Relaxed);
                 let none = || LearnError::Engine { engine: "lane", message: "no answer".into() };
                 let result = result.and_then(|all| all.into_iter().next().ok_or_else(none));
-                let _ = me.try_send(Answered { from, result, asked });
+                let _ = me.try_send(Answered { asked, result });
             }),
         };
         // Before it is submitted, for the lane may be done with it at once.
@@ -231,6 +298,74 @@ impl Inferencer {
         if self.parts.lane.submit(request).is_err() {
             self.waiting.fetch_sub(1, Ordering::Relaxed);
             self.busy(&reply_to);
+        }
+    }
+
+    /// Sends held-out examples through the lane, if some are due.
+    fn measure(&mut self, ctx: &mut Context<Self>) {
+        let Some(tiers) = &mut self.tiers else { return };
+        let Some(batch) = tiers.examples() else { return };
+        let (me, run) = (ctx.address(), batch.run);
+        let done = Box::new(move |result| {
+            let _ = me.try_send(Scored { run, result });
+        });
+        let request = ServeRequest::Predict { x: batch.x, len: batch.len, done };
+        if self.parts.lane.submit(request).is_err() {
+            tiers.not_taken(); // the watchdog tries again
+        }
+    }
+
+    fn carry_out(&mut self, acts: Vec<Act>, ctx: &mut Context<Self>) {
+        for act in acts {
+            match act {
+                Act::Answer(asked, inference) => {
+                    // A deadline may be minutes ahead, and answers come by the hundred.
+                    if let Some(wake) = self.wakes.remove(&asked.ticket) {
+                        ctx.cancel_future(wake);
+                    }
+                    self.answer(asked, inference);
+                }
+                Act::Wake(ticket, after_ms) => {
+                    let after = Duration::from_millis(after_ms);
+                    let wake = ctx.run_later(after, move |this, ctx| {
+                        this.wakes.remove(&ticket);
+                        this.in_tiers(ctx, |tiers| tiers.wake(ticket));
+                    });
+                    self.wakes.insert(ticket, wake);
+                }
+            }
+        }
+    }
+
+    fn in_tiers(&mut self, ctx: &mut Context<Self>, work: impl FnOnce(&mut Tiers) -> Vec<Act>) {
+        if let Some(tiers) = &mut self.tiers {
+            let acts = work(tiers);
+            self.carry_out(acts, ctx);
+        }
+    }
+
+    /// Gives an answer to whom it is for.
+    fn answer(&mut self, asked: Asked, inference: Inference) {
+        if inference.value.is_some() {
+            self.parts.figures.answered(inference.latency_ms);
+        }
+        match asked.from {
+            Source::Tag(label) => {
+                if let Some(label) = label {
+                    self.judge(&inference, &label);
+                }
+                self.publish_answer(inference);
+            }
+            Source::Request(id) => self.reply(&InferReply::answer(id, inference)),
+        }
+    }
+
+    /// There is none.
+    fn bad(&self, now: Wall) -> Inference {
+        let bad = Inference::bad(now, self.version, self.parts.tier);
+        match &self.tiers {
+            Some(tiers) => tiers.own(bad),
+            None => bad,
         }
     }
 
@@ -288,11 +423,11 @@ impl Inferencer {
                     let judged = true_from.is_some_and(|from| start >= from);
                     let truth = self.truth.as_ref().filter(|_| judged);
                     let label = truth.map(|truth| truth.label.clone());
-                    self.ask(samples, Source::Tag(label), ctx);
+                    self.ask(samples, Source::Tag(label), None, Vec::new(), ctx);
                 }
                 Window::Bad { .. } => {
                     self.parts.figures.count("bad_window");
-                    let bad = Inference::bad(now, self.version, self.parts.tier);
+                    let bad = self.bad(now);
                     self.publish_answer(bad);
                 }
             }
@@ -309,17 +444,14 @@ impl Inferencer {
     }
 
     /// Compares an answer with the label, which names a class or is its index.
-    fn judge(&self, class: usize, label: &str) {
-        let name = self.parts.labels.get(class);
-        let known = |label: &str| {
-            let index = label.parse::<usize>().ok();
-            self.parts.labels.iter().any(|name| name == label)
-                || index.is_some_and(|index| index < self.parts.labels.len())
-        };
-        if !known(label) {
+    fn judge(&self, inference: &Inference, label: &str) {
+        let index = |name: &str| self.parts.labels.iter().position(|known| known == name);
+        let by_number = || label.parse().ok().filter(|index| *index < self.parts.labels.len());
+        let Some(truth) = index(label).or_else(by_number) else {
             return self.parts.figures.count("unknown_label");
-        }
-        let right = name.is_some_and(|name| name == label) || class.to_string() == label;
+        };
+        let Some(answered) = inference.label.as_deref().and_then(index) else { return };
+        let right = answered == truth;
         self.parts.figures.update(|view| {
             view.judged = (view.judged.0 + u64::from(right), view.judged.1 + 1);
         });
@@ -353,7 +485,13 @@ impl Actor for Inferencer {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(MAILBOX);
-        ctx.run_interval(Self::WATCHDOG, |this, _| this.watch());
+        ctx.run_interval(Self::WATCHDOG, |this, ctx| {
+            this.watch();
+            if let Some(tiers) = &mut this.tiers {
+                tiers.record(false);
+            }
+            this.measure(ctx);
+        });
     }
 }
 
@@ -363,6 +501,9 @@ impl Handler<Serve> for Inferencer {
     fn handle(&mut self, serve: Serve, ctx: &mut Self::Context) {
         let Some(adapter) = serve.opened(&mut self.newest, &self.parts.figures) else { return };
         let version = serve.version;
+        if let Some(tiers) = &mut self.tiers {
+            tiers.comes(version, Digest::of(&serve.adapter));
+        }
         let me = ctx.address();
         let done = Box::new(move |result| {
             let _ = me.try_send(Loaded { version, result });
@@ -378,8 +519,53 @@ impl Handler<Serve> for Inferencer {
 impl Handler<Loaded> for Inferencer {
     type Result = ();
 
-    fn handle(&mut self, loaded: Loaded, _: &mut Self::Context) {
+    fn handle(&mut self, loaded: Loaded, ctx: &mut Self::Context) {
+        let fits = loaded.result.is_ok();
         loaded.settle(&mut self.version, &self.parts.figures);
+        if let Some(tiers) = self.tiers.as_mut().filter(|_| fits) {
+            tiers.serves(self.version);
+            self.measure(ctx);
+        }
+    }
+}
+
+impl Handler<Scored> for Inferencer {
+    type Result = ();
+
+    fn handle(&mut self, Scored { run, result }: Scored, ctx: &mut Self::Context) {
+        if let Some(tiers) = &mut self.tiers {
+            tiers.measured(run, result);
+            self.measure(ctx);
+        }
+    }
+}
+
+impl Handler<AboveSaid> for Inferencer {
+    type Result = ();
+
+    fn handle(&mut self, said: AboveSaid, ctx: &mut Self::Context) {
+        if said.retained {
+            return self.parts.figures.count("retained");
+        }
+        self.in_tiers(ctx, |tiers| tiers.said(&said.payload));
+    }
+}
+
+impl Handler<Link> for Inferencer {
+    type Result = ();
+
+    fn handle(&mut self, link: Link, ctx: &mut Self::Context) {
+        self.in_tiers(ctx, |tiers| tiers.link(link.up));
+    }
+}
+
+impl Handler<Leaves> for Inferencer {
+    type Result = ();
+
+    fn handle(&mut self, _: Leaves, _: &mut Self::Context) {
+        if let Some(tiers) = &mut self.tiers {
+            tiers.record(true);
+        }
     }
 }
 
@@ -391,7 +577,8 @@ impl Handler<Request> for Inferencer {
         let parsed = infer::parse(&payload, retained, self.parts.window, &self.parts.policy);
         let refused = match parsed {
             Ok(asked) if model == self.parts.model => {
-                return self.ask(asked.window, Source::Request(asked.id), ctx);
+                let from = Source::Request(asked.id);
+                return self.ask(asked.window, from, asked.deadline_ms, asked.via, ctx);
             }
             Ok(asked) => InferError::unknown_model(asked.id, &model),
             Err(error) => error,
@@ -443,38 +630,35 @@ impl Handler<Answered> for Inferencer {
     type Result = ();
 
     #[expect(clippy::cast_precision_loss, reason = "a class index and milliseconds are small")]
-    fn handle(&mut self, answered: Answered, _: &mut Self::Context) {
-        let Answered { from, result, asked } = answered;
+    fn handle(&mut self, Answered { asked, result }: Answered, ctx: &mut Self::Context) {
         let now = self.parts.clock.now();
-        let inference = match result {
-            Ok(Prediction { probabilities, class }) => {
-                let latency_ms = now.micros.saturating_sub(asked.micros) as f64 / 1_000.0;
-                self.parts.figures.answered(latency_ms);
-                if let Source::Tag(Some(label)) = &from {
-                    self.judge(class, label);
-                }
-                Inference {
-                    value: Some(class as f64),
-                    label: self.parts.labels.get(class).cloned(),
-                    confidence: probabilities.get(class).copied().map(f64::from),
-                    quality: self.quality(),
-                    ts: now.wall,
-                    model_version: self.version,
-                    latency_ms,
-                    tier: self.parts.tier,
-                    id: None,
-                }
-            }
+        let prediction = match result {
+            Ok(prediction) => prediction,
             Err(error) => {
                 tracing::warn!(%error, "a window can't be answered");
                 self.parts.figures.count(error.kind());
-                Inference::bad(now.wall, self.version, self.parts.tier)
+                let bad = self.bad(now.wall);
+                return self.answer(asked, bad);
             }
         };
-        match from {
-            Source::Tag(_) => self.publish_answer(inference),
-            Source::Request(id) => self.reply(&InferReply::answer(id, inference)),
+        if let Some(tiers) = &mut self.tiers {
+            let acts = tiers.answered(asked, prediction, self.version);
+            return self.carry_out(acts, ctx);
         }
+        let Prediction { probabilities, class } = prediction;
+        let inference = Inference {
+            value: Some(class as f64),
+            label: self.parts.labels.get(class).cloned(),
+            confidence: probabilities.get(class).copied().map(f64::from),
+            quality: self.quality(),
+            ts: now.wall,
+            model_version: self.version,
+            latency_ms: now.micros.saturating_sub(asked.at.micros) as f64 / 1_000.0,
+            tier: self.parts.tier,
+            id: None,
+            cascade: None,
+        };
+        self.answer(asked, inference);
     }
 }
 

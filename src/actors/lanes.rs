@@ -12,8 +12,8 @@
 
 use std::io;
 use std::num::NonZeroU16;
-use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use crate::learn::{
@@ -87,10 +87,15 @@ impl LaneError {
 }
 
 /// A thread with a bounded queue of requests.
-#[derive(Debug)]
-pub struct Lane<R> {
-    queue: SyncSender<R>,
-    thread: JoinHandle<()>,
+pub struct Lane<R>(Place<R>);
+
+enum Place<R> {
+    Thread {
+        queue: SyncSender<R>,
+        thread: JoinHandle<()>,
+    },
+    /// The caller's own thread.
+    Here(Mutex<Box<dyn FnMut(R) + Send>>),
 }
 
 impl<R: Send + 'static> Lane<R> {
@@ -106,7 +111,8 @@ impl<R: Send + 'static> Lane<R> {
                 work(request);
             }
         };
-        Ok(Self { queue, thread: thread::Builder::new().name(name.to_owned()).spawn(body)? })
+        let thread = thread::Builder::new().name(name.to_owned()).spawn(body)?;
+        Ok(Self(Place::Thread { queue, thread }))
     }
 
     /// Queues a request; never blocks.
@@ -114,19 +120,28 @@ impl<R: Send + 'static> Lane<R> {
     /// # Errors
     /// [`LaneError`]; the request's `done` isn't called then.
     pub fn submit(&self, request: R) -> Result<(), LaneError> {
-        self.queue.try_send(request).map_err(|error| match error {
-            TrySendError::Full(_) => LaneError::Full,
-            TrySendError::Disconnected(_) => LaneError::Closed,
-        })
+        match &self.0 {
+            Place::Thread { queue, .. } => queue.try_send(request).map_err(|error| match error {
+                TrySendError::Full(_) => LaneError::Full,
+                TrySendError::Disconnected(_) => LaneError::Closed,
+            }),
+            Place::Here(work) => {
+                // Whoever panicked in it has ended the test.
+                work.lock().unwrap_or_else(PoisonError::into_inner)(request);
+                Ok(())
+            }
+        }
     }
 
     /// Works off what is queued, then ends the thread. Blocks until it has.
     ///
     /// To end early, let the running job's `progress` answer [`Control::Stop`].
     pub fn close(self) {
-        drop(self.queue);
-        // An error would mean a panic, and that ends the process.
-        let _ = self.thread.join();
+        if let Place::Thread { queue, thread } = self.0 {
+            drop(queue);
+            // An error would mean a panic, and that ends the process.
+            let _ = thread.join();
+        }
     }
 }
 
@@ -153,13 +168,22 @@ pub fn train_lane(
 /// # Errors
 /// When the system gives no thread.
 pub fn serve_lane(
-    mut predictor: impl Predictor + 'static,
+    predictor: impl Predictor + 'static,
     capacity: usize,
 ) -> io::Result<Lane<ServeRequest>> {
-    Lane::spawn("gaisnet-serve", capacity, move |request| match request {
+    Lane::spawn("gaisnet-serve", capacity, serving(predictor))
+}
+
+/// A lane that answers at once, on the caller's thread: for networks under a paused clock.
+pub fn inline_serve_lane(predictor: impl Predictor + 'static) -> Lane<ServeRequest> {
+    Lane(Place::Here(Mutex::new(Box::new(serving(predictor)))))
+}
+
+fn serving(mut predictor: impl Predictor + 'static) -> impl FnMut(ServeRequest) + Send {
+    move |request| match request {
         ServeRequest::Load { adapter, done } => done(predictor.load(&adapter)),
         ServeRequest::Predict { x, len, done } => done(predictor.predict(&x, len)),
-    })
+    }
 }
 
 /// Ends the process when its thread unwinds.

@@ -7,6 +7,7 @@
 //!               |                    '---- Stimulus -------'  jobs ---> Workbench (lanes)
 //!               |---> Inferencer: tags, infer/{model}  <-- the version to serve --'
 //!               |     or TextInferencer, where the model writes text
+//!               |     reply/infer of the tier above, where a cascade answers (tiers.rs)
 //!               |---> Operator:   cmd/{name}, status, meta, kpi
 //!               '---> BaseDesk:   chunks of the base's files, for children
 //! ```
@@ -21,6 +22,7 @@ mod gateway;
 mod inferencer;
 pub mod lanes;
 mod machines;
+mod measuring;
 mod operator;
 mod outbox;
 mod quota;
@@ -31,18 +33,21 @@ pub mod split_lane;
 mod story;
 mod text_inferencer;
 pub mod text_lane;
+mod tiers;
 mod workbench;
 
 pub use base_desk::{BaseDesk, HeldBase, NotGiven, WantsBase};
 pub use busy::Busy;
 pub use figures::{Figures, FiguresView};
-pub use gateway::{Gateway, GatewayParts, Incoming, pump, subscribe, subscriptions};
-pub use inferencer::{Inferencer, InferencerParts, Request, Serve, TagSample};
+pub use gateway::{AboveLink, Gateway, GatewayParts, Incoming, pump, subscribe, subscriptions};
+pub use inferencer::{AboveSaid, Inferencer, InferencerParts, Leaves, Request, Serve, TagSample};
+pub use measuring::Measure;
 pub use operator::{Adopt, Leave, Operator, OperatorParts, Order};
 pub use role::{Aggregator, Machine, MachineView, Observe, RelayActor, Role, Stimulus, Trainer};
 pub use room::Bounds;
 pub use runner::{Finish, Introduce, Link, Run, Runner, RunnerParts, Served};
 pub use text_inferencer::{TextInferencer, TextParts};
+pub use tiers::{Above, CascadeParts};
 pub use workbench::{Done, Half, InlineBench, LaneBench, Task, Workbench};
 
 /// Messages that an actor's mailbox holds; whoever sends more waits.

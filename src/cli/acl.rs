@@ -41,6 +41,12 @@ pub(super) struct AclArgs {
     /// Sensor topics that devices read and the user `feed` writes; may be repeated
     #[arg(long, value_name = "FILTER")]
     tags: Vec<Filter>,
+    /// Devices may ask their edge for answers
+    #[arg(long)]
+    cascade: bool,
+    /// Edges may ask the cloud for answers of this model, so that its inputs leave their site; may be repeated
+    #[arg(long, value_name = "MODEL")]
+    to_cloud: Vec<Name>,
     /// The list as one JSON object, user -> {read, write}
     #[arg(long)]
     json: bool,
@@ -84,7 +90,8 @@ pub(super) fn run(
         (None, true) => Scope::Top,
         (None, false) => Scope::All,
     };
-    let rules = rules(&keyring, &args.prefix, &scope, &args.tags)?;
+    let escalation = Escalation { to_edge: args.cascade, to_cloud: &args.to_cloud };
+    let rules = rules(&keyring, &args.prefix, &scope, &args.tags, &escalation)?;
     if args.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&rules)?)?;
         return Ok(Exit::Ok);
@@ -97,6 +104,14 @@ pub(super) fn run(
         Format::RabbitmqHint => rabbitmq(&title, &rules, out)?,
     }
     Ok(Exit::Ok)
+}
+
+/// Who may ask the node above for answers: nobody, unless it was said.
+struct Escalation<'a> {
+    /// A device its edge, inside the site.
+    to_edge: bool,
+    /// An edge the cloud, for these models.
+    to_cloud: &'a [Name],
 }
 
 /// Whose broker it is.
@@ -135,6 +150,7 @@ fn rules(
     prefix: &Prefix,
     scope: &Scope,
     tags: &[Filter],
+    escalation: &Escalation<'_>,
 ) -> anyhow::Result<Rules> {
     let mut rules = Rules::new();
     let tags: Vec<String> = tags.iter().map(ToString::to_string).collect();
@@ -146,6 +162,7 @@ fn rules(
         let mut rights = Rights::default();
         if TIERS.iter().any(|role| entry.roles.contains(role)) {
             rights = node_rights(keyring, prefix, scope, entry);
+            ask_above(keyring, prefix, scope, entry, escalation, &mut rights);
         }
         if entry.roles.contains(&Role::Device) {
             rights.read.extend(tags.iter().cloned());
@@ -199,6 +216,32 @@ fn node_rights(keyring: &Keyring, prefix: &Prefix, scope: &Scope, entry: &NodeEn
         read.extend([format!("{there}/m/#"), format!("{there}/to/{}/#", entry.node)]);
     }
     Rights { write, read }
+}
+
+/// Requests to the node above, and its replies.
+fn ask_above(
+    keyring: &Keyring,
+    prefix: &Prefix,
+    scope: &Scope,
+    entry: &NodeEntry,
+    escalation: &Escalation<'_>,
+    rights: &mut Rights,
+) {
+    let parent = entry.parent.as_ref().and_then(|parent| keyring.node(parent));
+    let Some(parent) = parent.filter(|parent| scope.holds(parent)) else { return };
+    let there = branch(prefix, parent);
+    let is_device = entry.roles.contains(&Role::Device);
+    let asks: Vec<String> = if is_device && escalation.to_edge {
+        vec![format!("{there}/infer/#")]
+    } else if !is_device {
+        escalation.to_cloud.iter().map(|model| format!("{there}/infer/{model}")).collect()
+    } else {
+        Vec::new()
+    };
+    if !asks.is_empty() {
+        rights.write.extend(asks);
+        rights.read.push(format!("{there}/reply/infer"));
+    }
 }
 
 fn operator_rights(everybody: &str, scope: &Scope) -> Rights {
@@ -302,6 +345,7 @@ Examples:
   gaisnet acl --keyring keyring > /etc/mosquitto/gaisnet.acl
   gaisnet acl --keyring keyring --site north --tags 'plant/north/#'
   gaisnet acl --keyring keyring --top --format emqx
+  gaisnet acl --keyring keyring --site north --cascade       devices may ask their edge
 
 Users are the nodes by their names, the operators of the keyring, and scada, operator and feed.";
 
@@ -410,6 +454,31 @@ mod tests {
         let edge = top["edge-n"].to_string();
         for inside in ["infer", "stream", "reply", "cmd", "/p1"] {
             assert!(!edge.contains(inside), "{inside}: {edge}");
+        }
+    }
+
+    #[test]
+    fn nobody_asks_the_node_above_unless_it_was_said_and_then_just_there() {
+        let federation = federation();
+        let edge = "gaisnet/v1/north/_/edge-n";
+        let north = json(&federation, &["--site", "north", "--cascade", "--to-cloud", "bearing"]);
+        let has = |rights: &serde_json::Value, filter: &str| {
+            rights.as_array().unwrap().iter().any(|known| known == filter)
+        };
+        assert!(has(&north["p1"]["write"], &format!("{edge}/infer/#")));
+        assert!(has(&north["p1"]["read"], &format!("{edge}/reply/infer")));
+        assert!(!north["edge-n"].to_string().contains("cloud"), "not at the site's broker");
+        let cloud = "gaisnet/v1/_/_/cloud";
+        let top = json(&federation, &["--top", "--cascade", "--to-cloud", "bearing"]);
+        assert!(has(&top["edge-n"]["write"], &format!("{cloud}/infer/bearing")));
+        assert!(has(&top["edge-n"]["read"], &format!("{cloud}/reply/infer")));
+        for (scope, user) in [(&["--site", "north"][..], "p1"), (&["--top", "--cascade"], "edge-n")]
+        {
+            let rights = json(&federation, scope)[user].to_string();
+            let above = if user == "p1" { edge } else { cloud };
+            for leaf in ["infer", "reply"] {
+                assert!(!rights.contains(&format!("{above}/{leaf}")), "{user}: {rights}");
+            }
         }
     }
 

@@ -88,7 +88,9 @@ fn ready(settings: &Settings, keyring: &Arc<Keyring>) -> anyhow::Result<NodePart
     }
     let brain = brain(settings, keyring)?;
     let identity = identity_of(settings, key, Arc::clone(keyring))?;
-    let data = if settings.node.has(NodeRole::Trainer) { data_of(settings, &brain)? } else { None };
+    // What doesn't train measures its answers by it.
+    let wanted = settings.node.has(NodeRole::Trainer) || settings.cascade.enabled;
+    let data = if wanted { data_of(settings, &brain)? } else { None };
     Ok(parts_of(settings, identity, brain, data)?)
 }
 

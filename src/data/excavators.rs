@@ -176,10 +176,10 @@ pub fn parse_orders(path: &Path, bytes: &[u8]) -> Result<Dataset, DataError> {
 }
 
 /// Year, month, day.
-type Date = (u16, u8, u8);
+pub(super) type Date = (u16, u8, u8);
 
 /// Reads `2004-07-01`, also with a time behind it; none when there is no such day.
-fn parse_date(text: &str) -> Option<Date> {
+pub(super) fn parse_date(text: &str) -> Option<Date> {
     let day = text.split(['T', ' ']).next().unwrap_or(text);
     let mut parts = day.split('-');
     let (year, month, date) = (parts.next()?, parts.next()?, parts.next()?);

@@ -25,6 +25,7 @@ pub mod partial;
 mod pip;
 mod registry;
 mod remote;
+pub mod systems;
 pub mod texts;
 mod wheel;
 

@@ -8,6 +8,8 @@
 //! places.rs       who they are, and their keys
 //! turns.rs        who of them trains when
 //! niid/           images dealt out unevenly, a table of published figures to compare with
+//! cascade.rs      another question: tiers that answer together, on bearings and work orders
+//! cascade_models  their models (libtorch)
 //! judge.rs        bits per character, a machine and together
 //! language.rs     the language model that learns and judges (libtorch)
 //! ```
@@ -16,6 +18,9 @@
 //! belongs on training texts ([`Options::rehearse`]), the test part is read once.
 
 mod arms;
+pub mod cascade;
+#[cfg(feature = "torch")]
+pub mod cascade_models;
 pub mod excavators;
 mod federation;
 mod judge;

@@ -4,6 +4,8 @@
 //! Both are measured on held-out examples that the model didn't learn from, and hold for one version of
 //! it. Who answers what with them is `protocol/cascade.rs`'s business.
 
+use serde::{Deserialize, Serialize};
+
 use super::{LearnError, upper_bound};
 
 /// Fewest held-out examples that a threshold is taken from.
@@ -19,7 +21,7 @@ pub struct Judged {
 }
 
 /// What answers at or above a confidence are worth.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Threshold {
     /// Answer from this confidence on.
     pub confidence: f32,
@@ -27,6 +29,45 @@ pub struct Threshold {
     pub share: f64,
     /// Upper bound of the rate of wrong ones among those answers.
     pub bound: f64,
+}
+
+/// All that is measured of one version of a model.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Calibration {
+    /// Divide the logarithms of its probabilities by it.
+    pub temperature: f32,
+    /// From which confidence, at that temperature, its answers are good enough; none where never.
+    pub threshold: Option<Threshold>,
+    /// Examples that this rests on.
+    pub held_out: u64,
+}
+
+/// Temperature and threshold of a model from its probabilities `[n, C]` on held-out examples `[n]`.
+///
+/// Both come from the same examples. The temperature is one number, which changes the order of
+/// confidences only where there are more than two classes, and then little; tests on made-up and on real
+/// examples look at what is promised as a whole.
+///
+/// # Errors
+/// As [`temperature`] and [`threshold`].
+pub fn calibrate(
+    probabilities: &[f32],
+    labels: &[usize],
+    classes: usize,
+    alpha: f64,
+    delta: f64,
+) -> Result<Calibration, LearnError> {
+    let temperature = temperature(probabilities, labels, classes)?;
+    let judged = |(row, label): (&[f32], &usize)| {
+        let scaled = at_temperature(row, temperature);
+        let best = scaled.iter().copied().enumerate().max_by(|a, b| a.1.total_cmp(&b.1));
+        let (class, confidence) = best.unwrap_or((usize::MAX, 0.0));
+        Judged { confidence, right: class == *label }
+    };
+    let rows = probabilities.chunks(classes.max(1)).zip(labels);
+    let judged: Vec<Judged> = rows.map(judged).collect();
+    let threshold = threshold(&judged, alpha, delta)?;
+    Ok(Calibration { temperature, threshold, held_out: judged.len() as u64 })
 }
 
 /// Lowest confidence from which on the rate of wrong answers is at most `alpha`, but for a probability of
@@ -306,6 +347,50 @@ mod tests {
         assert!((found - 2.5).abs() < 0.1, "{found}");
         let back = at_temperature(&at_temperature(&[0.2, 0.8], 0.4), 2.5);
         assert!((back[1] - 0.8).abs() < 1e-5);
+    }
+
+    /// Probabilities `[n, 3]` of a model that is more sure than it should be, and true labels.
+    fn overconfident(stream: &mut Stream, n: usize) -> (Vec<f32>, Vec<usize>) {
+        let (mut probabilities, mut labels) = (Vec::new(), Vec::new());
+        for _ in 0..n {
+            let logits = [0; 3].map(|_| 2.5 * stream.normal());
+            let honest = crate::learn::Prediction::of_logits(&logits.map(narrow));
+            let (mut class, mut left) = (0, stream.unit() - f64::from(honest.probabilities[0]));
+            while left > 0.0 && class < 2 {
+                class += 1;
+                left -= f64::from(honest.probabilities[class]);
+            }
+            labels.push(class);
+            probabilities.extend(at_temperature(&honest.probabilities, 0.5));
+        }
+        (probabilities, labels)
+    }
+
+    #[test]
+    fn temperature_and_threshold_of_the_same_examples_keep_the_promise() {
+        let (alpha, delta, runs) = (0.1, 0.1, 100);
+        let mut stream = Stream::new(5, "calibrate");
+        let (fresh, truth) = overconfident(&mut stream, 20_000);
+        let (mut broken, mut found) = (0, 0);
+        for _ in 0..runs {
+            let (probabilities, labels) = overconfident(&mut stream, 400);
+            let known = calibrate(&probabilities, &labels, 3, alpha, delta).unwrap();
+            assert!((known.temperature - 2.0).abs() < 0.6, "{}", known.temperature);
+            let Some(threshold) = known.threshold else { continue };
+            let (mut answered, mut wrong) = (0_u32, 0_u32);
+            for (row, label) in fresh.chunks(3).zip(&truth) {
+                let scaled = at_temperature(row, known.temperature);
+                let top = scaled.iter().copied().fold(0.0, f32::max);
+                if top >= threshold.confidence {
+                    answered += 1;
+                    wrong += u32::from(scaled[*label] < top);
+                }
+            }
+            found += 1;
+            broken += u32::from(f64::from(wrong) > alpha * f64::from(answered));
+        }
+        assert!(found > runs / 2, "{found} of {runs}");
+        assert!(f64::from(broken) <= delta * f64::from(runs), "{broken} of {runs}");
     }
 
     #[test]

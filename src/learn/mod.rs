@@ -20,8 +20,10 @@ mod fedavg;
 mod generation;
 mod generator;
 mod guess;
+mod holdout;
 mod judge;
 mod learner;
+mod linear_classifier;
 mod lora_product;
 mod metrics;
 mod packing;
@@ -50,7 +52,10 @@ pub use augment::Augment;
 pub use batches::Batches;
 pub use binomial::{lower_bound, upper_bound};
 pub use bits::Bits;
-pub use calibration::{Judged, LEAST_HELD_OUT, Threshold, at_temperature, temperature, threshold};
+pub use calibration::{
+    Calibration, Judged, LEAST_HELD_OUT, Threshold, at_temperature, calibrate, temperature,
+    threshold,
+};
 pub use class_logits::{LOGIT_BOUND, average_class_logits};
 pub use clip::{LEAST_NORMS, NORMS_REMEMBERED, NormClip};
 pub use effect_norm::effect_norm;
@@ -59,11 +64,13 @@ pub use fedavg::{Accumulator, Share, WeightedDelta, fed_avg, weights, weights_up
 pub use generation::{Ask, BatchLimits, Finish, GenerateError, Generated, Told};
 pub use generator::{Generator, Tokens};
 pub use guess::guess;
+pub use holdout::hold_out;
 pub use judge::Judge;
 pub use learner::{
     ClassLogits, Control, Examples, Images, Learner, Prediction, Predictor, Progress, Texts,
     TrainJob, Trained, Windows,
 };
+pub use linear_classifier::{FitConfig, LinearClassifier, hashed_ngrams};
 pub use lora_product::{Combined, Contribution, LoraAverage, combine, stack};
 pub use metrics::{Confusion, percentile};
 pub use packing::{Frame, MAX_LENGTH, Packed, lay_end_to_end, pack};

@@ -11,7 +11,7 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{BootId, Digest, Epoch, KeyId, NodeId, RoundNo, UpdateId, Version};
+use crate::ids::{BootId, Digest, Epoch, KeyId, Name, NodeId, RoundNo, UpdateId, Version};
 use crate::time::Wall;
 
 /// One leaf of the ledger.
@@ -285,6 +285,18 @@ pub enum Event {
         /// The version from now on.
         to: Version,
     },
+    /// Inputs left the site: requests that the tier above was asked to answer, since the last entry of
+    /// this kind.
+    Escalate {
+        /// Over the digests of the requests as they left, in their order.
+        digest: Digest,
+        /// The model.
+        model: Name,
+        /// Their number.
+        requests: u64,
+        /// Who was asked.
+        to: NodeId,
+    },
 }
 
 impl Event {
@@ -314,6 +326,7 @@ impl Event {
             Self::ResultApplied { .. } => "result_applied",
             Self::Rollout { .. } => "rollout",
             Self::Rollback { .. } => "rollback",
+            Self::Escalate { .. } => "escalate",
         }
     }
 }
@@ -389,7 +402,6 @@ pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::ids::Name;
 
     /// One entry of each kind, as long as it can get.
     pub(crate) fn examples() -> Vec<Entry> {
@@ -425,6 +437,7 @@ pub(crate) mod tests {
             Event::ResultApplied { result: digest, round: n, version: n },
             Event::Rollout { adapter: digest, version: n },
             Event::Rollback { from: n, reason: word(), to: n },
+            Event::Escalate { digest, model: name(), requests: n, to: name() },
         ];
         events.into_iter().map(|event| Entry::new(name(), Wall(n), event)).collect()
     }
@@ -511,7 +524,7 @@ pub(crate) mod tests {
 
         #[test]
         fn a_damaged_entry_is_refused_or_another_canonical_one(
-            which in 0..21_usize,
+            which in 0..23_usize,
             at: prop::sample::Index,
             flip in 1..=255_u8,
         ) {

@@ -27,16 +27,18 @@ use tokio::sync::{Notify, mpsc, watch};
 use crate::actors::lanes::{Lane, ServeRequest};
 use crate::actors::text_lane::TextLane;
 use crate::actors::{
-    Adopt, BaseDesk, Bounds, Busy, Figures, Finish, Gateway, GatewayParts, HeldBase, Inferencer,
-    InferencerParts, Introduce, Leave, Machine, MachineView, Observe, Operator, OperatorParts,
-    Request, Role, Run, Runner, RunnerParts, Serve, Served, Stimulus, TagSample, TextInferencer,
-    TextParts, Workbench, pump, subscribe, subscriptions,
+    Above, AboveLink, AboveSaid, Adopt, BaseDesk, Bounds, Busy, CascadeParts, Figures, Finish,
+    Gateway, GatewayParts, HeldBase, Inferencer, InferencerParts, Introduce, Leave, Leaves, Link,
+    Machine, MachineView, Measure, Observe, Operator, OperatorParts, Request, Role, Run, Runner,
+    RunnerParts, Serve, Served, Stimulus, TagSample, TextInferencer, TextParts, Workbench, pump,
+    subscribe, subscriptions,
 };
 use crate::bus::{Ack, Bus, BusEvent};
 use crate::ids::{BootId, Digest, Name, NodeId, Side};
 use crate::learn::RateSchedule;
 use crate::ledger::{Event, LedgerError, Log, Origin, Replay, SignedCheckpoint, Word};
 use crate::privacy::Gate;
+use crate::protocol::cascade::{Calibrated, CascadeConfig, Uncalibrated};
 use crate::protocol::{
     Backs, Effect, FrontConfig, Input, Member, MemberConfig, Owner, Relay, RelayConfig, Round,
     RoundConfig, ShareBounds, SplitDevice, SplitTerms, update,
@@ -47,7 +49,7 @@ use crate::scada::tags::{Tag, TagMap};
 use crate::scada::telegram::{ModelMeta, Tier};
 use crate::store::{Store, StoreError};
 use crate::time::Clock;
-use crate::topic::{Branch, Prefix};
+use crate::topic::{Branch, CommandName, Prefix};
 use crate::trust::keyring::{Keyring, NodeEntry, Role as KeyRole, Standing};
 use crate::trust::keys::SigningKey;
 use crate::trust::{Sealer, Sequences};
@@ -153,6 +155,18 @@ pub struct Answering {
     pub max_gap_ms: u64,
     /// An answer is stale when no sample came for so long.
     pub stale_after_ms: u64,
+    /// Tiers that answer windows together; none where each answers for itself.
+    pub cascade: Option<Cascading>,
+}
+
+/// How a node answers as one of several tiers.
+pub struct Cascading {
+    /// How it decides. Without a parent nobody is above, whatever it says.
+    pub config: CascadeConfig,
+    /// The label that it falls back to where it abstains.
+    pub safe_default: Option<String>,
+    /// What each version is measured on; none where there are no examples.
+    pub measure: Option<Measure>,
 }
 
 /// Everything that a node is made of.
@@ -204,6 +218,8 @@ pub struct Node {
     again: Arc<Notify>,
     clock: Arc<dyn Clock>,
     operator: Addr<Operator>,
+    /// Records what left the site, where something may.
+    leaves: Option<Recipient<Leaves>>,
     /// End when their links have said goodbye.
     pumps: Vec<tokio::task::JoinHandle<()>>,
 }
@@ -345,6 +361,13 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
         resources: parts.resources,
     })
     .start();
+    let parent_branch =
+        entry.parent.as_ref().and_then(|parent| keyring.node(parent)).map(|parent| {
+            let (site, line, node) =
+                (parent.site.clone(), parent.line.clone(), parent.node.clone());
+            Branch { prefix: identity.prefix.clone(), site, line, node }
+        });
+    let mut asked_above = None;
     let mut tags = Vec::new();
     let answerer = answering.map(|answering| {
         tags = answering.tags.iter().map(|tag| tag.filter().as_str().to_owned()).collect();
@@ -352,9 +375,34 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
         let (bus, clock) = (Arc::clone(&plant_bus), Arc::clone(&clock));
         let (figures, policy) = (Arc::clone(&parts.figures), parts.policy);
         let (busy, tags) = (answering.busy, TagMap::new(answering.tags));
+        let cascade = answering.cascade.map(|cascading| {
+            let Cascading { config, safe_default, measure } = cascading;
+            let stored = state.iter().find(|(key, _)| key == Calibrated::KEY);
+            // An edge's parent is at another broker, outside the site's zone.
+            let leaves_site = tier != Tier::Device;
+            let mut config = config;
+            if leaves_site {
+                // Only what is known to be unsure leaves it, not all that nothing is known about yet.
+                config.uncalibrated = Uncalibrated::Own;
+            }
+            let parent = parent_branch.clone().zip(buses.get(&Side::Up).cloned());
+            let above = parent.filter(|_| config.above);
+            CascadeParts {
+                config,
+                me: me.clone(),
+                boot: identity.boot,
+                above: above.map(|(branch, bus)| Above { branch, bus, leaves_site }),
+                safe_default,
+                measure,
+                stored: stored.map(|(_, bytes)| bytes.clone()),
+                runner: runner.clone(),
+            }
+        });
         match answering.lane {
-            AnswerLane::Windows(lane) => Answerer::of(
-                Inferencer::new(InferencerParts {
+            AnswerLane::Windows(lane) => {
+                let asks = cascade.as_ref().and_then(|cascade| cascade.above.as_ref());
+                let asks = asks.map(|above| above.branch.clone());
+                let inferencer = Inferencer::new(InferencerParts {
                     branch,
                     model,
                     labels: learning.model.labels.clone(),
@@ -369,9 +417,17 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
                     bus,
                     clock,
                     figures,
+                    cascade,
                 })
-                .start(),
-            ),
+                .start();
+                asked_above = asks.map(|branch| AskedAbove {
+                    branch,
+                    replies: inferencer.clone().recipient(),
+                    links: inferencer.clone().recipient(),
+                    leaves: inferencer.clone().recipient(),
+                });
+                Answerer::of(inferencer)
+            }
             AnswerLane::Text(lane) => {
                 let seed = u64::from_le_bytes(first_eight(&identity.boot));
                 let text = TextParts {
@@ -410,12 +466,24 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
         clock: Arc::clone(&clock),
         figures: Arc::clone(&parts.figures),
         chunk_bytes: learning.chunk_bytes,
+        above: asked_above.as_ref().map(|above| AboveLink {
+            branch: above.branch.clone(),
+            replies: above.replies.clone(),
+            links: above.links.clone(),
+        }),
     })
     .start();
     let server = answerer.map(|answerer| answerer.serve);
     let _ = runner.try_send(Introduce { role: role.clone(), server });
     let sides: Vec<Side> = buses.keys().copied().collect();
-    subscribe(&buses, &subscriptions(&keyring, &identity.prefix, &me, &sides, &tags));
+    let mut filters = subscriptions(&keyring, &identity.prefix, &me, &sides, &tags);
+    if let Some(above) = &asked_above
+        && let Ok(infer) = CommandName::new("infer")
+    {
+        let up = filters.iter_mut().filter(|(side, _)| *side == Side::Up);
+        up.for_each(|(_, filters)| filters.push(above.branch.reply(&infer)));
+    }
+    subscribe(&buses, &filters);
     let pumps = events
         .into_iter()
         .map(|(side, receiver)| actix::spawn(pump(side, receiver, gateway.clone())))
@@ -433,6 +501,7 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
         again,
         clock,
         operator,
+        leaves: asked_above.map(|above| above.leaves),
         pumps,
     })
 }
@@ -461,6 +530,9 @@ impl Node {
     /// Records the end, says goodbye and closes the links; back when all of it is done, after
     /// little more than `drain_ms` at the latest.
     pub async fn stop(self, reason: &'static str, drain_ms: u64) {
+        if let Some(leaves) = self.leaves {
+            let _ = leaves.send(Leaves).await;
+        }
         let event = Event::NodeStop { boot: self.boot, reason: Word::new(reason) };
         let run = Run { effects: vec![Effect::Record(event)], ack: Ack::none() };
         let _ = self.runner.send(run).await;
@@ -491,6 +563,14 @@ impl Answerer {
         let (requests, samples) = (actor.clone().recipient(), actor.clone().recipient());
         Self { requests, samples, serve: actor.recipient() }
     }
+}
+
+/// The tier above, and who hears of it.
+struct AskedAbove {
+    branch: Branch,
+    replies: Recipient<AboveSaid>,
+    links: Recipient<Link>,
+    leaves: Recipient<Leaves>,
 }
 
 /// What the machines of a node share.

@@ -13,13 +13,15 @@ use super::base::HeldFiles;
 use super::base::WantedBase;
 #[cfg(feature = "torch")]
 use super::language_brain;
-use super::{AnswerLane, Answering, Identity, Learning, NodeError, NodeParts, SystemClock, split};
+use super::{
+    AnswerLane, Answering, Cascading, Identity, Learning, NodeError, NodeParts, SystemClock, split,
+};
 #[cfg(any(test, feature = "torch"))]
 use crate::actors::lanes::CoreShare;
 use crate::actors::lanes::{serve_lane, train_lane};
 use crate::actors::split_lane::{BackCopies, back_lane};
 use crate::actors::text_lane::{TextLane, Writer};
-use crate::actors::{Adopt, Bounds, Busy, Figures, Half, HeldBase, LaneBench, Operator};
+use crate::actors::{Adopt, Bounds, Busy, Figures, Half, HeldBase, LaneBench, Measure, Operator};
 use crate::bus::mqtt::{MqttBus, MqttError, MqttSettings, TlsSettings};
 use crate::bus::{Bus, BusEvent};
 use crate::data::bearings::{self, Bearings};
@@ -29,10 +31,11 @@ use crate::data::{Cache, DataError};
 use crate::ids::{BootId, Digest, Name, Side};
 use crate::learn::{
     BatchLimits, Examples, LearnError, Learner, MachineSpeeds, Predictor, SoftmaxLearner,
-    SoftmaxPredictor, SplitBack, Texts,
+    SoftmaxPredictor, SplitBack, Texts, hold_out,
 };
 use crate::ledger::Event;
 use crate::privacy::{Gate, Profile};
+use crate::protocol::cascade::{CascadeConfig, OnNoReply, Uncalibrated};
 use crate::protocol::{ShareBounds, update};
 use crate::scada::command::CommandPolicy;
 use crate::scada::tags::{Binds, Format, Tag};
@@ -41,7 +44,7 @@ use crate::scada::telegram::ModelMeta;
 use crate::settings::LimitSettings;
 use crate::settings::{
     Compression, Contribute, LearnerName, LinkSettings, NodeRole, PrivacyProfile, Settings,
-    StrategyName, TagBinds, TagFormat,
+    StrategyName, TagBinds, TagFormat, WhileUncalibrated, WithoutReply,
 };
 use crate::store::keyfile::{KeyFileError, new_boot_id};
 use crate::store::{BlobCaps, SqliteStore, StoreError};
@@ -482,6 +485,7 @@ pub fn parts_of(
     data: Option<Examples>,
 ) -> Result<NodeParts, SettingsProblem> {
     let figures = Arc::new(Figures::default());
+    let (data, cascade) = cascading_of(settings, data);
     let lane = match data {
         Some(data) => Some((train_lane(brain.learner, QUEUE)?, Arc::new(data))),
         None => None,
@@ -501,6 +505,7 @@ pub fn parts_of(
         busy: Arc::clone(&busy),
         max_gap_ms: 5_000,
         stale_after_ms: 10_000,
+        cascade,
     };
     let mut bench = LaneBench::new(identity.me.clone(), lane, Arc::clone(&figures), busy);
     if let (Some(back), Some(split)) = (brain.back, split::split_of(settings)) {
@@ -528,24 +533,8 @@ pub(super) fn with_work(
     identity: Identity,
     work: Work,
 ) -> Result<NodeParts, SettingsProblem> {
-    let seed = u64::from_le_bytes(super::first_eight(&identity.boot));
     let store = SqliteStore::open(&settings.paths.store, BlobCaps::default())?;
-    let mut links: BTreeMap<Side, (Arc<dyn Bus>, mpsc::Receiver<BusEvent>)> = BTreeMap::new();
-    let (bus, events) = bus_of(&settings.bus.site, settings, true, seed)?;
-    let device = settings.node.has(NodeRole::Trainer);
-    links.insert(if device { Side::Up } else { Side::Down }, (Arc::new(bus), events));
-    if settings.node.has(NodeRole::Relay) {
-        let parent = settings.bus.parent.as_ref().unwrap_or(&settings.bus.site);
-        let mut parent = parent.clone();
-        let one_broker = settings.bus.parent.is_none();
-        if one_broker {
-            // It takes two clients, and a client id only once; one of them stands for the node.
-            let id = format!("{}-up", parent.client_id_of(&settings.node));
-            parent.client_id = Name::new(id).ok();
-        }
-        let (bus, events) = bus_of(&parent, settings, !one_broker, seed)?;
-        links.insert(Side::Up, (Arc::new(bus), events));
-    }
+    let links = links_of(settings, &identity.boot)?;
     let unsigned = settings.commands.unsigned.iter().map(String::as_str);
     let policy = CommandPolicy::new(unsigned).map_err(|error| SettingsProblem::Key {
         key: "commands.unsigned",
@@ -570,6 +559,46 @@ pub(super) fn with_work(
         fatal: Arc::new(|_| std::process::exit(1)),
         identity,
     })
+}
+
+/// What is trained on, and how the node answers as one of several tiers.
+///
+/// A device keeps a part of its windows back to measure by; whoever doesn't train measures by all that it
+/// has.
+fn cascading_of(
+    settings: &Settings,
+    data: Option<Examples>,
+) -> (Option<Examples>, Option<Cascading>) {
+    let cascade = &settings.cascade;
+    if !cascade.enabled {
+        return (data, None);
+    }
+    let trains = settings.node.has(NodeRole::Trainer);
+    let (data, held_out) = match data {
+        Some(Examples::Windows(windows)) if trains => {
+            let (learned, kept) = hold_out(&windows, cascade.holdout);
+            (Some(learned.into()), Some(kept))
+        }
+        Some(Examples::Windows(windows)) => (None, Some(windows)),
+        other => (other, None),
+    };
+    let config = CascadeConfig {
+        above: trains || cascade.to_cloud,
+        wait_ms: cascade.wait_ms,
+        in_flight: cascade.in_flight,
+        on_no_reply: match cascade.on_no_reply {
+            WithoutReply::Local => OnNoReply::Own,
+            WithoutReply::Abstain => OnNoReply::Abstain,
+        },
+        uncalibrated: match cascade.uncalibrated {
+            WhileUncalibrated::Escalate => Uncalibrated::Escalate,
+            WhileUncalibrated::Local => Uncalibrated::Own,
+        },
+    };
+    let (alpha, delta) = (cascade.alpha, cascade.delta);
+    let measure = held_out.map(|held_out| Measure { held_out: Arc::new(held_out), alpha, delta });
+    let safe_default = cascade.safe_default.clone();
+    (data, Some(Cascading { config, safe_default, measure }))
 }
 
 /// What is learned and how: what the settings say, for a model with this base and untrained adapter.
@@ -774,6 +803,37 @@ pub(super) const QUEUE: usize = 128;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_device_measures_by_is_not_what_it_trains_on() {
+        use crate::learn::Windows;
+        use crate::settings::{Layers, Tier};
+
+        let settings = |tier, more: &[&str]| {
+            let mut layers = Layers::new();
+            layers.tier(tier).set("node.name=n").set("node.site=s").set("node.parent=p");
+            for assignment in more {
+                layers.set(assignment);
+            }
+            layers.load().into_settings().unwrap()
+        };
+        let data = || {
+            let x = (0_u8..100).map(f32::from).collect();
+            Some(Examples::from(Windows { x, len: 1, labels: vec![0; 100], classes: 2 }))
+        };
+        let (all, none) = cascading_of(&settings(Tier::Device, &[]), data());
+        assert!(all == data() && none.is_none(), "off, nothing is kept back");
+        let on = ["cascade.enabled=true", "cascade.holdout=0.3"];
+        let (trained, cascade) = cascading_of(&settings(Tier::Device, &on), data());
+        let held_out = cascade.unwrap().measure.unwrap().held_out;
+        let trained = trained.unwrap();
+        assert_eq!((trained.num_examples(), held_out.num_examples()), (70, 30));
+        assert_eq!(held_out.x.first(), Some(&70.0), "the last of the recording");
+        let (none, cascade) = cascading_of(&settings(Tier::Edge, &on), data());
+        let cascade = cascade.unwrap();
+        assert!(none.is_none() && !cascade.config.above, "to the cloud only where it is asked for");
+        assert_eq!(cascade.measure.unwrap().held_out.num_examples(), 100);
+    }
 
     #[test]
     fn threads_are_as_set_or_half_of_the_cores_and_never_none() {

@@ -12,11 +12,15 @@
 //! chunks for any of them, [`BaseFetch`] the file of a base before they begin, and [`update`] is the
 //! arithmetic between wire and `learn`.
 //!
+//! Beside them, [`cascade`] decides who answers a request, this node or the tier above.
+//!
 //! Called by the role actors; their effects are carried out by `actors/runner.rs`, which commits
 //! before it publishes. A machine is rebuilt from what its `Put` effects left in the store.
 
 mod base;
+pub mod cascade;
 mod effect;
+mod escalations;
 mod fetch;
 #[cfg(test)]
 pub(crate) mod fixture;
@@ -34,6 +38,7 @@ pub use effect::{
     CombineInput, CombineJob, Delivery, Effect, Input, Job, ShareBounds, Timer, To, TrainTask,
     Weighed, Work,
 };
+pub use escalations::{Escalations, Left};
 pub use fetch::{Ask, Fetches, Taken};
 pub use member::{Member, MemberConfig};
 pub use relay::{Relay, RelayConfig};

@@ -3,23 +3,28 @@
 //!
 //! The input is a whole window of the model's length, as an array or as `{"window": [..]}`. A
 //! request is refused rather than repaired: a sample that is no finite number, or a wrong length,
-//! would get an answer that means nothing.
+//! would get an answer that means nothing. `deadline_ms` says how long the asker can wait, and `via` which
+//! nodes passed it on, where a cascade of tiers answers ([`super::escalation`]).
 
 use std::num::NonZeroUsize;
 
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::ids::Name;
+use crate::ids::{Name, NodeId};
 use crate::scada::command::CommandPolicy;
 use crate::scada::object::{FieldError, Fields, describe};
 use crate::scada::request_id::RequestId;
 use crate::scada::tags::narrow;
 use crate::scada::telegram::{Inference, Quality, Reply, ReplyStatus};
+use crate::scada::text::MAX_DEADLINE_MS;
 use crate::scada::window::{WrongLength, check_length};
 
 /// Most bytes of a request's payload.
 pub const MAX_REQUEST_BYTES: usize = 256 * 1024;
+
+/// Nodes that may pass a request on, one to the next; then it is answered where it is.
+pub const MAX_HOPS: usize = 4;
 
 /// A request that may be answered.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,6 +33,10 @@ pub struct InferRequest {
     pub id: Option<RequestId>,
     /// Finite samples, as many as the model takes.
     pub window: Vec<f32>,
+    /// Milliseconds from the request's arrival that the asker waits, 1 to 600 000, if it said so.
+    pub deadline_ms: Option<u64>,
+    /// Nodes that passed it on, the first first; at most [`MAX_HOPS`].
+    pub via: Vec<NodeId>,
 }
 
 /// A request that gets no answer.
@@ -183,11 +192,24 @@ pub fn parse(
     len: NonZeroUsize,
     policy: &CommandPolicy,
 ) -> Result<InferRequest, InferError> {
-    let (fields, id) = opened(payload, retained, policy)?;
-    match read_window(fields, len) {
-        Ok(window) => Ok(InferRequest { id, window }),
+    let (mut fields, id) = opened(payload, retained, policy)?;
+    let rest = read_way(&mut fields).and_then(|way| Ok((way, read_window(fields, len)?)));
+    match rest {
+        Ok(((deadline_ms, via), window)) => Ok(InferRequest { id, window, deadline_ms, via }),
         Err(fault) => Err(InferError { id, fault }),
     }
+}
+
+/// How long the asker waits, and whose hands the request went through.
+fn read_way(fields: &mut Fields) -> Result<(Option<u64>, Vec<NodeId>), InferFault> {
+    let deadline_ms = fields.convert("deadline_ms", "1 to 600000 milliseconds", |value| {
+        value.as_u64().filter(|ms| (1..=MAX_DEADLINE_MS).contains(ms))
+    })?;
+    let via = fields.convert("via", "a list of at most 4 names of nodes", |value| {
+        let names = value.as_array().filter(|names| names.len() <= MAX_HOPS)?;
+        names.iter().map(|name| NodeId::new(name.as_str()?).ok()).collect()
+    })?;
+    Ok((deadline_ms, via.unwrap_or_default()))
 }
 
 /// What any request begins with: a size, a JSON object, an id, and the right to ask.
@@ -271,6 +293,7 @@ mod tests {
             latency_ms: 1.5,
             tier: Tier::Edge,
             id: None,
+            cascade: None,
         }
     }
 
@@ -300,10 +323,14 @@ mod tests {
             (r#"{"input":{"window":[1,2,1e300]}}"#, "wrong_field", "field \"input.window[2]\""),
             (r#"{"input":{"windows":[1,2,3]}}"#, "wrong_field", "got an object of 1 fields"),
             (r#"{"input":"1,2,3"}"#, "wrong_field", "got the text \"1,2,3\""),
+            (r#"{"input":[1,2,3],"deadline_ms":0}"#, "wrong_field", "field \"deadline_ms\""),
+            (r#"{"input":[1,2,3],"deadline_ms":600001}"#, "wrong_field", "field \"deadline_ms\""),
+            (r#"{"input":[1,2,3],"via":["a b"]}"#, "wrong_field", "field \"via\""),
+            (r#"{"input":[1,2,3],"via":["a","b","c","d","e"]}"#, "wrong_field", "at most 4"),
             (
                 r#"{"input":[1,2,3],"x":1}"#,
                 "unknown_field",
-                "unknown field \"x\": known here are id, input",
+                "unknown field \"x\": known here are id, deadline_ms, via, input",
             ),
         ] {
             let error = ask(payload).unwrap_err();

@@ -7,11 +7,13 @@
 //! ```text
 //! plant topic -> tags -> window -> (model) -> telegram::Inference -> inference/{model}
 //! infer/{model} -> infer -> (model) -> infer::InferReply          -> reply/infer
+//!                           escalation: to the tier above, and its replies
 //! infer/{model} -> text -> (model) -> text::TextPiece, TextAnswer -> stream/{id}, reply/infer
 //! cmd/{name} -> command -> (node)   -> telegram::Reply            -> reply/{name}
 //! ```
 
 pub mod command;
+pub mod escalation;
 pub mod feed;
 pub mod infer;
 mod object;

@@ -124,6 +124,52 @@ pub struct Inference {
     pub tier: Tier,
     /// The request's id; `null` for a model that is driven by tags.
     pub id: Option<RequestId>,
+    /// Whose answer it is; where the cascade is off none of its keys is there.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub cascade: Option<Provenance>,
+}
+
+/// Whose answer it is, and what it is worth, where a cascade of tiers answers. Its keys stand beside those
+/// of the [`Inference`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Provenance {
+    /// Node that answered.
+    pub node: NodeId,
+    /// Upper bound of the rate of wrong ones among answers as sure as this; `null` where it has none.
+    pub bound: Option<f64>,
+    /// The node that gives it passed the request on, and this is the reply.
+    pub escalated: bool,
+    /// Why a tier that should have answered didn't; `null` when nothing went wrong.
+    pub degraded: Option<Degraded>,
+}
+
+/// Why the tier above didn't answer in the place of an unsure model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Degraded {
+    /// The link to it is down.
+    LinkDown,
+    /// No reply came in time.
+    Deadline,
+    /// It was busy, or too many requests waited for it.
+    Busy,
+    /// It couldn't answer this request.
+    Refused,
+    /// It wasn't asked, though nothing is known yet about how often the served version is wrong.
+    Uncalibrated,
+}
+
+impl Degraded {
+    /// A short word for metrics and logs.
+    pub fn kind(self) -> &'static str {
+        match self {
+            Self::LinkDown => "cascade_link_down",
+            Self::Deadline => "cascade_deadline",
+            Self::Busy => "cascade_busy",
+            Self::Refused => "cascade_refused",
+            Self::Uncalibrated => "cascade_uncalibrated",
+        }
+    }
 }
 
 /// Figures about a node on `kpi`, retained. Flat. Counters count from the start of the process.
@@ -254,6 +300,7 @@ impl Inference {
             latency_ms: 0.0,
             tier,
             id: None,
+            cascade: None,
         }
     }
 
@@ -311,7 +358,14 @@ mod tests {
             latency_ms: 3.5,
             tier: Tier::Device,
             id: None,
+            cascade: None,
         }
+    }
+
+    fn of_the_edge() -> Inference {
+        let node = NodeId::new("edge-north").unwrap();
+        let cascade = Provenance { node, bound: Some(0.04), escalated: true, degraded: None };
+        Inference { tier: Tier::Edge, cascade: Some(cascade), ..answer() }
     }
 
     fn assert_flat(telegram: &Value, keys: &[&str]) {
@@ -342,6 +396,32 @@ mod tests {
             let json = serde_json::to_value(&telegram).unwrap();
             assert_flat(&json, &keys);
             assert_eq!(serde_json::from_value::<Inference>(json).unwrap(), telegram);
+        }
+    }
+
+    #[test]
+    fn an_answer_of_a_cascade_has_four_keys_more_and_without_one_not_a_byte() {
+        let text = |telegram: &Inference| serde_json::to_string(telegram).unwrap();
+        let plain = r#"{"value":2.0,"label":"outer_race","confidence":0.97,"quality":"good","ts":1700000000000,"model_version":4,"latency_ms":3.5,"tier":"device","id":null}"#;
+        assert_eq!(text(&answer()), plain);
+        let more = plain.replace("device", "edge").replace(
+            "null}",
+            r#"null,"node":"edge-north","bound":0.04,"escalated":true,"degraded":null}"#,
+        );
+        assert_eq!(text(&of_the_edge()), more);
+        for telegram in [answer(), of_the_edge()] {
+            assert_eq!(serde_json::from_str::<Inference>(&text(&telegram)).unwrap(), telegram);
+        }
+        let words = [
+            Degraded::LinkDown,
+            Degraded::Deadline,
+            Degraded::Busy,
+            Degraded::Refused,
+            Degraded::Uncalibrated,
+        ];
+        for word in words {
+            let text = serde_json::to_value(word).unwrap();
+            assert_eq!(format!("cascade_{}", text.as_str().unwrap()), word.kind());
         }
     }
 

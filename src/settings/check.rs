@@ -11,7 +11,7 @@ use super::keys::{self, KEYS};
 use super::layers::{Leaves, toml_text};
 use super::{
     Contribute, LearnerName, LinkSettings, NodeRole, Problem, Settings, SettingsError,
-    StrategyName, TagBinds, TagFormat,
+    StrategyName, TagBinds, TagFormat, WithoutReply,
 };
 
 /// Checks merged values. `base` are the defaults; `problems` are those of reading the layers.
@@ -262,6 +262,27 @@ fn broken_rules(settings: &Settings) -> Vec<(String, String)> {
             "a feature needs it, a label or idle flag doesn't take it",
         );
     }
+    let cascade = &settings.cascade;
+    rule(
+        !cascade.enabled || model.learner != LearnerName::Language,
+        "cascade.enabled",
+        "set, but a model that writes has no confidence to decide by",
+    );
+    rule(
+        cascade.on_no_reply == WithoutReply::Local || cascade.safe_default.is_some(),
+        "cascade.safe_default",
+        "missing: to abstain is to fall back to this label",
+    );
+    rule(
+        !cascade.to_cloud || (relays && cascade.enabled),
+        "cascade.to_cloud",
+        "set, but only an edge with cascade.enabled passes requests on to the cloud",
+    );
+    rule(
+        !cascade.to_cloud || data.set.is_some(),
+        "data.set",
+        "missing: with cascade.to_cloud an edge must measure which of its answers are sure",
+    );
     let telemetry = &settings.telemetry;
     rule(
         telemetry.metrics_public || telemetry.metrics_listen.is_none_or(|at| at.ip().is_loopback()),
@@ -415,6 +436,30 @@ mod tests {
                 "bus.site.chunk_bytes=131072",
             ),
             (device, &["bus.parent.host=h"], "bus.parent.host", "node.roles=relay"),
+            (
+                device,
+                &["cascade.enabled=true", "model.learner=language", "model.base=b"],
+                "cascade.enabled",
+                "model.learner=softmax",
+            ),
+            (
+                device,
+                &["cascade.on_no_reply=abstain"],
+                "cascade.safe_default",
+                "cascade.safe_default=stop",
+            ),
+            (
+                edge,
+                &["cascade.to_cloud=true", "data.set=bearings", "data.client=P1"],
+                "cascade.to_cloud",
+                "cascade.enabled=true",
+            ),
+            (
+                edge,
+                &["cascade.to_cloud=true", "cascade.enabled=true", "data.client=P1"],
+                "data.set",
+                "data.set=bearings",
+            ),
         ];
         for (tier, wrong, key, twin) in cases {
             assert_eq!(broken(*tier, wrong), [*key], "{wrong:?}");

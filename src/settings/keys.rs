@@ -158,6 +158,16 @@ pub(super) const KEYS: &[Key] = &[
     key("limits.checkpoint_steps", Whole("steps", 0, 100_000)),
     key("limits.adapters", Whole("adapters", 0, 1000)),
     key("limits.adapters_mib", Whole("MiB", 1, 1 << 20)),
+    key("cascade.enabled", Flag),
+    key("cascade.alpha", Real("rate of wrong answers", 0.001, 0.5)),
+    key("cascade.delta", Real("probability", 0.001, 0.5)),
+    key("cascade.holdout", Real("share of examples", 0.05, 0.5)),
+    key("cascade.wait_ms", Whole("milliseconds", 10, 600_000)),
+    key("cascade.in_flight", Whole("requests", 1, 1024)),
+    key("cascade.uncalibrated", OneOf(&["escalate", "local"])),
+    key("cascade.on_no_reply", OneOf(&["local", "abstain"])),
+    key("cascade.safe_default", Text(64)),
+    key("cascade.to_cloud", Flag),
 ];
 
 const fn key(path: &'static str, expect: Expect) -> Key {

@@ -9,6 +9,7 @@
 //!
 //! No secret is a setting: a setting names the file that holds it. Called by `cli/` and `node/`.
 
+mod cascade;
 mod check;
 mod keys;
 mod layers;
@@ -17,6 +18,7 @@ mod problem;
 mod schema;
 mod tier;
 
+pub use cascade::{CascadeSettings, WhileUncalibrated, WithoutReply};
 pub use layers::{Layers, Loaded, Origin};
 pub use learning::{
     AdapterSettings, Compression, Contribute, DataSettings, LearnerName, ModelSettings,

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::cascade::CascadeSettings;
 use super::learning::{
     DataSettings, ModelSettings, PrivacySettings, RoundSettings, SplitSettings, StrategySettings,
     TagSettings,
@@ -47,6 +48,8 @@ pub struct Settings {
     pub telemetry: TelemetrySettings,
     /// Bounds on disk and processor.
     pub limits: LimitSettings,
+    /// Who answers what.
+    pub cascade: CascadeSettings,
 }
 
 /// Section `[node]`.

@@ -119,7 +119,7 @@ fn tensor(data: &[f32], shape: &[i64]) -> Result<Tensor, LearnError> {
 }
 
 /// The row-major values of a tensor.
-fn values(tensor: &Tensor) -> Result<Vec<f32>, LearnError> {
+pub(crate) fn values(tensor: &Tensor) -> Result<Vec<f32>, LearnError> {
     let flat = tensor.f_detach()?.f_to_kind(tch::Kind::Float)?.f_contiguous()?;
     let mut out = vec![0.0; flat.numel()];
     let n = out.len();

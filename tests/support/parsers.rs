@@ -8,13 +8,13 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 
-use gaisnet::ids::{Digest, Name};
+use gaisnet::ids::{BootId, Digest, Name};
 use gaisnet::learn::{ActivationCoding, Activations};
 use gaisnet::ledger::tiles::verify_export;
 use gaisnet::ledger::{Entry, InclusionProof, Origin, SignedCheckpoint};
 use gaisnet::protocol::update;
 use gaisnet::scada::tags::{Binds, Format, Tag};
-use gaisnet::scada::{command, infer, text};
+use gaisnet::scada::{command, escalation as cascade, infer, text};
 use gaisnet::time::Wall;
 use gaisnet::topic::filter::Filter;
 use gaisnet::topic::{Leaf, Prefix};
@@ -28,7 +28,7 @@ use gaisnet::wire::{
 pub(crate) type Parser = fn(&[u8]);
 
 /// The parsers of the pure half, by the name of their target and of their corpus.
-pub(crate) const PURE: [(&str, Parser); 13] = [
+pub(crate) const PURE: [(&str, Parser); 14] = [
     ("envelope", envelope),
     ("body", body),
     ("chunk", chunk),
@@ -42,6 +42,7 @@ pub(crate) const PURE: [(&str, Parser); 13] = [
     ("tags", tags),
     ("topic", topic),
     ("ledger_entry", ledger_entry),
+    ("escalation", escalation),
 ];
 
 /// Those of the program's own files.
@@ -142,6 +143,20 @@ pub(crate) fn keyring(bytes: &[u8]) {
         let _ = seal_document(&keyring, &[]);
         for entry in keyring.nodes() {
             assert!(keyring.by_key(entry.key.key_id()).is_some());
+        }
+    }
+}
+
+/// A reply of the tier above.
+pub(crate) fn escalation(bytes: &[u8]) {
+    let edge = Name::new("edge").unwrap();
+    let labels = ["healthy".to_owned(), "inner".to_owned()];
+    for labels in [&labels[..], &[]] {
+        if let Ok(Some((ticket, Ok(heard)))) =
+            cascade::parse_reply(bytes, BootId([0xab; 16]), &edge, labels)
+        {
+            assert!(cascade::id_of(BootId([0xab; 16]), ticket).is_some());
+            assert!(heard.value.is_finite() && (0.0..=1.0).contains(&heard.confidence));
         }
     }
 }

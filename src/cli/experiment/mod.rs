@@ -1,5 +1,6 @@
 //! `gaisnet experiment`: what the program can do beside what is known, on this machine, on real data.
 
+mod cascade;
 mod excavators;
 mod niid;
 
@@ -41,6 +42,9 @@ enum Experiment {
     /// Images dealt out unevenly among ten clients, beside published figures
     #[command(after_help = niid::RUN_HELP)]
     Niid(niid::RunArgs),
+    /// Tiers that answer together, on bearings and work orders
+    #[command(after_help = cascade::RUN_HELP)]
+    Cascade(cascade::RunArgs),
 }
 
 /// Runs `gaisnet experiment`.
@@ -51,6 +55,7 @@ pub(super) fn run(args: &ExperimentArgs, out: &mut dyn Write) -> anyhow::Result<
             excavators::run(args, out)
         }
         ExperimentCommand::Run { experiment: Experiment::Niid(args) } => niid::run(args, out),
+        ExperimentCommand::Run { experiment: Experiment::Cascade(args) } => cascade::run(args, out),
     }
 }
 
@@ -94,7 +99,7 @@ impl Drop for Temporary {
     }
 }
 
-const KNOWN: [(&str, &str); 2] = [
+const KNOWN: [(&str, &str); 3] = [
     (
         "excavators",
         "a language model on the work orders of five machines: alone, federated, all in one place",
@@ -103,6 +108,7 @@ const KNOWN: [(&str, &str); 2] = [
         "niid",
         "images dealt out unevenly among ten clients: accuracy by data set, split and strategy",
     ),
+    ("cascade", "a device, its edge and a bound on wrong answers: who answers what, and how well"),
 ];
 
 const LIST_HELP: &str = "\
