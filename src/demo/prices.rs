@@ -29,6 +29,7 @@ pub(super) fn ways(
         prox_mu: plan.prox_mu,
         distill_lambda: 0.0,
         class_targets: None,
+        lesson: None,
         seed: plan.seed,
     };
     let trained = brain.learner.train(data, &job, &mut |_| Control::Continue)?;

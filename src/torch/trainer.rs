@@ -422,6 +422,7 @@ pub(super) mod tests {
             prox_mu: 0.0,
             distill_lambda: 0.0,
             class_targets: None,
+            lesson: None,
             seed: 4,
         }
     }
