@@ -156,6 +156,7 @@ fn job(members: usize, coding: Coding, pool: &[(Digest, Vec<u8>)]) -> CombineJob
         block: BLOCK,
         min_cell: 20,
         seed: 1,
+        knowledge: None,
     };
     let inputs = (0..members).map(input).collect();
     let offer = Digest([7; 32]);

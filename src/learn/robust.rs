@@ -3,8 +3,6 @@
 //! Nothing here protects below [`MIN_MEMBERS`] members: of four, one bad and one unlucky are half. The
 //! functions work with fewer, since a round has to come to something, and the caller says what it got.
 
-use serde::{Deserialize, Serialize};
-
 use super::{LearnError, narrow};
 
 /// Members from which on the median and the trimmed mean promise anything: one bad of five.
@@ -14,8 +12,7 @@ pub const MIN_MEMBERS: usize = 5;
 pub const TRIM: f64 = 0.2;
 
 /// How values of several members become one.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum MergeRule {
     /// The mean, weighted where the caller has weights: one member can move it anywhere within bounds.
     Mean,
@@ -27,15 +24,6 @@ pub enum MergeRule {
 }
 
 impl MergeRule {
-    /// The word in settings, tables and ledgers.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Mean => "mean",
-            Self::Median => "median",
-            Self::Trimmed => "trimmed",
-        }
-    }
-
     /// Merges rows of one length, each with its weight.
     ///
     /// # Determinism

@@ -36,6 +36,7 @@ impl Bench {
             blobs.insert(Digest::of(&bytes), bytes);
         }
         let job = CombineJob {
+            offered: None,
             offer: Digest([1; 32]),
             global: Digest::of(&adapter),
             plan: plan(Coding::F32),
@@ -60,6 +61,7 @@ impl Bench {
 
 fn input(at: usize, delta: Digest, base: Digest) -> CombineInput {
     CombineInput {
+        knowledge: None,
         sender: format!("m{at}").parse().unwrap(),
         update: UpdateId([u8::try_from(at).unwrap(); 16]),
         num_examples: 100,

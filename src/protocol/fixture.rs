@@ -2,14 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use super::{MemberConfig, Owner, RoundConfig};
+use super::{Knows, MemberConfig, Owner, RoundConfig};
 use crate::ids::{BootId, Digest, Epoch, Name, NodeId, RoundNo};
-use crate::learn::{Layout, Tensor, TensorSet};
+use crate::learn::{BEARING_PHYSICS, Layout, Tensor, TensorSet};
 use crate::privacy::{Gate, Profile};
 use crate::rng::Stream;
 use crate::time::Wall;
 use crate::trust::Verified;
-use crate::wire::{Body, Coding, Head, Plan};
+use crate::wire::{Body, Coding, Head, KnowledgePlan, Merging, Plan, Reference};
 
 use super::update;
 
@@ -48,8 +48,42 @@ pub(crate) fn plan(coding: Coding) -> Plan {
         block: if coding == Coding::F32 { 0 } else { 64 },
         min_cell: 5,
         seed: 7,
+        knowledge: None,
     }
 }
+
+/// What members are asked to do where each has a model of its own: say what they think of `samples` inputs, and
+/// where their classes lie.
+pub(crate) fn knowledge_plan(samples: u32) -> Plan {
+    Plan {
+        adapter_delta: false,
+        knowledge: Some(KnowledgePlan {
+            prototypes: true,
+            reference_logits: true,
+            reference: Some(Reference {
+                generator: Name::new(BEARING_PHYSICS).unwrap(),
+                seed: 1,
+                count: samples,
+                digest: REFERENCE,
+            }),
+            labels: LABELS,
+            alpha: 0.5,
+            reference_weight: 1.0,
+            prototype_weight: 1.0,
+            distil_steps: 4,
+            merging: Merging::Median,
+        }),
+        ..plan(Coding::F32)
+    }
+}
+
+/// What a member has that can follow [`knowledge_plan`] with this model of its own.
+pub(crate) fn knows(adapter: &[u8]) -> Knows {
+    Knows { untrained: Digest::of(adapter), references: [REFERENCE].into(), labels: LABELS }
+}
+
+const REFERENCE: Digest = Digest([0x4e; 32]);
+const LABELS: Digest = Digest([0x1a; 32]);
 
 /// The federation's name.
 pub(crate) fn federation() -> Name {
@@ -90,6 +124,7 @@ pub(crate) fn round_config(owner: Owner, members: &BTreeSet<NodeId>, plan: Plan)
         model: Name::new("m").unwrap(),
         base: Digest([1; 32]),
         plan,
+        distils: false,
     }
 }
 
@@ -106,6 +141,7 @@ pub(crate) fn member_config(me: &NodeId, parent: &NodeId, relay: bool) -> Member
         gate: Gate::from(Profile::Lab),
         resync_ms: 5_000,
         chunk_bytes: CHUNK_BYTES,
+        knows: None,
     }
 }
 

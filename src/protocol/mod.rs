@@ -7,7 +7,7 @@
 //!
 //! A device is a `Member`, a cloud is a `Round`, and [`Relay`] is a `Round` for its devices whose
 //! outcome is its contribution as a `Member` of the cloud's round. [`Fetches`] gets big blobs in
-//! chunks for any of them, and [`update`] is the arithmetic between wire and `learn`.
+//! chunks for any of them, and [`update`] and [`knowledge`] are the arithmetic between wire and `learn`.
 //!
 //! Called by the role actors; their effects are carried out by `actors/runner.rs`, which commits
 //! before it publishes. A machine is rebuilt from what its `Put` effects left in the store.
@@ -17,6 +17,7 @@ mod fetch;
 #[cfg(test)]
 pub(crate) mod fixture;
 pub(crate) mod guard;
+pub mod knowledge;
 mod member;
 mod relay;
 mod round;
@@ -24,9 +25,10 @@ mod sense;
 pub mod update;
 
 pub use effect::{
-    CombineInput, CombineJob, Delivery, Effect, Input, Job, Timer, To, TrainTask, Weighed, Work,
+    CombineInput, CombineJob, Delivery, DistilTask, Effect, Input, Job, Said, Timer, To, TrainTask,
+    Weighed, Work,
 };
 pub use fetch::{Ask, Fetches, Taken};
-pub use member::{Member, MemberConfig};
+pub use member::{Knows, Member, MemberConfig};
 pub use relay::{Relay, RelayConfig};
 pub use round::{Owner, Round, RoundConfig, RoundView};

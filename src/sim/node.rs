@@ -67,11 +67,13 @@ impl Node {
             let plan = settings.plan.clone();
             let mut config = fixture::round_config(owner, &self.children, plan);
             config.versions = settings.versions;
+            config.distils = true;
             Round::new(config, &settings.adapter, &of(Round::PREFIX)).unwrap()
         };
         let member = |parent: &NodeId, relay| {
             let mut config = fixture::member_config(&self.id, parent, relay);
             config.layout = fixture::layout_of(&settings.adapter);
+            config.knows = Some(fixture::knows(&settings.adapter));
             Member::new(config, &of(Member::PREFIX)).unwrap()
         };
         self.machine = Some(match &self.parent {

@@ -220,12 +220,27 @@ impl SignalTransformer {
     /// # Errors
     /// [`LearnError::Engine`] when the input has another shape.
     pub fn forward(&self, spectra: &Tensor) -> Result<Tensor, LearnError> {
+        self.classify(&self.embed(spectra)?)
+    }
+
+    /// Spectra `[n, tokens, bins]` to embeddings `[n, d_model]`: what the head sees.
+    ///
+    /// # Errors
+    /// [`LearnError::Engine`] when the input has another shape.
+    pub fn embed(&self, spectra: &Tensor) -> Result<Tensor, LearnError> {
         let mut x = self.embed.forward(spectra)?.f_add(&self.position)?;
         for block in &self.blocks {
             x = block.forward(&x, &mut Pass::default())?;
         }
-        let pooled = self.norm.forward(&x)?.f_mean_dim([1].as_slice(), false, Kind::Float)?;
-        self.head.forward(&pooled)
+        Ok(self.norm.forward(&x)?.f_mean_dim([1].as_slice(), false, Kind::Float)?)
+    }
+
+    /// Embeddings `[n, d_model]` to logits `[n, classes]`.
+    ///
+    /// # Errors
+    /// [`LearnError::Engine`] when the input has another shape.
+    pub fn classify(&self, embeddings: &Tensor) -> Result<Tensor, LearnError> {
+        self.head.forward(embeddings)
     }
 }
 

@@ -29,6 +29,7 @@ fn plan() -> Plan {
         block: 128,
         min_cell: 20,
         seed: u64::MAX,
+        knowledge: None,
     }
 }
 
@@ -40,6 +41,7 @@ fn summary() -> ClassSummary {
 
 fn offer() -> Offer {
     Offer {
+        knowledge: None,
         round: 7,
         model: Name::new("bearing").unwrap(),
         base: Digest([0xba; 32]),
@@ -54,6 +56,7 @@ fn offer() -> Offer {
 
 fn contribution() -> Contribution {
     Contribution {
+        knowledge: None,
         offer: Digest([0x0f; 32]),
         version: 6,
         num_examples: 1_000,
@@ -74,6 +77,7 @@ fn contribution() -> Contribution {
 
 fn result() -> RoundResult {
     RoundResult {
+        knowledge: None,
         offer: Digest([0x0f; 32]),
         version: 7,
         adapter: Blob::Inline(vec![4, 5, 6]),

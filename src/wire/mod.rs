@@ -11,6 +11,7 @@ mod envelope;
 #[cfg(test)]
 mod golden_tests;
 mod head;
+mod knowledge;
 mod packed;
 
 pub use blob::{Blob, Manifest};
@@ -21,6 +22,7 @@ pub use body::{
 pub use codec::{CodecError, decode, encode, split_pair};
 pub use envelope::{Envelope, Signature};
 pub use head::Head;
+pub use knowledge::{Knowledge, KnowledgePlan, Merging, Reference};
 pub use packed::{Coding, PackedSet, PackedTensor};
 
 /// Largest sealed control message in bytes: head, envelope and a body of inlined state.

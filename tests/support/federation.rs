@@ -375,6 +375,7 @@ pub(crate) fn learning(versions: u64) -> Learning {
             block: 0,
             min_cell: 20,
             seed: 1,
+            knowledge: None,
         },
         gate: Gate::from(Profile::Standard),
         quorum: 0.6,

@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 use super::super::effect::{CombineInput, Effect};
 use super::Round;
 use crate::ids::{Digest, NodeId, RoundNo, UpdateId, Version};
-use crate::wire::{Blob, ClassSummary, CodecError, Offer, decode, encode};
+use crate::wire::{
+    Blob, ClassSummary, CodecError, Knowledge, KnowledgePlan, Offer, decode, encode,
+};
 
 pub(super) const EPOCH: &str = "round/epoch";
 pub(super) const GLOBAL: &str = "round/global";
@@ -16,6 +18,7 @@ pub(super) const NUMBER: &str = "round/number";
 pub(super) const RECENT: &str = "round/recent";
 pub(super) const NORMS: &str = "round/norms";
 pub(super) const PAUSED: &str = "round/paused";
+pub(super) const OWN: &str = "round/own";
 /// Most bytes of one state value when it is read back.
 const STATE_CAP: usize = 64 << 20;
 const LATE: &str = "round/late/";
@@ -30,6 +33,9 @@ pub(super) struct Global {
     pub(super) class_targets: Option<ClassSummary>,
     /// The result that told the children of it, `None` when only an offer did.
     pub(super) told: Option<Told>,
+    /// What is known now, where knowledge travels and adapters don't.
+    #[serde(default)]
+    pub(super) knowledge: Option<Knowledge>,
 }
 
 /// What a result says beside the version itself.
@@ -38,6 +44,16 @@ pub(super) struct Told {
     pub(super) offer: Digest,
     pub(super) contributors: u32,
     pub(super) contributor_set: Digest,
+    /// It was a round of knowledge.
+    #[serde(default)]
+    pub(super) knowledge: bool,
+}
+
+/// What the node's own model has learned from its members; good on one base only.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Own {
+    pub(super) base: Digest,
+    pub(super) adapter: Digest,
 }
 
 /// What may be known about a round depends on where it is.
@@ -80,6 +96,8 @@ pub(super) struct Task {
     pub(super) adapter: Digest,
     pub(super) adapter_delta: bool,
     pub(super) class_logits: bool,
+    #[serde(default)]
+    pub(super) knowledge: Option<KnowledgePlan>,
 }
 
 /// A contribution that has its receipt. A repeat gets the same one.
@@ -97,6 +115,7 @@ impl From<&Offer> for Task {
             adapter: offer.adapter.sha256(),
             adapter_delta: offer.plan.adapter_delta,
             class_logits: offer.plan.class_logits,
+            knowledge: offer.plan.knowledge.clone(),
         }
     }
 }
@@ -117,6 +136,7 @@ impl Round {
             RECENT => self.recent = decode(value, STATE_CAP)?,
             NORMS => self.norms = decode(value, STATE_CAP)?,
             PAUSED => self.paused = decode(value, STATE_CAP)?,
+            OWN => self.own = decode(value, STATE_CAP)?,
             _ if key.starts_with(LATE) => {
                 let input: CombineInput = decode(value, STATE_CAP)?;
                 self.late.insert(input.update, input);
