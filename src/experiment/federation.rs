@@ -213,7 +213,7 @@ impl Federation<'_> {
         Ok(NodeParts {
             store: Box::new(SqliteStore::open(&self.store_of(&identity.me), BlobCaps::default())?),
             bench: Box::new(LaneBench::new(identity.me.clone(), lane, Arc::clone(&figures), busy)),
-            learning: learning_of(settings, model, self.base, adapter),
+            learning: learning_of(settings, model, self.base, adapter, None),
             links,
             clock,
             answering: None,

@@ -30,10 +30,12 @@ use crate::actors::{
 };
 use crate::bus::{Ack, Bus, BusEvent};
 use crate::ids::{BootId, Digest, Name, NodeId, Side};
+use crate::learn::{ReferenceSet, labels_digest};
 use crate::ledger::{Event, LedgerError, Log, Origin, Replay, SignedCheckpoint, Word};
 use crate::privacy::Gate;
 use crate::protocol::{
-    Effect, Input, Member, MemberConfig, Owner, Relay, RelayConfig, Round, RoundConfig, update,
+    Distils, Effect, Input, Knows, Member, MemberConfig, Owner, Relay, RelayConfig, Round,
+    RoundConfig, update,
 };
 use crate::scada::command::CommandPolicy;
 use crate::scada::replay::ReplayWindow;
@@ -55,7 +57,7 @@ pub use language::language_brain;
 #[cfg(feature = "cli")]
 pub use settings::{
     Brain, Server, SettingsProblem, brain, bus_of, data_of, identity_of, learning_of, parts_of,
-    plan_of,
+    plan_of, reference_of,
 };
 
 /// Who a node is.
@@ -106,6 +108,10 @@ pub struct Learning {
     pub resync_ms: u64,
     /// Bytes a chunk.
     pub chunk_bytes: u32,
+    /// Reference inputs that were made here, for rounds of knowledge.
+    pub reference: Option<Arc<ReferenceSet>>,
+    /// How a relay's or aggregator's own model learns what its members know, if it has one.
+    pub distils: Option<Distils>,
 }
 
 /// The thread that answers, by what the model takes.
@@ -479,6 +485,11 @@ fn member(
         gate: learning.gate,
         resync_ms: learning.resync_ms,
         chunk_bytes: learning.chunk_bytes,
+        knows: Some(Knows {
+            untrained: Digest::of(&learning.adapter),
+            references: learning.reference.iter().map(|set| set.digest).collect(),
+            labels: labels_digest(&learning.model.labels),
+        }),
     };
     Member::new(config, &of(Member::PREFIX, state)).map_err(NodeError::State)
 }
@@ -504,6 +515,7 @@ fn round(
         model: learning.model.name.clone(),
         base: learning.base,
         plan: learning.plan.clone(),
+        distils: learning.distils,
     };
     Round::new(config, &learning.adapter, &of(Round::PREFIX, state)).map_err(NodeError::State)
 }

@@ -24,20 +24,20 @@ use crate::data::texts::read_texts;
 use crate::data::{Cache, DataError};
 use crate::ids::{Digest, Name, Side};
 use crate::learn::{
-    BatchLimits, Examples, LearnError, Learner, MachineSpeeds, Predictor, SoftmaxLearner,
-    SoftmaxPredictor, Texts,
+    BatchLimits, Examples, LearnError, Learner, MachineSpeeds, Predictor, ReferenceSet,
+    SoftmaxLearner, SoftmaxPredictor, Texts, Windows, labels_digest,
 };
 use crate::ledger::Event;
 use crate::privacy::{Gate, Profile};
-use crate::protocol::update;
+use crate::protocol::{Distils, update};
 use crate::scada::command::CommandPolicy;
 use crate::scada::tags::{Binds, Format, Tag};
 use crate::scada::telegram::ModelMeta;
 #[cfg(any(test, feature = "torch"))]
 use crate::settings::LimitSettings;
 use crate::settings::{
-    Compression, Contribute, LearnerName, LinkSettings, NodeRole, PrivacyProfile, Schedule,
-    Settings, StrategyName, TagBinds, TagFormat,
+    Compression, Contribute, LearnerName, LinkSettings, MergingName, NodeRole, PrivacyProfile,
+    Schedule, Settings, StrategyName, TagBinds, TagFormat,
 };
 use crate::store::keyfile::{KeyFileError, new_boot_id};
 use crate::store::{BlobCaps, SqliteStore, StoreError};
@@ -48,7 +48,7 @@ use crate::trust::keyring_document::open_document;
 use crate::trust::keys::SigningKey;
 #[cfg(feature = "torch")]
 use crate::trust::{keys::VerifyingKey, release::ReleaseTrust};
-use crate::wire::{Coding, Plan};
+use crate::wire::{Coding, KnowledgePlan, Merging, Plan, Reference};
 
 /// Why settings don't make a node.
 #[derive(Debug, thiserror::Error)]
@@ -289,7 +289,53 @@ pub fn plan_of(settings: &Settings) -> Plan {
         block: u16::try_from(strategy.block).unwrap_or(u16::MAX),
         min_cell: u32::try_from(gate.min_cell).unwrap_or(u32::MAX),
         seed: strategy.seed,
+        knowledge: None,
     }
+}
+
+/// What a round asks for where each node has a model of its own.
+fn knowledge_plan_of(
+    settings: &Settings,
+    reference: Option<&ReferenceSet>,
+    labels: &[String],
+) -> Option<KnowledgePlan> {
+    let (knowledge, strategy) = (&settings.knowledge, &settings.strategy);
+    let sends = |kind| strategy.contribute.contains(&kind);
+    let reference = reference.and_then(|set| {
+        Some(Reference {
+            generator: Name::new(knowledge.reference.clone()?).ok()?,
+            seed: knowledge.reference_seed,
+            count: knowledge.reference_count,
+            digest: set.digest,
+        })
+    });
+    knowledge.own_models.then(|| KnowledgePlan {
+        prototypes: sends(Contribute::Prototypes),
+        reference_logits: sends(Contribute::ReferenceLogits),
+        reference,
+        labels: labels_digest(labels),
+        alpha: narrow(knowledge.label_share),
+        reference_weight: narrow(knowledge.reference_weight),
+        prototype_weight: narrow(knowledge.prototype_weight),
+        merging: match knowledge.merging {
+            MergingName::Mean => Merging::Mean,
+            MergingName::Median => Merging::Median,
+            MergingName::Trimmed => Merging::Trimmed,
+        },
+    })
+}
+
+/// Makes the reference inputs that the settings speak of.
+///
+/// # Errors
+/// [`SettingsProblem`] for a generator that isn't known here.
+pub fn reference_of(settings: &Settings) -> Result<Option<Arc<ReferenceSet>>, SettingsProblem> {
+    let knowledge = &settings.knowledge;
+    let Some(generator) = knowledge.reference.as_ref().filter(|_| knowledge.own_models) else {
+        return Ok(None);
+    };
+    let set = ReferenceSet::make(generator, knowledge.reference_seed, knowledge.reference_count)?;
+    Ok(Some(Arc::new(set)))
 }
 
 /// Connects one link; with `will` the broker says for the node that it is away when it vanishes.
@@ -366,6 +412,10 @@ pub fn parts_of(
         let (bus, events) = bus_of(&parent, settings, !one_broker, seed)?;
         links.insert(Side::Up, (Arc::new(bus), events));
     }
+    let reference = reference_of(settings)?;
+    // An owner's own model has no examples of its own: it learns from what its members say.
+    let taught = settings.knowledge.own_models && !device && settings.knowledge.distil_steps > 0;
+    let data = data.or_else(|| taught.then(|| Windows::default().into()));
     let lane = match data {
         Some(data) => Some((train_lane(brain.learner, QUEUE)?, Arc::new(data))),
         None => None,
@@ -386,14 +436,17 @@ pub fn parts_of(
         max_gap_ms: 5_000,
         stale_after_ms: 10_000,
     };
-    let learning = learning_of(settings, brain.model, brain.base, brain.adapter);
+    let learning = learning_of(settings, brain.model, brain.base, brain.adapter, reference.clone());
     let unsigned = settings.commands.unsigned.iter().map(String::as_str);
     let policy = CommandPolicy::new(unsigned).map_err(|error| SettingsProblem::Key {
         key: "commands.unsigned",
         problem: error.to_string(),
     })?;
     Ok(NodeParts {
-        bench: Box::new(LaneBench::new(identity.me.clone(), lane, Arc::clone(&figures), busy)),
+        bench: Box::new(
+            LaneBench::new(identity.me.clone(), lane, Arc::clone(&figures), busy)
+                .with_reference(reference),
+        ),
         learning,
         store: Box::new(store),
         links,
@@ -418,13 +471,17 @@ pub fn learning_of(
     model: ModelMeta,
     base: Digest,
     adapter: Vec<u8>,
+    reference: Option<Arc<ReferenceSet>>,
 ) -> Learning {
-    let round = &settings.round;
+    let (round, knowledge) = (&settings.round, &settings.knowledge);
+    let mut plan = plan_of(settings);
+    plan.knowledge = knowledge_plan_of(settings, reference.as_deref(), &model.labels);
+    let owner = !settings.node.has(NodeRole::Trainer);
     Learning {
         model,
         base,
         adapter,
-        plan: plan_of(settings),
+        plan,
         gate: gate_of(settings),
         quorum: round.quorum,
         deadline_ms: round.deadline_s * 1_000,
@@ -436,6 +493,11 @@ pub fn learning_of(
         max_staleness: round.late_max_staleness,
         resync_ms: round.republish_s * 3_000,
         chunk_bytes: settings.bus.site.chunk_bytes,
+        reference,
+        distils: (owner && knowledge.own_models && knowledge.distil_steps > 0).then(|| Distils {
+            steps: knowledge.distil_steps,
+            learning_rate: narrow(knowledge.distil_rate),
+        }),
     }
 }
 

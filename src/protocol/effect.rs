@@ -202,6 +202,15 @@ pub struct TrainTask {
     pub knowledge: Option<Said>,
 }
 
+/// How an owner's own model learns: its own affair, so no part of a plan.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Distils {
+    /// Optimiser steps a round, > 0.
+    pub steps: u32,
+    /// Learning rate, > 0.
+    pub learning_rate: f32,
+}
+
 /// An owner's own model learns what its members' knowledge was merged to.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DistilTask {
@@ -211,6 +220,8 @@ pub struct DistilTask {
     pub adapter: Digest,
     /// What was asked for.
     pub plan: Plan,
+    /// How the model learns.
+    pub how: Distils,
     /// Merged mean logits a class.
     pub class_targets: Option<ClassSummary>,
     /// Merged knowledge.

@@ -70,7 +70,6 @@ pub(crate) fn knowledge_plan(samples: u32) -> Plan {
             alpha: 0.5,
             reference_weight: 1.0,
             prototype_weight: 1.0,
-            distil_steps: 4,
             merging: Merging::Median,
         }),
         ..plan(Coding::F32)
@@ -124,7 +123,7 @@ pub(crate) fn round_config(owner: Owner, members: &BTreeSet<NodeId>, plan: Plan)
         model: Name::new("m").unwrap(),
         base: Digest([1; 32]),
         plan,
-        distils: false,
+        distils: None,
     }
 }
 

@@ -145,7 +145,6 @@ pub(super) fn makes_sense(plan: &Plan, knowledge: &KnowledgePlan) -> bool {
         && (0.0..=1.0).contains(&knowledge.alpha)
         && (0.0..=100.0).contains(&knowledge.reference_weight)
         && (0.0..=100.0).contains(&knowledge.prototype_weight)
-        && knowledge.distil_steps <= 1_000_000
 }
 
 /// Checks what a contribution claims, before anything is fetched.

@@ -25,8 +25,8 @@ mod sense;
 pub mod update;
 
 pub use effect::{
-    CombineInput, CombineJob, Delivery, DistilTask, Effect, Input, Job, Said, Timer, To, TrainTask,
-    Weighed, Work,
+    CombineInput, CombineJob, Delivery, DistilTask, Distils, Effect, Input, Job, Said, Timer, To,
+    TrainTask, Weighed, Work,
 };
 pub use fetch::{Ask, Fetches, Taken};
 pub use member::{Knows, Member, MemberConfig};

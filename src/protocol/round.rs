@@ -26,8 +26,8 @@ use self::state::{
     accepted, late,
 };
 use super::effect::{
-    CombineInput, CombineJob, Delivery, DistilTask, Effect, Input, Job, Said, Timer, To, Weighed,
-    Work,
+    CombineInput, CombineJob, Delivery, DistilTask, Distils, Effect, Input, Job, Said, Timer, To,
+    Weighed, Work,
 };
 use super::update;
 use crate::ids::{Digest, Epoch, Name, NodeId, RoundNo, Side, UpdateId, Version};
@@ -84,8 +84,8 @@ pub struct RoundConfig {
     pub base: Digest,
     /// What members are asked to do.
     pub plan: Plan,
-    /// The node has a model of its own, which learns from what its members know.
-    pub distils: bool,
+    /// How the node's own model learns what its members know, if it has one.
+    pub distils: Option<Distils>,
 }
 
 /// A round's owner. See the module.
@@ -615,14 +615,14 @@ impl Round {
     /// Has the node's own model learn what was merged, if it has one and is asked to.
     fn distil(&mut self, closing: &Closing, work: &Work, out: &mut Vec<Effect>) -> bool {
         let plan = &closing.offer.plan;
-        let steps = plan.knowledge.as_ref().map_or(0, |knowledge| knowledge.distil_steps);
-        if !self.config.distils || steps == 0 {
+        let Some(how) = self.config.distils.filter(|_| plan.knowledge.is_some()) else {
             return false;
-        }
+        };
         out.push(Effect::Job(Job::Distil(DistilTask {
             offer: closing.digest,
             adapter: self.own.as_ref().map_or(self.untrained, |own| own.adapter),
             plan: plan.clone(),
+            how,
             class_targets: work.class_logits.clone(),
             knowledge: work.knowledge.clone(),
         })));

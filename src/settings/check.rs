@@ -10,8 +10,8 @@ use config::{Config, ConfigError, Map, Source, Value};
 use super::keys::{self, KEYS};
 use super::layers::{Leaves, toml_text};
 use super::{
-    LearnerName, LinkSettings, NodeRole, Problem, Settings, SettingsError, StrategyName, TagBinds,
-    TagFormat,
+    Contribute, LearnerName, LinkSettings, NodeRole, Problem, Settings, SettingsError,
+    StrategyName, TagBinds, TagFormat,
 };
 
 /// Checks merged values. `base` are the defaults; `problems` are those of reading the layers.
@@ -187,6 +187,24 @@ fn broken_rules(settings: &Settings) -> Vec<(String, String)> {
         strategy.name != StrategyName::Fedprox || strategy.prox_mu > 0.0,
         "strategy.prox_mu",
         "0 makes fedprox the same as fedavg: raise it, or set strategy.name = \"fedavg\"",
+    );
+    let knowledge = &settings.knowledge;
+    let sends = |kind| strategy.contribute.contains(&kind);
+    rule(
+        knowledge.own_models
+            || !(sends(Contribute::Prototypes) || sends(Contribute::ReferenceLogits)),
+        "strategy.contribute",
+        "prototypes and reference_logits need models of the nodes' own: set knowledge.own_models = true",
+    );
+    rule(
+        !(knowledge.own_models && sends(Contribute::AdapterDelta)),
+        "strategy.contribute",
+        "adapter_delta, but with knowledge.own_models no adapter travels: take it out",
+    );
+    rule(
+        knowledge.reference.is_some() || !sends(Contribute::ReferenceLogits),
+        "knowledge.reference",
+        "missing: reference_logits need reference inputs",
     );
     let model = &settings.model;
     rule(

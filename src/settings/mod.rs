@@ -19,9 +19,9 @@ mod tier;
 
 pub use layers::{Layers, Loaded, Origin};
 pub use learning::{
-    Compression, Contribute, DataSettings, LearnerName, ModelSettings, PrivacyProfile,
-    PrivacySettings, RoundSettings, Schedule, StrategyName, StrategySettings, TagBinds, TagFormat,
-    TagSettings,
+    Compression, Contribute, DataSettings, KnowledgeSettings, LearnerName, MergingName,
+    ModelSettings, PrivacyProfile, PrivacySettings, RoundSettings, Schedule, StrategyName,
+    StrategySettings, TagBinds, TagFormat, TagSettings,
 };
 pub use problem::{Problem, SettingsError};
 pub use schema::{

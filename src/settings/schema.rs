@@ -10,7 +10,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::learning::{
-    DataSettings, ModelSettings, PrivacySettings, RoundSettings, StrategySettings, TagSettings,
+    DataSettings, KnowledgeSettings, ModelSettings, PrivacySettings, RoundSettings,
+    StrategySettings, TagSettings,
 };
 use crate::ids::{Name, NodeId};
 
@@ -28,6 +29,8 @@ pub struct Settings {
     pub round: RoundSettings,
     /// How contributions are made and combined.
     pub strategy: StrategySettings,
+    /// How models of different kinds teach each other.
+    pub knowledge: KnowledgeSettings,
     /// What learns.
     pub model: ModelSettings,
     /// What it learns from, if a known data set.

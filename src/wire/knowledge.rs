@@ -30,8 +30,6 @@ pub struct KnowledgePlan {
     pub reference_weight: f32,
     /// Weight of the pull to the prototypes in the loss, >= 0.
     pub prototype_weight: f32,
-    /// Optimiser steps that an owner's own model takes on what was merged; 0 leaves it alone.
-    pub distil_steps: u32,
     /// How members' values become one, where no label says who is right.
     pub merging: Merging,
 }
