@@ -81,6 +81,9 @@ struct RunArgs {
 enum Experiment {
     /// Work orders of five excavators, the language model of the template maintenance-text
     Excavators,
+    /// Models of three kinds at three tiers teach each other on bearings (of the options only --seed,
+    /// --rounds, --threads, --out, --patience and --json count)
+    Relay,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -100,7 +103,9 @@ enum Arm {
 /// Runs `gaisnet experiment`.
 pub(super) fn run(args: &ExperimentArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
     let ExperimentCommand::Run(args) = &args.command;
-    let Experiment::Excavators = args.experiment;
+    if matches!(args.experiment, Experiment::Relay) {
+        return relay(args, out);
+    }
     let settings = settings_of(args)?;
     let cache = Cache::from_env()?;
     let bar = bar(args.json);
@@ -136,6 +141,66 @@ pub(super) fn run(args: &ExperimentArgs, out: &mut dyn Write) -> anyhow::Result<
     bar.finish_and_clear();
     let report = report?;
     show(args, &folder, &report, out)
+}
+
+#[cfg(not(feature = "torch"))]
+fn relay(_: &RunArgs, _: &mut dyn Write) -> anyhow::Result<Exit> {
+    bail!("this gaisnet was built without libtorch: build it with the feature torch (make build)")
+}
+
+/// Three seeds from the first on, each strategy.
+#[cfg(feature = "torch")]
+fn relay(args: &RunArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
+    use crate::data::bearings::{Bearings, fetch_bearings};
+    use crate::experiment::relay::{self, RelayOptions, Strategy};
+
+    let mut layers = Layers::new();
+    layers.tier(Tier::Cloud).text("experiment-relay", relay::SETTINGS);
+    if let Some(rounds) = args.rounds {
+        layers.set(&format!("round.rounds={rounds}"));
+    }
+    let settings = layers.load().into_settings()?;
+    let bar = bar(args.json);
+    let cache = Cache::from_env()?;
+    bar.set_message("fetching the recordings");
+    let fetched = fetch_bearings(&cache, &mut |_| bar.tick())?;
+    bar.suspend(|| told(args, fetched.notice));
+    let set = Bearings::cached(&cache).context("the data set vanished")?.load()?;
+    let trust = crate::torch::shipped::trust()?;
+    let (card, base) = crate::torch::load_base(Path::new("models/signal-bearing.toml"), &trust)?;
+    let (_temporary, folder) = folder_of(args)?;
+    let first = args.seed.unwrap_or(1);
+    let options = RelayOptions {
+        folder: folder.join("nodes"),
+        seeds: (first..first + 3).collect(),
+        strategies: vec![
+            Strategy::ReferenceLogits,
+            Strategy::ClassLogits,
+            Strategy::Prototypes,
+            Strategy::Weights,
+        ],
+        patience_s: args.patience,
+        threads: args.threads.and_then(NonZeroU16::new).unwrap_or(NonZeroU16::MIN),
+    };
+    let large = (card.sha256, card.architecture, base);
+    let report = relay::run(&options, &settings, &set, large, &mut |what| {
+        bar.set_message(what.to_owned());
+        tracing::info!(what, "experiment");
+    });
+    bar.finish_and_clear();
+    let report = report?;
+    let json = serde_json::to_string_pretty(&report)?;
+    if args.out.is_some() {
+        let path = folder.join("report.json");
+        std::fs::write(&path, format!("{json}\n")).with_context(|| path.display().to_string())?;
+    }
+    if args.json {
+        writeln!(out, "{json}")?;
+    } else {
+        write!(out, "{}", relay::to_table(&report))?;
+    }
+    let sound = report.sent.values().all(|sent| sent.audit);
+    Ok(if sound { Exit::Ok } else { Exit::Refused })
 }
 
 fn show(

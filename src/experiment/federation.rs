@@ -56,7 +56,7 @@ pub(super) struct Outcome {
     pub(super) audit: Option<AuditSummary>,
 }
 
-type Links = BTreeMap<Side, (Arc<dyn Bus>, mpsc::Receiver<BusEvent>)>;
+pub(super) type Links = BTreeMap<Side, (Arc<dyn Bus>, mpsc::Receiver<BusEvent>)>;
 
 impl Federation<'_> {
     /// Runs all rounds; blocks until the last version is out and the nodes have ended.
@@ -252,17 +252,9 @@ impl Federation<'_> {
         let (mut bytes_of_work, mut works) = (0, 0);
         for place in places {
             let store = SqliteStore::open_read_only(&self.store_of(&place.node))?;
-            let total = store.num_entries()?;
-            let entries = store.entries(0, total)?;
-            let (federation, node) = (keyring.federation().clone(), place.node.clone());
-            let keys: Vec<_> = keyring.node(&node).map(|entry| entry.key).into_iter().collect();
-            audit.entries += total;
-            let notes = store.checkpoints()?;
-            if let Err(error) = verify(&Origin { federation, node }, &keys, &entries, &notes) {
-                tracing::error!(node = %place.node, %error, "the ledger can't be verified");
-                audit.verified = false;
-            }
-            let events = entries.iter().filter_map(|bytes| Some(Entry::parse(bytes).ok()?.event));
+            let (events, verified) = audit_of(&store, &place.node, keyring)?;
+            audit.entries += store.num_entries()?;
+            audit.verified &= verified;
             for event in events {
                 if let Event::Contribute { bytes, .. } = event
                     && place.role == Role::Device
@@ -278,21 +270,38 @@ impl Federation<'_> {
     }
 }
 
+/// A node's recorded events, and whether its ledger verifies.
+pub(super) fn audit_of(
+    store: &SqliteStore,
+    node: &NodeId,
+    keyring: &Keyring,
+) -> Result<(Vec<Event>, bool), ExperimentError> {
+    let entries = store.entries(0, store.num_entries()?)?;
+    let origin = Origin { federation: keyring.federation().clone(), node: node.clone() };
+    let keys: Vec<_> = keyring.node(node).map(|entry| entry.key).into_iter().collect();
+    let verified = verify(&origin, &keys, &entries, &store.checkpoints()?);
+    if let Err(error) = &verified {
+        tracing::error!(%node, %error, "the ledger can't be verified");
+    }
+    let events = entries.iter().filter_map(|bytes| Some(Entry::parse(bytes).ok()?.event));
+    Ok((events.collect(), verified.is_ok()))
+}
+
 /// The brokers of a federation.
-struct Brokers {
+pub(super) struct Brokers {
     federation: MemoryBroker,
     sites: BTreeMap<Name, MemoryBroker>,
 }
 
 impl Brokers {
-    fn new(places: &[Place]) -> Self {
+    pub(super) fn new(places: &[Place]) -> Self {
         let broker = || MemoryBroker::new(Faults::none(0));
         let edges = places.iter().filter(|place| place.role == Role::Edge);
         let sites = edges.map(|place| (place.site.clone(), broker())).collect();
         Self { federation: broker(), sites }
     }
 
-    fn links(&self, place: &Place) -> Links {
+    pub(super) fn links(&self, place: &Place) -> Links {
         let mut links = Links::new();
         let mut link = |side: Side, broker: Option<&MemoryBroker>| {
             if let Some(broker) = broker {

@@ -8,6 +8,7 @@
 //! places.rs       who they are, and their keys
 //! judge.rs        bits per character, a machine and together
 //! language.rs     the language model that learns and judges (libtorch)
+//! relay/          another experiment: models of three kinds teach each other (libtorch)
 //! ```
 //! Everything runs in one process and shares one base in memory; one learner works for all machines
 //! in turn, so a small computer is enough. Called by `gaisnet experiment`; the choice of every setting
@@ -20,6 +21,8 @@ mod judge;
 #[cfg(feature = "torch")]
 pub mod language;
 mod places;
+#[cfg(feature = "torch")]
+pub mod relay;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -7,13 +7,14 @@
 //!   labels unknown: softmax(mean of the probabilities / T), T = 0.1: sharper again   (DS-FL)
 //! ```
 //! The first can't be led astray by a member that says wrong things, however loudly: it's never the
-//! one with the lowest loss, unless all are wrong. The second takes a [`MergeRule`].
+//! one with the lowest loss, and where nobody does better than by chance the label teaches. The second takes
+//! a [`MergeRule`].
 //!
 //! Called by `protocol/knowledge.rs`.
 
 use std::collections::BTreeMap;
 
-use super::{LearnError, MergeRule, narrow};
+use super::{LOGIT_BOUND, LearnError, MergeRule, count_weight, narrow};
 use crate::ids::NodeId;
 
 /// Largest absolute logit that is believed: beyond, no model that was trained goes.
@@ -52,6 +53,9 @@ pub fn check_reference_logits(
 
 /// Lets the member with the lowest loss teach each sample; equal losses: the first sender.
 ///
+/// A sample on which nobody does better than chance is taught by its label, as logits of 0 and
+/// [`LOGIT_BOUND`]: what all get wrong is no knowledge.
+///
 /// # Shapes
 /// `[n, classes]` logits a member, labels `[n]`; `[n, classes]` logits come out, each row less its mean.
 /// # Determinism
@@ -67,6 +71,7 @@ pub fn lowest_loss(
     classes: usize,
 ) -> Result<Vec<f32>, LearnError> {
     check_all(members, labels.len(), classes)?;
+    let chance = count_weight(classes as u64).ln();
     let mut merged = Vec::with_capacity(labels.len().saturating_mul(classes));
     for (at, label) in labels.iter().enumerate() {
         let mut best: Option<(f64, &[f32])> = None;
@@ -77,7 +82,14 @@ pub fn lowest_loss(
                 best = Some((loss, row));
             }
         }
-        merged.extend(centred(best.map_or(&[], |(_, row)| row)));
+        match best.filter(|(loss, _)| *loss < chance) {
+            Some((_, row)) => merged.extend(centred(row)),
+            None => {
+                let row: Vec<f32> =
+                    (0..classes).map(|c| if c == *label { LOGIT_BOUND } else { 0.0 }).collect();
+                merged.extend(centred(&row));
+            }
+        }
     }
     Ok(merged)
 }
@@ -182,6 +194,13 @@ mod tests {
         // Values from the formula by hand: ln(1 + e^-6) and ln(1 + e^2).
         assert!((loss_of(&[3.0, -3.0], 0).unwrap() - 0.002_475_7).abs() < 1e-6);
         assert!((loss_of(&[1.0, -1.0], 1).unwrap() - 2.126_928).abs() < 1e-6);
+    }
+
+    #[test]
+    fn where_nobody_does_better_than_chance_the_label_teaches() {
+        let all = members(&[&[3.0, -3.0], &[0.5, -0.5]]);
+        assert_eq!(lowest_loss(&all, &[1], 2).unwrap(), [-5.0, 5.0]);
+        assert_eq!(lowest_loss(&all, &[0], 2).unwrap(), [3.0, -3.0]);
     }
 
     #[test]
