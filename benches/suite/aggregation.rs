@@ -141,6 +141,7 @@ fn job(members: usize, coding: Coding, pool: &[(Digest, Vec<u8>)]) -> CombineJob
         stacked: false,
         base: global,
         class_logits: None,
+        knowledge: None,
     };
     let plan = Plan {
         adapter_delta: true,
@@ -161,7 +162,16 @@ fn job(members: usize, coding: Coding, pool: &[(Digest, Vec<u8>)]) -> CombineJob
     let inputs = (0..members).map(input).collect();
     let offer = Digest([7; 32]);
     let norms = Vec::new();
-    CombineJob { offer, global, plan, class_targets: None, inputs, relay: false, norms }
+    CombineJob {
+        offer,
+        global,
+        plan,
+        class_targets: None,
+        inputs,
+        relay: false,
+        norms,
+        offered: None,
+    }
 }
 
 /// Rank 8 on q and v of 30 layers of width 576 (as for `SmolLM2`-135M): 460,800 values in 120 tensors.

@@ -365,3 +365,8 @@ fn mismatch(name: &str, expected: String, actual: String) -> UpdateError {
 
 /// Stands for the tiers above among the teachers.
 const ABOVE: &str = "_";
+
+#[cfg(test)]
+#[path = "knowledge_tests.rs"]
+#[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "made-up members")]
+mod tests;

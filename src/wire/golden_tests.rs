@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use super::{
     Answer, Blob, Body, Checkpoint, Chunk, ClassSummary, Coding, Command, Contribution, Get, Kind,
-    Manifest, Offer, PackedSet, PackedTensor, Plan, Receipt, Result as RoundResult, Verdict,
-    Wanted, decode, encode,
+    Knowledge, KnowledgePlan, Manifest, Merging, Offer, PackedSet, PackedTensor, Plan, Receipt,
+    Reference, Result as RoundResult, Verdict, Wanted, decode, encode,
 };
 use crate::ids::{BootId, Digest, Name, UpdateId};
 use crate::time::Wall;
@@ -87,6 +87,31 @@ fn result() -> RoundResult {
     }
 }
 
+fn said() -> Knowledge {
+    Knowledge { set: Blob::Inline(vec![7, 8, 9]), counts: vec![300, 0] }
+}
+
+/// An offer where each node has a model of its own.
+fn offer_of_knowledge() -> Offer {
+    let knowledge = KnowledgePlan {
+        prototypes: true,
+        reference_logits: true,
+        reference: Some(Reference {
+            generator: Name::new("bearing-physics-1").unwrap(),
+            seed: 1,
+            count: 600,
+            digest: Digest([0x4e; 32]),
+        }),
+        labels: Digest([0x1a; 32]),
+        alpha: 0.5,
+        reference_weight: 1.0,
+        prototype_weight: 0.25,
+        merging: Merging::Median,
+    };
+    let plan = Plan { adapter_delta: false, knowledge: Some(knowledge), ..plan() };
+    Offer { adapter: Blob::Inline(Vec::new()), plan, knowledge: Some(said()), ..offer() }
+}
+
 /// One of each kind, and the other variants of those that have some.
 fn bodies() -> Vec<(&'static str, Body)> {
     let receipt = |verdict| Body::Receipt(Receipt { update: UpdateId([0xab; 16]), verdict });
@@ -103,6 +128,24 @@ fn bodies() -> Vec<(&'static str, Body)> {
         (
             "contribution_logits_only",
             Body::Contribution(Contribution { delta: None, stacked: false, ..contribution() }),
+        ),
+        ("offer_of_knowledge", Body::Offer(offer_of_knowledge())),
+        (
+            "contribution_of_knowledge",
+            Body::Contribution(Contribution {
+                delta: None,
+                stacked: false,
+                knowledge: Some(said()),
+                ..contribution()
+            }),
+        ),
+        (
+            "result_of_knowledge",
+            Body::Result(RoundResult {
+                adapter: Blob::Inline(Vec::new()),
+                knowledge: Some(said()),
+                ..result()
+            }),
         ),
         ("receipt", receipt(Verdict::Accepted)),
         ("receipt_late", receipt(Verdict::Late)),

@@ -388,6 +388,8 @@ pub(crate) fn learning(versions: u64) -> Learning {
         max_staleness: 10,
         resync_ms: 15_000,
         chunk_bytes: 65_536,
+        reference: None,
+        distils: None,
     }
 }
 
