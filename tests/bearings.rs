@@ -145,6 +145,7 @@ fn federate(plants: &[Windows], rounds: u64, seed: u64) -> TensorSet {
                 prox_mu: 0.0,
                 distill_lambda: 0.0,
                 class_targets: None,
+                lesson: None,
                 seed: seed * 10_000 + round * 10 + plant as u64,
                 epochs: None,
                 class_logits: true,

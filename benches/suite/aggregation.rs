@@ -142,6 +142,7 @@ fn job(members: usize, coding: Coding, pool: &[(Digest, Vec<u8>)]) -> CombineJob
         stacked: false,
         base: global,
         class_logits: None,
+        knowledge: None,
     };
     let plan = Plan {
         adapter_delta: true,
@@ -159,12 +160,14 @@ fn job(members: usize, coding: Coding, pool: &[(Digest, Vec<u8>)]) -> CombineJob
         min_cell: 20,
         seed: 1,
         local_epochs: None,
+        knowledge: None,
     };
     let inputs = (0..members).map(input).collect();
     let offer = Digest([7; 32]);
     let norms = Vec::new();
     let bounds = ShareBounds::default();
-    CombineJob { offer, global, plan, class_targets: None, inputs, relay: false, norms, bounds }
+    let (relay, offered) = (false, None);
+    CombineJob { offer, global, plan, class_targets: None, inputs, relay, norms, bounds, offered }
 }
 
 /// Rank 8 on q and v of 30 layers of width 576 (as for `SmolLM2`-135M): 460,800 values in 120 tensors.

@@ -84,6 +84,7 @@ pub fn contribution(bytes: usize, number: u64) -> Body {
         stacked: false,
         delta: Some(Blob::Inline(vec![0x5a; bytes])),
         class_logits: None,
+        knowledge: None,
     })
 }
 

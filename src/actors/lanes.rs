@@ -236,6 +236,8 @@ mod tests {
             Ok(Trained {
                 adapter: adapter(0.0),
                 class_logits: ClassLogits::of(&[], &[], data.num_examples()),
+                reference_logits: Vec::new(),
+                prototypes: None,
                 num_examples: 0,
                 steps,
                 loss_first: 0.5,
@@ -273,6 +275,7 @@ mod tests {
             prox_mu: 0.0,
             distill_lambda: 0.0,
             class_targets: None,
+            lesson: None,
             seed,
             epochs: None,
             class_logits: true,

@@ -526,13 +526,21 @@ impl Runner {
             Job::Train(task) => {
                 let adapter = self.parts.store.blob(&task.adapter);
                 let residual = task.residual.map(|digest| self.parts.store.blob(&digest));
-                match (adapter, residual.transpose()) {
-                    (Ok(Some(adapter)), Ok(residual)) => {
-                        Task::Train { task, adapter, residual: residual.flatten() }
-                    }
+                let said = task.knowledge.as_ref().map(|said| self.parts.store.blob(&said.set));
+                match (adapter, residual.transpose(), said.transpose()) {
+                    (Ok(Some(adapter)), Ok(residual), Ok(said)) => Task::Train {
+                        task,
+                        adapter,
+                        residual: residual.flatten(),
+                        knowledge: said.flatten(),
+                    },
                     _ => return self.fail("the adapter to train from is not in the store", ctx),
                 }
             }
+            Job::Distil(task) => match self.parts.store.blob(&task.adapter) {
+                Ok(Some(adapter)) => Task::Distil { task, adapter },
+                _ => return self.fail("the adapter of this node's model is not in the store", ctx),
+            },
             Job::Combine(job) => Task::Combine { job, blobs: self.parts.store.blob_reader() },
             Job::Front(task) => {
                 let (adapter, residual) = match &task {

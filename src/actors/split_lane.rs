@@ -85,7 +85,7 @@ impl FrontRuns {
     ) -> Result<FrontEnd, &'static str> {
         if let FrontTask::Begin { run, task } = task {
             self.active = None;
-            let job = job_of(&task, adapter.unwrap_or_default(), &self.me)?;
+            let job = job_of(&task, adapter.unwrap_or_default(), None, None, &self.me)?;
             let begun = self.front.begin(&self.data, &job).map_err(|error| logged(&error))?;
             let end = FrontEnd::Begun(begun.begun());
             let (start, plan) = (job.start, task.plan);

@@ -8,11 +8,16 @@ use super::figures::Figures;
 use super::lanes::{EndOnPanic, Lane, TrainRequest};
 use super::split_lane::{BackCopies, BackDone, BackRequest, FrontDone, FrontRequest, FrontRuns};
 use crate::ids::{Digest, NodeId};
-use crate::learn::{ClassLogits, Control, Examples, Learner, TrainJob, Trained};
-use crate::protocol::{BackTask, CombineJob, FrontTask, Input, TrainTask, Work, update};
+use crate::learn::{
+    ClassLogits, Control, Examples, Learner, Lesson, ReferenceSet, TensorSet, TrainJob, Trained,
+};
+use crate::protocol::knowledge::{self, Knowing};
+use crate::protocol::{
+    BackTask, CombineJob, DistilTask, FrontTask, Input, TrainTask, Work, update,
+};
 use crate::rng::Stream;
 use crate::store::BlobReader;
-use crate::wire::{ClassSummary, Coding};
+use crate::wire::{ClassSummary, Coding, Plan};
 
 /// Work with the blobs that it needs.
 #[derive(Debug)]
@@ -25,6 +30,15 @@ pub enum Task {
         adapter: Vec<u8>,
         /// What earlier compressions left out.
         residual: Option<Vec<u8>>,
+        /// What the tiers above say, packed, in a round of knowledge.
+        knowledge: Option<Vec<u8>>,
+    },
+    /// Teach this node's own model what its members' knowledge was merged to.
+    Distil {
+        /// What to do.
+        task: DistilTask,
+        /// Packed adapter of the model.
+        adapter: Vec<u8>,
     },
     /// Run the front of a split model.
     Front {
@@ -70,6 +84,7 @@ pub struct LaneBench {
     /// None on nodes that don't train.
     train: Option<(Lane<TrainRequest>, Arc<Examples>)>,
     half: Half<Lane<FrontRequest>, Lane<BackRequest>>,
+    reference: Option<Arc<ReferenceSet>>,
     figures: Arc<Figures>,
     busy: Arc<Busy>,
 }
@@ -89,17 +104,19 @@ pub struct InlineBench {
     me: NodeId,
     train: Option<(Box<dyn Learner>, Examples)>,
     half: Half<FrontRuns, BackCopies>,
+    reference: Option<Arc<ReferenceSet>>,
 }
 
 impl LaneBench {
-    /// A bench for a node; devices bring a lane and their data, and train while they aren't `busy`.
+    /// A bench for a node; whoever has a model that learns brings a lane and its data (an owner's own model
+    /// has none), and trains while it isn't `busy`.
     pub fn new(
         me: NodeId,
         train: Option<(Lane<TrainRequest>, Arc<Examples>)>,
         figures: Arc<Figures>,
         busy: Arc<Busy>,
     ) -> Self {
-        Self { me, train, half: Half::None, figures, busy }
+        Self { me, train, half: Half::None, reference: None, figures, busy }
     }
 
     /// The same with a half of a split model.
@@ -107,18 +124,81 @@ impl LaneBench {
     pub fn with_half(self, half: Half<Lane<FrontRequest>, Lane<BackRequest>>) -> Self {
         Self { half, ..self }
     }
+
+    /// The same for rounds of knowledge on these reference inputs.
+    #[must_use]
+    pub fn with_reference(mut self, reference: Option<Arc<ReferenceSet>>) -> Self {
+        self.reference = reference;
+        self
+    }
+
+    /// Queues a job; `end` makes the machine's input of its outcome.
+    fn submit(
+        &self,
+        job: Result<TrainJob, &'static str>,
+        done: Done,
+        end: impl FnOnce(Result<Trained, &'static str>) -> Input + Send + 'static,
+    ) {
+        let (lane, data, job) = match (&self.train, job) {
+            (None, _) => return done(Ok(end(Err("no_learner")))),
+            (_, Err(reason)) => return done(Ok(end(Err(reason)))),
+            (Some((lane, data)), Ok(job)) => (lane, data, job),
+        };
+        let figures = Arc::clone(&self.figures);
+        // Whichever of the two ways out is taken, it is taken once.
+        let once = Arc::new(std::sync::Mutex::new(Some((done, end))));
+        let finish = Arc::clone(&once);
+        let request = TrainRequest {
+            data: Arc::clone(data),
+            job,
+            progress: Box::new({
+                let (figures, busy) = (Arc::clone(&figures), Arc::clone(&self.busy));
+                move |_| {
+                    busy.wait_until_idle();
+                    figures.update(|view| view.train_steps += 1);
+                    Control::Continue
+                }
+            }),
+            done: Box::new(move |result| {
+                let trained = result.map_err(|error| {
+                    tracing::warn!(%error, "training failed");
+                    error.kind()
+                });
+                if let Ok(trained) = &trained {
+                    let loss = f64::from(trained.loss_last);
+                    figures.update(|view| view.loss = Some(loss));
+                }
+                call(&finish, trained);
+            }),
+        };
+        if let Err(error) = lane.submit(request) {
+            call(&once, Err(error.kind()));
+        }
+    }
 }
 
 impl InlineBench {
     /// A bench for a node; devices bring a learner and their data.
     pub fn new(me: NodeId, train: Option<(Box<dyn Learner>, Examples)>) -> Self {
-        Self { me, train, half: Half::None }
+        Self { me, train, half: Half::None, reference: None }
     }
 
     /// The same with a half of a split model.
     #[must_use]
     pub fn with_half(self, half: Half<FrontRuns, BackCopies>) -> Self {
         Self { half, ..self }
+    }
+
+    /// The same for rounds of knowledge on these reference inputs.
+    #[must_use]
+    pub fn with_reference(mut self, reference: Option<Arc<ReferenceSet>>) -> Self {
+        self.reference = reference;
+        self
+    }
+
+    fn train(&mut self, job: Result<TrainJob, &'static str>) -> Result<Trained, &'static str> {
+        let (learner, data) = self.train.as_mut().ok_or("no_learner")?;
+        learner.train(data, &job?, &mut |_| Control::Continue).map_err(|error| error.kind())
     }
 }
 
@@ -161,48 +241,22 @@ impl Workbench for LaneBench {
                     call(&done, Input::Back { device, run, end: Err(reason) });
                 }
             }
-            Task::Train { task, adapter, residual } => {
-                let offer = task.offer;
-                let Some((lane, data)) = &self.train else {
-                    return done(Ok(Input::Worked { offer, work: Err("no_learner") }));
-                };
-                let job = match job_of(&task, &adapter, &self.me) {
-                    Ok(job) => job,
-                    Err(reason) => return done(Ok(Input::Worked { offer, work: Err(reason) })),
-                };
-                let start = job.start.clone();
-                let figures = Arc::clone(&self.figures);
-                let done = Arc::new(std::sync::Mutex::new(Some(done)));
-                let finish = Arc::clone(&done);
-                let request = TrainRequest {
-                    data: Arc::clone(data),
-                    job,
-                    progress: Box::new({
-                        let (figures, busy) = (Arc::clone(&figures), Arc::clone(&self.busy));
-                        move |_| {
-                            busy.wait_until_idle();
-                            figures.update(|view| view.train_steps += 1);
-                            Control::Continue
-                        }
-                    }),
-                    done: Box::new(move |result| {
-                        let work = match result {
-                            Ok(trained) => {
-                                let loss = f64::from(trained.loss_last);
-                                figures.update(|view| view.loss = Some(loss));
-                                work_of(&task, &start, trained, residual.as_deref())
-                            }
-                            Err(error) => {
-                                tracing::warn!(%error, "training failed");
-                                Err(error.kind())
-                            }
-                        };
-                        call(&finish, Input::Worked { offer, work });
-                    }),
-                };
-                if let Err(error) = lane.submit(request) {
-                    call(&done, Input::Worked { offer, work: Err(error.kind()) });
-                }
+            Task::Train { task, adapter, residual, knowledge } => {
+                let set = self.reference.as_deref();
+                let job = job_of(&task, &adapter, knowledge.as_deref(), set, &self.me);
+                let start = job.as_ref().map(|job| job.start.clone()).unwrap_or_default();
+                self.submit(job, done, move |trained| {
+                    let work = trained
+                        .and_then(|trained| work_of(&task, &start, trained, residual.as_deref()));
+                    Input::Worked { offer: task.offer, work }
+                });
+            }
+            Task::Distil { task, adapter } => {
+                let job = distil_job_of(&task, &adapter, self.reference.as_deref(), &self.me);
+                self.submit(job, done, move |trained| {
+                    let outcome = trained.and_then(|trained| learned_of(&task, trained));
+                    Input::Distilled { offer: task.offer, outcome }
+                });
             }
         }
     }
@@ -227,27 +281,34 @@ impl Workbench for InlineBench {
                 };
                 Ok(Input::Back { device, run, end })
             }
-            Task::Train { task, adapter, residual } => {
-                let work = match &mut self.train {
-                    None => Err("no_learner"),
-                    Some((learner, data)) => job_of(&task, &adapter, &self.me).and_then(|job| {
-                        let start = job.start.clone();
-                        let trained = learner
-                            .train(data, &job, &mut |_| Control::Continue)
-                            .map_err(|error| error.kind())?;
-                        work_of(&task, &start, trained, residual.as_deref())
-                    }),
-                };
+            Task::Train { task, adapter, residual, knowledge } => {
+                let set = self.reference.as_deref();
+                let job = job_of(&task, &adapter, knowledge.as_deref(), set, &self.me);
+                let start = job.as_ref().map(|job| job.start.clone()).unwrap_or_default();
+                let trained = self.train(job);
+                let work = trained
+                    .and_then(|trained| work_of(&task, &start, trained, residual.as_deref()));
                 Ok(Input::Worked { offer: task.offer, work })
+            }
+            Task::Distil { task, adapter } => {
+                let job = distil_job_of(&task, &adapter, self.reference.as_deref(), &self.me);
+                let outcome = self.train(job).and_then(|trained| learned_of(&task, trained));
+                Ok(Input::Distilled { offer: task.offer, outcome })
             }
         });
     }
 }
 
-fn call(done: &std::sync::Mutex<Option<Done>>, input: Input) {
-    let taken = done.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-    if let Some(done) = taken {
-        done(Ok(input));
+/// What is left to do when a lane's job has ended.
+type End<F> = std::sync::Mutex<Option<(Done, F)>>;
+
+fn call<F>(once: &End<F>, trained: Result<Trained, &'static str>)
+where
+    F: FnOnce(Result<Trained, &'static str>) -> Input,
+{
+    let taken = once.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+    if let Some((done, end)) = taken {
+        done(Ok(end(trained)));
     }
 }
 
@@ -274,19 +335,29 @@ fn combined(job: &CombineJob, blobs: &dyn BlobReader) -> Result<Input, String> {
 pub(super) fn job_of(
     task: &TrainTask,
     adapter: &[u8],
+    said: Option<&[u8]>,
+    set: Option<&ReferenceSet>,
     me: &NodeId,
 ) -> Result<TrainJob, &'static str> {
-    let start = update::unpack(adapter).map_err(|error| error.kind())?;
     let plan = &task.plan;
+    let class_targets = task.class_targets.as_ref().map(ClassLogits::from);
+    let said = match (&plan.knowledge, said, &task.knowledge) {
+        (Some(knowledge), Some(bytes), Some(said)) => {
+            let unpacked = knowledge::unpack(knowledge, bytes, &said.counts);
+            Some(unpacked.map_err(|error| error.kind())?)
+        }
+        _ => None,
+    };
     Ok(TrainJob {
-        start,
+        start: update::unpack(adapter).map_err(|error| error.kind())?,
         steps: plan.local_steps,
         batch_size: plan.batch_size,
         learning_rate: plan.learning_rate,
         final_rate: plan.final_rate,
         prox_mu: plan.prox_mu,
         distill_lambda: plan.distill_lambda,
-        class_targets: task.class_targets.as_ref().map(ClassLogits::from),
+        lesson: lesson_of(plan, set, said.as_ref(), class_targets.as_ref())?,
+        class_targets,
         // Each member draws other batches, each round too, and a repeat the same.
         seed: Stream::new(plan.seed, me.as_str()).next_u64(),
         epochs: plan.local_epochs,
@@ -294,15 +365,84 @@ pub(super) fn job_of(
     })
 }
 
+/// An owner's own model learns from the lesson alone, from where it was.
+fn distil_job_of(
+    task: &DistilTask,
+    adapter: &[u8],
+    set: Option<&ReferenceSet>,
+    me: &NodeId,
+) -> Result<TrainJob, &'static str> {
+    let plan = &task.plan;
+    let class_targets = task.class_targets.as_ref().map(ClassLogits::from);
+    let said = merged_of(task)?;
+    Ok(TrainJob {
+        start: update::unpack(adapter).map_err(|error| error.kind())?,
+        steps: task.how.steps,
+        batch_size: plan.batch_size,
+        learning_rate: task.how.learning_rate,
+        prox_mu: 0.0,
+        distill_lambda: 0.0,
+        lesson: lesson_of(plan, set, said.as_ref(), class_targets.as_ref())?,
+        class_targets: None,
+        seed: Stream::new(plan.seed, me.as_str()).next_u64(),
+    })
+}
+
+fn lesson_of(
+    plan: &Plan,
+    set: Option<&ReferenceSet>,
+    said: Option<&Knowing>,
+    class_targets: Option<&ClassLogits>,
+) -> Result<Option<Lesson>, &'static str> {
+    let Some(knowledge) = &plan.knowledge else { return Ok(None) };
+    knowledge::lesson(knowledge, set, said, class_targets).map_err(|error| error.kind())
+}
+
+fn merged_of(task: &DistilTask) -> Result<Option<Knowing>, &'static str> {
+    let (Some(plan), Some(merged)) = (&task.plan.knowledge, &task.knowledge) else {
+        return Ok(None);
+    };
+    let unpacked = knowledge::unpack(plan, &merged.bytes, &merged.counts);
+    unpacked.map(Some).map_err(|error| error.kind())
+}
+
+/// What an owner's own model says after its lesson, and its adapter.
+fn learned_of(task: &DistilTask, trained: Trained) -> Result<Work, &'static str> {
+    // Prototypes of its own would be those of the reference inputs: the merged ones go on.
+    let prototypes = merged_of(task)?.and_then(|merged| merged.prototypes);
+    let said = Knowing { reference_logits: Some(trained.reference_logits), prototypes };
+    let knowledge = knowledge::pack(&task.plan, &said);
+    let own = update::pack(&trained.adapter, Coding::F32, 0);
+    Ok(Work {
+        update: None,
+        class_logits: None,
+        knowledge: knowledge.map_err(|error| error.kind())?,
+        num_examples: trained.num_examples,
+        num_devices: 0,
+        steps: trained.steps,
+        loss_first: trained.loss_first,
+        loss_last: trained.loss_last,
+        residual: None,
+        own: Some(own.map_err(|error| error.kind())?),
+        weighed: Vec::new(),
+    })
+}
+
 fn work_of(
     task: &TrainTask,
-    start: &crate::learn::TensorSet,
+    start: &TensorSet,
     trained: Trained,
     residual: Option<&[u8]>,
 ) -> Result<Work, &'static str> {
     let plan = &task.plan;
     let mut logits = trained.class_logits;
     logits.suppress(u64::from(plan.min_cell));
+    let mut prototypes = trained.prototypes;
+    if let Some(prototypes) = &mut prototypes {
+        prototypes.suppress(u64::from(plan.min_cell));
+    }
+    let said = Knowing { reference_logits: Some(trained.reference_logits), prototypes };
+    let knowledge = knowledge::pack(plan, &said).map_err(|error| error.kind())?;
     let (update, residual, own) = if plan.adapter_delta {
         let packed = update::pack_delta(start, &trained.adapter, plan, residual);
         let (bytes, left) = packed.map_err(|error| error.kind())?;
@@ -315,6 +455,7 @@ fn work_of(
     Ok(Work {
         update,
         class_logits: plan.class_logits.then(|| ClassSummary::from(&logits)),
+        knowledge,
         num_examples: trained.num_examples,
         num_devices: 1,
         steps: trained.steps,

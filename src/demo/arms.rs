@@ -32,6 +32,7 @@ pub(super) fn train(
             prox_mu: 0.0,
             distill_lambda: 0.0,
             class_targets: None,
+            lesson: None,
             seed: plan.seed.wrapping_add(round),
             epochs: plan.local_epochs,
             class_logits: true,

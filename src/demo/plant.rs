@@ -142,6 +142,8 @@ impl Place {
         let kinds = options.contribute.iter().map(|kind| match kind {
             Contribute::AdapterDelta => "\"adapter_delta\"",
             Contribute::ClassLogits => "\"class_logits\"",
+            Contribute::Prototypes => "\"prototypes\"",
+            Contribute::ReferenceLogits => "\"reference_logits\"",
         });
         set("strategy.contribute", format!("[{}]", kinds.collect::<Vec<_>>().join(", ")));
         let mut tags = String::new();

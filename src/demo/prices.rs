@@ -30,6 +30,7 @@ pub(super) fn ways(
         prox_mu: plan.prox_mu,
         distill_lambda: 0.0,
         class_targets: None,
+        lesson: None,
         seed: plan.seed,
         epochs: plan.local_epochs,
         class_logits: true,

@@ -104,7 +104,7 @@ pub(super) struct Outcome {
     pub(super) audit: Option<AuditSummary>,
 }
 
-type Links = BTreeMap<Side, (Arc<dyn Bus>, mpsc::Receiver<BusEvent>)>;
+pub(super) type Links = BTreeMap<Side, (Arc<dyn Bus>, mpsc::Receiver<BusEvent>)>;
 
 impl Federation<'_> {
     /// Runs all rounds that are still to do; blocks until the last version is out and the nodes have
@@ -262,7 +262,7 @@ impl Federation<'_> {
         Ok(NodeParts {
             store: Box::new(SqliteStore::open(&self.store_of(&identity.me), BlobCaps::default())?),
             bench: Box::new(LaneBench::new(identity.me.clone(), lane, Arc::clone(&figures), busy)),
-            learning: learning_of(settings, model, self.base, adapter),
+            learning: learning_of(settings, model, self.base, adapter, None),
             links,
             clock,
             answering: None,
@@ -302,17 +302,9 @@ impl Federation<'_> {
         let (mut bytes_of_work, mut works) = (0, 0);
         for place in places {
             let store = SqliteStore::open_read_only(&self.store_of(&place.node))?;
-            let total = store.num_entries()?;
-            let entries = store.entries(0, total)?;
-            let (federation, node) = (keyring.federation().clone(), place.node.clone());
-            let keys: Vec<_> = keyring.node(&node).map(|entry| entry.key).into_iter().collect();
-            audit.entries += total;
-            let notes = store.checkpoints()?;
-            if let Err(error) = verify(&Origin { federation, node }, &keys, &entries, &notes) {
-                tracing::error!(node = %place.node, %error, "the ledger can't be verified");
-                audit.verified = false;
-            }
-            let events = entries.iter().filter_map(|bytes| Some(Entry::parse(bytes).ok()?.event));
+            let (events, verified) = audit_of(&store, &place.node, keyring)?;
+            audit.entries += store.num_entries()?;
+            audit.verified &= verified;
             for event in events {
                 if let Event::Contribute { bytes, .. } = event
                     && place.role == Role::Device
@@ -328,6 +320,23 @@ impl Federation<'_> {
     }
 }
 
+/// A node's recorded events, and whether its ledger verifies.
+pub(super) fn audit_of(
+    store: &SqliteStore,
+    node: &NodeId,
+    keyring: &Keyring,
+) -> Result<(Vec<Event>, bool), ExperimentError> {
+    let entries = store.entries(0, store.num_entries()?)?;
+    let origin = Origin { federation: keyring.federation().clone(), node: node.clone() };
+    let keys: Vec<_> = keyring.node(node).map(|entry| entry.key).into_iter().collect();
+    let verified = verify(&origin, &keys, &entries, &store.checkpoints()?);
+    if let Err(error) = &verified {
+        tracing::error!(%node, %error, "the ledger can't be verified");
+    }
+    let events = entries.iter().filter_map(|bytes| Some(Entry::parse(bytes).ok()?.event));
+    Ok((events.collect(), verified.is_ok()))
+}
+
 /// Bytes that a device has published, mean over the devices.
 fn bytes_up(devices: &[Arc<Figures>]) -> u64 {
     let up = |figures: &Arc<Figures>| figures.view().bytes_out.get(&Side::Up).copied();
@@ -336,13 +345,13 @@ fn bytes_up(devices: &[Arc<Figures>]) -> u64 {
 }
 
 /// The brokers of a federation.
-enum Brokers<'a> {
+pub(super) enum Brokers<'a> {
     Memory { federation: MemoryBroker, sites: BTreeMap<Name, MemoryBroker> },
     Real(&'a Broker),
 }
 
 impl<'a> Brokers<'a> {
-    fn new(real: Option<&'a Broker>, places: &[Place]) -> Self {
+    pub(super) fn new(real: Option<&'a Broker>, places: &[Place]) -> Self {
         if let Some(broker) = real {
             return Self::Real(broker);
         }
@@ -352,7 +361,7 @@ impl<'a> Brokers<'a> {
         Self::Memory { federation: broker(), sites }
     }
 
-    fn links(&self, place: &Place) -> Result<Links, ExperimentError> {
+    pub(super) fn links(&self, place: &Place) -> Result<Links, ExperimentError> {
         let sides: &[Side] = match place.role {
             Role::Cloud => &[Side::Down],
             Role::Edge => &[Side::Down, Side::Up],

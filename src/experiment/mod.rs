@@ -12,6 +12,7 @@
 //! cascade_models  their models (libtorch)
 //! judge.rs        bits per character, a machine and together
 //! language.rs     the language model that learns and judges (libtorch)
+//! relay/          another experiment: models of three kinds teach each other (libtorch)
 //! ```
 //! Everything runs in one process and shares one base in memory; one learner works for all machines
 //! in turn, so a small computer is enough. Called by `gaisnet experiment`; the choice of every setting
@@ -28,6 +29,8 @@ mod judge;
 pub mod language;
 pub mod niid;
 mod places;
+#[cfg(feature = "torch")]
+pub mod relay;
 mod turns;
 
 use std::path::PathBuf;

@@ -41,6 +41,8 @@ impl Learner for Mean {
         Ok(Trained {
             adapter: adapter(at),
             class_logits: ClassLogits { mean_logits: Vec::new(), counts: Vec::new() },
+            reference_logits: Vec::new(),
+            prototypes: None,
             num_examples: texts.lengths.len() as u64,
             steps: job.steps,
             loss_first: 1.0,

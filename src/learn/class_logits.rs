@@ -8,11 +8,15 @@
 
 use std::collections::BTreeMap;
 
-use super::{ClassLogits, LearnError, count_weight, narrow};
+use super::{ClassLogits, LearnError, MergeRule, count_weight, narrow};
 use crate::ids::NodeId;
 
 /// Default bound B: averaged logits are clipped to [-B, B].
 pub const LOGIT_BOUND: f32 = 10.0;
+
+/// A class's mean logits whose largest leads by more than this are no mean over many examples: they leak
+/// a single one, or were made up. Two bounds of [`LOGIT_BOUND`]: probability 1 - 2e-9.
+pub const MAX_MARGIN: f32 = 2.0 * LOGIT_BOUND;
 
 impl ClassLogits {
     /// Checks sizes and values against the number of classes.
@@ -33,6 +37,29 @@ impl ClassLogits {
             Some(index) => Err(LearnError::NotFinite { name: "class_logits".into(), index }),
             None => Ok(()),
         }
+    }
+
+    /// Checks what only a liar or a model without restraint would send: a class as good as one-hot, and
+    /// more examples than are behind the whole contribution.
+    ///
+    /// # Errors
+    /// A word for the receipt and the ledger.
+    pub fn check_plausible(&self, num_examples: u64) -> Result<(), &'static str> {
+        let said = self.counts.iter().fold(0, |sum: u64, count| sum.saturating_add(*count));
+        if said > num_examples {
+            return Err("counts_exceed_examples");
+        }
+        let rows = self.mean_logits.chunks(self.counts.len().max(1));
+        for (_, row) in self.counts.iter().zip(rows).filter(|(count, _)| **count > 0) {
+            let mut sorted = row.to_vec();
+            sorted.sort_by(|a, b| b.total_cmp(a));
+            if let [first, second, ..] = sorted.as_slice()
+                && first - second > MAX_MARGIN
+            {
+                return Err("one_hot_cell");
+            }
+        }
+        Ok(())
     }
 
     /// Empties each class with fewer than `min_count` examples: zeros, count 0.
@@ -114,6 +141,44 @@ pub fn average_class_logits(
     Ok(ClassLogits { mean_logits, counts })
 }
 
+/// Merges summaries with a rule that a few bad members can't move far; [`MergeRule::Mean`] is
+/// [`average_class_logits`].
+///
+/// The median and the trimmed mean count heads: what members say they counted isn't looked at, but that it
+/// isn't 0.
+///
+/// # Errors
+/// As [`average_class_logits`].
+pub fn merge_class_logits(
+    classes: usize,
+    bound: f32,
+    rule: MergeRule,
+    members: &BTreeMap<NodeId, &ClassLogits>,
+) -> Result<ClassLogits, LearnError> {
+    // Checks everything, and adds up the counts.
+    let mean = average_class_logits(classes, bound, members)?;
+    if rule == MergeRule::Mean {
+        return Ok(mean);
+    }
+    let mut mean_logits = Vec::with_capacity(mean.mean_logits.len());
+    for class in 0..classes {
+        let having = members.values().filter(|m| m.counts.get(class).is_some_and(|n| *n > 0));
+        let clipped: Vec<Vec<f32>> = having
+            .map(|m| {
+                let row = m.mean_logits.chunks(classes).nth(class).unwrap_or_default();
+                row.iter().map(|z| z.clamp(-bound, bound)).collect()
+            })
+            .collect();
+        if clipped.is_empty() {
+            mean_logits.extend(std::iter::repeat_n(0.0, classes));
+            continue;
+        }
+        let rows: Vec<(&[f32], f64)> = clipped.iter().map(|row| (row.as_slice(), 1.0)).collect();
+        mean_logits.extend(rule.merge(&rows)?);
+    }
+    Ok(ClassLogits { mean_logits, counts: mean.counts })
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -155,6 +220,32 @@ mod tests {
     fn one_member_cannot_pull_a_class_beyond_the_bound() {
         let mean = average(&[summary([1e30, -1e30, 0.0, 0.0], [u64::MAX, 1])]).unwrap();
         assert_eq!(mean, summary([10.0, -10.0, 0.0, 0.0], [u64::MAX, 1]));
+    }
+
+    #[test]
+    fn a_flipped_and_a_hundredfold_member_of_five_moves_the_mean_and_not_the_median() {
+        let honest = summary([4.0, -4.0, -4.0, 4.0], [30, 30]);
+        let flipped = summary([-4.0, 4.0, 4.0, -4.0], [1 << 40, 1 << 40]);
+        let hundredfold = summary([-400.0, 400.0, 400.0, -400.0], [30, 30]);
+        for bad in [flipped, hundredfold] {
+            let five = [honest.clone(), honest.clone(), honest.clone(), honest.clone(), bad];
+            let members = five.iter().enumerate().map(|(at, m)| (node(at), m)).collect();
+            let merge = |rule| merge_class_logits(2, LOGIT_BOUND, rule, &members).unwrap();
+            assert_eq!(merge(MergeRule::Median).mean_logits, honest.mean_logits);
+            assert_eq!(merge(MergeRule::Trimmed).mean_logits, honest.mean_logits);
+            assert!((merge(MergeRule::Mean).mean_logits[0] - 4.0).abs() > 2.0);
+        }
+    }
+
+    #[test]
+    fn one_hot_cells_and_counts_that_lie_are_told_from_honest_ones() {
+        assert_eq!(summary([9.0, -9.0, -3.0, 3.0], [20, 20]).check_plausible(40), Ok(()));
+        let sharp = summary([11.0, -9.1, 0.0, 0.0], [20, 20]);
+        assert_eq!(sharp.check_plausible(40), Err("one_hot_cell"));
+        let suppressed = summary([11.0, -9.1, 0.0, 0.0], [0, 20]);
+        assert_eq!(suppressed.check_plausible(40), Ok(()), "nothing is said of that class");
+        let lying = summary([1.0, 0.0, 0.0, 1.0], [1 << 63, 1 << 63]);
+        assert_eq!(lying.check_plausible(1 << 40), Err("counts_exceed_examples"));
     }
 
     #[test]

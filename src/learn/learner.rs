@@ -2,7 +2,7 @@
 //!
 //! Called by the lanes (`actors/`): one thread trains, one serves, each owns its learner.
 
-use super::{LearnError, TensorSet};
+use super::{LearnError, Lesson, Prototypes, TensorSet};
 
 /// Sensor windows with their labels.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -249,6 +249,8 @@ pub struct TrainJob {
     pub distill_lambda: f32,
     /// The federation's mean logits a class, when it relays knowledge that way.
     pub class_targets: Option<ClassLogits>,
+    /// What is taught on reference inputs and by prototypes, when knowledge travels that way.
+    pub lesson: Option<Lesson>,
     /// Seed of the batch order and of every other draw.
     pub seed: u64,
     /// Whole passes over the examples, > 0, instead of `steps`.
@@ -340,6 +342,10 @@ pub struct Trained {
     /// Mean logits a class over the training examples, with the trained adapter; empty where they
     /// weren't asked for or there are no classes.
     pub class_logits: ClassLogits,
+    /// `[n, C]` logits of the lesson's reference inputs, with the trained adapter; empty without any.
+    pub reference_logits: Vec<f32>,
+    /// Mean embeddings a class over the training examples; none where the model gives none.
+    pub prototypes: Option<Prototypes>,
     /// Distinct training examples on this device.
     pub num_examples: u64,
     /// Steps really done.
@@ -355,7 +361,7 @@ pub trait Learner: Send {
     /// The untrained adapter (version 0): the same values on each node for one base.
     fn initial_adapter(&self) -> TensorSet;
 
-    /// Trains on the local data.
+    /// Trains on the local data; without any example of its own, on the job's lesson alone.
     ///
     /// `progress` is called after each step and may stop the run.
     ///

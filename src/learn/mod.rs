@@ -23,12 +23,17 @@ mod guess;
 mod holdout;
 mod judge;
 mod learner;
+mod lesson;
 mod linear_classifier;
 mod lora_product;
 mod metrics;
 mod packing;
 pub mod physics;
+mod prototypes;
 mod quant;
+mod reference_logits;
+mod reference_set;
+mod robust;
 mod sampling;
 mod schedule;
 mod scheduler;
@@ -56,7 +61,7 @@ pub use calibration::{
     Calibration, Judged, LEAST_HELD_OUT, Threshold, at_temperature, calibrate, temperature,
     threshold,
 };
-pub use class_logits::{LOGIT_BOUND, average_class_logits};
+pub use class_logits::{LOGIT_BOUND, MAX_MARGIN, average_class_logits, merge_class_logits};
 pub use clip::{LEAST_NORMS, NORMS_REMEMBERED, NormClip};
 pub use effect_norm::effect_norm;
 pub use error_feedback::ErrorFeedback;
@@ -70,11 +75,22 @@ pub use learner::{
     ClassLogits, Control, Examples, Images, Learner, Prediction, Predictor, Progress, Texts,
     TrainJob, Trained, Windows,
 };
+pub use lesson::{Lesson, reference_targets};
 pub use linear_classifier::{FitConfig, LinearClassifier, hashed_ngrams};
 pub use lora_product::{Combined, Contribution, LoraAverage, combine, stack};
 pub use metrics::{Confusion, percentile};
 pub use packing::{Frame, MAX_LENGTH, Packed, lay_end_to_end, pack};
+pub use prototypes::{EMBEDDING_BOUND, Prototypes, merge_prototypes};
 pub use quant::{Quantizer, Width};
+pub use reference_logits::{
+    ENTROPY_TEMPERATURE, REFERENCE_LOGIT_BOUND, check_reference_logits, entropy_reduction,
+    lowest_loss,
+};
+pub use reference_set::{
+    BEARING_PHYSICS, MAX_REFERENCE, ReferenceSet, labels_digest, reference_classes,
+    reference_labels,
+};
+pub use robust::{MIN_MEMBERS, MergeRule, TRIM};
 pub use sampling::{Sampler, Sampling};
 pub use schedule::{RateSchedule, Rates};
 pub use scheduler::Scheduler;

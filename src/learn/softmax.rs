@@ -8,14 +8,18 @@
 //!   mean CE(y, p)                                        data
 //! + lambda mean CE(softmax(target of class y), p)        FedDistill, where the class has a target
 //! + mu/2 ||w - start||^2                                 FedProx, over weight and bias
+//! + weight mean CE(target, p(reference))                 a lesson on reference windows
+//! + prototype weight mean CE(y, p(prototype of y))       a lesson's prototypes, as examples: the features
+//!                                                        can't move towards them, the head can
 //! + l2/2 ||W||^2                                         keeps separable classes from running away
 //! ```
 //! minimised by plain SGD: no optimiser state has to survive from round to round.
 
 use super::softmax_head::Head;
 use super::{
-    ClassLogits, Control, Examples, LearnError, Learner, MachineSpeeds, Prediction, Predictor,
-    Progress, Spectrum, TensorSet, TrainJob, Trained, Windows, mean_class_logits,
+    ClassLogits, Control, Examples, LearnError, Learner, Lesson, MachineSpeeds, Prediction,
+    Predictor, Progress, Prototypes, Spectrum, TensorSet, TrainJob, Trained, Windows,
+    mean_class_logits, narrow,
 };
 use crate::rng::Stream;
 
@@ -26,6 +30,8 @@ pub struct SoftmaxLearner {
     classes: usize,
     /// Features of the windows seen last: they don't change from round to round.
     seen: Option<(Vec<f32>, Vec<f64>)>,
+    /// The same of the reference windows.
+    seen_reference: Option<(Vec<f32>, Vec<f64>)>,
 }
 
 impl SoftmaxLearner {
@@ -40,20 +46,24 @@ impl SoftmaxLearner {
     ) -> Result<Self, LearnError> {
         let spectrum = Spectrum::new(speeds, window_len)?;
         check_classes(classes)?;
-        Ok(Self { spectrum, classes, seen: None })
+        Ok(Self { spectrum, classes, seen: None, seen_reference: None })
     }
+}
 
-    /// Features of all windows, `[n, F]`.
-    fn features(&mut self, data: &Windows) -> Result<Vec<f64>, LearnError> {
-        if let Some((x, features)) = &self.seen
-            && *x == data.x
-        {
-            return Ok(features.clone());
-        }
-        let features = features_of(&self.spectrum, &data.x)?;
-        self.seen = Some((data.x.clone(), features.clone()));
-        Ok(features)
+/// Features of all windows, `[n, F]`, worked out once for those seen last.
+fn remembered(
+    spectrum: &Spectrum,
+    seen: &mut Option<(Vec<f32>, Vec<f64>)>,
+    data: &Windows,
+) -> Result<Vec<f64>, LearnError> {
+    if let Some((x, features)) = seen
+        && *x == data.x
+    {
+        return Ok(features.clone());
     }
+    let features = features_of(spectrum, &data.x)?;
+    *seen = Some((data.x.clone(), features.clone()));
+    Ok(features)
 }
 
 impl Learner for SoftmaxLearner {
@@ -69,21 +79,38 @@ impl Learner for SoftmaxLearner {
     ) -> Result<Trained, LearnError> {
         job.check()?;
         let data = data.windows()?;
-        check_data(data, self.spectrum.window_len(), self.classes)?;
+        let (len, classes) = (self.spectrum.window_len(), self.classes);
+        check_data(data, len, classes, job.lesson.as_ref())?;
         let width = self.spectrum.num_features();
         let start = Head::from_tensors(&job.start, self.classes, width)?;
         let targets = soft_targets(job, self.classes)?;
-        let features = self.features(data)?;
+        let features = remembered(&self.spectrum, &mut self.seen, data)?;
         let rows: Vec<&[f64]> = features.chunks_exact(width).collect();
+        let reference = match &job.lesson {
+            Some(Lesson { windows, .. }) => {
+                remembered(&self.spectrum, &mut self.seen_reference, windows)?
+            }
+            None => Vec::new(),
+        };
+        let taught =
+            job.lesson.as_ref().map(|lesson| Taught::new(lesson, &reference, width, classes));
         let mut head = start.clone();
-        let mut batches = Batches::new(rows.len(), to_usize(job.batch_size), job.seed);
+        let size = to_usize(job.batch_size);
+        let mut batches = Batches::new(rows.len(), size, job.seed, "batch");
+        let mut lessons = Batches::new(reference.len() / width, size, job.seed, "reference");
         let mut losses = Vec::new();
         let steps = job.steps_over(rows.len());
         for step in 1..=steps {
             let picked = batches.next();
             let batch = picked.iter().filter_map(|i| Some((*rows.get(*i)?, *data.labels.get(*i)?)));
             let objective = Objective { start: &start, targets: &targets, job };
-            let (loss, gradient) = objective.gradient(&head, batch);
+            let (own, mut gradient) = objective.gradient(&head, batch);
+            let lesson = match &taught {
+                Some(taught) => taught.add_gradient(&head, lessons.next(), &mut gradient),
+                None => 0.0,
+            };
+            // What is shown is the loss on own examples, where there are any.
+            let loss = if rows.is_empty() { lesson } else { own };
             if !loss.is_finite() {
                 return Err(LearnError::NotFinite { name: "loss".into(), index: to_usize(step) });
             }
@@ -96,11 +123,16 @@ impl Learner for SoftmaxLearner {
         let adapter = head.to_tensors();
         adapter.check_finite()?;
         let logits: Vec<f64> = rows.iter().flat_map(|row| head.logits(row)).collect();
+        let said = reference.chunks_exact(width).flat_map(|row| head.logits(row)).map(narrow);
+        let embeddings: Vec<f32> = features.iter().map(|x| narrow(*x)).collect();
+        let prototypes = Prototypes::of(&embeddings, &data.labels, classes).ok();
         let tenth = losses.len().div_ceil(10);
         let last = losses.get(losses.len() - tenth..).unwrap_or_default();
         Ok(Trained {
             adapter,
             class_logits: mean_class_logits(&logits, &data.labels, self.classes)?,
+            reference_logits: said.collect(),
+            prototypes,
             num_examples: rows.len() as u64,
             steps: u32::try_from(losses.len()).unwrap_or(job.steps),
             loss_first: mean(losses.get(..tenth).unwrap_or_default()),
@@ -193,6 +225,58 @@ impl Objective<'_> {
     }
 }
 
+/// What a lesson teaches, as features.
+struct Taught<'a> {
+    lesson: &'a Lesson,
+    /// `[n]` rows of features.
+    rows: Vec<&'a [f64]>,
+    /// A point in the space of features a class, with its class.
+    points: Vec<(Vec<f64>, usize)>,
+    classes: usize,
+}
+
+impl<'a> Taught<'a> {
+    fn new(lesson: &'a Lesson, reference: &'a [f64], width: usize, classes: usize) -> Self {
+        let fitting = lesson.prototypes.as_ref().filter(|prototypes| prototypes.width() == width);
+        let point = |class| {
+            let row = fitting?.row(class)?;
+            Some((row.iter().map(|x| f64::from(*x)).collect(), class))
+        };
+        Self {
+            lesson,
+            rows: reference.chunks_exact(width).collect(),
+            points: (0..classes).filter_map(point).collect(),
+            classes,
+        }
+    }
+
+    /// Adds the lesson's gradient over a batch; gives its mean cross-entropy.
+    fn add_gradient(&self, head: &Head, batch: &[usize], gradient: &mut Head) -> f64 {
+        let mut loss = 0.0;
+        let share = f64::from(self.lesson.weight) / count_of(batch.len());
+        for at in batch {
+            let target = self.lesson.targets.chunks_exact(self.classes).nth(*at);
+            let (Some(row), Some(target)) = (self.rows.get(*at), target) else { continue };
+            let p = head.probabilities(row);
+            for (p, t) in p.iter().zip(target) {
+                loss -= f64::from(*t) * p.max(f64::MIN_POSITIVE).ln() / count_of(batch.len());
+            }
+            let error = p.iter().zip(target).map(|(p, t)| share * (p - f64::from(*t)));
+            gradient.add_outer(error, row);
+        }
+        let share = f64::from(self.lesson.prototype_weight) / count_of(self.points.len());
+        for (row, class) in &self.points {
+            let p = head.probabilities(row);
+            let error = p
+                .iter()
+                .enumerate()
+                .map(|(at, p)| share * (p - if at == *class { 1.0 } else { 0.0 }));
+            gradient.add_outer(error, row);
+        }
+        loss
+    }
+}
+
 /// Seeded batches: each example once in a random order, then a new order.
 struct Batches {
     order: Vec<usize>,
@@ -202,9 +286,9 @@ struct Batches {
 }
 
 impl Batches {
-    fn new(examples: usize, size: usize, seed: u64) -> Self {
+    fn new(examples: usize, size: usize, seed: u64, name: &str) -> Self {
         let order = (0..examples).collect();
-        Self { order, at: examples, size: size.min(examples), stream: Stream::new(seed, "batch") }
+        Self { order, at: examples, size: size.min(examples), stream: Stream::new(seed, name) }
     }
 
     /// The next batch; a rest that is too short for one is left out.
@@ -254,8 +338,23 @@ fn check_classes(classes: usize) -> Result<(), LearnError> {
     Err(out_of_range("number of classes", format!("2 to {MAX_CLASSES}"), &classes))
 }
 
-fn check_data(data: &Windows, len: usize, classes: usize) -> Result<(), LearnError> {
+fn check_data(
+    data: &Windows,
+    len: usize,
+    classes: usize,
+    lesson: Option<&Lesson>,
+) -> Result<(), LearnError> {
     let n = data.num_examples();
+    let taught = lesson.map_or(0, |lesson| lesson.windows.num_examples());
+    if let Some(lesson) = lesson {
+        lesson.check(classes)?;
+        if taught > 0 && lesson.windows.len != len {
+            return Err(out_of_range("reference windows", len.to_string(), &lesson.windows.len));
+        }
+    }
+    if n == 0 && taught > 0 {
+        return Ok(());
+    }
     if n == 0 {
         return Err(out_of_range("training examples", "at least 1".into(), &n));
     }
@@ -281,6 +380,11 @@ fn mean(losses: &[f64]) -> f32 {
 #[expect(clippy::cast_possible_truncation, reason = "a loss is shown, not computed with")]
 fn to_f32(x: f64) -> f32 {
     x as f32
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a batch or a number of classes")]
+fn count_of(n: usize) -> f64 {
+    n.max(1) as f64
 }
 
 fn to_usize(n: u32) -> usize {
@@ -330,6 +434,7 @@ mod tests {
             prox_mu: 0.0,
             distill_lambda: 0.0,
             class_targets: None,
+            lesson: None,
             seed: 1,
             epochs: None,
             class_logits: true,
@@ -435,6 +540,80 @@ mod tests {
         let (free, pulled) = (train(&job()), train(&pulled));
         assert!(gap(&pulled) < 0.7 * gap(&free), "{} {}", gap(&pulled), gap(&free));
         assert_eq!(free.class_logits.counts, [16, 16]);
+    }
+
+    /// Distributions of two classes over the reference windows, from their labels.
+    fn lesson(reference: Windows, alpha: f32, teacher: Option<&[f32]>) -> Lesson {
+        let targets =
+            crate::learn::reference_targets(teacher, &reference.labels, 2, alpha).unwrap();
+        Lesson {
+            windows: std::sync::Arc::new(reference),
+            targets,
+            weight: 1.0,
+            prototypes: None,
+            prototype_weight: 0.0,
+        }
+    }
+
+    fn right(adapter: &TensorSet) -> usize {
+        let mut predictor = predictor();
+        predictor.load(adapter).unwrap();
+        let unseen = windows(6, 40);
+        let answers = predictor.predict(&unseen.x, LEN).unwrap();
+        answers.iter().zip(&unseen.labels).filter(|(a, y)| a.class == **y).count()
+    }
+
+    fn nothing() -> Windows {
+        Windows { len: LEN, classes: 2, ..Windows::default() }
+    }
+
+    #[test]
+    fn without_examples_of_its_own_it_learns_from_the_lesson() {
+        let taught = TrainJob { lesson: Some(lesson(windows(5, 40), 1.0, None)), ..job() };
+        let train =
+            |job: &TrainJob| learner().train(&nothing().into(), job, &mut |_| Control::Continue);
+        let trained = train(&taught).unwrap();
+        assert!(right(&trained.adapter) >= 38);
+        assert_eq!((trained.num_examples, trained.reference_logits.len()), (0, 80));
+        assert_eq!(train(&job()).unwrap_err().kind(), "out_of_range", "nothing to learn from");
+    }
+
+    #[test]
+    fn a_teacher_of_the_opposite_turns_what_the_labels_say() {
+        let reference = windows(5, 40);
+        let turned = |y: &usize| if *y == 0 { [-5.0, 5.0] } else { [5.0, -5.0] };
+        let opposite: Vec<f32> = reference.labels.iter().flat_map(turned).collect();
+        let says = |alpha| {
+            let lesson = Some(lesson(reference.clone(), alpha, Some(&opposite)));
+            let job = TrainJob { lesson, ..job() };
+            let trained = learner().train(&nothing().into(), &job, &mut |_| Control::Continue);
+            let said = trained.unwrap().reference_logits;
+            said[0] - said[1]
+        };
+        assert!(says(0.9) > 0.0 && says(0.1) < 0.0);
+    }
+
+    #[test]
+    fn prototypes_teach_a_class_that_was_never_seen() {
+        let both = windows(5, 40);
+        let trained = learner().train(&both.into(), &job(), &mut |_| Control::Continue).unwrap();
+        let prototypes = trained.prototypes.unwrap();
+        assert_eq!(prototypes.counts, [20, 20]);
+        // Only windows of class 0, to be told from class 1 by its prototype.
+        let mut one_sided = windows(7, 40);
+        let firsts = one_sided.x.chunks_exact(LEN).step_by(2);
+        one_sided.x = firsts.flatten().copied().collect();
+        one_sided.labels = vec![0; 20];
+        let knows = |weight| {
+            let mut lesson = lesson(nothing(), 1.0, None);
+            lesson.prototypes = Some(prototypes.clone());
+            lesson.prototype_weight = weight;
+            let job = TrainJob { lesson: Some(lesson), ..job() };
+            let data = one_sided.clone().into();
+            right(&learner().train(&data, &job, &mut |_| Control::Continue).unwrap().adapter)
+        };
+        assert_eq!(knows(0.0), 20, "it has only ever seen class 0");
+        assert!(knows(1.0) >= 38);
     }
 
     #[test]

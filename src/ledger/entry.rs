@@ -269,6 +269,17 @@ pub enum Event {
         /// The adapter version.
         version: Version,
     },
+    /// The node's own model has learned what its members know.
+    Distil {
+        /// Digest of its adapter.
+        adapter: Digest,
+        /// Digest of what it says since then.
+        knowledge: Digest,
+        /// The round.
+        round: RoundNo,
+        /// Optimiser steps that it took.
+        steps: u32,
+    },
     /// Another version is served.
     Rollout {
         /// Digest of the adapter.
@@ -324,6 +335,7 @@ impl Event {
             Self::PrivacyRefusal { .. } => "privacy_refusal",
             Self::ReceiptGot { .. } => "receipt_got",
             Self::ResultApplied { .. } => "result_applied",
+            Self::Distil { .. } => "distil",
             Self::Rollout { .. } => "rollout",
             Self::Rollback { .. } => "rollback",
             Self::Escalate { .. } => "escalate",

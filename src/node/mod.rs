@@ -35,13 +35,13 @@ use crate::actors::{
 };
 use crate::bus::{Ack, Bus, BusEvent};
 use crate::ids::{BootId, Digest, Name, NodeId, Side};
-use crate::learn::RateSchedule;
+use crate::learn::{RateSchedule, ReferenceSet, labels_digest};
 use crate::ledger::{Event, LedgerError, Log, Origin, Replay, SignedCheckpoint, Word};
 use crate::privacy::Gate;
 use crate::protocol::cascade::{Calibrated, CascadeConfig, Uncalibrated};
 use crate::protocol::{
-    Backs, Effect, FrontConfig, Input, Member, MemberConfig, Owner, Relay, RelayConfig, Round,
-    RoundConfig, ShareBounds, SplitDevice, SplitTerms, update,
+    Backs, Distils, Effect, FrontConfig, Input, Knows, Member, MemberConfig, Owner, Relay,
+    RelayConfig, Round, RoundConfig, ShareBounds, SplitDevice, SplitTerms, update,
 };
 use crate::scada::command::CommandPolicy;
 use crate::scada::replay::ReplayWindow;
@@ -65,7 +65,7 @@ pub use language::language_brain;
 #[cfg(feature = "cli")]
 pub use settings::{
     Brain, Links, Server, SettingsProblem, brain, bus_of, data_of, identity_of, learning_of,
-    links_of, missing_base, parts_of, plan_of,
+    links_of, missing_base, parts_of, plan_of, reference_of,
 };
 #[cfg(feature = "cli")]
 pub use split::{FrontHalf, front_half, front_parts_of, split_of};
@@ -118,6 +118,10 @@ pub struct Learning {
     pub resync_ms: u64,
     /// Bytes a chunk.
     pub chunk_bytes: u32,
+    /// Reference inputs that were made here, for rounds of knowledge.
+    pub reference: Option<Arc<ReferenceSet>>,
+    /// How a relay's or aggregator's own model learns what its members know, if it has one.
+    pub distils: Option<Distils>,
     /// What keeps one member of a round from owning its outcome.
     pub share_bounds: ShareBounds,
     /// A site whose devices train the front of the model only: the same on the edge and on them.
@@ -600,6 +604,11 @@ fn member(
         gate: learning.gate,
         resync_ms: learning.resync_ms,
         chunk_bytes: learning.chunk_bytes,
+        knows: Some(Knows {
+            untrained: Digest::of(&learning.adapter),
+            references: learning.reference.iter().map(|set| set.digest).collect(),
+            labels: labels_digest(&learning.model.labels),
+        }),
     };
     Member::new(config, &of(Member::PREFIX, state)).map_err(NodeError::State)
 }
@@ -645,6 +654,7 @@ fn round(
         plan: learning.plan.clone(),
         bounds: learning.share_bounds,
         split: learning.split.filter(|_| owner == Owner::Relay).map(|split| split.backs),
+        distils: learning.distils,
     };
     let front = match learning.split.filter(|_| owner == Owner::Relay) {
         Some(Split { terms, .. }) => {

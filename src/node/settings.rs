@@ -30,21 +30,21 @@ use crate::data::texts::read_texts;
 use crate::data::{Cache, DataError};
 use crate::ids::{BootId, Digest, Name, Side};
 use crate::learn::{
-    BatchLimits, Examples, LearnError, Learner, MachineSpeeds, Predictor, SoftmaxLearner,
-    SoftmaxPredictor, SplitBack, Texts, hold_out,
+    BatchLimits, Examples, LearnError, Learner, MachineSpeeds, Predictor, ReferenceSet,
+    SoftmaxLearner, SoftmaxPredictor, SplitBack, Texts, Windows, hold_out, labels_digest,
 };
 use crate::ledger::Event;
 use crate::privacy::{Gate, Profile};
 use crate::protocol::cascade::{CascadeConfig, OnNoReply, Uncalibrated};
-use crate::protocol::{ShareBounds, update};
+use crate::protocol::{Distils, ShareBounds, update};
 use crate::scada::command::CommandPolicy;
 use crate::scada::tags::{Binds, Format, Tag};
 use crate::scada::telegram::ModelMeta;
 #[cfg(any(test, feature = "torch"))]
 use crate::settings::LimitSettings;
 use crate::settings::{
-    Compression, Contribute, LearnerName, LinkSettings, NodeRole, PrivacyProfile, Settings,
-    StrategyName, TagBinds, TagFormat, WhileUncalibrated, WithoutReply,
+    Compression, Contribute, LearnerName, LinkSettings, MergingName, NodeRole, PrivacyProfile,
+    Settings, StrategyName, TagBinds, TagFormat, WhileUncalibrated, WithoutReply,
 };
 use crate::store::keyfile::{KeyFileError, new_boot_id};
 use crate::store::{BlobCaps, SqliteStore, StoreError};
@@ -55,7 +55,7 @@ use crate::trust::keyring_document::open_document;
 use crate::trust::keys::SigningKey;
 #[cfg(feature = "torch")]
 use crate::trust::{keys::VerifyingKey, release::ReleaseTrust};
-use crate::wire::{Coding, Plan};
+use crate::wire::{Coding, KnowledgePlan, Merging, Plan, Reference};
 
 /// Why settings don't make a node.
 #[derive(Debug, thiserror::Error)]
@@ -398,7 +398,53 @@ pub fn plan_of(settings: &Settings) -> Plan {
         min_cell: u32::try_from(gate.min_cell).unwrap_or(u32::MAX),
         seed: strategy.seed,
         local_epochs: (strategy.local_epochs > 0).then_some(strategy.local_epochs),
+        knowledge: None,
     }
+}
+
+/// What a round asks for where each node has a model of its own.
+fn knowledge_plan_of(
+    settings: &Settings,
+    reference: Option<&ReferenceSet>,
+    labels: &[String],
+) -> Option<KnowledgePlan> {
+    let (knowledge, strategy) = (&settings.knowledge, &settings.strategy);
+    let sends = |kind| strategy.contribute.contains(&kind);
+    let reference = reference.and_then(|set| {
+        Some(Reference {
+            generator: Name::new(knowledge.reference.clone()?).ok()?,
+            seed: knowledge.reference_seed,
+            count: knowledge.reference_count,
+            digest: set.digest,
+        })
+    });
+    knowledge.own_models.then(|| KnowledgePlan {
+        prototypes: sends(Contribute::Prototypes),
+        reference_logits: sends(Contribute::ReferenceLogits),
+        reference,
+        labels: labels_digest(labels),
+        alpha: narrow(knowledge.label_share),
+        reference_weight: narrow(knowledge.reference_weight),
+        prototype_weight: narrow(knowledge.prototype_weight),
+        merging: match knowledge.merging {
+            MergingName::Mean => Merging::Mean,
+            MergingName::Median => Merging::Median,
+            MergingName::Trimmed => Merging::Trimmed,
+        },
+    })
+}
+
+/// Makes the reference inputs that the settings speak of.
+///
+/// # Errors
+/// [`SettingsProblem`] for a generator that isn't known here.
+pub fn reference_of(settings: &Settings) -> Result<Option<Arc<ReferenceSet>>, SettingsProblem> {
+    let knowledge = &settings.knowledge;
+    let Some(generator) = knowledge.reference.as_ref().filter(|_| knowledge.own_models) else {
+        return Ok(None);
+    };
+    let set = ReferenceSet::make(generator, knowledge.reference_seed, knowledge.reference_count)?;
+    Ok(Some(Arc::new(set)))
 }
 
 /// Connects one link; with `will` the broker says for the node that it is away when it vanishes.
@@ -486,6 +532,11 @@ pub fn parts_of(
 ) -> Result<NodeParts, SettingsProblem> {
     let figures = Arc::new(Figures::default());
     let (data, cascade) = cascading_of(settings, data);
+    let reference = reference_of(settings)?;
+    // An owner's own model has no examples of its own: it learns from what its members say.
+    let owns = !settings.node.has(NodeRole::Trainer);
+    let taught = settings.knowledge.own_models && owns && settings.knowledge.distil_steps > 0;
+    let data = data.or_else(|| taught.then(|| Windows::default().into()));
     let lane = match data {
         Some(data) => Some((train_lane(brain.learner, QUEUE)?, Arc::new(data))),
         None => None,
@@ -507,13 +558,14 @@ pub fn parts_of(
         stale_after_ms: 10_000,
         cascade,
     };
-    let mut bench = LaneBench::new(identity.me.clone(), lane, Arc::clone(&figures), busy);
+    let mut bench = LaneBench::new(identity.me.clone(), lane, Arc::clone(&figures), busy)
+        .with_reference(reference.clone());
     if let (Some(back), Some(split)) = (brain.back, split::split_of(settings)) {
         let copies = BackCopies::new(back, split.backs);
         let lane = back_lane(copies, Arc::clone(&figures), QUEUE)?;
         bench = bench.with_half(Half::Back(lane));
     }
-    let learning = learning_of(settings, brain.model, brain.base, brain.adapter);
+    let learning = learning_of(settings, brain.model, brain.base, brain.adapter, reference);
     let work = Work { learning, bench, answering: Some(answering), clock, figures };
     with_work(settings, identity, work)
 }
@@ -607,13 +659,17 @@ pub fn learning_of(
     model: ModelMeta,
     base: Digest,
     adapter: Vec<u8>,
+    reference: Option<Arc<ReferenceSet>>,
 ) -> Learning {
-    let round = &settings.round;
+    let (round, knowledge) = (&settings.round, &settings.knowledge);
+    let mut plan = plan_of(settings);
+    plan.knowledge = knowledge_plan_of(settings, reference.as_deref(), &model.labels);
+    let owner = !settings.node.has(NodeRole::Trainer);
     Learning {
         model,
         base,
         adapter,
-        plan: plan_of(settings),
+        plan,
         gate: gate_of(settings),
         quorum: round.quorum,
         deadline_ms: round.deadline_s * 1_000,
@@ -630,6 +686,11 @@ pub fn learning_of(
             clip_norms: settings.strategy.clip_norms,
         },
         split: split::split_of(settings),
+        reference,
+        distils: (owner && knowledge.own_models && knowledge.distil_steps > 0).then(|| Distils {
+            steps: knowledge.distil_steps,
+            learning_rate: narrow(knowledge.distil_rate),
+        }),
     }
 }
 

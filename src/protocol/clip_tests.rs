@@ -37,6 +37,7 @@ impl Bench {
             blobs.insert(Digest::of(&bytes), bytes);
         }
         let job = CombineJob {
+            offered: None,
             offer: Digest([1; 32]),
             global: Digest::of(&adapter),
             plan: plan(Coding::F32),
@@ -62,6 +63,7 @@ impl Bench {
 
 fn input(at: usize, delta: Digest, base: Digest) -> CombineInput {
     CombineInput {
+        knowledge: None,
         sender: format!("m{at}").parse().unwrap(),
         update: UpdateId([u8::try_from(at).unwrap(); 16]),
         num_examples: 100,

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::knowledge::PackedKnowledge;
 use super::session::{BackEnd, BackTask, FrontEnd, FrontTask};
 use crate::ids::{Digest, Epoch, NodeId, RoundNo, Side, UpdateId, Version};
 use crate::ledger::Event;
@@ -37,6 +38,13 @@ pub enum Input {
         /// The offer it was for.
         offer: Digest,
         /// Packed set, or a short word.
+        outcome: Result<Work, &'static str>,
+    },
+    /// An owner's own model has learned what was merged, or a short word.
+    Distilled {
+        /// The offer it was for.
+        offer: Digest,
+        /// What it says now and its adapter (`knowledge` and `own`), or a short word.
         outcome: Result<Work, &'static str>,
     },
     /// An operator wants a round now.
@@ -204,6 +212,8 @@ pub enum Job {
         /// What to do.
         task: BackTask,
     },
+    /// Teach the node's own model what was merged.
+    Distil(DistilTask),
 }
 
 /// A device's training run.
@@ -223,6 +233,45 @@ pub struct TrainTask {
     pub class_targets: Option<ClassSummary>,
     /// Blob of the error that earlier compressions left, if any.
     pub residual: Option<Digest>,
+    /// What the tiers above say, in a round of knowledge.
+    pub knowledge: Option<Said>,
+}
+
+/// How an owner's own model learns: its own affair, so no part of a plan.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Distils {
+    /// Optimiser steps a round, > 0.
+    pub steps: u32,
+    /// Learning rate, > 0.
+    pub learning_rate: f32,
+}
+
+/// An owner's own model learns what its members' knowledge was merged to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DistilTask {
+    /// The offer.
+    pub offer: Digest,
+    /// Blob of the model's adapter.
+    pub adapter: Digest,
+    /// What was asked for.
+    pub plan: Plan,
+    /// How the model learns.
+    pub how: Distils,
+    /// Merged mean logits a class.
+    pub class_targets: Option<ClassSummary>,
+    /// Merged knowledge.
+    pub knowledge: Option<PackedKnowledge>,
+}
+
+/// What somebody says in a round of knowledge, on disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Said {
+    /// Blob of the packed set.
+    pub set: Digest,
+    /// Examples behind each prototype.
+    pub counts: Vec<u64>,
+    /// The reference inputs that it speaks of.
+    pub reference: Option<Digest>,
 }
 
 /// One contribution to combine.
@@ -259,6 +308,9 @@ pub struct CombineInput {
     pub base: Digest,
     /// Its mean logits a class.
     pub class_logits: Option<ClassSummary>,
+    /// What it says, in a round of knowledge.
+    #[serde(default)]
+    pub knowledge: Option<Said>,
 }
 
 /// A combination: its outcome is a pure function of this.
@@ -278,6 +330,8 @@ pub struct CombineJob {
     pub relay: bool,
     /// Norms of earlier contributions, oldest first: what is usual.
     pub norms: Vec<f64>,
+    /// What the tiers above said, in a round of knowledge.
+    pub offered: Option<Said>,
     /// What keeps one member from owning the outcome.
     pub bounds: ShareBounds,
 }
@@ -317,6 +371,8 @@ pub struct Work {
     pub update: Option<Vec<u8>>,
     /// Mean logits a class.
     pub class_logits: Option<ClassSummary>,
+    /// What the model says, or what members' words were merged to, in a round of knowledge.
+    pub knowledge: Option<PackedKnowledge>,
     /// Distinct examples.
     pub num_examples: u64,
     /// Devices.

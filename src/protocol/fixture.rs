@@ -2,14 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use super::{MemberConfig, Owner, RoundConfig, ShareBounds};
+use super::{Knows, MemberConfig, Owner, RoundConfig, ShareBounds};
 use crate::ids::{BootId, Digest, Epoch, Name, NodeId, RoundNo};
-use crate::learn::{Layout, RateSchedule, Tensor, TensorSet};
+use crate::learn::{BEARING_PHYSICS, Layout, RateSchedule, Tensor, TensorSet};
 use crate::privacy::{Gate, Profile};
 use crate::rng::Stream;
 use crate::time::Wall;
 use crate::trust::Verified;
-use crate::wire::{Body, Coding, Head, Plan};
+use crate::wire::{Body, Coding, Head, KnowledgePlan, Merging, Plan, Reference};
 
 use super::update;
 
@@ -50,8 +50,41 @@ pub(crate) fn plan(coding: Coding) -> Plan {
         min_cell: 5,
         seed: 7,
         local_epochs: None,
+        knowledge: None,
     }
 }
+
+/// What members are asked to do where each has a model of its own: say what they think of `samples` inputs, and
+/// where their classes lie.
+pub(crate) fn knowledge_plan(samples: u32) -> Plan {
+    Plan {
+        adapter_delta: false,
+        knowledge: Some(KnowledgePlan {
+            prototypes: true,
+            reference_logits: true,
+            reference: Some(Reference {
+                generator: Name::new(BEARING_PHYSICS).unwrap(),
+                seed: 1,
+                count: samples,
+                digest: REFERENCE,
+            }),
+            labels: LABELS,
+            alpha: 0.5,
+            reference_weight: 1.0,
+            prototype_weight: 1.0,
+            merging: Merging::Median,
+        }),
+        ..plan(Coding::F32)
+    }
+}
+
+/// What a member has that can follow [`knowledge_plan`] with this model of its own.
+pub(crate) fn knows(adapter: &[u8]) -> Knows {
+    Knows { untrained: Digest::of(adapter), references: [REFERENCE].into(), labels: LABELS }
+}
+
+const REFERENCE: Digest = Digest([0x4e; 32]);
+const LABELS: Digest = Digest([0x1a; 32]);
 
 /// The federation's name.
 pub(crate) fn federation() -> Name {
@@ -94,6 +127,7 @@ pub(crate) fn round_config(owner: Owner, members: &BTreeSet<NodeId>, plan: Plan)
         plan,
         bounds: ShareBounds::default(),
         split: None,
+        distils: None,
     }
 }
 
@@ -110,6 +144,7 @@ pub(crate) fn member_config(me: &NodeId, parent: &NodeId, relay: bool) -> Member
         gate: Gate::from(Profile::Lab),
         resync_ms: 5_000,
         chunk_bytes: CHUNK_BYTES,
+        knows: None,
     }
 }
 

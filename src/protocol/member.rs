@@ -13,13 +13,16 @@
 //! offer that was declined is answered again each time that it is published, and taken after all
 //! when nothing stands against it any more.
 //!
+//! In a round of knowledge (`wire/knowledge.rs`) it keeps to its own model, whatever the base of the others:
+//! what it fetches, learns from and contributes is what models say.
+//!
 //! Called by the trainer's actor, and by [`super::Relay`].
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::effect::{Delivery, Effect, Input, Job, Timer, To, TrainTask, Work};
+use super::effect::{Delivery, Effect, Input, Job, Said, Timer, To, TrainTask, Work};
 use super::guard::{self, Guard};
 use super::round::put;
 use super::sense;
@@ -31,8 +34,8 @@ use crate::privacy::Gate;
 use crate::time::Now;
 use crate::trust::{Verified, update_id};
 use crate::wire::{
-    Answer, Blob, Body, Contribution, Get, Offer, Receipt, Result as RoundResult, Verdict, Wanted,
-    decode, encode,
+    Answer, Blob, Body, Contribution, Get, Knowledge, KnowledgePlan, Offer, Receipt,
+    Result as RoundResult, Verdict, Wanted, decode, encode,
 };
 
 /// What a member has to know.
@@ -58,6 +61,19 @@ pub struct MemberConfig {
     pub resync_ms: u64,
     /// Bytes a chunk of big blobs.
     pub chunk_bytes: u32,
+    /// What it needs to take part in rounds of knowledge; without it, it declines them.
+    pub knows: Option<Knows>,
+}
+
+/// What a member needs to take part in rounds of knowledge.
+#[derive(Debug, Clone)]
+pub struct Knows {
+    /// Blob of the untrained adapter of its own model.
+    pub untrained: Digest,
+    /// Reference sets that it has made.
+    pub references: BTreeSet<Digest>,
+    /// Names and order of its classes.
+    pub labels: Digest,
 }
 
 /// A member. See the module.
@@ -92,6 +108,9 @@ pub struct Member {
 struct Current {
     version: Version,
     adapter: Digest,
+    /// It is a version of what is known, and the adapter is this node's own untrained one.
+    #[serde(default)]
+    knowledge: bool,
 }
 
 /// What a device has trained for itself; good on one base only.
@@ -138,20 +157,24 @@ struct Sent {
     round: RoundNo,
     /// Blob that the parent may ask for, and bytes of its chunks.
     delta: Option<(Digest, u32)>,
+    /// The blob is knowledge, no update.
+    #[serde(default)]
+    knowledge: bool,
 }
 
 impl Sent {
     /// Its key in the outbox: tells what may be dropped when too much waits.
     fn key(&self, update: UpdateId) -> String {
-        match self.delta {
-            Some(_) => update.to_string(),
-            None => format!("{}{update}", Member::SUMMARY),
-        }
+        if self.is_update() { update.to_string() } else { format!("{}{update}", Member::SUMMARY) }
+    }
+
+    fn is_update(&self) -> bool {
+        self.delta.is_some() && !self.knowledge
     }
 }
 
 impl Member {
-    /// Start of the outbox keys of contributions that carry no update, soft labels alone.
+    /// Start of the outbox keys of contributions that carry no update, soft labels or knowledge alone.
     pub const SUMMARY: &'static str = "summary/";
     /// Key prefix of its durable state.
     pub const PREFIX: &'static str = "member/";
@@ -233,6 +256,7 @@ impl Member {
             | Input::Combined { .. }
             | Input::Front { .. }
             | Input::Back { .. }
+            | Input::Distilled { .. }
             | Input::StartRound => {}
         }
         out
@@ -258,9 +282,12 @@ impl Member {
         let mut keep = BTreeSet::new();
         keep.extend(self.current.as_ref().map(|current| current.adapter));
         let offers = self.active.iter().chain(&self.next);
-        keep.extend(offers.map(|offered| offered.offer.adapter.sha256()));
+        keep.extend(offers.filter_map(|offered| needed(&offered.offer)).map(Blob::sha256));
+        keep.extend(self.config.knows.as_ref().map(|knows| knows.untrained));
         keep.extend(self.sent.values().filter_map(|sent| sent.delta).map(|(delta, _)| delta));
-        keep.extend(self.result.as_ref().map(|waiting| waiting.result.adapter.sha256()));
+        keep.extend(
+            self.result.as_ref().and_then(|waiting| brought(&waiting.result)).map(Blob::sha256),
+        );
         keep.extend(self.residual);
         keep.extend(self.own.as_ref().map(|own| own.adapter));
         keep
@@ -380,16 +407,20 @@ impl Member {
         if let Err(reason) = self.willing(&offered.offer) {
             return self.turn_down(&offered, reason, out);
         }
-        match offered.offer.adapter.clone() {
-            Blob::Inline(bytes) => {
-                if let Err(reason) = sense::check_adapter(&bytes, &self.config.layout) {
+        match needed(&offered.offer).cloned() {
+            None => {
+                self.next = Some(offered);
+                self.begin_next(out);
+            }
+            Some(Blob::Inline(bytes)) => {
+                if let Err(reason) = self.fits(&offered.offer, &bytes) {
                     return self.refuse_offer(&offered, reason, out);
                 }
                 self.next = Some(offered);
                 out.push(Effect::SaveBlob(bytes));
                 self.begin_next(out);
             }
-            Blob::Manifest(manifest) => {
+            Some(Blob::Manifest(manifest)) => {
                 self.next = Some(offered);
                 out.push(Effect::Fetch {
                     from: self.config.parent.clone(),
@@ -428,7 +459,9 @@ impl Member {
         if offer.model != self.config.model {
             return Err("unknown_model");
         }
-        if offer.base != self.config.base {
+        if let Some(plan) = &offer.plan.knowledge {
+            self.understands(plan)?;
+        } else if offer.base != self.config.base {
             return Err("base_mismatch");
         }
         if offer.version < self.version() {
@@ -439,6 +472,29 @@ impl Member {
             Ok(())
         } else {
             self.config.gate.allows_plan(offer.plan.local_steps)
+        }
+    }
+
+    /// Whether it can take part in a round of knowledge: its classes are those of the others, in their order,
+    /// and it has the same reference inputs.
+    fn understands(&self, plan: &KnowledgePlan) -> Result<(), &'static str> {
+        let knows = self.config.knows.as_ref().ok_or("no_rounds_of_knowledge")?;
+        if plan.labels != knows.labels {
+            return Err("other_classes");
+        }
+        match &plan.reference {
+            Some(reference) if !knows.references.contains(&reference.digest) => {
+                Err("unknown_reference_digest")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether what an offer brings can be used here.
+    fn fits(&self, offer: &Offer, bytes: &[u8]) -> Result<(), &'static str> {
+        match (&offer.plan.knowledge, &offer.knowledge) {
+            (Some(plan), Some(said)) => sense::check_knowledge(plan, bytes, &said.counts),
+            _ => sense::check_adapter(bytes, &self.config.layout),
         }
     }
 
@@ -464,7 +520,11 @@ impl Member {
             put(Self::OWN, &self.own, out);
             self.apply(out);
         }
-        self.take(offered.offer.version, offered.offer.adapter.sha256(), out);
+        if offered.offer.plan.knowledge.is_some() {
+            self.take_knowledge(offered.offer.version, out);
+        } else {
+            self.take(offered.offer.version, offered.offer.adapter.sha256(), out);
+        }
         out.push(answer(&offered, true, ""));
         self.work(&offered, out);
         self.active = Some(offered);
@@ -475,14 +535,25 @@ impl Member {
         if self.config.relay {
             return; // the relay sees `working_on` and opens its inner round
         }
+        let Offer { adapter, plan, class_targets, knowledge, .. } = &offered.offer;
+        let start = match (&plan.knowledge, &self.config.knows) {
+            (Some(_), Some(knows)) => knows.untrained,
+            _ => adapter.sha256(),
+        };
+        let reference = plan.knowledge.as_ref().and_then(|plan| plan.reference.as_ref());
         out.push(Effect::Job(Job::Train(TrainTask {
             offer: offered.digest,
             round: offered.offer.round,
             epoch: offered.epoch,
-            adapter: self.own_or(offered.offer.adapter.sha256()),
-            plan: offered.offer.plan.clone(),
-            class_targets: offered.offer.class_targets.clone(),
+            adapter: self.own_or(start),
+            plan: plan.clone(),
+            class_targets: class_targets.clone(),
             residual: self.residual,
+            knowledge: knowledge.as_ref().map(|knowledge| Said {
+                set: knowledge.set.sha256(),
+                counts: knowledge.counts.clone(),
+                reference: reference.map(|reference| reference.digest),
+            }),
         })));
     }
 
@@ -517,19 +588,29 @@ impl Member {
     fn gated(&self, work: &Work) -> Result<(), &'static str> {
         self.config.gate.allows_update(work.steps, work.num_examples)?;
         let counts = work.class_logits.as_ref().map_or(&[] as &[u64], |summary| &summary.counts);
+        self.config.gate.allows_cells(counts)?;
+        let counts = work.knowledge.as_ref().map_or(&[] as &[u64], |known| &known.counts);
         self.config.gate.allows_cells(counts)
     }
 
     fn contribute(&mut self, offered: &Offered, work: Work, out: &mut Vec<Effect>) {
         let summary = work.class_logits.as_ref().and_then(|summary| encode(summary).ok());
-        let bytes = [work.update.as_ref(), summary.as_ref()].into_iter().flatten();
+        let known = work.knowledge.as_ref().map(|known| &known.bytes);
+        let bytes = [work.update.as_ref(), summary.as_ref(), known].into_iter().flatten();
         let bytes = bytes.map(|bytes| bytes.len() as u64).sum();
         let delta = work.update.map(|bytes| {
             let blob = Blob::of(&bytes, self.config.chunk_bytes);
             out.push(Effect::SaveBlob(bytes));
             blob
         });
-        let named = delta.as_ref().map(|blob| (blob.sha256(), self.config.chunk_bytes));
+        let knowledge = work.knowledge.map(|known| {
+            let set = Blob::of(&known.bytes, self.config.chunk_bytes);
+            out.push(Effect::SaveBlob(known.bytes));
+            Knowledge { set, counts: known.counts }
+        });
+        let is_knowledge = knowledge.is_some();
+        let blob = delta.as_ref().or(knowledge.as_ref().map(|knowledge| &knowledge.set));
+        let named = blob.map(|blob| (blob.sha256(), self.config.chunk_bytes));
         self.residual = work.residual.map(|bytes| {
             let digest = Digest::of(&bytes);
             out.push(Effect::SaveBlob(bytes));
@@ -553,6 +634,7 @@ impl Member {
             stacked: self.config.relay,
             delta,
             class_logits: work.class_logits,
+            knowledge,
         });
         let digest = match body.to_bytes() {
             Ok(bytes) => Digest::of(&bytes),
@@ -563,7 +645,7 @@ impl Member {
         let round = offered.offer.round;
         let update = update_id(&self.config.federation, round, &self.config.me, &digest);
         out.push(Effect::Record(Event::Contribute { body: digest, bytes, round, update }));
-        let sent = Sent { round, delta: named };
+        let sent = Sent { round, delta: named, knowledge: is_knowledge };
         let key = sent.key(update);
         self.sent.insert(update, sent);
         put(Self::SENT, &self.sent, out);
@@ -601,7 +683,7 @@ impl Member {
         let Some((update, sent)) = waiting.map(|(update, sent)| (*update, sent.clone())) else {
             return;
         };
-        if sent.delta.is_some() {
+        if sent.is_update() {
             return out.push(Effect::Count("updates_are_never_dropped"));
         }
         self.sent.remove(&update);
@@ -625,15 +707,19 @@ impl Member {
         if let Err(reason) = sense::check_result(&news.result) {
             return self.refuse_result(&news, reason, out);
         }
-        match news.result.adapter.clone() {
-            Blob::Inline(bytes) => match sense::check_adapter(&bytes, &self.config.layout) {
+        if news.result.adapter.is_empty() && self.config.knows.is_none() {
+            return self.refuse_result(&news, "no_rounds_of_knowledge", out);
+        }
+        match brought(&news.result).cloned() {
+            None => self.adopt(&news.result, out),
+            Some(Blob::Inline(bytes)) => match self.can_use(&news.result, &bytes) {
                 Ok(()) => {
                     out.push(Effect::SaveBlob(bytes));
                     self.adopt(&news.result, out);
                 }
                 Err(reason) => self.refuse_result(&news, reason, out),
             },
-            Blob::Manifest(manifest) => {
+            Some(Blob::Manifest(manifest)) => {
                 self.result = Some(news);
                 let from = self.config.parent.clone();
                 out.push(Effect::Fetch { from, side: Side::Up, manifest });
@@ -653,31 +739,43 @@ impl Member {
         }
     }
 
+    /// Whether what a result brings can be used here; knowledge is checked by whoever learns from it.
+    fn can_use(&self, result: &RoundResult, bytes: &[u8]) -> Result<(), &'static str> {
+        if result.adapter.is_empty() {
+            return sense::check_packed(bytes);
+        }
+        sense::check_adapter(bytes, &self.config.layout)
+    }
+
     fn adopt(&mut self, result: &RoundResult, out: &mut Vec<Effect>) {
         let adapter = result.adapter.sha256();
         out.push(Effect::Record(Event::ResultApplied {
-            result: adapter,
+            result: brought(result).map_or(adapter, Blob::sha256),
             round: self.round(),
             version: result.version,
         }));
-        self.take(result.version, adapter, out);
+        if result.adapter.is_empty() {
+            self.take_knowledge(result.version, out);
+        } else {
+            self.take(result.version, adapter, out);
+        }
         if self.config.relay {
             out.push(Effect::PassOn(result.clone()));
         }
     }
 
     fn fetched(&mut self, digest: Digest, bytes: &[u8], out: &mut Vec<Effect>) {
-        let fits = |layout: &Layout| sense::check_adapter(bytes, layout);
-        if let Some(news) = self.result.take_if(|news| news.result.adapter.sha256() == digest)
+        let is_it = |blob: Option<&Blob>| blob.is_some_and(|blob| blob.sha256() == digest);
+        if let Some(news) = self.result.take_if(|news| is_it(brought(&news.result)))
             && news.result.version > self.version()
         {
-            match fits(&self.config.layout) {
+            match self.can_use(&news.result, bytes) {
                 Ok(()) => self.adopt(&news.result, out),
                 Err(reason) => self.refuse_result(&news, reason, out),
             }
         }
-        if let Some(offered) = self.next.take_if(|o| o.offer.adapter.sha256() == digest) {
-            match fits(&self.config.layout) {
+        if let Some(offered) = self.next.take_if(|offered| is_it(needed(&offered.offer))) {
+            match self.fits(&offered.offer, bytes) {
                 Ok(()) => {
                     self.next = Some(offered);
                     self.begin_next(out);
@@ -690,10 +788,10 @@ impl Member {
     /// After the work under way ended: the offer that waited begins, once its adapter is here.
     fn begin_next_if_there(&mut self, out: &mut Vec<Effect>) {
         let Some(offered) = &self.next else { return };
-        match &offered.offer.adapter {
-            Blob::Inline(_) => self.begin_next(out),
+        match needed(&offered.offer) {
+            None | Some(Blob::Inline(_)) => self.begin_next(out),
             // Fetching what is on disk already is answered at once.
-            Blob::Manifest(manifest) => out.push(Effect::Fetch {
+            Some(Blob::Manifest(manifest)) => out.push(Effect::Fetch {
                 from: self.config.parent.clone(),
                 side: Side::Up,
                 manifest: manifest.clone(),
@@ -703,7 +801,18 @@ impl Member {
 
     /// The version is ours now; equal versions with the same adapter change nothing.
     fn take(&mut self, version: Version, adapter: Digest, out: &mut Vec<Effect>) {
-        let current = Current { version, adapter };
+        self.set_current(Current { version, adapter, knowledge: false }, out);
+    }
+
+    /// A version of what is known is ours now: nothing else changes, since each node has its own model.
+    fn take_knowledge(&mut self, version: Version, out: &mut Vec<Effect>) {
+        let Some(knows) = &self.config.knows else { return };
+        let adapter = knows.untrained;
+        self.set_current(Current { version, adapter, knowledge: true }, out);
+    }
+
+    fn set_current(&mut self, current: Current, out: &mut Vec<Effect>) {
+        let version = current.version;
         if self.current.as_ref() == Some(&current) || version < self.version() {
             return;
         }
@@ -714,7 +823,10 @@ impl Member {
 
     /// Answers with the current version from now on: the device's own adapter, where it has one.
     fn apply(&self, out: &mut Vec<Effect>) {
-        if let Some(Current { version, adapter }) = self.current {
+        if let Some(Current { version, adapter, knowledge }) = self.current
+            // A relay's own model learns, and is served, by its other half.
+            && !(knowledge && self.config.relay)
+        {
             out.push(Effect::Apply { version, adapter: self.own_or(adapter) });
         }
     }
@@ -745,6 +857,23 @@ fn answer(offered: &Offered, accepted: bool, reason: &str) -> Effect {
         round: offered.offer.round,
         epoch: offered.epoch,
         delivery: Delivery::Volatile,
+    }
+}
+
+/// What has to be on disk before an offer is begun: its adapter, or what the tiers above say.
+fn needed(offer: &Offer) -> Option<&Blob> {
+    match &offer.plan.knowledge {
+        Some(_) => offer.knowledge.as_ref().map(|knowledge| &knowledge.set),
+        None => Some(&offer.adapter),
+    }
+}
+
+/// What a result brings: an adapter, or what is known now.
+fn brought(result: &RoundResult) -> Option<&Blob> {
+    if result.adapter.is_empty() {
+        result.knowledge.as_ref().map(|knowledge| &knowledge.set)
+    } else {
+        Some(&result.adapter)
     }
 }
 

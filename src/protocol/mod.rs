@@ -9,8 +9,8 @@
 //! outcome is its contribution as a `Member` of the cloud's round. Where a model is split, a device is a
 //! [`SplitDevice`] and the relay trains what is behind the cut: sessions between the two take the place
 //! of the device's own training. [`Fetches`] gets big blobs in
-//! chunks for any of them, [`BaseFetch`] the file of a base before they begin, and [`update`] is the
-//! arithmetic between wire and `learn`.
+//! chunks for any of them, [`BaseFetch`] the file of a base before they begin, and [`update`] and [`knowledge`] are
+//! the arithmetic between wire and `learn`.
 //!
 //! Beside them, [`cascade`] decides who answers a request, this node or the tier above.
 //!
@@ -25,6 +25,7 @@ mod fetch;
 #[cfg(test)]
 pub(crate) mod fixture;
 pub(crate) mod guard;
+pub mod knowledge;
 mod member;
 mod relay;
 mod round;
@@ -35,12 +36,12 @@ pub mod update;
 
 pub use base::{BaseFetch, Giving, Step};
 pub use effect::{
-    CombineInput, CombineJob, Delivery, Effect, Input, Job, ShareBounds, Timer, To, TrainTask,
-    Weighed, Work,
+    CombineInput, CombineJob, Delivery, DistilTask, Distils, Effect, Input, Job, Said, ShareBounds,
+    Timer, To, TrainTask, Weighed, Work,
 };
 pub use escalations::{Escalations, Left};
 pub use fetch::{Ask, Fetches, Taken};
-pub use member::{Member, MemberConfig};
+pub use member::{Knows, Member, MemberConfig};
 pub use relay::{Relay, RelayConfig};
 pub use round::{Backs, Owner, Round, RoundConfig, RoundView};
 pub use session::{BackEnd, BackTask, FrontConfig, FrontEnd, FrontTask, SplitTerms};

@@ -77,9 +77,11 @@ impl Relay {
                 }
                 out
             }
-            Input::Message(_) | Input::Timer(_) | Input::Combined { .. } | Input::Front { .. } => {
-                self.round.step(now, input)
-            }
+            Input::Message(_)
+            | Input::Timer(_)
+            | Input::Combined { .. }
+            | Input::Distilled { .. }
+            | Input::Front { .. } => self.round.step(now, input),
             Input::Start | Input::Pause(_) | Input::Full(_) | Input::Fetched { .. } => {
                 let mut effects = self.round.step(now, input.clone());
                 effects.extend(self.member.step(now, input));
@@ -199,7 +201,13 @@ impl Relay {
             .max(offer.deadline_ms / 2)
             .max(1);
         self.round.set_plan(offer.plan.clone());
-        self.round.take(offer.version, adapter, whole, offer.class_targets.clone(), out);
+        let (version, adapter) = (offer.version, offer.adapter.clone());
+        let (targets, knowledge) = (offer.class_targets.clone(), offer.knowledge.clone());
+        if offer.plan.knowledge.is_some() {
+            self.round.take_knowledge(version, targets, knowledge, out);
+        } else {
+            self.round.take(version, adapter, whole, targets, out);
+        }
         self.round.open(Some(digest), deadline_ms, out);
     }
 }
@@ -282,6 +290,7 @@ mod tests {
 
         fn contribute(&mut self, device: &str, inner: &(Digest, Offer)) -> Vec<Effect> {
             let body = Body::Contribution(Contribution {
+                knowledge: None,
                 offer: inner.0,
                 version: inner.1.version,
                 num_examples: 50,
@@ -299,6 +308,7 @@ mod tests {
 
     fn outer(round: u64, version: Version, deadline_ms: u64) -> Offer {
         Offer {
+            knowledge: None,
             round,
             model: node("m"),
             base: Digest([1; 32]),
@@ -433,6 +443,7 @@ mod tests {
     fn a_result_passes_down_also_when_no_round_was_ever_served() {
         let mut bench = Bench::new();
         let result = Body::Result(RoundResult {
+            knowledge: None,
             offer: Digest([9; 32]),
             version: 4,
             adapter: Blob::of(&first_adapter(4), 4096),

@@ -7,6 +7,8 @@
 //!                       |  quorum missed: stays open               '--- crash: combines again
 //!                       '--- quorum out of reach: given up ------> Idle, what came counts as late
 //! ```
+//! In a round of knowledge (`wire/knowledge.rs`) no adapter travels. An owner that has a model of its own
+//! teaches it what was merged before it goes on, still `Closing`: a crash merges and teaches again.
 //! What it promises: an accepted contribution is on disk before its receipt leaves, and counts in
 //! its round or in a later one (G1); each (offer, sender) counts at most once (G2); the contributor set is recorded before it is combined,
 //! and the outcome is a pure function of it (G3); each start takes a higher epoch (G4); nothing
@@ -20,11 +22,12 @@ use ring::digest::{Context, SHA256};
 use serde::Serialize;
 
 use self::state::{
-    Closing, EPOCH, GLOBAL, Global, NORMS, NUMBER, Open, PAUSED, Phase, Recent, Told, accepted,
-    late,
+    Closing, EPOCH, GLOBAL, Global, NORMS, NUMBER, OWN, Open, Own, PAUSED, Phase, Recent, Told,
+    accepted, late,
 };
 use super::effect::{
-    CombineInput, CombineJob, Delivery, Effect, Input, Job, ShareBounds, Timer, To, Weighed, Work,
+    CombineInput, CombineJob, Delivery, DistilTask, Distils, Effect, Input, Job, Said, ShareBounds,
+    Timer, To, Weighed, Work,
 };
 use super::update;
 use crate::ids::{Digest, Epoch, Name, NodeId, RoundNo, Side, UpdateId, Version};
@@ -33,7 +36,7 @@ use crate::ledger::{Event, Word};
 use crate::time::Now;
 use crate::trust::Verified;
 use crate::wire::{
-    Answer, Blob, Body, ClassSummary, Get, Offer, Plan, Result as RoundResult, Wanted,
+    Answer, Blob, Body, ClassSummary, Get, Knowledge, Offer, Plan, Result as RoundResult, Wanted,
 };
 
 mod backs;
@@ -88,6 +91,8 @@ pub struct RoundConfig {
     pub bounds: ShareBounds,
     /// Members train the front of a split model, this node the backs: how.
     pub split: Option<Backs>,
+    /// How the node's own model learns what its members know, if it has one.
+    pub distils: Option<Distils>,
 }
 
 /// A round's owner. See the module.
@@ -111,6 +116,12 @@ pub struct Round {
     backs: BTreeMap<NodeId, Back>,
     /// Lengths of the last combined contributions, oldest first: what is usual.
     norms: Vec<f64>,
+    /// The untrained adapter of the node's own model.
+    untrained: Digest,
+    /// What its own model has learned.
+    own: Option<Own>,
+    /// What was merged, while the node's own model learns it.
+    merged: Option<Work>,
     paused: bool,
     /// The disk has no room for new work.
     full: bool,
@@ -162,7 +173,11 @@ impl Round {
                 class_targets: None,
                 told: None,
                 whole: None,
+                knowledge: None,
             },
+            untrained: Digest::of(adapter),
+            own: None,
+            merged: None,
             config,
             epoch: 0,
             number: 0,
@@ -179,6 +194,8 @@ impl Round {
         for (key, value) in state {
             round.restore(key, value, &mut accepted).map_err(|e| format!("{key}: {e}"))?;
         }
+        let base = round.config.base;
+        round.own.take_if(|own| own.base != base);
         match &mut round.phase {
             Phase::Open(open) => open.accepted = accepted,
             Phase::Idle | Phase::Closing(_) => {
@@ -199,6 +216,7 @@ impl Round {
             Input::Fetched { digest, bytes } => self.fetched(digest, &bytes, &mut out),
             Input::Timer(timer) => self.timer(timer, &mut out),
             Input::Combined { offer, outcome } => self.combined(offer, outcome, &mut out),
+            Input::Distilled { offer, outcome } => self.distilled(offer, outcome, &mut out),
             Input::StartRound => self.open(None, self.config.deadline_ms, &mut out),
             Input::Pause(paused) => self.pause(paused, &mut out),
             Input::Full(full) => self.full(full, &mut out),
@@ -234,8 +252,9 @@ impl Round {
             model: self.config.model.clone(),
             base: self.config.base,
             version: self.global.version,
-            adapter: self.global.adapter_blob.clone(),
+            adapter: self.adapter_for(plan.knowledge.is_some()),
             class_targets: self.global.class_targets.clone(),
+            knowledge: self.global.knowledge.clone().filter(|_| plan.knowledge.is_some()),
             plan,
             deadline_ms,
             outer,
@@ -275,10 +294,28 @@ impl Round {
             offer: result.offer,
             contributors: result.contributors,
             contributor_set: result.contributor_set,
+            knowledge: result.adapter.is_empty(),
         };
-        let (version, told) = (result.version, Some(told));
-        self.set_global(version, result.adapter, whole, result.class_targets, told, out);
+        self.global.knowledge = result.knowledge;
+        let adapter =
+            if told.knowledge { self.global.adapter_blob.clone() } else { result.adapter };
+        self.set_global(result.version, adapter, whole, result.class_targets, Some(told), out);
         self.publish_result(out);
+    }
+
+    /// The same for a round of knowledge: everybody has an adapter of his own.
+    pub fn take_knowledge(
+        &mut self,
+        version: Version,
+        class_targets: Option<ClassSummary>,
+        knowledge: Option<Knowledge>,
+        out: &mut Vec<Effect>,
+    ) {
+        if version < self.global.version {
+            return;
+        }
+        self.global.knowledge = knowledge;
+        self.take(version, self.global.adapter_blob.clone(), None, class_targets, out);
     }
 
     /// Sets what everyone should start from, without telling anybody (a relay gets it by an offer). `whole`
@@ -353,7 +390,9 @@ impl Round {
 
     /// Blobs that must be kept.
     pub fn blobs(&self) -> BTreeSet<Digest> {
-        let mut keep = BTreeSet::from([self.global.adapter]);
+        let mut keep = BTreeSet::from([self.global.adapter, self.untrained]);
+        keep.extend(self.own.as_ref().map(|own| own.adapter));
+        keep.extend(self.global.knowledge.as_ref().map(|knowledge| knowledge.set.sha256()));
         keep.extend(self.global.whole);
         keep.extend(self.backs.values().map(|back| back.delta));
         keep.extend(self.recent.iter().map(|recent| recent.task.adapter));
@@ -369,14 +408,16 @@ impl Round {
         keep.extend(whole);
         for message in self.waiting.values() {
             if let Body::Contribution(contribution) = message.body() {
-                keep.extend(contribution.delta.as_ref().map(Blob::sha256));
+                keep.extend(intake::blob_of(contribution).map(Blob::sha256));
             }
         }
         keep.extend(offer.map(|offer| offer.adapter.sha256()));
+        keep.extend(offer.and_then(|offer| offer.knowledge.as_ref()).map(|k| k.set.sha256()));
         for input in current.into_iter().chain(self.late.values()) {
             keep.insert(input.base);
             keep.extend(input.delta);
             keep.extend(input.back);
+            keep.extend(input.knowledge.as_ref().map(|said| said.set));
         }
         keep
     }
@@ -384,7 +425,10 @@ impl Round {
     fn start(&mut self, out: &mut Vec<Effect>) {
         self.epoch += 1;
         put(EPOCH, &self.epoch, out);
-        if self.config.owner == Owner::Root && self.global.version > 0 {
+        if let Some(own) = &self.own {
+            let (version, adapter) = (self.global.version, own.adapter);
+            out.push(Effect::Apply { version, adapter });
+        } else if self.config.owner == Owner::Root && self.global.version > 0 {
             let (version, adapter) = (self.global.version, self.global.adapter);
             out.push(Effect::Apply { version, adapter });
         }
@@ -434,14 +478,16 @@ impl Round {
 
     /// Gives chunks of what was offered, and of nothing else in the store.
     fn serve(&self, to: &NodeId, sha256: Digest, indices: &[u32], out: &mut Vec<Effect>) {
-        let offered = match &self.phase {
-            Phase::Idle => None,
+        let (offered, taught) = match &self.phase {
+            Phase::Idle => (None, None),
             Phase::Open(Open { offer, .. }) | Phase::Closing(Closing { offer, .. }) => {
-                Some(&offer.adapter)
+                (Some(&offer.adapter), offer.knowledge.as_ref())
             }
         };
-        let blobs = [Some(&self.global.adapter_blob), offered];
-        let manifest = blobs.into_iter().flatten().find_map(|blob| match blob {
+        let known = self.global.knowledge.as_ref();
+        let sets = [known, taught].map(|knowledge| knowledge.map(|knowledge| &knowledge.set));
+        let blobs = [Some(&self.global.adapter_blob), offered].into_iter().chain(sets);
+        let manifest = blobs.flatten().find_map(|blob| match blob {
             Blob::Manifest(manifest) if manifest.sha256 == sha256 => Some(manifest),
             Blob::Manifest(_) | Blob::Inline(_) => None,
         });
@@ -593,7 +639,74 @@ impl Round {
             relay: self.config.owner == Owner::Relay,
             norms: self.norms.clone(),
             bounds: self.config.bounds,
+            offered: closing.offer.knowledge.as_ref().map(|knowledge| {
+                let plan = closing.offer.plan.knowledge.as_ref();
+                Said {
+                    set: knowledge.set.sha256(),
+                    counts: knowledge.counts.clone(),
+                    reference: plan.and_then(|plan| plan.reference.as_ref()).map(|r| r.digest),
+                }
+            }),
         })
+    }
+
+    /// Has the node's own model learn what was merged, if it has one and is asked to.
+    fn distil(&mut self, closing: &Closing, work: &Work, out: &mut Vec<Effect>) -> bool {
+        let plan = &closing.offer.plan;
+        let Some(how) = self.config.distils.filter(|_| plan.knowledge.is_some()) else {
+            return false;
+        };
+        out.push(Effect::Job(Job::Distil(DistilTask {
+            offer: closing.digest,
+            adapter: self.own.as_ref().map_or(self.untrained, |own| own.adapter),
+            plan: plan.clone(),
+            how,
+            class_targets: work.class_logits.clone(),
+            knowledge: work.knowledge.clone(),
+        })));
+        true
+    }
+
+    /// What its own model says now goes on instead of what was merged; without it the merged does.
+    fn distilled(
+        &mut self,
+        offer: Digest,
+        outcome: Result<Work, &'static str>,
+        out: &mut Vec<Effect>,
+    ) {
+        let Phase::Closing(closing) = &self.phase else { return };
+        if closing.digest != offer {
+            return;
+        }
+        let Some(mut work) = self.merged.take() else { return };
+        let closing = closing.clone();
+        match outcome {
+            Ok(learned) => {
+                if let Some(bytes) = learned.own {
+                    let adapter = Digest::of(&bytes);
+                    let said = learned.knowledge.as_ref().map(|said| Digest::of(&said.bytes));
+                    out.push(Effect::Record(Event::Distil {
+                        adapter,
+                        knowledge: said.unwrap_or(Digest::of(b"")),
+                        round: closing.offer.round,
+                        steps: learned.steps,
+                    }));
+                    out.push(Effect::SaveBlob(bytes));
+                    self.own = Some(Own { base: self.config.base, adapter });
+                    put(OWN, &self.own, out);
+                    let version = closing.offer.version;
+                    out.push(Effect::Apply { version, adapter });
+                }
+                work.knowledge = learned.knowledge.or(work.knowledge);
+            }
+            Err(reason) => out.push(Effect::Count(reason)),
+        }
+        self.finish(closing, Ok(work), out);
+    }
+
+    /// The adapter that travels: none where each node has its own.
+    fn adapter_for(&self, knowledge: bool) -> Blob {
+        if knowledge { Blob::Inline(Vec::new()) } else { self.global.adapter_blob.clone() }
     }
 
     fn combined(
@@ -606,7 +719,26 @@ impl Round {
         if closing.digest != offer {
             return;
         }
+        if self.merged.is_some() {
+            return; // its own model learns it already
+        }
         let closing = closing.clone();
+        if let Ok(work) = &outcome
+            && self.distil(&closing, work, out)
+        {
+            self.merged = outcome.ok();
+            return;
+        }
+        self.finish(closing, outcome, out);
+    }
+
+    /// Ends a round whose outcome is there.
+    fn finish(
+        &mut self,
+        closing: Closing,
+        outcome: Result<Work, &'static str>,
+        out: &mut Vec<Effect>,
+    ) {
         self.phase = Phase::Idle;
         if let Ok(work) = &outcome {
             self.remember_norms(closing.offer.round, &work.weighed, out);
@@ -616,7 +748,7 @@ impl Round {
             (Ok(work), Some(outer)) => {
                 out.push(Effect::Record(Event::RoundCommit {
                     epoch: self.epoch,
-                    result: work.update.as_deref().map_or(Digest::of(b""), Digest::of),
+                    result: digest_of(&work).unwrap_or(Digest::of(b"")),
                     round: closing.offer.round,
                     version: closing.offer.version,
                 }));
@@ -661,20 +793,29 @@ impl Round {
 
     fn commit(&mut self, closing: &Closing, work: Work, out: &mut Vec<Effect>) {
         let version = closing.offer.version + 1;
+        let knowledge = closing.offer.plan.knowledge.is_some();
+        let digest = digest_of(&work);
         let adapter = match work.update {
             Some(bytes) => {
                 let blob = Blob::of(&bytes, self.config.chunk_bytes);
                 out.push(Effect::SaveBlob(bytes));
                 blob
             }
+            None if knowledge => self.global.adapter_blob.clone(),
             None => closing.offer.adapter.clone(),
         };
-        let result = adapter.sha256();
+        let result = digest.unwrap_or(adapter.sha256());
+        self.global.knowledge = work.knowledge.map(|known| {
+            let set = Blob::of(&known.bytes, self.config.chunk_bytes);
+            out.push(Effect::SaveBlob(known.bytes));
+            Knowledge { set, counts: known.counts }
+        });
         let class_targets = work.class_logits.or_else(|| closing.offer.class_targets.clone());
         let told = Told {
             offer: closing.digest,
             contributors: u32::try_from(closing.set.len()).unwrap_or(u32::MAX),
             contributor_set: contributor_set(&closing.set),
+            knowledge,
         };
         self.set_global(version, adapter, None, class_targets, Some(told), out);
         out.push(Effect::Record(Event::RoundCommit {
@@ -684,7 +825,10 @@ impl Round {
             version,
         }));
         self.publish_result(out);
-        out.push(Effect::Apply { version, adapter: result });
+        // Where each node has its own, it is served since it was taught.
+        if !knowledge {
+            out.push(Effect::Apply { version, adapter: result });
+        }
     }
 
     /// What was accepted isn't lost when its combination fails: it counts in the next round, unless
@@ -710,7 +854,9 @@ impl Round {
         out: &mut Vec<Effect>,
     ) {
         let adapter = adapter_blob.sha256();
-        self.global = Global { version, adapter, adapter_blob, class_targets, told, whole };
+        let knowledge = self.global.knowledge.take();
+        self.global =
+            Global { version, adapter, adapter_blob, class_targets, told, whole, knowledge };
         put(GLOBAL, &self.global, out);
     }
 
@@ -720,10 +866,11 @@ impl Round {
         let body = Body::Result(RoundResult {
             offer: told.offer,
             version: self.global.version,
-            adapter: self.global.adapter_blob.clone(),
+            adapter: self.adapter_for(told.knowledge),
             class_targets: self.global.class_targets.clone(),
             contributors: told.contributors,
             contributor_set: told.contributor_set,
+            knowledge: self.global.knowledge.clone().filter(|_| told.knowledge),
         });
         out.push(self.send(To::Children, body, Delivery::Latest));
     }
@@ -762,6 +909,12 @@ impl Round {
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to a million")]
 fn millionths(factor: f64) -> u32 {
     (factor.clamp(0.0, 1.0) * 1e6) as u32
+}
+
+/// What came out of a round, as one digest.
+fn digest_of(work: &Work) -> Option<Digest> {
+    let known = work.knowledge.as_ref().map(|known| known.bytes.as_slice());
+    work.update.as_deref().or(known).map(Digest::of)
 }
 
 /// SHA-256 over the update ids in the order of the set.

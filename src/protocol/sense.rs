@@ -6,9 +6,9 @@
 //!
 //! Called by [`super::Member`].
 
-use super::update;
+use super::{knowledge, update};
 use crate::learn::Layout;
-use crate::wire::{ClassSummary, Offer, Plan, Result as RoundResult};
+use crate::wire::{ClassSummary, Knowledge, KnowledgePlan, Offer, Plan, Result as RoundResult};
 
 /// Checks all of an offer but the bytes of its adapter.
 ///
@@ -21,6 +21,16 @@ pub(super) fn check_offer(offer: &Offer) -> Result<(), &'static str> {
     if !offer.adapter.is_sound() {
         return Err("unsound_blob");
     }
+    let kinds_agree = match &offer.plan.knowledge {
+        Some(plan) => {
+            offer.adapter.is_empty() && (offer.knowledge.is_none() || plan.asks_for_a_set())
+        }
+        None => offer.knowledge.is_none(),
+    };
+    if !kinds_agree {
+        return Err("senseless_plan");
+    }
+    check_said(offer.knowledge.as_ref())?;
     check_targets(offer.class_targets.as_ref())
 }
 
@@ -32,7 +42,28 @@ pub(super) fn check_result(result: &RoundResult) -> Result<(), &'static str> {
     if !result.adapter.is_sound() {
         return Err("unsound_blob");
     }
+    check_said(result.knowledge.as_ref())?;
     check_targets(result.class_targets.as_ref())
+}
+
+/// Checks that bytes are what the tiers above say, as the plan has it.
+///
+/// # Errors
+/// A word for the counter and the ledger.
+pub(super) fn check_knowledge(
+    plan: &KnowledgePlan,
+    bytes: &[u8],
+    counts: &[u64],
+) -> Result<(), &'static str> {
+    knowledge::unpack(plan, bytes, counts).map(drop).map_err(|error| error.kind())
+}
+
+/// Checks that bytes are a packed set of finite values.
+///
+/// # Errors
+/// A word for the counter and the ledger.
+pub(super) fn check_packed(bytes: &[u8]) -> Result<(), &'static str> {
+    update::unpack(bytes).map(drop).map_err(|error| error.kind())
 }
 
 /// Checks that bytes are a packed adapter of the model: its names and shapes, finite values.
@@ -51,13 +82,24 @@ pub(super) fn in_reach(known: u64, next: u64) -> bool {
     next.saturating_sub(known) <= MAX_JUMP
 }
 
+fn check_said(said: Option<&Knowledge>) -> Result<(), &'static str> {
+    match said {
+        Some(said) if !said.set.is_sound() || said.counts.len() > knowledge::MAX_CLASSES => {
+            Err("unsound_blob")
+        }
+        _ => Ok(()),
+    }
+}
+
 fn check_targets(targets: Option<&ClassSummary>) -> Result<(), &'static str> {
     let checked = targets.map_or(Ok(()), update::check_summary);
     checked.map_err(|_| "bad_class_targets")
 }
 
 fn makes_sense(plan: &Plan) -> bool {
-    (plan.adapter_delta || plan.class_logits)
+    let knowledge = plan.knowledge.as_ref();
+    (plan.adapter_delta || plan.class_logits || knowledge.is_some())
+        && knowledge.is_none_or(|knowledge| knowledge::makes_sense(plan, knowledge))
         && (1..=1_000_000).contains(&plan.local_steps)
         && plan.local_epochs.is_none_or(|epochs| (1..=10_000).contains(&epochs))
         && (1..=65_536).contains(&plan.batch_size)
@@ -86,6 +128,7 @@ mod tests {
 
     fn offer(plan: Plan) -> Offer {
         Offer {
+            knowledge: None,
             round: 1,
             model: Name::new("m").unwrap(),
             base: Digest([1; 32]),

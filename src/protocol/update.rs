@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use super::effect::{CombineInput, CombineJob, Weighed, Work};
 use super::guard::{self, Guard};
+use super::knowledge;
 use crate::ids::{Digest, NodeId, UpdateId};
 use crate::learn::{
     ClassLogits, ErrorFeedback, LOGIT_BOUND, Layout, LearnError, LoraAverage, NormClip, Quantizer,
@@ -189,6 +190,9 @@ pub fn combine(
     job: &CombineJob,
     blob: &dyn Fn(&Digest) -> Option<Vec<u8>>,
 ) -> Result<Work, UpdateError> {
+    if let Some(plan) = &job.plan.knowledge {
+        return knowledge::combine(job, plan, blob);
+    }
     let set = |digest: &Digest| unpack(&blob(digest).ok_or(UpdateError::Missing(*digest))?);
     let with_delta: Vec<(&CombineInput, Digest)> =
         job.inputs.iter().filter_map(|input| Some((input, input.delta?))).collect();
@@ -245,6 +249,7 @@ pub fn combine(
     Ok(Work {
         update,
         class_logits: class_logits.filter(|_| job.plan.class_logits),
+        knowledge: None,
         num_examples: examples.min(MAX_EXAMPLES),
         num_devices: devices,
         steps: job.inputs.iter().map(|input| input.steps).min().unwrap_or(0),
@@ -298,26 +303,32 @@ pub fn check_summary(summary: &ClassSummary) -> Result<(), LearnError> {
 /// Mean over the members. Where they disagree about the number of classes, most of them are right
 /// (the lower number where that is even).
 fn combine_class_logits(inputs: &[CombineInput]) -> Result<Option<ClassSummary>, LearnError> {
-    let mut members: BTreeMap<NodeId, (&CombineInput, ClassLogits)> = BTreeMap::new();
-    for input in inputs {
-        // A late summary of a member that spoke again is older news.
-        if let Some(summary) = &input.class_logits
-            && members.get(&input.sender).is_none_or(|(known, _)| known.staleness > input.staleness)
-        {
-            members.insert(input.sender.clone(), (input, ClassLogits::from(summary)));
-        }
-    }
+    let mut members = newest_class_logits(inputs);
     let mut votes: BTreeMap<usize, usize> = BTreeMap::new();
-    for (_, logits) in members.values() {
+    for logits in members.values() {
         *votes.entry(logits.counts.len()).or_default() += 1;
     }
     let Some((classes, _)) = votes.into_iter().rev().max_by_key(|(_, count)| *count) else {
         return Ok(None);
     };
-    members.retain(|_, (_, logits)| logits.counts.len() == classes);
-    let members = members.iter().map(|(sender, (_, logits))| (sender.clone(), logits)).collect();
+    members.retain(|_, logits| logits.counts.len() == classes);
+    let members = members.iter().map(|(sender, logits)| (sender.clone(), logits)).collect();
     let mean = average_class_logits(classes, LOGIT_BOUND, &members)?;
     Ok(Some(ClassSummary::from(&mean)))
+}
+
+/// The newest summary of each member: a late one of a member that spoke again is older news.
+pub(super) fn newest_class_logits(inputs: &[CombineInput]) -> BTreeMap<NodeId, ClassLogits> {
+    let mut newest: BTreeMap<NodeId, (u64, ClassLogits)> = BTreeMap::new();
+    for input in inputs {
+        if let Some(summary) = &input.class_logits
+            && newest.get(&input.sender).is_none_or(|(known, _)| *known > input.staleness)
+        {
+            let logits = ClassLogits::from(summary);
+            newest.insert(input.sender.clone(), (input.staleness, logits));
+        }
+    }
+    newest.into_iter().map(|(sender, (_, logits))| (sender, logits)).collect()
 }
 
 /// A sender may have late contributions beside its own of this round.
@@ -418,7 +429,11 @@ fn quantizer(coding: Coding, block: u16) -> Result<Option<Quantizer>, LearnError
     clippy::cast_possible_truncation,
     reason = "a figure to show"
 )]
-fn mean_loss(inputs: &[CombineInput], examples: u64, of: impl Fn(&CombineInput) -> f32) -> f32 {
+pub(super) fn mean_loss(
+    inputs: &[CombineInput],
+    examples: u64,
+    of: impl Fn(&CombineInput) -> f32,
+) -> f32 {
     let weigh = |input: &CombineInput| f64::from(of(input)) * input.num_examples as f64;
     (inputs.iter().map(weigh).sum::<f64>() / (examples.max(1) as f64)) as f32
 }

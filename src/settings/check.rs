@@ -188,6 +188,24 @@ fn broken_rules(settings: &Settings) -> Vec<(String, String)> {
         "strategy.prox_mu",
         "0 makes fedprox the same as fedavg: raise it, or set strategy.name = \"fedavg\"",
     );
+    let knowledge = &settings.knowledge;
+    let sends = |kind| strategy.contribute.contains(&kind);
+    rule(
+        knowledge.own_models
+            || !(sends(Contribute::Prototypes) || sends(Contribute::ReferenceLogits)),
+        "strategy.contribute",
+        "prototypes and reference_logits need models of the nodes' own: set knowledge.own_models = true",
+    );
+    rule(
+        !(knowledge.own_models && sends(Contribute::AdapterDelta)),
+        "strategy.contribute",
+        "adapter_delta, but with knowledge.own_models no adapter travels: take it out",
+    );
+    rule(
+        knowledge.reference.is_some() || !sends(Contribute::ReferenceLogits),
+        "knowledge.reference",
+        "missing: reference_logits need reference inputs",
+    );
     let model = &settings.model;
     rule(
         model.learner == LearnerName::Softmax || model.base.is_some(),

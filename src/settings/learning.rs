@@ -85,6 +85,48 @@ pub enum Contribute {
     AdapterDelta,
     /// Class means of logits.
     ClassLogits,
+    /// Class means of embeddings, in rounds of knowledge.
+    Prototypes,
+    /// Logits of the reference inputs, in rounds of knowledge.
+    ReferenceLogits,
+}
+
+/// Section `[knowledge]`: rounds where each node has a model of its own.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KnowledgeSettings {
+    /// Nodes have models of their own, and no adapter travels.
+    pub own_models: bool,
+    /// Generator of the reference inputs.
+    pub reference: Option<String>,
+    /// Its seed.
+    pub reference_seed: u64,
+    /// How many.
+    pub reference_count: u32,
+    /// Share of a reference input's own label in its target.
+    pub label_share: f64,
+    /// Weight of the reference inputs in the members' loss.
+    pub reference_weight: f64,
+    /// Weight of the prototypes in the members' loss.
+    pub prototype_weight: f64,
+    /// Steps that a relay's or an aggregator's own model takes a round.
+    pub distil_steps: u32,
+    /// Step size of those.
+    pub distil_rate: f64,
+    /// How members' values become one.
+    pub merging: MergingName,
+}
+
+/// How members' values become one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MergingName {
+    /// Their mean.
+    Mean,
+    /// The middle one.
+    Median,
+    /// The mean without the largest and smallest fifth.
+    Trimmed,
 }
 
 /// How the learning rate goes on over the rounds.

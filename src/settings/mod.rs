@@ -21,9 +21,10 @@ mod tier;
 pub use cascade::{CascadeSettings, WhileUncalibrated, WithoutReply};
 pub use layers::{Layers, Loaded, Origin};
 pub use learning::{
-    AdapterSettings, Compression, Contribute, DataSettings, LearnerName, ModelSettings,
-    PrivacyProfile, PrivacySettings, RoundSettings, Schedule, SplitCodingName, SplitLabels,
-    SplitSettings, SplitVersion, StrategyName, StrategySettings, TagBinds, TagFormat, TagSettings,
+    AdapterSettings, Compression, Contribute, DataSettings, KnowledgeSettings, LearnerName,
+    MergingName, ModelSettings, PrivacyProfile, PrivacySettings, RoundSettings, Schedule,
+    SplitCodingName, SplitLabels, SplitSettings, SplitVersion, StrategyName, StrategySettings,
+    TagBinds, TagFormat, TagSettings,
 };
 pub use problem::{Problem, SettingsError};
 pub use schema::{

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use super::cascade::CascadeSettings;
 use super::learning::{
-    DataSettings, ModelSettings, PrivacySettings, RoundSettings, SplitSettings, StrategySettings,
-    TagSettings,
+    DataSettings, KnowledgeSettings, ModelSettings, PrivacySettings, RoundSettings, SplitSettings,
+    StrategySettings, TagSettings,
 };
 use crate::ids::{Name, NodeId};
 
@@ -30,6 +30,8 @@ pub struct Settings {
     pub round: RoundSettings,
     /// How contributions are made and combined.
     pub strategy: StrategySettings,
+    /// How models of different kinds teach each other.
+    pub knowledge: KnowledgeSettings,
     /// What learns.
     pub model: ModelSettings,
     /// Whether a site's devices have the front of the model alone.

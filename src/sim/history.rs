@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ids::{Digest, NodeId, RoundNo, UpdateId, Version};
 use crate::ledger::Event;
-use crate::protocol::{CombineJob, Delivery, Effect, Job};
+use crate::protocol::{CombineJob, Delivery, Effect, Job, Member};
 use crate::wire::{Body, Receipt, Verdict};
 
 /// See the module.
@@ -44,7 +44,8 @@ impl History {
                     ..
                 } => {
                     let known = (node.clone(), contribution.offer);
-                    self.contributions.insert(key.parse().unwrap(), known);
+                    let update = key.trim_start_matches(Member::SUMMARY).parse().unwrap();
+                    self.contributions.insert(update, known);
                 }
                 Effect::Apply { version, adapter } => {
                     self.applied.entry(node.clone()).or_default().push((*version, *adapter));

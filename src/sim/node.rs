@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ids::{Digest, NodeId, Version};
 use crate::protocol::{
-    Effect, Fetches, Input, Member, Owner, Relay, RelayConfig, Round, Timer, fixture,
+    Distils, Effect, Fetches, Input, Member, Owner, Relay, RelayConfig, Round, Timer, fixture,
 };
 use crate::store::{MemoryStore, Store};
 use crate::time::Now;
@@ -67,11 +67,13 @@ impl Node {
             let plan = settings.plan.clone();
             let mut config = fixture::round_config(owner, &self.children, plan);
             config.versions = settings.versions;
+            config.distils = Some(Distils { steps: 4, learning_rate: 0.1 });
             Round::new(config, &settings.adapter, &of(Round::PREFIX)).unwrap()
         };
         let member = |parent: &NodeId, relay| {
             let mut config = fixture::member_config(&self.id, parent, relay);
             config.layout = fixture::layout_of(&settings.adapter);
+            config.knows = Some(fixture::knows(&settings.adapter));
             Member::new(config, &of(Member::PREFIX)).unwrap()
         };
         self.machine = Some(match &self.parent {

@@ -68,6 +68,61 @@ fn many_storms_pass() {
     storms(1_000..3_000);
 }
 
+/// Storms over rounds of knowledge; what travels is inline or in chunks.
+fn storms_of_knowledge(seeds: std::ops::Range<u64>, samples: u32) {
+    let mut outcomes: BTreeMap<(Digest, Digest), Digest> = BTreeMap::new();
+    for seed in seeds {
+        let mut world = World::of_knowledge(Faults::STORM, seed, samples);
+        world.run().unwrap_or_else(|what| panic!("seed {seed}: {what}"));
+        for (key, outcome) in world.history.outcomes {
+            let first = outcomes.entry(key).or_insert(outcome);
+            assert_eq!(*first, outcome, "seed {seed}: the same set, another outcome");
+        }
+    }
+}
+
+#[test]
+fn knowledge_passes_storms_and_each_tier_has_a_model_of_its_own() {
+    storms_of_knowledge(0..40, 30);
+}
+
+#[test]
+fn knowledge_in_chunks_makes_it_both_ways() {
+    storms_of_knowledge(0..2, 5_000);
+}
+
+#[test]
+fn each_owner_learns_before_it_passes_on_and_the_ledger_says_so() {
+    let mut world = World::of_knowledge(Faults::NONE, 1, 30);
+    world.run().unwrap();
+    for (node, times) in [("cloud", 3), ("edge-a", 3), ("a1", 0)] {
+        let entries = world.nodes[&id(node)].store.entries(0, 1_000).unwrap();
+        let texts: Vec<_> = entries.iter().map(|entry| String::from_utf8_lossy(entry)).collect();
+        let distilled = texts.iter().filter(|text| text.contains("\"distil\"")).count();
+        assert_eq!(distilled, times, "{node}");
+    }
+    let adapters: Vec<_> = ["cloud", "edge-a", "edge-b", "a1", "b1"]
+        .map(|node| world.history.applied[&id(node)].last().unwrap().1)
+        .into();
+    let different: std::collections::BTreeSet<_> = adapters.iter().collect();
+    assert_eq!(different.len(), adapters.len(), "no adapter travelled");
+}
+
+#[test]
+fn a_cloud_may_die_anywhere_in_rounds_of_knowledge() {
+    crash_matrix_of("cloud", || World::of_knowledge(Faults::NONE, 3, 30));
+}
+
+#[test]
+fn a_relay_may_die_anywhere_in_rounds_of_knowledge() {
+    crash_matrix_of("edge-b", || World::of_knowledge(Faults::NONE, 3, 30));
+}
+
+#[test]
+fn a_device_may_die_anywhere_in_rounds_of_knowledge() {
+    crash_matrix_of("b2", || World::of_knowledge(Faults::NONE, 3, 30));
+}
+
 #[test]
 fn the_same_seed_gives_the_same_trace() {
     let trace = |seed| storm(seed).unwrap().trace();
@@ -77,7 +132,11 @@ fn the_same_seed_gives_the_same_trace() {
 
 /// Dies in each step that changes the store, before the transaction and after 0 to 3 effects.
 fn crash_matrix(node: &str) {
-    let mut calm = World::new(Faults::NONE, 3);
+    crash_matrix_of(node, || World::new(Faults::NONE, 3));
+}
+
+fn crash_matrix_of(node: &str, world: impl Fn() -> World) {
+    let mut calm = world();
     calm.settings.versions = 2;
     calm.run().unwrap();
     let steps = calm.nodes[&id(node)].steps;
@@ -85,7 +144,7 @@ fn crash_matrix(node: &str) {
     let moments = (0..4).map(Moment::AfterEffects).chain([Moment::BeforeCommit]);
     for at in moments {
         for step in 0..steps {
-            let mut world = World::new(Faults::NONE, 3);
+            let mut world = world();
             world.settings.versions = 2;
             world.crashes = vec![Crash { node: node.into(), step, at }];
             world.run().unwrap_or_else(|what| panic!("{node} dies in {step}, {at:?}: {what}"));

@@ -54,6 +54,13 @@ impl World {
         Self::of_size(faults, seed, 8, Coding::Int8)
     }
 
+    /// The same where each node has a model of its own, and they say what they think of `samples` inputs.
+    pub(crate) fn of_knowledge(faults: Faults, seed: u64, samples: u32) -> Self {
+        let mut world = Self::of_size(faults, seed, 8, Coding::Int8);
+        world.settings.plan = fixture::knowledge_plan(samples);
+        world
+    }
+
     /// The same with an adapter of another size.
     pub(crate) fn of_size(faults: Faults, seed: u64, width: usize, coding: Coding) -> Self {
         let settings = Settings {
@@ -365,6 +372,10 @@ impl World {
                         Input::Combined { offer: job.offer, outcome: learner::combine(job, &blob) }
                     }
                     Job::Front(_) | Job::Back { .. } => return, // no model is split here
+                    Job::Distil(task) => Input::Distilled {
+                        offer: task.offer,
+                        outcome: Ok(learner::distil(name, task, &blob)),
+                    },
                 };
                 let delay = 50 + self.below(400);
                 self.after(delay, Event::Worked { node: name.clone(), life, input });

@@ -651,6 +651,7 @@ fn a_run_that_was_cut_off_goes_on_and_ends_as_one_that_was_not() {
         prox_mu: 0.1,
         distill_lambda: 0.0,
         class_targets: None,
+        lesson: None,
         seed: 5,
         epochs: None,
         class_logits: true,

@@ -176,6 +176,8 @@ impl Learner for LanguageLearner {
         Ok(Trained {
             adapter,
             class_logits: ClassLogits { mean_logits: Vec::new(), counts: Vec::new() },
+            reference_logits: Vec::new(),
+            prototypes: None,
             num_examples: texts.lengths.len() as u64,
             steps: u32::try_from(losses.len()).unwrap_or(u32::MAX),
             loss_first: mean(losses.iter().take(tenth)),

@@ -79,7 +79,7 @@ pub fn pretrain(
         let all: Vec<usize> = (0..data.num_examples()).collect();
         let (x, y) = learner.gather(&data, &all, &mut signals)?;
         let rate = config.learning_rate * schedule(step, config.steps);
-        let loss = run.step(&x, &y, rate, &Terms::default())?;
+        let loss = run.step(Some((&x, &y)), None, rate, &Terms::default())?;
         if progress(Progress { step, loss }) == Control::Stop {
             break;
         }

@@ -228,7 +228,23 @@ impl SignalTransformer {
     /// # Errors
     /// [`LearnError::Engine`] when the input has another shape.
     pub fn forward(&self, spectra: &Tensor) -> Result<Tensor, LearnError> {
-        self.head.forward(&self.top.forward(&self.stem.forward(spectra)?)?)
+        self.classify(&self.embed(spectra)?)
+    }
+
+    /// Spectra `[n, tokens, bins]` to embeddings `[n, d_model]`: what the head sees.
+    ///
+    /// # Errors
+    /// [`LearnError::Engine`] when the input has another shape.
+    pub fn embed(&self, spectra: &Tensor) -> Result<Tensor, LearnError> {
+        self.top.forward(&self.stem.forward(spectra)?)
+    }
+
+    /// Embeddings `[n, d_model]` to logits `[n, classes]`.
+    ///
+    /// # Errors
+    /// [`LearnError::Engine`] when the input has another shape.
+    pub fn classify(&self, embeddings: &Tensor) -> Result<Tensor, LearnError> {
+        self.head.forward(embeddings)
     }
 }
 

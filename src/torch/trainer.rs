@@ -1,7 +1,8 @@
 //! Local training of an adapter on one device's windows.
 //!
 //! ```text
-//! seeded batch -> augmented -> spectra -> model(base + adapter) -> CE (+ FedDistill)
+//! seeded batch -> augmented -> spectra -> model(base + adapter) -> CE (+ FedDistill, FedProto)
+//! reference batch ----------> spectra -> model(base + adapter) -> CE with a lesson's targets
 //!      flat  <- AdamW <- gradient + mu (w - start)
 //! ```
 
@@ -17,8 +18,8 @@ use super::signal::{SignalTransformer, SignalTransformerConfig, Spectra};
 use super::weights::Weights;
 use super::{dim, evaluate, tensor, use_threads};
 use crate::learn::{
-    Augment, Batches, ClassLogits, Control, Examples, LearnError, Learner, Progress, TensorSet,
-    TrainJob, Trained, Windows,
+    Augment, Batches, ClassLogits, Control, Examples, LearnError, Learner, Lesson, Progress,
+    Prototypes, TensorSet, TrainJob, Trained, Windows,
 };
 use crate::rng::Stream;
 
@@ -97,8 +98,17 @@ impl SignalLearner {
 
     fn check(&self, data: &Windows, job: &TrainJob) -> Result<(), LearnError> {
         let model = &self.config.model;
-        check_windows(data, model)?;
+        let taught = job.lesson.as_ref().filter(|lesson| lesson.windows.num_examples() > 0);
+        if data.num_examples() > 0 || taught.is_none() {
+            check_windows(data, model)?;
+        }
+        if let Some(lesson) = taught {
+            check_windows(&lesson.windows, model)?;
+        }
         job.check()?;
+        if let Some(lesson) = &job.lesson {
+            lesson.check(model.classes as usize)?;
+        }
         job.class_targets.as_ref().map_or(Ok(()), |targets| check_targets(targets, data.classes))
     }
 }
@@ -126,19 +136,49 @@ impl Learner for SignalLearner {
             }
             _ => None,
         };
-        let prior =
-            if self.config.correct_prior { Some(log_prior(&class_counts(data))?) } else { None };
+        let lesson = job.lesson.as_ref().filter(|lesson| lesson.windows.num_examples() > 0);
+        let mut references = lesson.map(|lesson| {
+            Batches::new(lesson.windows.num_examples(), Stream::new(job.seed, "reference"))
+        });
+        let classes = self.config.model.classes as usize;
+        let width = self.config.model.block.d_model as usize;
+        let pull = match &job.lesson {
+            Some(Lesson { prototypes: Some(points), prototype_weight, .. })
+                if points.width() == width && *prototype_weight > 0.0 =>
+            {
+                Some(Pull::new(points, *prototype_weight)?)
+            }
+            _ => None,
+        };
+        let own = data.num_examples() > 0;
+        let prior = if own && self.config.correct_prior {
+            Some(log_prior(&class_counts(data))?)
+        } else {
+            None
+        };
         let terms = Terms {
             prox_mu: job.prox_mu.into(),
             log_prior: prior.as_ref(),
             distill: distill.as_ref(),
+            pull: pull.as_ref(),
         };
+        let size = job.batch_size as usize;
         let mut losses = Vec::new();
         let steps = job.steps_over(data.num_examples());
         for step in 1..=steps {
-            let batch = batches.next(job.batch_size as usize);
-            let (x, y) = self.gather(data, &batch, &mut changes)?;
-            let loss = run.step(&x, &y, job.rate_at(step, steps).into(), &terms)?;
+            let batch = match own {
+                true => Some(self.gather(data, &batches.next(size), &mut changes)?),
+                false => None,
+            };
+            let taught = match (lesson, &mut references) {
+                (Some(lesson), Some(references)) => {
+                    Some(self.teach(lesson, &references.next(size), classes)?)
+                }
+                _ => None,
+            };
+            let batch = batch.as_ref().map(|(x, y)| (x, y));
+            let rate = job.rate_at(step, steps).into();
+            let loss = run.step(batch, taught.as_ref(), rate, &terms)?;
             losses.push(loss);
             if progress(Progress { step, loss }) == Control::Stop {
                 break;
@@ -146,12 +186,20 @@ impl Learner for SignalLearner {
         }
         let weights = run.weights()?;
         let model = SignalTransformer::new(&Parts::bare(&weights), &self.config.model)?;
-        let logits = evaluate::logits(&model, &self.spectra, &data.x, data.len)?;
+        let (embeddings, logits) = evaluate::both(&model, &self.spectra, &data.x, data.len)?;
+        let reference_logits = match lesson {
+            Some(Lesson { windows, .. }) => {
+                evaluate::logits(&model, &self.spectra, &windows.x, windows.len)?
+            }
+            None => Vec::new(),
+        };
         let adapter = self.plan.unflatten(&run.flat)?;
         adapter.check_finite()?;
         Ok(Trained {
             adapter,
-            class_logits: ClassLogits::of(&logits, &data.labels, data.classes),
+            class_logits: ClassLogits::of(&logits, &data.labels, classes),
+            reference_logits,
+            prototypes: Prototypes::of(&embeddings, &data.labels, classes).ok(),
             num_examples: data.num_examples() as u64,
             steps: u32::try_from(losses.len()).unwrap_or(u32::MAX),
             loss_first: mean(losses.iter().take(losses.len().div_ceil(10))),
@@ -219,6 +267,29 @@ pub(super) fn check_targets(targets: &ClassLogits, classes: usize) -> Result<(),
         Some(index) => Err(LearnError::NotFinite { name: "class targets".into(), index }),
         None => Ok(()),
     }
+
+    /// Spectra and targets of reference samples, as they are.
+    fn teach(
+        &self,
+        lesson: &Lesson,
+        batch: &[usize],
+        classes: usize,
+    ) -> Result<Taught, LearnError> {
+        let mut x = Vec::with_capacity(batch.len() * lesson.windows.len);
+        let mut targets = Vec::with_capacity(batch.len() * classes);
+        for at in batch {
+            let target = lesson.targets.chunks_exact(classes).nth(*at);
+            let (Some(row), Some(target)) = (lesson.windows.row(*at), target) else { continue };
+            x.extend_from_slice(row);
+            targets.extend_from_slice(target);
+        }
+        let shape = [dim(targets.len() / classes)?, dim(classes)?];
+        Ok(Taught {
+            x: self.spectra.forward(&x)?,
+            targets: tensor(&targets, &shape)?,
+            weight: lesson.weight.into(),
+        })
+    }
 }
 
 /// Checks that windows fit a model.
@@ -257,6 +328,46 @@ pub(super) struct Terms<'a> {
     pub(super) log_prior: Option<&'a Tensor>,
     /// The federation's soft labels.
     pub(super) distill: Option<&'a Distill>,
+    /// The federation's prototypes.
+    pub(super) pull: Option<&'a Pull>,
+}
+
+/// A batch of a lesson.
+#[derive(Debug)]
+pub(super) struct Taught {
+    /// `[n, tokens, bins]`.
+    x: Tensor,
+    /// `[n, C]` probabilities.
+    targets: Tensor,
+    weight: f64,
+}
+
+/// FedProto's term: the squared distance to the class's prototype (arXiv:2105.00243).
+#[derive(Debug)]
+pub(super) struct Pull {
+    /// `[C, E]`.
+    points: Tensor,
+    /// `[C]`: lambda where the class has a point, else 0.
+    weights: Tensor,
+}
+
+impl Pull {
+    fn new(prototypes: &Prototypes, weight: f32) -> Result<Self, LearnError> {
+        let classes = dim(prototypes.counts.len())?;
+        let known = |n: &u64| if *n > 0 { weight } else { 0.0 };
+        let weights: Vec<f32> = prototypes.counts.iter().map(known).collect();
+        Ok(Self {
+            points: tensor(&prototypes.means, &[classes, dim(prototypes.width())?])?,
+            weights: tensor(&weights, &[classes])?,
+        })
+    }
+
+    /// Mean over the batch and over the values of an embedding.
+    fn loss(&self, embeddings: &Tensor, y: &Tensor) -> Result<Tensor, LearnError> {
+        let away = embeddings.f_sub(&self.points.f_index_select(0, y)?)?.f_square()?;
+        let each = away.f_mean_dim([1].as_slice(), false, Kind::Float)?;
+        Ok(each.f_mul(&self.weights.f_index_select(0, y)?)?.f_mean(Kind::Float)?)
+    }
 }
 
 /// FedDistill's targets: a softmax a class (arXiv:1811.11479).
@@ -299,19 +410,40 @@ pub(super) struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// One optimiser step on spectra `[n, tokens, bins]` and labels `[n]`; gives the mean loss
-    /// without the proximal term.
+    /// One optimiser step on own spectra `[n, tokens, bins]` with labels `[n]`, on a lesson's batch, or on
+    /// both; gives the mean loss on the own ones (else on the lesson) without the proximal term.
     pub(super) fn step(
         &mut self,
-        x: &Tensor,
-        y: &Tensor,
+        own: Option<(&Tensor, &Tensor)>,
+        taught: Option<&Taught>,
         learning_rate: f64,
         terms: &Terms<'_>,
     ) -> Result<f32, LearnError> {
         let weights = self.weights()?;
         let model = SignalTransformer::new(&Parts::bare(&weights), &self.learner.config.model)?;
-        let loss = batch_loss(&model.forward(x)?, y, terms)?;
-        let value = loss.f_double_value(&[])?;
+        let mut parts = Vec::new();
+        if let Some((x, y)) = own {
+            let embeddings = model.embed(x)?;
+            let mut loss = batch_loss(&model.classify(&embeddings)?, y, terms)?;
+            if let Some(pull) = terms.pull {
+                loss = loss.f_add(&pull.loss(&embeddings, y)?)?;
+            }
+            parts.push(loss);
+        }
+        if let Some(taught) = taught {
+            let said = model.forward(&taught.x)?.f_log_softmax(-1, Kind::Float)?;
+            let cross = said.f_mul(&taught.targets)?;
+            let each = cross.f_sum_dim_intlist([1].as_slice(), false, Kind::Float)?;
+            parts.push(each.f_mean(Kind::Float)?.f_mul_scalar(-taught.weight)?);
+        }
+        let Some(first) = parts.first() else {
+            return Err(LearnError::NoUpdates);
+        };
+        let value = first.f_double_value(&[])?;
+        let loss = match parts.get(1) {
+            Some(second) => first.f_add(second)?,
+            None => first.shallow_clone(),
+        };
         if !value.is_finite() {
             return Err(LearnError::NotFinite { name: "loss".into(), index: 0 });
         }
@@ -445,6 +577,7 @@ pub(super) mod tests {
             prox_mu: 0.0,
             distill_lambda: 0.0,
             class_targets: None,
+            lesson: None,
             seed: 4,
             epochs: None,
             class_logits: true,

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::blob::Blob;
 use super::codec::{CodecError, decode, encode};
 use super::frame::Frame;
+use super::knowledge::{Knowledge, KnowledgePlan};
 use super::packed::Coding;
 use crate::ids::{Digest, Name, RoundNo, UpdateId, Version};
 
@@ -141,6 +142,9 @@ pub struct Plan {
     /// Whole passes over its own examples that a member does, > 0, instead of `local_steps`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub local_epochs: Option<u32>,
+    /// A round of knowledge: each node has a model of its own, and none of it travels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub knowledge: Option<KnowledgePlan>,
 }
 
 /// A round's owner offers work. Its digest names the round's task.
@@ -165,6 +169,9 @@ pub struct Offer {
     pub deadline_ms: u64,
     /// A relay's inner round names the outer offer that it serves.
     pub outer: Option<Digest>,
+    /// What the tiers above know, in a round of knowledge; the adapter is empty then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub knowledge: Option<Knowledge>,
 }
 
 /// A member says whether it takes part. Not durable: the contribution is what counts.
@@ -203,6 +210,9 @@ pub struct Contribution {
     pub delta: Option<Blob>,
     /// Mean logits a class.
     pub class_logits: Option<ClassSummary>,
+    /// What the member's model says, in a round of knowledge.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub knowledge: Option<Knowledge>,
 }
 
 /// Mean logits a class with counts, in the bytes of the wire.
@@ -254,6 +264,9 @@ pub struct Result {
     pub contributors: u32,
     /// SHA-256 over the update ids in the order of their senders.
     pub contributor_set: Digest,
+    /// What the owner knows now, in a round of knowledge; the adapter is empty then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub knowledge: Option<Knowledge>,
 }
 
 /// Asks a neighbour for something that it has.

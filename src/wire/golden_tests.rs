@@ -5,9 +5,9 @@ use std::path::PathBuf;
 
 use super::{
     Answer, BaseChunk, BaseFile, Blob, Body, Cells, Checkpoint, Chunk, ClassSummary, Coding,
-    Command, Contribution, Frame, Get, Kind, Manifest, Offer, PackedSet, PackedTensor, Plan,
-    Receipt, Result as RoundResult, Settled, SplitCoding, SplitMessage, Verdict, Wanted, decode,
-    encode,
+    Command, Contribution, Frame, Get, Kind, Knowledge, KnowledgePlan, Manifest, Merging, Offer,
+    PackedSet, PackedTensor, Plan, Receipt, Reference, Result as RoundResult, Settled, SplitCoding,
+    SplitMessage, Verdict, Wanted, decode, encode,
 };
 use crate::ids::{BootId, Digest, Name, UpdateId};
 use crate::time::Wall;
@@ -32,6 +32,7 @@ fn plan() -> Plan {
         seed: u64::MAX,
         final_rate: None,
         local_epochs: None,
+        knowledge: None,
     }
 }
 
@@ -43,6 +44,7 @@ fn summary() -> ClassSummary {
 
 fn offer() -> Offer {
     Offer {
+        knowledge: None,
         round: 7,
         model: Name::new("bearing").unwrap(),
         base: Digest([0xba; 32]),
@@ -62,6 +64,7 @@ fn offer_of_epochs() -> Offer {
 
 fn contribution() -> Contribution {
     Contribution {
+        knowledge: None,
         offer: Digest([0x0f; 32]),
         version: 6,
         num_examples: 1_000,
@@ -82,6 +85,7 @@ fn contribution() -> Contribution {
 
 fn result() -> RoundResult {
     RoundResult {
+        knowledge: None,
         offer: Digest([0x0f; 32]),
         version: 7,
         adapter: Blob::Inline(vec![4, 5, 6]),
@@ -89,6 +93,31 @@ fn result() -> RoundResult {
         contributors: 3,
         contributor_set: Digest([0xc5; 32]),
     }
+}
+
+fn said() -> Knowledge {
+    Knowledge { set: Blob::Inline(vec![7, 8, 9]), counts: vec![300, 0] }
+}
+
+/// An offer where each node has a model of its own.
+fn offer_of_knowledge() -> Offer {
+    let knowledge = KnowledgePlan {
+        prototypes: true,
+        reference_logits: true,
+        reference: Some(Reference {
+            generator: Name::new("bearing-physics-1").unwrap(),
+            seed: 1,
+            count: 600,
+            digest: Digest([0x4e; 32]),
+        }),
+        labels: Digest([0x1a; 32]),
+        alpha: 0.5,
+        reference_weight: 1.0,
+        prototype_weight: 0.25,
+        merging: Merging::Median,
+    };
+    let plan = Plan { adapter_delta: false, knowledge: Some(knowledge), ..plan() };
+    Offer { adapter: Blob::Inline(Vec::new()), plan, knowledge: Some(said()), ..offer() }
 }
 
 /// One of each kind, and the other variants of those that have some.
@@ -115,6 +144,24 @@ fn bodies() -> Vec<(&'static str, Body)> {
         (
             "contribution_logits_only",
             Body::Contribution(Contribution { delta: None, stacked: false, ..contribution() }),
+        ),
+        ("offer_of_knowledge", Body::Offer(offer_of_knowledge())),
+        (
+            "contribution_of_knowledge",
+            Body::Contribution(Contribution {
+                delta: None,
+                stacked: false,
+                knowledge: Some(said()),
+                ..contribution()
+            }),
+        ),
+        (
+            "result_of_knowledge",
+            Body::Result(RoundResult {
+                adapter: Blob::Inline(Vec::new()),
+                knowledge: Some(said()),
+                ..result()
+            }),
         ),
         ("receipt", receipt(Verdict::Accepted)),
         ("receipt_late", receipt(Verdict::Late)),

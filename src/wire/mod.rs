@@ -12,6 +12,7 @@ mod frame;
 #[cfg(test)]
 mod golden_tests;
 mod head;
+mod knowledge;
 mod packed;
 
 pub use blob::{Blob, Manifest};
@@ -23,6 +24,7 @@ pub use codec::{CodecError, decode, encode, split_pair};
 pub use envelope::{Envelope, Signature};
 pub use frame::{Cells, Frame, MAX_SPLIT_BYTES, Settled, SplitCoding, SplitMessage};
 pub use head::Head;
+pub use knowledge::{Knowledge, KnowledgePlan, Merging, Reference};
 pub use packed::{Coding, PackedSet, PackedTensor};
 
 /// Largest sealed control message in bytes: head, envelope and a body of inlined state.

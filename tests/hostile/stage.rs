@@ -193,6 +193,7 @@ impl Stage {
             stacked: false,
             delta: Some(Blob::Inline(packed(0.25))),
             class_logits: None,
+            knowledge: None,
         };
         change(&mut contribution);
         self.forge(sender, offer.round, 1, &Body::Contribution(contribution))
@@ -211,6 +212,7 @@ impl Stage {
             plan: learning.plan,
             deadline_ms: 60_000,
             outer: None,
+            knowledge: None,
         };
         change(&mut offer);
         let parent = self.parent();
@@ -228,6 +230,7 @@ impl Stage {
             class_targets: None,
             contributors: 2,
             contributor_set: Digest([0; 32]),
+            knowledge: None,
         };
         let parent = self.parent();
         let mut forged = self.forge(&parent, 1, 1, &Body::Result(result));

@@ -60,6 +60,8 @@ impl Learner for Toy {
         Ok(Trained {
             adapter: adapter(start + (self.0 - start) / 2.0),
             class_logits: ClassLogits { mean_logits: vec![0.5; 4], counts: vec![60, 60] },
+            reference_logits: Vec::new(),
+            prototypes: None,
             num_examples: data.num_examples() as u64,
             steps: job.steps,
             loss_first: 1.0,
@@ -377,6 +379,7 @@ pub(crate) fn learning(versions: u64) -> Learning {
             min_cell: 20,
             seed: 1,
             local_epochs: None,
+            knowledge: None,
         },
         gate: Gate::from(Profile::Standard),
         quorum: 0.6,
@@ -391,6 +394,8 @@ pub(crate) fn learning(versions: u64) -> Learning {
         resync_ms: 15_000,
         chunk_bytes: 65_536,
         split: None,
+        reference: None,
+        distils: None,
     }
 }
 

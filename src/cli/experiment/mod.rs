@@ -3,6 +3,7 @@
 mod cascade;
 mod excavators;
 mod niid;
+mod relay;
 
 use std::io::Write;
 
@@ -45,6 +46,9 @@ enum Experiment {
     /// Tiers that answer together, on bearings and work orders
     #[command(after_help = cascade::RUN_HELP)]
     Cascade(cascade::RunArgs),
+    /// Models of three kinds at three tiers teach each other, on bearings
+    #[command(after_help = relay::RUN_HELP)]
+    Relay(relay::RunArgs),
 }
 
 /// Runs `gaisnet experiment`.
@@ -56,6 +60,7 @@ pub(super) fn run(args: &ExperimentArgs, out: &mut dyn Write) -> anyhow::Result<
         }
         ExperimentCommand::Run { experiment: Experiment::Niid(args) } => niid::run(args, out),
         ExperimentCommand::Run { experiment: Experiment::Cascade(args) } => cascade::run(args, out),
+        ExperimentCommand::Run { experiment: Experiment::Relay(args) } => relay::run(args, out),
     }
 }
 
@@ -99,7 +104,7 @@ impl Drop for Temporary {
     }
 }
 
-const KNOWN: [(&str, &str); 3] = [
+const KNOWN: [(&str, &str); 4] = [
     (
         "excavators",
         "a language model on the work orders of five machines: alone, federated, all in one place",
@@ -109,6 +114,7 @@ const KNOWN: [(&str, &str); 3] = [
         "images dealt out unevenly among ten clients: accuracy by data set, split and strategy",
     ),
     ("cascade", "a device, its edge and a bound on wrong answers: who answers what, and how well"),
+    ("relay", "models of three kinds at three tiers teach each other, without weights or data"),
 ];
 
 const LIST_HELP: &str = "\

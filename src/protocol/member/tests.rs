@@ -13,6 +13,7 @@ fn member() -> Member {
 
 fn offer(round: RoundNo, version: Version) -> Offer {
     Offer {
+        knowledge: None,
         round,
         model: Name::new("m").unwrap(),
         base: Digest([1; 32]),
@@ -39,6 +40,7 @@ fn digest(offer: &Offer) -> Digest {
 
 fn work() -> Work {
     Work {
+        knowledge: None,
         update: Some(first_adapter(4)),
         class_logits: None,
         num_examples: 100,
@@ -266,6 +268,7 @@ fn an_offer_that_waited_is_looked_at_again_before_it_begins() {
     say(&mut member, 1, offer(2, 0)); // an older one doesn't push out a newer one
     assert_eq!(member.next.as_ref().unwrap().offer.round, 3);
     let result = RoundResult {
+        knowledge: None,
         offer: digest(&one),
         version: 1,
         adapter: Blob::of(&first_adapter(4), 4096),
@@ -291,6 +294,7 @@ fn versions_rise_only_and_a_late_joiner_asks_for_the_latest() {
     assert!(start.iter().any(latest));
     let result = |version| {
         Body::Result(RoundResult {
+            knowledge: None,
             offer: Digest([0; 32]),
             version,
             adapter: Blob::of(&first_adapter(4), 4096),
@@ -347,6 +351,7 @@ fn an_adapter_of_another_model_is_neither_trained_from_nor_served_and_its_twin_i
     let of = |width| Blob::of(&first_adapter(width), 4096);
     let result = |width| {
         let result = RoundResult {
+            knowledge: None,
             offer: Digest([0; 32]),
             version: 1,
             adapter: of(width),

@@ -1,14 +1,16 @@
 //! How contributions come in: repeat? sound? its bytes here? Then it counts, now or later.
 
+use super::super::effect::Said;
 use super::super::effect::{CombineInput, Effect};
 use super::super::guard::{self, Guard};
+use super::super::knowledge;
 use super::super::update;
 use super::Round;
 use super::state::{self, Closing, Counted, Open, Phase, RECENT, Task, put};
 use crate::ids::{Digest, NodeId};
 use crate::ledger::{Event, Word};
 use crate::trust::Verified;
-use crate::wire::{Blob, Body, Contribution, Receipt, Verdict};
+use crate::wire::{Blob, Body, Contribution, KnowledgePlan, Receipt, Verdict};
 
 impl Round {
     pub(super) fn contribution(
@@ -29,7 +31,7 @@ impl Round {
             out.push(Effect::Count("disk_full"));
             return;
         }
-        match &contribution.delta {
+        match blob_of(contribution) {
             Some(Blob::Manifest(manifest)) => {
                 out.push(Effect::Fetch {
                     from: message.sender().clone(),
@@ -46,7 +48,7 @@ impl Round {
 
     pub(super) fn fetched(&mut self, digest: Digest, bytes: &[u8], out: &mut Vec<Effect>) {
         let complete = |message: &&Verified| match message.body() {
-            Body::Contribution(c) => c.delta.as_ref().is_some_and(|blob| blob.sha256() == digest),
+            Body::Contribution(c) => blob_of(c).is_some_and(|blob| blob.sha256() == digest),
             _ => false,
         };
         let ready: Vec<Verified> = self.waiting.values().filter(complete).cloned().collect();
@@ -97,20 +99,26 @@ impl Round {
         &mut self,
         message: &Verified,
         contribution: &Contribution,
-        delta: Option<&[u8]>,
+        bytes: Option<&[u8]>,
         out: &mut Vec<Effect>,
     ) {
-        if let Some(bytes) = delta
-            && let Err(error) = update::check(bytes, &self.layout, contribution.stacked)
-        {
-            self.refuse(message, error.kind(), out);
-            return;
-        }
         let Some(task) = self.task(&contribution.offer) else {
             self.refuse(message, "unknown_offer", out);
             return;
         };
-        if let Some(Blob::Inline(bytes)) = &contribution.delta {
+        let sound = match (bytes, &task.knowledge) {
+            (None, _) => Ok(()),
+            (Some(bytes), None) => update::check(bytes, &self.layout, contribution.stacked),
+            (Some(bytes), Some(plan)) => {
+                let counts = contribution.knowledge.as_ref().map_or(&[][..], |k| &k.counts);
+                knowledge::unpack(plan, bytes, counts).map(drop)
+            }
+        };
+        if let Err(error) = sound {
+            self.refuse(message, error.kind(), out);
+            return;
+        }
+        if let Some(Blob::Inline(bytes)) = blob_of(contribution) {
             out.push(Effect::SaveBlob(bytes.clone()));
         }
         let (sender, update) = (message.sender().clone(), message.update_id());
@@ -130,6 +138,11 @@ impl Round {
             stacked: contribution.stacked,
             base: task.adapter,
             class_logits: contribution.class_logits.clone(),
+            knowledge: contribution.knowledge.as_ref().map(|knowledge| Said {
+                set: knowledge.set.sha256(),
+                counts: knowledge.counts.clone(),
+                reference: reference_of(&task),
+            }),
         };
         if let Phase::Open(open) = &mut self.phase
             && open.digest == contribution.offer
@@ -181,17 +194,24 @@ impl Round {
         {
             return Err("wrong_contribution_kind");
         }
+        let wants = task.knowledge.as_ref().is_some_and(KnowledgePlan::asks_for_a_set);
+        if wants != contribution.knowledge.is_some() {
+            return Err("wrong_contribution_kind");
+        }
         if self.config.split.is_some() && self.back(message.sender(), &contribution.offer).is_none()
         {
             return Err("no_back_half");
         }
-        if !contribution.delta.as_ref().is_none_or(Blob::is_sound) {
+        if !blob_of(contribution).is_none_or(Blob::is_sound) {
             return Err("unsound_blob");
         }
-        match &contribution.class_logits {
-            Some(summary) => update::check_summary(summary).map_err(|error| error.kind()),
-            None => Ok(()),
+        if let Some(summary) = &contribution.class_logits {
+            update::check_summary(summary).map_err(|error| error.kind())?;
         }
+        let Some(plan) = &task.knowledge else { return Ok(()) };
+        let counts = contribution.knowledge.as_ref().map(|knowledge| knowledge.counts.as_slice());
+        let summary = contribution.class_logits.as_ref();
+        knowledge::check_claims(plan, contribution.num_examples, counts, summary)
     }
 
     /// What an offer asked for, while it is open or remembered.
@@ -233,4 +253,14 @@ impl Round {
         let body = Body::Receipt(Receipt { update, verdict });
         self.send(super::To::Child(to.clone()), body, super::Delivery::Volatile)
     }
+}
+
+/// The one blob that a contribution has: a delta, or knowledge.
+pub(super) fn blob_of(contribution: &Contribution) -> Option<&Blob> {
+    let knowledge = contribution.knowledge.as_ref().map(|knowledge| &knowledge.set);
+    contribution.delta.as_ref().or(knowledge)
+}
+
+fn reference_of(task: &Task) -> Option<Digest> {
+    Some(task.knowledge.as_ref()?.reference.as_ref()?.digest)
 }

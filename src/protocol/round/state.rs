@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 use super::super::effect::{CombineInput, Effect};
 use super::{Back, Round};
 use crate::ids::{Digest, NodeId, RoundNo, UpdateId, Version};
-use crate::wire::{Blob, ClassSummary, CodecError, Offer, decode, encode};
+use crate::wire::{
+    Blob, ClassSummary, CodecError, Knowledge, KnowledgePlan, Offer, decode, encode,
+};
 
 pub(super) const EPOCH: &str = "round/epoch";
 pub(super) const GLOBAL: &str = "round/global";
@@ -16,6 +18,7 @@ pub(super) const NUMBER: &str = "round/number";
 pub(super) const RECENT: &str = "round/recent";
 pub(super) const NORMS: &str = "round/norms";
 pub(super) const PAUSED: &str = "round/paused";
+pub(super) const OWN: &str = "round/own";
 /// Most bytes of one state value when it is read back.
 const STATE_CAP: usize = 64 << 20;
 const LATE: &str = "round/late/";
@@ -34,6 +37,9 @@ pub(super) struct Global {
     /// The adapter that `adapter` is the front of, where members train a front.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) whole: Option<Digest>,
+    /// What is known now, where knowledge travels and adapters don't.
+    #[serde(default)]
+    pub(super) knowledge: Option<Knowledge>,
 }
 
 /// What a result says beside the version itself.
@@ -42,6 +48,16 @@ pub(super) struct Told {
     pub(super) offer: Digest,
     pub(super) contributors: u32,
     pub(super) contributor_set: Digest,
+    /// It was a round of knowledge.
+    #[serde(default)]
+    pub(super) knowledge: bool,
+}
+
+/// What the node's own model has learned from its members; good on one base only.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Own {
+    pub(super) base: Digest,
+    pub(super) adapter: Digest,
 }
 
 /// What may be known about a round depends on where it is.
@@ -91,6 +107,8 @@ pub(super) struct Task {
     pub(super) adapter: Digest,
     pub(super) adapter_delta: bool,
     pub(super) class_logits: bool,
+    #[serde(default)]
+    pub(super) knowledge: Option<KnowledgePlan>,
 }
 
 /// A contribution that has its receipt. A repeat gets the same one.
@@ -108,6 +126,7 @@ impl Task {
             adapter: whole.unwrap_or_else(|| offer.adapter.sha256()),
             adapter_delta: offer.plan.adapter_delta,
             class_logits: offer.plan.class_logits,
+            knowledge: offer.plan.knowledge.clone(),
         }
     }
 }
@@ -132,6 +151,7 @@ impl Round {
                 let back: Back = decode(value, STATE_CAP)?;
                 self.backs.insert(back.device.clone(), back);
             }
+            OWN => self.own = decode(value, STATE_CAP)?,
             _ if key.starts_with(LATE) => {
                 let input: CombineInput = decode(value, STATE_CAP)?;
                 self.late.insert(input.update, input);

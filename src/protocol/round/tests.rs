@@ -67,6 +67,7 @@ impl Bench {
     fn work(&self, seed: u8) -> Contribution {
         let (offer, body) = self.offer();
         Contribution {
+            knowledge: None,
             offer,
             version: body.version,
             num_examples: 100,
@@ -107,6 +108,7 @@ impl Bench {
     fn combine_weighed(&mut self, weighed: Vec<Weighed>) -> Vec<Effect> {
         let (offer, _) = self.offer();
         let outcome = Ok(Work {
+            knowledge: None,
             update: Some(first_adapter(4)),
             class_logits: None,
             num_examples: 300,
@@ -604,6 +606,7 @@ fn a_relay_adopts_while_its_round_is_open_and_its_round_goes_on_as_offered() {
     let mut effects = Vec::new();
     bench.round.open(Some(Digest([5; 32])), 9_000, &mut effects);
     let result = RoundResult {
+        knowledge: None,
         offer: Digest([4; 32]),
         version: 2,
         adapter: Blob::of(&first_adapter(4), 4096),

@@ -1,0 +1,115 @@
+//! `gaisnet experiment run relay`: models of three kinds at three tiers teach each other, on bearings.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::cli::Exit;
+
+/// Arguments of `gaisnet experiment run relay`.
+#[derive(Debug, Args)]
+pub(super) struct RunArgs {
+    /// The first of three seeds
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Rounds of each strategy
+    #[arg(long)]
+    rounds: Option<u64>,
+    /// Threads of a training lane
+    #[arg(long)]
+    threads: Option<u16>,
+    /// Seconds without any news until it gives up
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    patience: u64,
+    /// Writes report.json into this folder; the nodes' stores stay there too
+    #[arg(long, value_name = "FOLDER")]
+    out: Option<PathBuf>,
+    /// One JSON object instead of the table
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) const RUN_HELP: &str = "\
+Examples:
+  gaisnet experiment run relay
+  gaisnet experiment run relay --seed 4 --out results --json";
+
+/// Runs `gaisnet experiment run relay`.
+#[cfg(not(feature = "torch"))]
+pub(super) fn run(_: &RunArgs, _: &mut dyn Write) -> anyhow::Result<Exit> {
+    anyhow::bail!(
+        "this gaisnet was built without libtorch: build it with the feature torch (make build)"
+    )
+}
+
+/// Runs `gaisnet experiment run relay`: three seeds from the first on, each strategy.
+#[cfg(feature = "torch")]
+pub(super) fn run(args: &RunArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
+    use std::num::NonZeroU16;
+    use std::path::Path;
+
+    use anyhow::Context;
+
+    use super::{Temporary, bar, told};
+    use crate::data::Cache;
+    use crate::data::bearings::{Bearings, fetch_bearings};
+    use crate::experiment::relay::{self, RelayOptions, Strategy};
+    use crate::settings::{Layers, Tier};
+
+    let mut layers = Layers::new();
+    layers.tier(Tier::Cloud).text("experiment-relay", relay::SETTINGS);
+    if let Some(rounds) = args.rounds {
+        layers.set(&format!("round.rounds={rounds}"));
+    }
+    let settings = layers.load().into_settings()?;
+    let bar = bar(args.json);
+    let cache = Cache::from_env()?;
+    bar.set_message("fetching the recordings");
+    let fetched = fetch_bearings(&cache, &mut |_| bar.tick())?;
+    bar.suspend(|| told(args.json, fetched.notice));
+    let set = Bearings::cached(&cache).context("the data set vanished")?.load()?;
+    let trust = crate::torch::shipped::trust()?;
+    let (card, base) = crate::torch::load_base(Path::new("models/signal-bearing.toml"), &trust)?;
+    let (_temporary, folder) = match &args.out {
+        Some(folder) => (None, folder.clone()),
+        None => {
+            let name = format!("gaisnet-experiment-{}", std::process::id());
+            let folder = std::env::temp_dir().join(name);
+            (Some(Temporary(folder.clone())), folder)
+        }
+    };
+    std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+    let first = args.seed.unwrap_or(1);
+    let options = RelayOptions {
+        folder: folder.join("nodes"),
+        seeds: (first..first + 3).collect(),
+        strategies: vec![
+            Strategy::ReferenceLogits,
+            Strategy::ClassLogits,
+            Strategy::Prototypes,
+            Strategy::Weights,
+        ],
+        patience_s: args.patience,
+        threads: args.threads.and_then(NonZeroU16::new).unwrap_or(NonZeroU16::MIN),
+    };
+    let large = (card.sha256, card.architecture, base);
+    let report = relay::run(&options, &settings, &set, large, &mut |what| {
+        bar.set_message(what.to_owned());
+        tracing::info!(what, "experiment");
+    });
+    bar.finish_and_clear();
+    let report = report?;
+    let json = serde_json::to_string_pretty(&report)?;
+    if args.out.is_some() {
+        let path = folder.join("report.json");
+        std::fs::write(&path, format!("{json}\n")).with_context(|| path.display().to_string())?;
+    }
+    if args.json {
+        writeln!(out, "{json}")?;
+    } else {
+        write!(out, "{}", relay::to_table(&report))?;
+    }
+    let sound = report.sent.values().all(|sent| sent.audit);
+    Ok(if sound { Exit::Ok } else { Exit::Refused })
+}

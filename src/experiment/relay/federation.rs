@@ -1,0 +1,283 @@
+//! One strategy as a federation: real nodes with real stores in one process, over brokers in memory.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::arms::rate_of;
+use super::{Bench, SITES, Sent, Strategy, score_softmax, softmax};
+use crate::actors::lanes::train_lane;
+use crate::actors::{Bounds, Busy, Figures, LaneBench};
+use crate::data::bearings::{CLASSES, PLANTS, RATE_HZ};
+use crate::experiment::federation::{Brokers, audit_of};
+use crate::experiment::places::{Place, Places};
+use crate::experiment::{ExperimentError, Machine};
+use crate::ids::{Digest, Side};
+use crate::learn::{Examples, Learner, TensorSet, Texts, Windows};
+use crate::ledger::Event;
+use crate::node::{Identity, Learning, Node, NodeParts, SystemClock, learning_of};
+use crate::protocol::{Distils, update};
+use crate::scada::command::CommandPolicy;
+use crate::scada::telegram::ModelMeta;
+use crate::settings::{Compression, Contribute, Settings};
+use crate::store::keyfile::new_boot_id;
+use crate::store::{BlobCaps, SqliteStore};
+use crate::time::Clock;
+use crate::topic::Prefix;
+use crate::trust::keyring::Role;
+use crate::wire::Coding;
+
+/// What came of it.
+pub(super) struct Outcome {
+    /// Macro-F1 a node.
+    pub(super) scores: BTreeMap<String, f64>,
+    pub(super) sent: Sent,
+}
+
+/// Runs all rounds; blocks until the last version is everywhere and the nodes have ended.
+pub(super) fn run(
+    bench: &Bench<'_>,
+    strategy: Strategy,
+    folder: &Path,
+    patience_s: u64,
+) -> Result<Outcome, ExperimentError> {
+    let settings = settings_of(bench, strategy);
+    let system = actix::System::new();
+    system.block_on(learn(bench, &settings, strategy, folder, patience_s))
+}
+
+async fn learn(
+    bench: &Bench<'_>,
+    settings: &Settings,
+    strategy: Strategy,
+    folder: &Path,
+    patience_s: u64,
+) -> Result<Outcome, ExperimentError> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let machine = |(at, plant): (usize, &&str)| Machine {
+        name: (*plant).to_owned(),
+        site: SITES.get(at * SITES.len() / PLANTS.len()).copied().unwrap_or("north").to_owned(),
+        train: Texts::default(),
+        test: Texts::default(),
+    };
+    let machines: Vec<Machine> = PLANTS.iter().enumerate().map(machine).collect();
+    let mut places = Places::new(&settings.node.federation, &machines, clock.now().wall)?;
+    let keyring = Arc::new(places.keyring.clone());
+    let brokers = Brokers::new(None, &places.all);
+    let (gave_up, mut reasons) = mpsc::channel(16);
+    let mut nodes = Vec::new();
+    for place in &places.all {
+        let key = places.keys.remove(&place.node);
+        let key = key.ok_or_else(|| ExperimentError::Name(place.node.to_string()))?;
+        let identity = Identity {
+            prefix: Prefix::new(settings.node.prefix.clone())
+                .map_err(|_| ExperimentError::Name(settings.node.prefix.clone()))?,
+            me: place.node.clone(),
+            key,
+            keyring: Arc::clone(&keyring),
+            boot: new_boot_id()?,
+            config: Digest::of(b"experiment"),
+        };
+        let (base, learner) = learner_of(bench, strategy, place)?;
+        let adapter = update::pack(&learner.initial_adapter(), Coding::F32, 0)?;
+        let data: Examples = match place.machine.and_then(|at| bench.set.plants.get(at)) {
+            Some(windows) => windows.clone().into(),
+            None => Windows::default().into(),
+        };
+        let learning = learning(bench, settings, strategy, place, (base, adapter));
+        let figures = Arc::new(Figures::default());
+        let lane = train_lane(learner, 1).map_err(ExperimentError::Thread)?;
+        let lane = Some((lane, Arc::new(data)));
+        let busy = Arc::new(Busy::default());
+        let reference = learning.reference.clone();
+        let gave_up = gave_up.clone();
+        let parts = NodeParts {
+            store: Box::new(SqliteStore::open(
+                &folder.join(place.node.as_str()),
+                BlobCaps::default(),
+            )?),
+            bench: Box::new(
+                LaneBench::new(identity.me.clone(), lane, Arc::clone(&figures), busy)
+                    .with_reference(reference),
+            ),
+            learning,
+            links: brokers.links(place)?,
+            clock: Arc::clone(&clock),
+            answering: None,
+            policy: CommandPolicy::new([""; 0])
+                .map_err(|error| ExperimentError::Name(error.to_string()))?,
+            figures,
+            resources: Arc::new(|| (0.0, 0.0)),
+            bounds: Bounds::default(),
+            adopt: None,
+            fatal: Arc::new(move |what| {
+                let _ = gave_up.try_send(what.to_owned());
+            }),
+            identity,
+        };
+        nodes.push(crate::node::start(parts)?);
+    }
+    wait(&nodes, settings.round.rounds, &mut reasons, patience_s).await?;
+    let mut scores = BTreeMap::new();
+    for (node, place) in nodes.iter().zip(&places.all) {
+        let adapter = update::unpack(&node.serving.borrow().1)?;
+        scores.insert(place.node.to_string(), score(bench, strategy, place, &adapter)?);
+    }
+    let mut sent = sent(&nodes, &places.all, settings.round.rounds);
+    for node in nodes {
+        node.stop("experiment_over", 200).await;
+    }
+    let (mut works, mut bytes_of_work) = (0.0, 0.0);
+    sent.audit = true;
+    for place in &places.all {
+        let store = SqliteStore::open_read_only(&folder.join(place.node.as_str()))?;
+        let (events, verified) = audit_of(&store, &place.node, &keyring)?;
+        sent.audit &= verified;
+        for event in events {
+            if let Event::Contribute { bytes, .. } = event
+                && place.role == Role::Device
+            {
+                works += 1.0;
+                bytes_of_work += as_f64(bytes);
+            }
+        }
+    }
+    sent.work_up = bytes_of_work / f64::max(works, 1.0);
+    Ok(Outcome { scores, sent })
+}
+
+/// Waits until all nodes have the last version.
+async fn wait(
+    nodes: &[Node],
+    rounds: u64,
+    reasons: &mut mpsc::Receiver<String>,
+    patience_s: u64,
+) -> Result<(), ExperimentError> {
+    let (mut version, mut quiet) = (0, 0);
+    loop {
+        tokio::select! {
+            biased;
+            Some(reason) = reasons.recv() => return Err(ExperimentError::GaveUp(reason)),
+            () = tokio::time::sleep(Duration::from_millis(TICK_MS)) => quiet += TICK_MS,
+        }
+        let mut lowest = u64::MAX;
+        for node in nodes {
+            lowest = lowest.min(node.view().await.map_or(0, |view| view.version));
+        }
+        if lowest >= rounds {
+            return Ok(());
+        }
+        if lowest > version {
+            (version, quiet) = (lowest, 0);
+        }
+        if quiet > patience_s * 1_000 {
+            return Err(ExperimentError::Stuck { seconds: patience_s, version });
+        }
+    }
+}
+
+/// The base and learner of a node.
+fn learner_of(
+    bench: &Bench<'_>,
+    strategy: Strategy,
+    place: &Place,
+) -> Result<(Digest, Box<dyn Learner>), ExperimentError> {
+    Ok(match (strategy, place.role) {
+        (Strategy::Weights, _) | (_, Role::Cloud) => {
+            (bench.large.digest, Box::new(bench.large.learner()?))
+        }
+        (_, Role::Edge) => (bench.small.digest, Box::new(bench.small.learner()?)),
+        _ => (Digest::of(b"softmax"), Box::new(softmax()?)),
+    })
+}
+
+fn score(
+    bench: &Bench<'_>,
+    strategy: Strategy,
+    place: &Place,
+    adapter: &TensorSet,
+) -> Result<f64, ExperimentError> {
+    let test = &bench.set.test;
+    Ok(match (strategy, place.role) {
+        (Strategy::Weights, _) | (_, Role::Cloud) => bench.large.score(adapter, test)?,
+        (_, Role::Edge) => bench.small.score(adapter, test)?,
+        _ => score_softmax(adapter, test)?,
+    })
+}
+
+fn learning(
+    bench: &Bench<'_>,
+    settings: &Settings,
+    strategy: Strategy,
+    place: &Place,
+    (base, adapter): (Digest, Vec<u8>),
+) -> Learning {
+    let model = ModelMeta {
+        name: settings.model.name.clone(),
+        version: 0,
+        window: 0,
+        rate_hz: f64::from(RATE_HZ),
+        labels: CLASSES.iter().map(|class| (*class).to_owned()).collect(),
+        context: None,
+    };
+    let reference = (strategy != Strategy::Weights).then(|| Arc::clone(&bench.reference));
+    let learning = learning_of(settings, model, base, adapter, reference);
+    let distils = learning
+        .distils
+        .filter(|_| place.machine.is_none())
+        .map(|how| Distils { learning_rate: rate_of(bench, place.node.as_str()), ..how });
+    Learning { distils, ..learning }
+}
+
+/// The settings with what a strategy changes.
+fn settings_of(bench: &Bench<'_>, strategy: Strategy) -> Settings {
+    let mut settings = bench.settings.clone();
+    settings.strategy.seed = bench.seed;
+    settings.knowledge.reference_seed = bench.seed;
+    settings.strategy.contribute = vec![match strategy {
+        Strategy::ReferenceLogits => Contribute::ReferenceLogits,
+        Strategy::ClassLogits => Contribute::ClassLogits,
+        Strategy::Prototypes => Contribute::Prototypes,
+        Strategy::Weights => Contribute::AdapterDelta,
+    }];
+    if strategy == Strategy::Weights {
+        // As raw as in the comparison that is asked for, and the learning rate of a transformer.
+        settings.knowledge.own_models = false;
+        settings.strategy.compression = Compression::None;
+        settings.strategy.learning_rate = settings.knowledge.distil_rate;
+    }
+    settings
+}
+
+/// Bytes that nodes published, a round.
+fn sent(nodes: &[Node], places: &[Place], rounds: u64) -> Sent {
+    let mut sent = Sent::default();
+    let count = |role| as_f64(places.iter().filter(|place| place.role == role).count() as u64);
+    for (node, place) in nodes.iter().zip(places) {
+        let view = node.figures.view();
+        let bytes = |side| {
+            let all = view.bytes_out.get(&side).copied().unwrap_or(0);
+            as_f64(all) / as_f64(rounds.max(1)) / f64::max(count(place.role), 1.0)
+        };
+        match place.role {
+            Role::Cloud => sent.cloud_down += bytes(Side::Down),
+            Role::Edge => {
+                sent.edge_up += bytes(Side::Up);
+                sent.edge_down += bytes(Side::Down);
+            }
+            _ => sent.device_up += bytes(Side::Up),
+        }
+    }
+    sent
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a figure to show")]
+fn as_f64(n: u64) -> f64 {
+    n as f64
+}
+
+/// How often is looked.
+const TICK_MS: u64 = 50;

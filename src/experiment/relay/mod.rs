@@ -1,0 +1,403 @@
+//! Models of three kinds at three tiers teach each other: `gaisnet experiment run relay`.
+//!
+//! ```text
+//!   cloud   signal transformer, 3 blocks of 64, pre-trained on physics, LoRA      no data
+//!   edges   signal transformer, 1 block of 32, pre-trained for a short while     no data
+//!   devices softmax on 45 spectral features                                      a plant's recordings each
+//!
+//!   arms.rs         what each model comes to without a neighbour: alone, and with the reference's labels
+//!   federation.rs   real nodes over brokers in memory, one strategy
+//! ```
+//! Every choice is in `config/experiment-relay.toml` and in the constants here. Judged on the test
+//! recordings, macro-F1; several seeds, with Student's interval of 95 % over them. The seeds draw the order of
+//! examples and the reference inputs anew, and neither the recordings nor the two bases: an interval says how much luck
+//! is in a figure, not how other bearings would do.
+
+mod arms;
+mod federation;
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU16;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::ExperimentError;
+use crate::data::bearings::{CLASSES, Dataset, PLANTS, WINDOW_LEN};
+use crate::ids::Digest;
+use crate::learn::{
+    BEARING_PHYSICS, Confusion, Control, LearnError, MachineSpeeds, Predictor, ReferenceSet,
+    SoftmaxLearner, SoftmaxPredictor, TensorSet, Windows,
+};
+use crate::settings::Settings;
+use crate::torch::{
+    LoraConfig, PeftConfig, PretrainConfig, SignalLearner, SignalPredictor,
+    SignalTransformerConfig, TrainerConfig, pretrain,
+};
+
+/// Settings of the experiment.
+pub const SETTINGS: &str = include_str!("../../../config/experiment-relay.toml");
+
+/// What is run, beside what the settings say.
+#[derive(Debug, Clone)]
+pub struct RelayOptions {
+    /// Stores of the nodes go here.
+    pub folder: PathBuf,
+    /// Seeds, one run of everything each.
+    pub seeds: Vec<u64>,
+    /// Strategies to compare.
+    pub strategies: Vec<Strategy>,
+    /// Gives up when a federation makes no progress for so long.
+    pub patience_s: u64,
+    /// Threads of libtorch.
+    pub threads: NonZeroU16,
+}
+
+/// What travels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Strategy {
+    /// Logits of the reference inputs.
+    ReferenceLogits,
+    /// Mean logits a class.
+    ClassLogits,
+    /// Mean features a class, between the devices; the owners' models learn the reference's labels only.
+    Prototypes,
+    /// Changes of an adapter of the cloud's model, which all nodes have then.
+    Weights,
+}
+
+impl Strategy {
+    /// The word in tables.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ReferenceLogits => "reference_logits",
+            Self::ClassLogits => "class_logits",
+            Self::Prototypes => "prototypes",
+            Self::Weights => "weights",
+        }
+    }
+}
+
+/// A figure over the seeds.
+#[derive(Debug, Clone, Serialize)]
+pub struct Over {
+    /// One a seed, in their order.
+    pub each: Vec<f64>,
+    /// Their mean.
+    pub mean: f64,
+    /// Half of Student's interval of 95 %; none with one seed.
+    pub plus_minus: Option<f64>,
+}
+
+/// What a node's model came to, macro-F1 on the test recordings.
+#[derive(Debug, Clone, Serialize)]
+pub struct NodeScores {
+    /// The node.
+    pub node: String,
+    /// Its model.
+    pub model: &'static str,
+    /// Before: devices with their own recordings alone, the others as pre-trained.
+    pub before: Over,
+    /// The same with the labels of the reference inputs, and no neighbour.
+    pub labels: Over,
+    /// After all rounds, by strategy.
+    pub after: BTreeMap<&'static str, Over>,
+    /// After less before, seed by seed.
+    pub gain: BTreeMap<&'static str, Over>,
+    /// After less labels, seed by seed: what the neighbours gave.
+    pub gain_over_labels: BTreeMap<&'static str, Over>,
+}
+
+/// What a strategy sends, means over rounds and seeds.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Sent {
+    /// Bytes of a device's work in a round, without the message around it.
+    pub work_up: f64,
+    /// Bytes that a device published in a round.
+    pub device_up: f64,
+    /// Bytes that an edge published in a round towards the cloud.
+    pub edge_up: f64,
+    /// Bytes that an edge published in a round towards its devices.
+    pub edge_down: f64,
+    /// Bytes that the cloud published in a round.
+    pub cloud_down: f64,
+    /// Whether all ledgers were verified.
+    pub audit: bool,
+}
+
+/// All of it.
+#[derive(Debug, Clone, Serialize)]
+pub struct RelayReport {
+    /// Version of the program.
+    pub version: &'static str,
+    /// The seeds.
+    pub seeds: Vec<u64>,
+    /// Rounds of each federation.
+    pub rounds: u64,
+    /// A node each.
+    pub nodes: Vec<NodeScores>,
+    /// By strategy.
+    pub sent: BTreeMap<&'static str, Sent>,
+}
+
+/// What all arms of a seed work with.
+struct Bench<'a> {
+    settings: &'a Settings,
+    set: &'a Dataset,
+    reference: Arc<ReferenceSet>,
+    large: Model,
+    small: Model,
+    seed: u64,
+}
+
+/// A base with what trains of it.
+#[derive(Clone)]
+struct Model {
+    digest: Digest,
+    base: Arc<TensorSet>,
+    config: TrainerConfig,
+}
+
+impl Model {
+    fn learner(&self) -> Result<SignalLearner, LearnError> {
+        SignalLearner::new(&self.base, self.config.clone(), ADAPTER_SEED)
+    }
+
+    fn score(&self, adapter: &TensorSet, test: &Windows) -> Result<f64, LearnError> {
+        let TrainerConfig { model, peft, threads, .. } = &self.config;
+        let mut predictor = SignalPredictor::new(&self.base, *model, peft, *threads)?;
+        predictor.load(adapter)?;
+        macro_f1(&mut predictor, test)
+    }
+}
+
+/// Runs all arms with all seeds. Blocks until all is done.
+///
+/// `card` is the digest of the large base; `news` is told what begins.
+///
+/// # Errors
+/// [`ExperimentError`].
+pub fn run(
+    options: &RelayOptions,
+    settings: &Settings,
+    set: &Dataset,
+    (digest, architecture, base): (Digest, SignalTransformerConfig, TensorSet),
+    news: &mut dyn FnMut(&str),
+) -> Result<RelayReport, ExperimentError> {
+    let large = Model {
+        digest,
+        base: Arc::new(base),
+        config: TrainerConfig {
+            model: architecture,
+            peft: PeftConfig { lora: Some(LoraConfig::default()), ..PeftConfig::default() },
+            threads: options.threads,
+            ..TrainerConfig::default()
+        },
+    };
+    news("pre-training the edges' small base");
+    let small = small_model(options.threads)?;
+    let mut scores: BTreeMap<(String, &'static str), Vec<f64>> = BTreeMap::new();
+    let mut sent: BTreeMap<&'static str, Sent> = BTreeMap::new();
+    for seed in &options.seeds {
+        let count = settings.knowledge.reference_count;
+        let reference = Arc::new(ReferenceSet::make(BEARING_PHYSICS, *seed, count)?);
+        let (large, small) = (large.clone(), small.clone());
+        let bench = Bench { settings, set, reference, large, small, seed: *seed };
+        let mut note = |arm: &'static str, all: BTreeMap<String, f64>| {
+            for (node, score) in all {
+                scores.entry((node, arm)).or_default().push(score);
+            }
+        };
+        news(&format!("seed {seed}: each model without a neighbour"));
+        note(BEFORE, arms::before(&bench)?);
+        note(LABELS, arms::labels(&bench)?);
+        for strategy in &options.strategies {
+            news(&format!("seed {seed}: {}", strategy.as_str()));
+            let folder = options.folder.join(format!("{seed}-{}", strategy.as_str()));
+            let outcome = federation::run(&bench, *strategy, &folder, options.patience_s)?;
+            note(strategy.as_str(), outcome.scores);
+            add(sent.entry(strategy.as_str()).or_default(), &outcome.sent, options.seeds.len());
+        }
+    }
+    let node = |(node, model): (String, &'static str)| {
+        let of = |arm| scores.get(&(node.clone(), arm)).cloned().unwrap_or_default();
+        let (before, labels) = (of(BEFORE), of(LABELS));
+        let by = |f: &dyn Fn(Vec<f64>) -> Vec<f64>| {
+            let each = options.strategies.iter().map(|s| s.as_str());
+            each.map(|arm| (arm, over(f(of(arm))))).collect::<BTreeMap<_, _>>()
+        };
+        NodeScores {
+            after: by(&|after| after),
+            gain: by(&|after| less(&after, &before)),
+            gain_over_labels: by(&|after| less(&after, &labels)),
+            before: over(before),
+            labels: over(labels),
+            node,
+            model,
+        }
+    };
+    Ok(RelayReport {
+        version: env!("CARGO_PKG_VERSION"),
+        seeds: options.seeds.clone(),
+        rounds: settings.round.rounds,
+        nodes: names().into_iter().map(node).collect(),
+        sent,
+    })
+}
+
+/// The report as a table for people.
+pub fn to_table(report: &RelayReport) -> String {
+    let show = |over: &Over| match over.plus_minus {
+        Some(half) => format!("{:.3} +- {half:.3}", over.mean),
+        None => format!("{:.3}", over.mean),
+    };
+    let mut text = format!(
+        "Macro-F1 on the test recordings, mean and interval of 95 % over {} seeds, {} rounds\n",
+        report.seeds.len(),
+        report.rounds
+    );
+    for node in &report.nodes {
+        text += &format!("\n{} ({})\n", node.node, node.model);
+        text += &format!("  {:<18} {}\n", "before", show(&node.before));
+        text += &format!("  {:<18} {}\n", "reference labels", show(&node.labels));
+        for (arm, after) in &node.after {
+            let gain = node.gain.get(arm).map(show).unwrap_or_default();
+            let more = node.gain_over_labels.get(arm).map(show).unwrap_or_default();
+            text +=
+                &format!("  {arm:<18} {}   gain {gain}   over the labels {more}\n", show(after));
+        }
+    }
+    text +=
+        "\nBytes a round               work/device  device up  edge up  edge down  cloud down\n";
+    for (arm, sent) in &report.sent {
+        text += &format!(
+            "  {arm:<24} {:>12.0} {:>10.0} {:>8.0} {:>10.0} {:>11.0}   {}\n",
+            sent.work_up,
+            sent.device_up,
+            sent.edge_up,
+            sent.edge_down,
+            sent.cloud_down,
+            if sent.audit { "ledgers verified" } else { "A LEDGER IS DAMAGED" }
+        );
+    }
+    text
+}
+
+/// All nodes and their models.
+fn names() -> Vec<(String, &'static str)> {
+    let mut names = vec![("cloud".to_owned(), "signal transformer 3 x 64, LoRA")];
+    names.extend(SITES.map(|site| (format!("edge-{site}"), "signal transformer 1 x 32")));
+    let device = |plant: &&str| (device_name(plant), "softmax on 45 features");
+    names.extend(PLANTS.iter().map(device));
+    names
+}
+
+fn device_name(plant: &str) -> String {
+    format!("machine-{plant}")
+}
+
+/// A small base of another architecture than the cloud's, from a short pre-training on physics.
+fn small_model(threads: NonZeroU16) -> Result<Model, LearnError> {
+    let mut model = SignalTransformerConfig { layers: 1, stride: 64, ..Default::default() };
+    model.block.d_model = 32;
+    model.block.heads = 2;
+    model.block.d_ff = 64;
+    let config = PretrainConfig {
+        model,
+        steps: SMALL_STEPS,
+        batch_size: 32,
+        learning_rate: 3e-3,
+        threads,
+        ..PretrainConfig::default()
+    };
+    let base = pretrain(&config, &mut |_| Control::Continue)?;
+    let peft = PeftConfig::whole(vec!["*".into()]);
+    let bytes = base.tensors().iter().flat_map(|t| &t.data).flat_map(|x| x.to_le_bytes());
+    Ok(Model {
+        digest: Digest::of(&bytes.collect::<Vec<u8>>()),
+        base: Arc::new(base),
+        config: TrainerConfig { model, peft, threads, ..TrainerConfig::default() },
+    })
+}
+
+fn softmax() -> Result<SoftmaxLearner, LearnError> {
+    SoftmaxLearner::new(MachineSpeeds::default(), WINDOW_LEN, CLASSES.len())
+}
+
+fn score_softmax(adapter: &TensorSet, test: &Windows) -> Result<f64, LearnError> {
+    let mut predictor = SoftmaxPredictor::new(MachineSpeeds::default(), WINDOW_LEN, CLASSES.len())?;
+    predictor.load(adapter)?;
+    macro_f1(&mut predictor, test)
+}
+
+/// In pieces, so that memory stays small.
+fn macro_f1(predictor: &mut dyn Predictor, test: &Windows) -> Result<f64, LearnError> {
+    const PIECE: usize = 64;
+    let mut confusion = Confusion::new(test.classes)?;
+    for (piece, labels) in test.x.chunks(test.len * PIECE).zip(test.labels.chunks(PIECE)) {
+        for (answer, label) in predictor.predict(piece, test.len)?.iter().zip(labels) {
+            confusion.record(*label, answer.class)?;
+        }
+    }
+    Ok(confusion.macro_f1().unwrap_or(0.0))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a handful of seeds")]
+fn over(each: Vec<f64>) -> Over {
+    let n = each.len();
+    let mean = each.iter().sum::<f64>() / n.max(1) as f64;
+    let squares: f64 = each.iter().map(|x| (x - mean).powi(2)).sum();
+    let t = n.checked_sub(2).and_then(|at| STUDENT.get(at));
+    let plus_minus = t.map(|t| t * (squares / (n as f64 - 1.0)).sqrt() / (n as f64).sqrt());
+    Over { each, mean, plus_minus }
+}
+
+fn less(a: &[f64], b: &[f64]) -> Vec<f64> {
+    a.iter().zip(b).map(|(a, b)| a - b).collect()
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a handful of seeds")]
+fn add(to: &mut Sent, one: &Sent, seeds: usize) {
+    let share = 1.0 / seeds.max(1) as f64;
+    to.work_up += share * one.work_up;
+    to.device_up += share * one.device_up;
+    to.edge_up += share * one.edge_up;
+    to.edge_down += share * one.edge_down;
+    to.cloud_down += share * one.cloud_down;
+    to.audit = one.audit;
+}
+
+const BEFORE: &str = "before";
+const LABELS: &str = "labels";
+
+/// Sites, in the order of their plants: two plants each.
+const SITES: [&str; 2] = ["north", "south"];
+
+/// The factors of version 0 are the same on each node.
+const ADAPTER_SEED: u64 = 1;
+
+/// Steps of the small base's pre-training: a base that leaves something to learn.
+const SMALL_STEPS: u32 = 300;
+
+/// Learning rate of the edges' models, which train whole.
+const SMALL_RATE: f32 = 5e-4;
+
+/// 97.5 % points of Student's distribution for 1, 2, ... degrees of freedom.
+const STUDENT: [f64; 9] = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interval_is_students() {
+        let three = over(vec![0.1, 0.2, 0.3]);
+        assert!((three.mean - 0.2).abs() < 1e-12);
+        // sd 0.1, so 4.303 x 0.1 / sqrt(3).
+        assert!((three.plus_minus.unwrap() - 0.248_434).abs() < 1e-5);
+        assert!(over(vec![0.5]).plus_minus.is_none());
+        assert_eq!(less(&[1.0, 2.0], &[0.5, 3.0]), [0.5, -1.0]);
+    }
+}

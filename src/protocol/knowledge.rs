@@ -1,0 +1,372 @@
+//! The arithmetic of rounds of knowledge, between wire and `learn/`: packing what a model says, checking what
+//! others say, merging it, making lessons of it.
+//!
+//! Everything here is a pure function of its arguments, so that a crash in the middle of a round merges
+//! to the same bytes again.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::effect::{CombineInput, CombineJob, Said, Work};
+use super::update::{self, MAX_EXAMPLES, UpdateError};
+use crate::ids::{Digest, Name, NodeId};
+use crate::learn::{
+    ClassLogits, ENTROPY_TEMPERATURE, LOGIT_BOUND, LearnError, Lesson, MAX_REFERENCE, MergeRule,
+    Prototypes, ReferenceSet, Tensor, TensorSet, check_reference_logits, entropy_reduction,
+    lowest_loss, merge_class_logits, merge_prototypes, reference_classes, reference_labels,
+    reference_targets,
+};
+use crate::wire::{ClassSummary, KnowledgePlan, Merging, Plan};
+
+/// Most classes that are spoken of.
+pub const MAX_CLASSES: usize = 64;
+/// Most values of an embedding.
+pub const MAX_WIDTH: usize = 4_096;
+
+const LOGITS: &str = "reference.logits";
+const PROTOTYPES: &str = "prototypes";
+
+/// What somebody says, unpacked.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Knowing {
+    /// `[samples, classes]` logits of the reference inputs.
+    pub reference_logits: Option<Vec<f32>>,
+    /// Mean embeddings a class.
+    pub prototypes: Option<Prototypes>,
+}
+
+/// Packed knowledge with the counts that travel beside it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PackedKnowledge {
+    /// A packed set.
+    pub bytes: Vec<u8>,
+    /// See [`crate::wire::Knowledge`].
+    pub counts: Vec<u64>,
+}
+
+impl From<Merging> for MergeRule {
+    fn from(merging: Merging) -> Self {
+        match merging {
+            Merging::Mean => Self::Mean,
+            Merging::Median => Self::Median,
+            Merging::Trimmed => Self::Trimmed,
+        }
+    }
+}
+
+/// Packs what a plan asks for of what a model says, in the plan's coding.
+///
+/// Logits beyond what is believed are brought back to the bound, since a model that is surer than that says
+/// nothing more.
+/// # Errors
+/// [`UpdateError`] when something that the plan asks for isn't there, or a value isn't finite.
+pub fn pack(plan: &Plan, said: &Knowing) -> Result<Option<PackedKnowledge>, UpdateError> {
+    let Some(knowledge) = plan.knowledge.as_ref().filter(|plan| plan.asks_for_a_set()) else {
+        return Ok(None);
+    };
+    let missing = |what| {
+        let (expected, actual) = ("something".into(), "nothing".into());
+        UpdateError::Learn(LearnError::OutOfRange { what, expected, actual })
+    };
+    let mut tensors = Vec::new();
+    let mut counts = Vec::new();
+    if knowledge.prototypes {
+        let prototypes = said.prototypes.as_ref().ok_or_else(|| missing("prototypes"))?;
+        let shape = vec![prototypes.counts.len(), prototypes.width()];
+        counts.clone_from(&prototypes.counts);
+        tensors.push(Tensor { name: PROTOTYPES.into(), shape, data: prototypes.means.clone() });
+    }
+    if knowledge.reference_logits {
+        let (rows, classes) = sizes(knowledge)?;
+        let logits = said.reference_logits.as_ref().ok_or_else(|| missing("reference logits"))?;
+        let bound = crate::learn::REFERENCE_LOGIT_BOUND;
+        // Coding rounds, so the bound is kept with some room.
+        let data = logits.iter().map(|z| z.clamp(-0.95 * bound, 0.95 * bound)).collect();
+        tensors.push(Tensor { name: LOGITS.into(), shape: vec![rows, classes], data });
+    }
+    let set = TensorSet::new(tensors)?;
+    let bytes = update::pack(&set, plan.coding, plan.block)?;
+    Ok(Some(PackedKnowledge { bytes, counts }))
+}
+
+/// Unpacks and checks what [`pack`] made for the same plan; the bytes may come from an enemy.
+///
+/// # Errors
+/// [`UpdateError`] tells what is wrong first.
+pub fn unpack(plan: &KnowledgePlan, bytes: &[u8], counts: &[u64]) -> Result<Knowing, UpdateError> {
+    let set = update::unpack(bytes)?;
+    let mut said = Knowing::default();
+    let wanted = usize::from(plan.prototypes) + usize::from(plan.reference_logits);
+    if set.tensors().len() != wanted {
+        return Err(mismatch(
+            "a set",
+            format!("{wanted} tensors"),
+            set.tensors().len().to_string(),
+        ));
+    }
+    if plan.reference_logits {
+        let (rows, classes) = sizes(plan)?;
+        let logits = set.get(LOGITS).filter(|tensor| tensor.shape == [rows, classes]);
+        let logits = logits.ok_or_else(|| {
+            mismatch(LOGITS, format!("[{rows}, {classes}]"), "another shape, or absent".into())
+        })?;
+        check_reference_logits(&logits.data, rows, classes)?;
+        said.reference_logits = Some(logits.data.clone());
+    }
+    if plan.prototypes {
+        let classes = counts.len();
+        let known = plan.reference.as_ref().and_then(|r| reference_classes(r.generator.as_str()));
+        let tensor = set.get(PROTOTYPES).filter(|tensor| match tensor.shape.as_slice() {
+            [rows, width] => {
+                *rows == classes
+                    && (1..=MAX_CLASSES).contains(rows)
+                    && known.is_none_or(|known| known == *rows)
+                    && (1..=MAX_WIDTH).contains(width)
+            }
+            _ => false,
+        });
+        let tensor = tensor.ok_or_else(|| {
+            mismatch(PROTOTYPES, format!("[{classes}, width]"), "another shape, or absent".into())
+        })?;
+        let prototypes = Prototypes { means: tensor.data.clone(), counts: counts.to_vec() };
+        prototypes.check(classes, prototypes.width())?;
+        said.prototypes = Some(prototypes);
+    }
+    Ok(said)
+}
+
+/// Whether a plan can be followed: kinds, weights and sizes.
+pub(super) fn makes_sense(plan: &Plan, knowledge: &KnowledgePlan) -> bool {
+    let reference = knowledge.reference.as_ref();
+    !plan.adapter_delta
+        && (plan.class_logits || knowledge.asks_for_a_set())
+        && (!knowledge.reference_logits || reference.is_some())
+        && reference.is_none_or(|reference| (1..=MAX_REFERENCE).contains(&reference.count))
+        && (0.0..=1.0).contains(&knowledge.alpha)
+        && (0.0..=100.0).contains(&knowledge.reference_weight)
+        && (0.0..=100.0).contains(&knowledge.prototype_weight)
+}
+
+/// Checks what a contribution claims, before anything is fetched.
+///
+/// # Errors
+/// A word for the receipt and the ledger.
+pub(super) fn check_claims(
+    plan: &KnowledgePlan,
+    num_examples: u64,
+    counts: Option<&[u64]>,
+    summary: Option<&ClassSummary>,
+) -> Result<(), &'static str> {
+    if let Some(counts) = counts {
+        let said = counts.iter().fold(0, |sum: u64, count| sum.saturating_add(*count));
+        if counts.len() > MAX_CLASSES || plan.prototypes == counts.is_empty() {
+            return Err("wrong_class_count");
+        }
+        if said > num_examples {
+            return Err("counts_exceed_examples");
+        }
+    }
+    let Some(summary) = summary else { return Ok(()) };
+    let known = plan.reference.as_ref().and_then(|r| reference_classes(r.generator.as_str()));
+    if known.is_some_and(|known| known != summary.counts.len()) {
+        return Err("wrong_class_count");
+    }
+    ClassLogits::from(summary).check_plausible(num_examples)
+}
+
+/// Merges what the members of a round say with what the tiers above said; a pure function of the job and the
+/// blobs that it names.
+///
+/// Where the reference inputs have labels, each is taught by whoever has the lowest loss on it: no member,
+/// however loud, can spoil one that another knows. All else is merged by the plan's rule.
+///
+/// # Errors
+/// [`UpdateError`].
+pub(super) fn combine(
+    job: &CombineJob,
+    plan: &KnowledgePlan,
+    blob: &dyn Fn(&Digest) -> Option<Vec<u8>>,
+) -> Result<Work, UpdateError> {
+    let rule = MergeRule::from(plan.merging);
+    let mut heard: BTreeMap<NodeId, Knowing> = BTreeMap::new();
+    for (sender, said) in latest(&job.inputs, plan) {
+        heard.insert(sender.clone(), read(plan, said, blob)?);
+    }
+    let from_above = match &job.offered {
+        Some(said) if plan.reference_logits => Some(read(plan, said, blob)?),
+        _ => None,
+    };
+    let mut merged = Knowing::default();
+    if plan.reference_logits {
+        let (rows, classes) = sizes(plan)?;
+        let mut all: BTreeMap<NodeId, Vec<f32>> = BTreeMap::new();
+        for (sender, said) in &heard {
+            all.extend(said.reference_logits.clone().map(|logits| (sender.clone(), logits)));
+        }
+        if let Some(logits) = from_above.and_then(|said| said.reference_logits)
+            && let Ok(above) = Name::new(ABOVE)
+        {
+            all.entry(above).or_insert(logits);
+        }
+        merged.reference_logits = Some(match labels_of(plan) {
+            Some(labels) => lowest_loss(&all, &labels, classes)?,
+            None => entropy_reduction(&all, rows, classes, ENTROPY_TEMPERATURE, rule)?,
+        });
+    }
+    if plan.prototypes {
+        let all = heard.iter().filter_map(|(s, said)| Some((s.clone(), said.prototypes.clone()?)));
+        let mut all: BTreeMap<NodeId, Prototypes> = all.collect();
+        // Members of another embedding than most can't be merged with them.
+        let (classes, width) = most_common(all.values().map(|p| (p.counts.len(), p.width())))?;
+        all.retain(|_, p| (p.counts.len(), p.width()) == (classes, width));
+        merged.prototypes = Some(merge_prototypes(classes, width, rule, &all)?);
+    }
+    let class_logits = merge_summaries(job, rule)?.or_else(|| job.class_targets.clone());
+    let (examples, devices) = job.inputs.iter().fold((0_u64, 0_u32), |(n, d), input| {
+        (n.saturating_add(input.num_examples), d.saturating_add(input.num_devices))
+    });
+    Ok(Work {
+        update: None,
+        class_logits: class_logits.filter(|_| job.plan.class_logits),
+        knowledge: pack(&job.plan, &merged)?,
+        num_examples: examples.min(MAX_EXAMPLES),
+        num_devices: devices,
+        steps: job.inputs.iter().map(|input| input.steps).min().unwrap_or(0),
+        loss_first: update::mean_loss(&job.inputs, examples, |input| input.loss_first),
+        loss_last: update::mean_loss(&job.inputs, examples, |input| input.loss_last),
+        residual: None,
+        own: None,
+        weighed: Vec::new(),
+    })
+}
+
+/// What is taught to a model: by logits of the reference inputs, or by class means where only those travel,
+/// and by prototypes.
+///
+/// # Errors
+/// [`UpdateError`] when the set isn't the plan's or what was said doesn't fit it.
+pub fn lesson(
+    plan: &KnowledgePlan,
+    set: Option<&ReferenceSet>,
+    said: Option<&Knowing>,
+    class_targets: Option<&ClassLogits>,
+) -> Result<Option<Lesson>, UpdateError> {
+    let prototypes = said.and_then(|said| said.prototypes.clone());
+    let Some(reference) = &plan.reference else {
+        return Ok(prototypes.map(|prototypes| Lesson {
+            windows: Arc::default(),
+            targets: Vec::new(),
+            weight: 0.0,
+            prototypes: Some(prototypes),
+            prototype_weight: plan.prototype_weight,
+        }));
+    };
+    let set = set.filter(|set| set.digest == reference.digest).ok_or_else(|| {
+        mismatch("reference set", reference.digest.to_string(), "another, or none".into())
+    })?;
+    let (labels, classes) = (&set.windows.labels, set.windows.classes);
+    let logits = match said.and_then(|said| said.reference_logits.as_ref()) {
+        Some(logits) => Some(logits.clone()),
+        None => class_targets.map(|targets| rows_by_label(targets, labels, classes)),
+    };
+    Ok(Some(Lesson {
+        targets: reference_targets(logits.as_deref(), labels, classes, plan.alpha)?,
+        windows: Arc::new(set.windows.clone()),
+        weight: plan.reference_weight,
+        prototypes,
+        prototype_weight: plan.prototype_weight,
+    }))
+}
+
+/// A class's mean logits as what is said of each of its samples; a class that nobody speaks of is taught
+/// by its label.
+fn rows_by_label(targets: &ClassLogits, labels: &[usize], classes: usize) -> Vec<f32> {
+    let mut rows = Vec::with_capacity(labels.len().saturating_mul(classes));
+    for label in labels {
+        let known = targets.counts.get(*label).is_some_and(|count| *count > 0);
+        match targets.mean_logits.chunks_exact(classes).nth(*label).filter(|_| known) {
+            Some(row) => rows.extend_from_slice(row),
+            None => {
+                rows.extend((0..classes).map(|c| if c == *label { LOGIT_BOUND } else { 0.0 }));
+            }
+        }
+    }
+    rows
+}
+
+/// The newest word of each member about the same reference inputs.
+fn latest<'a>(inputs: &'a [CombineInput], plan: &KnowledgePlan) -> BTreeMap<&'a NodeId, &'a Said> {
+    let about = plan.reference.as_ref().map(|reference| reference.digest);
+    let mut newest: BTreeMap<&NodeId, (u64, &Said)> = BTreeMap::new();
+    for input in inputs {
+        if let Some(said) = &input.knowledge
+            && said.reference == about
+            && newest.get(&input.sender).is_none_or(|(staleness, _)| *staleness > input.staleness)
+        {
+            newest.insert(&input.sender, (input.staleness, said));
+        }
+    }
+    newest.into_iter().map(|(sender, (_, said))| (sender, said)).collect()
+}
+
+fn merge_summaries(job: &CombineJob, rule: MergeRule) -> Result<Option<ClassSummary>, LearnError> {
+    let members = update::newest_class_logits(&job.inputs);
+    if members.is_empty() {
+        return Ok(None);
+    }
+    let (classes, ()) = most_common(members.values().map(|logits| (logits.counts.len(), ())))?;
+    let agreeing = members.iter().filter(|(_, logits)| logits.counts.len() == classes);
+    let agreeing = agreeing.map(|(sender, logits)| (sender.clone(), logits)).collect();
+    let merged = merge_class_logits(classes, LOGIT_BOUND, rule, &agreeing)?;
+    Ok(Some(ClassSummary::from(&merged)))
+}
+
+/// What most say; the lowest where several are as common.
+fn most_common<T: Ord>(all: impl Iterator<Item = T>) -> Result<T, LearnError> {
+    let mut votes: BTreeMap<T, usize> = BTreeMap::new();
+    for one in all {
+        *votes.entry(one).or_default() += 1;
+    }
+    let winner = votes.into_iter().rev().max_by_key(|(_, count)| *count);
+    winner.map(|(value, _)| value).ok_or(LearnError::NoUpdates)
+}
+
+fn read(
+    plan: &KnowledgePlan,
+    said: &Said,
+    blob: &dyn Fn(&Digest) -> Option<Vec<u8>>,
+) -> Result<Knowing, UpdateError> {
+    let bytes = blob(&said.set).ok_or(UpdateError::Missing(said.set))?;
+    unpack(plan, &bytes, &said.counts)
+}
+
+/// Labels of the reference inputs, where its generator knows them.
+fn labels_of(plan: &KnowledgePlan) -> Option<Vec<usize>> {
+    let reference = plan.reference.as_ref()?;
+    reference_labels(reference.generator.as_str(), reference.count)
+}
+
+/// Samples and classes of the reference inputs.
+fn sizes(plan: &KnowledgePlan) -> Result<(usize, usize), LearnError> {
+    let sizes = plan.reference.as_ref().and_then(|reference| {
+        let rows = usize::try_from(reference.count).ok()?;
+        Some((rows, reference_classes(reference.generator.as_str())?))
+    });
+    sizes.ok_or_else(|| LearnError::OutOfRange {
+        what: "reference set",
+        expected: "one that is known here".into(),
+        actual: "another, or none".into(),
+    })
+}
+
+fn mismatch(name: &str, expected: String, actual: String) -> UpdateError {
+    LearnError::LayoutMismatch { name: name.into(), expected, actual }.into()
+}
+
+/// Stands for the tiers above among the teachers.
+const ABOVE: &str = "_";
+
+#[cfg(test)]
+#[path = "knowledge_tests.rs"]
+#[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "made-up members")]
+mod tests;

@@ -1,0 +1,78 @@
+//! What travels where models don't: each node has one of its own kind, and they teach each other.
+//!
+//! A plan that has a [`KnowledgePlan`] makes a round of knowledge: no adapter is offered, sent or passed on,
+//! and bases may differ. What is said about reference inputs and classes is a packed set with these tensors:
+//! ```text
+//!   reference.logits  [samples, classes]   what a model says of each reference input
+//!   prototypes        [classes, width]     mean embedding a class, zeros where suppressed
+//! ```
+
+use serde::{Deserialize, Serialize};
+
+use super::blob::Blob;
+use crate::ids::{Digest, Name};
+
+/// What a round of knowledge asks for. Part of the plan, so of the offer's digest.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KnowledgePlan {
+    /// Contribute mean embeddings a class.
+    pub prototypes: bool,
+    /// Contribute logits of the reference inputs.
+    pub reference_logits: bool,
+    /// The reference inputs, where any are learned on.
+    pub reference: Option<Reference>,
+    /// Names and order of the classes.
+    pub labels: Digest,
+    /// Share of a reference input's own label in its target, 0 to 1; the rest is the teacher's.
+    pub alpha: f32,
+    /// Weight of the reference inputs in the loss, >= 0.
+    pub reference_weight: f32,
+    /// Weight of the pull to the prototypes in the loss, >= 0.
+    pub prototype_weight: f32,
+    /// How members' values become one, where no label says who is right.
+    pub merging: Merging,
+}
+
+/// Inputs that nobody owns. Whoever knows the generator makes them, and compares digests.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reference {
+    /// Name and version of the generator.
+    pub generator: Name,
+    /// Its seed.
+    pub seed: u64,
+    /// Number of samples, > 0.
+    pub count: u32,
+    /// What they must come to.
+    pub digest: Digest,
+}
+
+/// How values of several members become one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Merging {
+    /// Their mean.
+    Mean,
+    /// The middle one of each coordinate.
+    Median,
+    /// The mean without the largest and smallest fifth.
+    Trimmed,
+}
+
+/// What somebody says: see the module.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Knowledge {
+    /// A packed set.
+    pub set: Blob,
+    /// `[classes]`: examples behind each prototype, 0 where suppressed; empty without prototypes.
+    pub counts: Vec<u64>,
+}
+
+impl KnowledgePlan {
+    /// Whether contributions have a packed set, beside class logits.
+    pub fn asks_for_a_set(&self) -> bool {
+        self.prototypes || self.reference_logits
+    }
+}
