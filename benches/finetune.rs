@@ -404,7 +404,9 @@ fn varied(adapter: &TensorSet, slot: u32) -> TensorSet {
     for (name, data) in adapter.named_values_mut() {
         let mut draw = Stream::new(slot.into(), name);
         #[expect(clippy::cast_possible_truncation, reason = "a draw fits an f32")]
-        data.iter_mut().for_each(|x| *x += 0.02 * draw.normal() as f32);
+        for x in data {
+            *x += 0.02 * draw.normal() as f32;
+        }
     }
     adapter
 }

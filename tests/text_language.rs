@@ -22,12 +22,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use gaisnet::actors::lanes::LaneError;
 use gaisnet::actors::text_lane::{Letter, TextLane, TextRequest, Writer};
+use gaisnet::ids::Name;
 use gaisnet::learn::{
     AdapterId, Ask, BatchLimits, Finish, Generated, Generator, Sampling, TensorSet, Told,
 };
 use gaisnet::node::SystemClock;
 use gaisnet::time::{Clock, Mono};
-use small_language::{LETTERS, adapter, alone, generator, prompt};
+use small_language::{LETTERS, adapter, alone, generator, peft, prompt, untrained};
 use tokio::sync::mpsc::{Receiver, channel};
 use toy_generator::ToyTokens;
 
@@ -123,6 +124,53 @@ fn each_is_its_versions_alone(
         texts.insert(end.text.clone());
     }
     (versions.len(), texts.len())
+}
+
+/// Three adapters with names, a version and the bare base, mixed: they share each step.
+#[test]
+fn requests_of_several_adapters_at_once_get_what_each_adapter_writes_alone() {
+    let names = ["pumps", "belts", "motors"].map(|name| Name::new(name).unwrap());
+    let mut writing = generator();
+    for (at, name) in (101..).zip(&names) {
+        writing.hold(name.clone(), &peft(), &adapter(at)).unwrap();
+    }
+    let writer = Writer { generator: Box::new(writing), tokens: Arc::new(ToyTokens) };
+    let lane =
+        TextLane::spawn(writer, BatchLimits::default(), Arc::new(SystemClock::new()), 64).unwrap();
+    let (told, letters) = channel(64);
+    let load = TextRequest::Load {
+        id: AdapterId::Version(1),
+        adapter: Arc::new(adapter(1)),
+        done: Box::new(|result| result.unwrap()),
+    };
+    lane.submit(load).unwrap();
+    let wanted = |ticket: u64| match ticket % 5 {
+        0 => None,
+        1 => Some(AdapterId::Version(0)),
+        at => Some(AdapterId::Name(names[at as usize - 2].clone())),
+    };
+    for ticket in 0..40 {
+        let ask = Ask { adapter: wanted(ticket), ..ask(&prompt(ticket)) };
+        lane.submit(TextRequest::Ask { ticket, ask, told: told.clone() }).unwrap();
+    }
+    drop(told);
+    lane.close();
+    let all = ends(letters, &AtomicU64::new(0));
+    assert_eq!(all.len(), 40);
+    let mut texts = BTreeSet::new();
+    for (ticket, end) in all {
+        let mut single = generator();
+        let (slot, id) = match ticket % 5 {
+            0 => (1, AdapterId::Version(1)),
+            1 => (0, AdapterId::Version(0)),
+            at => (99 + at, AdapterId::Name(names[at as usize - 2].clone())),
+        };
+        assert_eq!(end.adapter, Some(id));
+        single.load(1, &if slot == 0 { untrained() } else { adapter(slot) }).unwrap();
+        assert_eq!(end.text, alone(&mut single, &prompt(ticket)), "{:?}", end.adapter);
+        texts.insert(end.text);
+    }
+    assert!(texts.len() > 20, "adapters write differently: {}", texts.len());
 }
 
 #[test]

@@ -146,7 +146,6 @@ struct Asked {
 
 #[test]
 #[ignore = "ten seconds of real time: 20 requests a second with a deadline of 2 s, as many swaps"]
-#[expect(clippy::disallowed_methods, reason = "real time")]
 fn two_hundred_swaps_over_mqtt_in_real_time_leave_no_answer_failed_late_or_mixed() {
     let Some(mosquitto) = Mosquitto::start() else { return };
     let versions: Arc<Mutex<Vec<TensorSet>>> = Arc::default();

@@ -377,7 +377,7 @@ pub fn subscriptions(
     };
     let parent = keyring.node(me).and_then(|entry| entry.parent.clone());
     if let Some(parent) = parent.as_ref().and_then(branch) {
-        up.extend(direct(&parent, is_device(me), &["receipt", "get", "chunk"]));
+        up.extend(direct(&parent, is_device(me), &["receipt", "get", "chunk", "base"]));
     }
     for child in keyring.children_of(me) {
         if let Some(branch) = branch(&child.node) {

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use super::settings::{QUEUE, Work, model_of, pack, windows_of, with_work};
+use super::settings::{QUEUE, Work, windows_of, with_work};
+#[cfg(feature = "torch")]
+use super::settings::{model_of, pack};
 use super::{Identity, NodeParts, SettingsProblem, Split, SystemClock, learning_of};
 use crate::actors::split_lane::{FrontRuns, front_lane};
 use crate::actors::{Busy, Figures, Half, LaneBench};
@@ -10,7 +12,9 @@ use crate::ids::Digest;
 use crate::learn::{Cut, SplitBack, SplitFront};
 use crate::protocol::{Backs, SplitTerms};
 use crate::scada::telegram::ModelMeta;
-use crate::settings::{NodeRole, Settings, SplitCodingName, SplitLabels, SplitVersion};
+#[cfg(feature = "torch")]
+use crate::settings::NodeRole;
+use crate::settings::{Settings, SplitCodingName, SplitLabels, SplitVersion};
 use crate::time::Clock;
 use crate::trust::keyring::Keyring;
 use crate::wire::{Frame, SplitCoding};

@@ -9,7 +9,7 @@
 //! thread pool of its caller.
 //!
 //! Decoders of one base hold the same matrices, so that sequences of several adapters share the base's products:
-//! only what an adapter adds or replaces is computed for its rows alone ([`Shared`]). Adapters with bottleneck
+//! only what an adapter adds or replaces is computed for its rows alone (`shared_rows.rs`). Adapters with bottleneck
 //! layers stay with libtorch, and so do GPUs.
 
 use rayon::prelude::*;

@@ -12,8 +12,10 @@ use crate::cli::Exit;
 use crate::cli::exit::Misuse;
 use crate::data::Cache;
 use crate::data::images::{Dataset, ImageSet};
+#[cfg(feature = "torch")]
+use crate::experiment::niid;
 use crate::experiment::niid::{
-    self, Broker, Cell, CellNews, CellOptions, CellRecord, CellSubject, has_begun, run_cell,
+    Broker, Cell, CellNews, CellOptions, CellRecord, CellSubject, has_begun, run_cell,
 };
 use crate::report::{CellRow, NiidReport, niid_to_html, niid_to_json, niid_to_table};
 
