@@ -82,7 +82,7 @@ enum Experiment {
     /// Work orders of five excavators, the language model of the template maintenance-text
     Excavators,
     /// Models of three kinds at three tiers teach each other on bearings (of the options only --seed,
-    /// --rounds, --threads, --out, --patience and --json count)
+    /// --rounds, --rehearse, --threads, --out, --patience and --json count)
     Relay,
 }
 
@@ -148,7 +148,11 @@ fn relay(_: &RunArgs, _: &mut dyn Write) -> anyhow::Result<Exit> {
     bail!("this gaisnet was built without libtorch: build it with the feature torch (make build)")
 }
 
-/// Three seeds from the first on, each strategy.
+/// Seeds of the relay experiment: as many as named before it was run.
+#[cfg(feature = "torch")]
+const RELAY_SEEDS: u64 = 5;
+
+/// Some seeds from the first on, each strategy.
 #[cfg(feature = "torch")]
 fn relay(args: &RunArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
     use crate::data::bearings::{Bearings, fetch_bearings};
@@ -156,6 +160,7 @@ fn relay(args: &RunArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
 
     let mut layers = Layers::new();
     layers.tier(Tier::Cloud).text("experiment-relay", relay::SETTINGS);
+    layers.environment(std::env::vars());
     if let Some(rounds) = args.rounds {
         layers.set(&format!("round.rounds={rounds}"));
     }
@@ -165,18 +170,20 @@ fn relay(args: &RunArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
     bar.set_message("fetching the recordings");
     let fetched = fetch_bearings(&cache, &mut |_| bar.tick())?;
     bar.suspend(|| told(args, fetched.notice));
-    let set = Bearings::cached(&cache).context("the data set vanished")?.load()?;
+    let set = Bearings::cached(&cache).context("the data set vanished")?;
+    let set = if args.rehearse { set.rehearsal()? } else { set.load()? };
     let trust = crate::torch::shipped::trust()?;
     let (card, base) = crate::torch::load_base(Path::new("models/signal-bearing.toml"), &trust)?;
     let (_temporary, folder) = folder_of(args)?;
     let first = args.seed.unwrap_or(1);
     let options = RelayOptions {
         folder: folder.join("nodes"),
-        seeds: (first..first + 3).collect(),
+        seeds: (first..first + RELAY_SEEDS).collect(),
         strategies: vec![
             Strategy::ReferenceLogits,
             Strategy::ClassLogits,
             Strategy::Prototypes,
+            Strategy::Both,
             Strategy::Weights,
         ],
         patience_s: args.patience,

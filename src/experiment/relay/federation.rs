@@ -237,12 +237,13 @@ fn settings_of(bench: &Bench<'_>, strategy: Strategy) -> Settings {
     let mut settings = bench.settings.clone();
     settings.strategy.seed = bench.seed;
     settings.knowledge.reference_seed = bench.seed;
-    settings.strategy.contribute = vec![match strategy {
-        Strategy::ReferenceLogits => Contribute::ReferenceLogits,
-        Strategy::ClassLogits => Contribute::ClassLogits,
-        Strategy::Prototypes => Contribute::Prototypes,
-        Strategy::Weights => Contribute::AdapterDelta,
-    }];
+    settings.strategy.contribute = match strategy {
+        Strategy::ReferenceLogits => vec![Contribute::ReferenceLogits],
+        Strategy::ClassLogits => vec![Contribute::ClassLogits],
+        Strategy::Prototypes => vec![Contribute::Prototypes],
+        Strategy::Both => vec![Contribute::ReferenceLogits, Contribute::Prototypes],
+        Strategy::Weights => vec![Contribute::AdapterDelta],
+    };
     if strategy == Strategy::Weights {
         // As raw as in the comparison that is asked for, and the learning rate of a transformer.
         settings.knowledge.own_models = false;

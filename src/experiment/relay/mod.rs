@@ -8,7 +8,8 @@
 //!   arms.rs         what each model comes to without a neighbour: alone, and with the reference's labels
 //!   federation.rs   real nodes over brokers in memory, one strategy
 //! ```
-//! Every choice is in `config/experiment-relay.toml` and in the constants here. Judged on the test
+//! Every choice is in `config/experiment-relay.toml` and in the constants here, made on training recordings
+//! (`Bearings::rehearsal`). Judged on the test
 //! recordings, macro-F1; several seeds, with Student's interval of 95 % over them. The seeds draw the order of
 //! examples and the reference inputs anew, and neither the recordings nor the two bases: an interval says how much luck
 //! is in a figure, not how other bearings would do.
@@ -64,6 +65,8 @@ pub enum Strategy {
     ClassLogits,
     /// Mean features a class, between the devices; the owners' models learn the reference's labels only.
     Prototypes,
+    /// Logits of the reference inputs, and mean features a class.
+    Both,
     /// Changes of an adapter of the cloud's model, which all nodes have then.
     Weights,
 }
@@ -75,6 +78,7 @@ impl Strategy {
             Self::ReferenceLogits => "reference_logits",
             Self::ClassLogits => "class_logits",
             Self::Prototypes => "prototypes",
+            Self::Both => "both",
             Self::Weights => "weights",
         }
     }
