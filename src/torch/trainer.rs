@@ -182,9 +182,10 @@ impl Learner for SignalLearner {
         let size = job.batch_size as usize;
         let mut losses = Vec::new();
         for step in 1..=job.steps {
-            let batch = match own {
-                true => Some(self.gather(data, &batches.next(size), &mut changes)?),
-                false => None,
+            let batch = if own {
+                Some(self.gather(data, &batches.next(size), &mut changes)?)
+            } else {
+                None
             };
             let taught = match (lesson, &mut references) {
                 (Some(lesson), Some(references)) => {
@@ -320,7 +321,7 @@ pub(super) struct Taught {
     weight: f64,
 }
 
-/// FedProto's term: the squared distance to the class's prototype (arXiv:2105.00243).
+/// The squared distance to the class's prototype (`FedProto`, arXiv:2105.00243).
 #[derive(Debug)]
 pub(super) struct Pull {
     /// `[C, E]`.

@@ -257,36 +257,35 @@ pub fn to_table(report: &RelayReport) -> String {
         Some(half) => format!("{:.3} +- {half:.3}", over.mean),
         None => format!("{:.3}", over.mean),
     };
-    let mut text = format!(
-        "Macro-F1 on the test recordings, mean and interval of 95 % over {} seeds, {} rounds\n",
+    let mut lines = vec![format!(
+        "Macro-F1 on the test recordings, mean and interval of 95 % over {} seeds, {} rounds",
         report.seeds.len(),
         report.rounds
-    );
+    )];
     for node in &report.nodes {
-        text += &format!("\n{} ({})\n", node.node, node.model);
-        text += &format!("  {:<18} {}\n", "before", show(&node.before));
-        text += &format!("  {:<18} {}\n", "reference labels", show(&node.labels));
+        lines.push(format!("\n{} ({})", node.node, node.model));
+        lines.push(format!("  {:<18} {}", "before", show(&node.before)));
+        lines.push(format!("  {:<18} {}", "reference labels", show(&node.labels)));
         for (arm, after) in &node.after {
             let gain = node.gain.get(arm).map(show).unwrap_or_default();
             let more = node.gain_over_labels.get(arm).map(show).unwrap_or_default();
-            text +=
-                &format!("  {arm:<18} {}   gain {gain}   over the labels {more}\n", show(after));
+            let after = show(after);
+            lines.push(format!("  {arm:<18} {after}   gain {gain}   over the labels {more}"));
         }
     }
-    text +=
-        "\nBytes a round               work/device  device up  edge up  edge down  cloud down\n";
+    lines.push(format!(
+        "\n{:<26} {:>12} {:>10} {:>8} {:>10} {:>11}",
+        "Bytes a round", "work/device", "device up", "edge up", "edge down", "cloud down"
+    ));
     for (arm, sent) in &report.sent {
-        text += &format!(
-            "  {arm:<24} {:>12.0} {:>10.0} {:>8.0} {:>10.0} {:>11.0}   {}\n",
-            sent.work_up,
-            sent.device_up,
-            sent.edge_up,
-            sent.edge_down,
-            sent.cloud_down,
-            if sent.audit { "ledgers verified" } else { "A LEDGER IS DAMAGED" }
-        );
+        let ledgers = if sent.audit { "ledgers verified" } else { "A LEDGER IS DAMAGED" };
+        lines.push(format!(
+            "  {arm:<24} {:>12.0} {:>10.0} {:>8.0} {:>10.0} {:>11.0}   {ledgers}",
+            sent.work_up, sent.device_up, sent.edge_up, sent.edge_down, sent.cloud_down
+        ));
     }
-    text
+    lines.push(String::new());
+    lines.join("\n")
 }
 
 /// All nodes and their models.
