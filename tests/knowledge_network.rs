@@ -46,7 +46,7 @@ struct Tables(usize);
 impl Learner for Tables {
     fn initial_adapter(&self) -> TensorSet {
         // The cloud's one table knows its classes already.
-        let row = |at: usize| if self.0 == 1 && at % 4 == 0 { 4.0 } else { 0.0 };
+        let row = |at: usize| if self.0 == 1 && at.is_multiple_of(4) { 4.0 } else { 0.0 };
         let tensor = |table: usize| Tensor {
             name: format!("table{table}"),
             shape: vec![3, 3],
@@ -107,7 +107,7 @@ fn one_sided() -> Windows {
     some
 }
 
-fn plan(reference: &ReferenceSet, of: Plan) -> Plan {
+fn plan(reference: &ReferenceSet, of: &Plan) -> Plan {
     Plan {
         adapter_delta: false,
         class_logits: true,
@@ -132,7 +132,7 @@ fn plan(reference: &ReferenceSet, of: Plan) -> Plan {
             prototype_weight: 0.0,
             merging: Merging::Median,
         }),
-        ..of
+        ..of.clone()
     }
 }
 
@@ -155,7 +155,7 @@ fn parts(plant: &mut Plant, node: &NodeId, reference: &Arc<ReferenceSet>) -> Nod
         model,
         base: Digest::of(format!("{role:?}").as_bytes()),
         adapter: update::pack(&learner.initial_adapter(), Coding::F32, 0).unwrap(),
-        plan: plan(reference, parts.learning.plan.clone()),
+        plan: plan(reference, &parts.learning.plan),
         reference: Some(Arc::clone(reference)),
         distils: (role != Role::Device).then_some(Distils { steps: 10, learning_rate: 0.1 }),
         ..parts.learning

@@ -297,6 +297,7 @@ fn a_device_holds_and_trains_a_fifth_and_sends_a_quarter_of_what_f32_would_take(
         final_rate: None,
         prox_mu: 0.0,
         distill_lambda: 0.0,
+        lesson: None,
         class_targets: None,
         seed: 1,
         epochs: None,

@@ -74,6 +74,8 @@ impl Learner for Draws {
         self.versions.lock().unwrap().push(job.start.clone());
         Ok(Trained {
             adapter: self.ready.pop().unwrap(),
+            prototypes: None,
+            reference_logits: vec![],
             class_logits: ClassLogits { mean_logits: vec![0.5; 4], counts: vec![60, 60] },
             num_examples: data.num_examples() as u64,
             steps: job.steps,

@@ -117,6 +117,7 @@ fn job(start: TensorSet, seed: u64) -> TrainJob {
         final_rate: None,
         prox_mu: 0.0,
         distill_lambda: 0.0,
+        lesson: None,
         class_targets: None,
         seed,
         epochs: Some(1),
@@ -144,6 +145,8 @@ fn idle(subject: CellSubject) -> CellSubject {
             adapter.values_mut().flatten().for_each(|value| *value *= 0.99);
             Ok(Trained {
                 adapter,
+                prototypes: None,
+                reference_logits: Vec::new(),
                 class_logits: ClassLogits { mean_logits: Vec::new(), counts: Vec::new() },
                 num_examples: data.num_examples() as u64,
                 steps: 1,

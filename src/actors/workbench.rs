@@ -213,32 +213,32 @@ impl Workbench for LaneBench {
             }
             Task::Front { task, adapter, residual } => {
                 let run = task.run();
-                let done = Arc::new(std::sync::Mutex::new(Some(done)));
-                let finish = Arc::clone(&done);
-                let answer: FrontDone =
-                    Box::new(move |end| call(&finish, Input::Front { run, end }));
+                let input = move |end| Input::Front { run, end };
+                let once = Arc::new(std::sync::Mutex::new(Some((done, input))));
+                let finish = Arc::clone(&once);
+                let answer: FrontDone = Box::new(move |end| call(&finish, end));
                 let request = FrontRequest { task, adapter, residual, done: answer };
                 let sent = match &self.half {
                     Half::Front(lane) => lane.submit(request).map_err(|error| error.kind()),
                     Half::None | Half::Back(_) => Err("no_front"),
                 };
                 if let Err(reason) = sent {
-                    call(&done, Input::Front { run, end: Err(reason) });
+                    call(&once, Err(reason));
                 }
             }
             Task::Back { device, run, task, adapter } => {
-                let done = Arc::new(std::sync::Mutex::new(Some(done)));
-                let (finish, of) = (Arc::clone(&done), device.clone());
-                let answer: BackDone =
-                    Box::new(move |end| call(&finish, Input::Back { device: of, run, end }));
-                let request =
-                    BackRequest { device: device.clone(), run, task, adapter, done: answer };
+                let of = device.clone();
+                let input = move |end| Input::Back { device: of, run, end };
+                let once = Arc::new(std::sync::Mutex::new(Some((done, input))));
+                let finish = Arc::clone(&once);
+                let answer: BackDone = Box::new(move |end| call(&finish, end));
+                let request = BackRequest { device, run, task, adapter, done: answer };
                 let sent = match &self.half {
                     Half::Back(lane) => lane.submit(request).map_err(|error| error.kind()),
                     Half::None | Half::Front(_) => Err("no_back"),
                 };
                 if let Err(reason) = sent {
-                    call(&done, Input::Back { device, run, end: Err(reason) });
+                    call(&once, Err(reason));
                 }
             }
             Task::Train { task, adapter, residual, knowledge } => {
@@ -302,13 +302,13 @@ impl Workbench for InlineBench {
 /// What is left to do when a lane's job has ended.
 type End<F> = std::sync::Mutex<Option<(Done, F)>>;
 
-fn call<F>(once: &End<F>, trained: Result<Trained, &'static str>)
+fn call<T, F>(once: &End<F>, came: Result<T, &'static str>)
 where
-    F: FnOnce(Result<Trained, &'static str>) -> Input,
+    F: FnOnce(Result<T, &'static str>) -> Input,
 {
     let taken = once.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
     if let Some((done, end)) = taken {
-        done(Ok(end(trained)));
+        done(Ok(end(came)));
     }
 }
 
@@ -380,11 +380,14 @@ fn distil_job_of(
         steps: task.how.steps,
         batch_size: plan.batch_size,
         learning_rate: task.how.learning_rate,
+        final_rate: None,
         prox_mu: 0.0,
         distill_lambda: 0.0,
         lesson: lesson_of(plan, set, said.as_ref(), class_targets.as_ref())?,
         class_targets: None,
         seed: Stream::new(plan.seed, me.as_str()).next_u64(),
+        epochs: None,
+        class_logits: plan.class_logits,
     })
 }
 

@@ -28,6 +28,7 @@ mod keys;
 mod model;
 #[cfg(feature = "torch")]
 mod pretrain;
+mod reference;
 mod run;
 mod settings_args;
 mod trust_files;
@@ -83,8 +84,10 @@ enum Command {
     Cmd(cmd::CmdArgs),
     /// Fetch, list and show real data sets
     Data(data::DataArgs),
-    /// Compare ways to learn on this machine, on real texts
+    /// Compare ways to learn on this machine, on real texts and recordings
     Experiment(experiment::ExperimentArgs),
+    /// Make reference inputs, on which models of different kinds teach each other
+    Reference(reference::ReferenceArgs),
     /// Make a base for vibration from a seed, on generated signals
     #[cfg(feature = "torch")]
     #[command(after_help = pretrain::HELP)]
@@ -142,6 +145,7 @@ fn run(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Exit> {
         Command::Cmd(args) => cmd::run(&args, &settings, out, &mut std::io::stderr().lock()),
         Command::Data(args) => data::run(&args, out),
         Command::Experiment(args) => experiment::run(&args, out),
+        Command::Reference(args) => reference::run(&args, out),
         #[cfg(feature = "torch")]
         Command::Pretrain(args) => pretrain::run(&args, out),
         #[cfg(feature = "torch")]

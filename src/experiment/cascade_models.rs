@@ -45,6 +45,7 @@ pub fn bearings(
             prox_mu: 0.0,
             distill_lambda: 0.0,
             class_targets: None,
+            lesson: None,
             seed: options.seed,
             epochs: None,
             class_logits: false,

@@ -127,7 +127,9 @@ impl Federation<'_> {
     ) -> Result<Outcome, ExperimentError> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let federation = &self.settings.node.federation;
-        let mut places = Places::open(self.folder, federation, &parties, clock.now().wall)?;
+        let names: Vec<(&str, &str)> =
+            parties.iter().map(|party| (party.name.as_str(), party.site.as_str())).collect();
+        let mut places = Places::open(self.folder, federation, &names, clock.now().wall)?;
         let keyring = Arc::new(places.keyring.clone());
         let brokers = Brokers::new(self.broker, &places.all);
         let (gave_up, mut reasons) = mpsc::channel(16);

@@ -7,7 +7,6 @@ use std::num::NonZeroU32;
 use std::path::Path;
 
 use super::ExperimentError;
-use super::federation::Party;
 use crate::ids::{Name, NodeId};
 use crate::store::keyfile::{new_signing_key, read_signing_key, write_signing_key};
 use crate::time::Wall;
@@ -36,12 +35,12 @@ pub(super) struct Places {
 }
 
 impl Places {
-    /// A device for each party, under the edge of its site: those of `folder`, or new ones that are
+    /// A device for each party (its name and its site), under the edge of the site: those of `folder`, or new ones that are
     /// kept there.
     pub(super) fn open(
         folder: &Path,
         federation: &Name,
-        parties: &[Party],
+        parties: &[(&str, &str)],
         now: Wall,
     ) -> Result<Self, ExperimentError> {
         let none = name("_")?;
@@ -55,8 +54,8 @@ impl Places {
             party: None,
         }];
         let mut sites = BTreeSet::new();
-        for (at, party) in parties.iter().enumerate() {
-            let (site, edge) = (name(&party.site)?, name(&format!("edge-{}", party.site))?);
+        for (at, (party, at_site)) in parties.iter().enumerate() {
+            let (site, edge) = (name(at_site)?, name(&format!("edge-{at_site}"))?);
             if sites.insert(site.clone()) {
                 all.push(Place {
                     node: edge.clone(),
@@ -68,7 +67,7 @@ impl Places {
                 });
             }
             all.push(Place {
-                node: name(&format!("machine-{}", party.name))?,
+                node: name(&format!("machine-{party}"))?,
                 site,
                 line: name("machines")?,
                 parent: Some(edge),

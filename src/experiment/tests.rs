@@ -187,7 +187,7 @@ fn a_name_that_cannot_be_a_nodes_is_refused() {
     let error = places::Places::open(
         folder.path(),
         &crate::ids::Name::new("f").unwrap(),
-        &[party],
+        &[(party.name.as_str(), party.site.as_str())],
         crate::time::Wall(1_800_000_000_000),
     );
     assert_eq!(error.err().unwrap().kind(), "name");

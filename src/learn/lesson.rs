@@ -72,7 +72,7 @@ impl Lesson {
 /// [`LearnError::OutOfRange`] unless alpha is 0 to 1 and labels are classes, and those of
 /// [`check_reference_logits`].
 /// # Source
-/// Fan et al. 2024, arXiv:2406.02224 (FedMKT), equation 6.
+/// Fan et al. 2024, arXiv:2406.02224 (`FedMKT`).
 /// # Examples
 /// ```
 /// let half = gaisnet::learn::reference_targets(Some(&[0.0, 0.0]), &[1], 2, 0.5)?;

@@ -4,7 +4,7 @@
 //! that starts from the same features or the same base. A class that a member never saw gets a
 //! point from those that did.
 //!
-//! Source: Tan et al. 2021, arXiv:2105.00243 (FedProto).
+//! Source: Tan et al. 2021, arXiv:2105.00243 (`FedProto`).
 
 use std::collections::BTreeMap;
 

@@ -64,7 +64,7 @@ pub fn check_reference_logits(
 /// [`LearnError::NoUpdates`] without members, [`LearnError::OutOfRange`] for a label that is no class, and
 /// those of [`check_reference_logits`].
 /// # Source
-/// Fan et al. 2024, arXiv:2406.02224 (FedMKT), section 3.3: the side with the lower loss is the teacher.
+/// Fan et al. 2024, arXiv:2406.02224 (`FedMKT`): the side with the lower loss is the teacher.
 pub fn lowest_loss(
     members: &BTreeMap<NodeId, Vec<f32>>,
     labels: &[usize],
@@ -82,13 +82,11 @@ pub fn lowest_loss(
                 best = Some((loss, row));
             }
         }
-        match best.filter(|(loss, _)| *loss < chance) {
-            Some((_, row)) => merged.extend(centred(row)),
-            None => {
-                let row: Vec<f32> =
-                    (0..classes).map(|c| if c == *label { LOGIT_BOUND } else { 0.0 }).collect();
-                merged.extend(centred(&row));
-            }
+        if let Some((_, row)) = best.filter(|(loss, _)| *loss < chance) {
+            merged.extend(centred(row));
+        } else {
+            let by_label = (0..classes).map(|c| if c == *label { LOGIT_BOUND } else { 0.0 });
+            merged.extend(centred(&by_label.collect::<Vec<f32>>()));
         }
     }
     Ok(merged)
@@ -102,7 +100,7 @@ pub fn lowest_loss(
 /// [`LearnError::NoUpdates`] without members, [`LearnError::OutOfRange`] unless the temperature is positive,
 /// and those of [`check_reference_logits`].
 /// # Source
-/// Itahara et al. 2020, arXiv:2008.06180 (DS-FL), equation 14: softmax(p / T) with T = 0.1.
+/// Itahara et al. 2020, arXiv:2008.06180 (DS-FL): softmax(p / T) with T = 0.1.
 pub fn entropy_reduction(
     members: &BTreeMap<NodeId, Vec<f32>>,
     rows: usize,

@@ -180,7 +180,7 @@ pub fn front_parts_of(
     let lane = front_lane(runs, Arc::clone(&figures), Arc::clone(&busy), QUEUE)?;
     let bench = LaneBench::new(identity.me.clone(), None, Arc::clone(&figures), busy);
     let work = Work {
-        learning: learning_of(settings, half.model, half.base, half.adapter),
+        learning: learning_of(settings, half.model, half.base, half.adapter, None),
         bench: bench.with_half(Half::Front(lane)),
         answering: None,
         clock,

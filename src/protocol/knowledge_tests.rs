@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::ids::UpdateId;
 use crate::learn::ReferenceSet;
+use crate::protocol::ShareBounds;
 use crate::protocol::fixture::knowledge_plan;
 use crate::rng::Stream;
 use crate::wire::Coding;
@@ -70,6 +71,7 @@ fn table(plan: &Plan, strengths: &[f32]) -> Table {
             loss_last: 0.5,
             delta: None,
             stacked: false,
+            back: None,
             base: Digest([0; 32]),
             class_logits: Some(summary(*strength)),
             knowledge: Some(Said { set, counts: packed.counts, reference: about }),
@@ -84,6 +86,7 @@ fn table(plan: &Plan, strengths: &[f32]) -> Table {
         relay: true,
         norms: Vec::new(),
         offered: None,
+        bounds: ShareBounds::default(),
     };
     Table { job, blobs }
 }

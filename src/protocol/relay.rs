@@ -201,7 +201,7 @@ impl Relay {
             .max(offer.deadline_ms / 2)
             .max(1);
         self.round.set_plan(offer.plan.clone());
-        let (version, adapter) = (offer.version, offer.adapter.clone());
+        let version = offer.version;
         let (targets, knowledge) = (offer.class_targets.clone(), offer.knowledge.clone());
         if offer.plan.knowledge.is_some() {
             self.round.take_knowledge(version, targets, knowledge, out);

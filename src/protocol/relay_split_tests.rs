@@ -108,6 +108,7 @@ impl Bench {
             version: 0,
             adapter: Blob::of(&adapter(1.0, 2.0), CHUNK_BYTES),
             class_targets: None,
+            knowledge: None,
             plan: plan(Coding::F32),
             deadline_ms: 20_000,
             outer: None,
@@ -160,6 +161,7 @@ impl Bench {
             stacked: false,
             delta: Some(Blob::of(&front(delta), CHUNK_BYTES)),
             class_logits: None,
+            knowledge: None,
         });
         self.hear(device, inner.1.round, body)
     }
@@ -205,6 +207,7 @@ fn devices_are_offered_the_front_alone_and_results_come_down_so_too() {
         version: 3,
         adapter: Blob::of(&adapter(5.0, 6.0), CHUNK_BYTES),
         class_targets: None,
+        knowledge: None,
         contributors: 2,
         contributor_set: Digest([8; 32]),
     };

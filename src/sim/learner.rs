@@ -90,7 +90,9 @@ pub(crate) fn distil(
     let taught = Digest::of(&task.knowledge.as_ref().expect("something was merged").bytes);
     let mut stream = Stream::new(task.plan.seed, &format!("{node} {taught}"));
     for values in model.values_mut() {
-        values.iter_mut().for_each(|value| *value += small(&mut stream));
+        for value in values {
+            *value += small(&mut stream);
+        }
     }
     says(&task.plan, &model, &mut stream, 0)
 }

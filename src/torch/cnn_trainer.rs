@@ -111,6 +111,8 @@ impl Learner for CnnLearner {
         Ok(Trained {
             adapter,
             class_logits,
+            prototypes: None,
+            reference_logits: Vec::new(),
             num_examples: images.num_examples() as u64,
             steps: u32::try_from(losses.len()).unwrap_or(u32::MAX),
             loss_first: mean(losses.iter().take(tenth)),

@@ -37,6 +37,7 @@ fn job(epochs: u32) -> TrainJob {
         prox_mu: 0.0,
         distill_lambda: 0.0,
         class_targets: None,
+        lesson: None,
         seed: 4,
         epochs: Some(epochs),
         class_logits: true,

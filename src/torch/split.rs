@@ -416,6 +416,7 @@ impl BackCopy for SignalBackCopy {
             prox_mu: self.prox_mu,
             log_prior: prior.as_ref(),
             distill: self.distill.as_ref(),
+            pull: None,
         };
         let loss = batch_loss(&logits, &labels_of(&labels)?, &terms)?;
         let value = finite(&loss)?;
@@ -484,7 +485,7 @@ impl LossTerms {
 
     fn terms(&self) -> Terms<'_> {
         let (log_prior, distill) = (self.prior.as_ref(), self.distill.as_ref());
-        Terms { prox_mu: 0.0, log_prior, distill }
+        Terms { prox_mu: 0.0, log_prior, distill, pull: None }
     }
 }
 

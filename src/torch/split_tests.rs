@@ -39,6 +39,7 @@ fn job(start: TensorSet, steps: u32) -> TrainJob {
         prox_mu: 0.1,
         distill_lambda: 0.5,
         class_targets: Some(ClassLogits { mean_logits: vec![0.5; 9], counts: vec![20; 3] }),
+        lesson: None,
         seed: 4,
         epochs: None,
         class_logits: false,

@@ -111,6 +111,29 @@ impl SignalLearner {
         }
         job.class_targets.as_ref().map_or(Ok(()), |targets| check_targets(targets, data.classes))
     }
+
+    /// Spectra and targets of reference samples, as they are.
+    fn teach(
+        &self,
+        lesson: &Lesson,
+        batch: &[usize],
+        classes: usize,
+    ) -> Result<Taught, LearnError> {
+        let mut x = Vec::with_capacity(batch.len() * lesson.windows.len);
+        let mut targets = Vec::with_capacity(batch.len() * classes);
+        for at in batch {
+            let target = lesson.targets.chunks_exact(classes).nth(*at);
+            let (Some(row), Some(target)) = (lesson.windows.row(*at), target) else { continue };
+            x.extend_from_slice(row);
+            targets.extend_from_slice(target);
+        }
+        let shape = [dim(targets.len() / classes)?, dim(classes)?];
+        Ok(Taught {
+            x: self.spectra.forward(&x)?,
+            targets: tensor(&targets, &shape)?,
+            weight: lesson.weight.into(),
+        })
+    }
 }
 
 impl Learner for SignalLearner {
@@ -166,9 +189,10 @@ impl Learner for SignalLearner {
         let mut losses = Vec::new();
         let steps = job.steps_over(data.num_examples());
         for step in 1..=steps {
-            let batch = match own {
-                true => Some(self.gather(data, &batches.next(size), &mut changes)?),
-                false => None,
+            let batch = if own {
+                Some(self.gather(data, &batches.next(size), &mut changes)?)
+            } else {
+                None
             };
             let taught = match (lesson, &mut references) {
                 (Some(lesson), Some(references)) => {
@@ -267,29 +291,6 @@ pub(super) fn check_targets(targets: &ClassLogits, classes: usize) -> Result<(),
         Some(index) => Err(LearnError::NotFinite { name: "class targets".into(), index }),
         None => Ok(()),
     }
-
-    /// Spectra and targets of reference samples, as they are.
-    fn teach(
-        &self,
-        lesson: &Lesson,
-        batch: &[usize],
-        classes: usize,
-    ) -> Result<Taught, LearnError> {
-        let mut x = Vec::with_capacity(batch.len() * lesson.windows.len);
-        let mut targets = Vec::with_capacity(batch.len() * classes);
-        for at in batch {
-            let target = lesson.targets.chunks_exact(classes).nth(*at);
-            let (Some(row), Some(target)) = (lesson.windows.row(*at), target) else { continue };
-            x.extend_from_slice(row);
-            targets.extend_from_slice(target);
-        }
-        let shape = [dim(targets.len() / classes)?, dim(classes)?];
-        Ok(Taught {
-            x: self.spectra.forward(&x)?,
-            targets: tensor(&targets, &shape)?,
-            weight: lesson.weight.into(),
-        })
-    }
 }
 
 /// Checks that windows fit a model.
@@ -342,7 +343,7 @@ pub(super) struct Taught {
     weight: f64,
 }
 
-/// FedProto's term: the squared distance to the class's prototype (arXiv:2105.00243).
+/// The squared distance to the class's prototype (`FedProto`, arXiv:2105.00243).
 #[derive(Debug)]
 pub(super) struct Pull {
     /// `[C, E]`.

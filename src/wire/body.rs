@@ -375,6 +375,7 @@ pub struct Command {
 /// A body of any kind.
 #[derive(Debug, Clone, PartialEq)]
 #[expect(missing_docs, reason = "each variant is the struct of its name")]
+#[expect(clippy::large_enum_variant, reason = "one lives for one message")]
 pub enum Body {
     Offer(Offer),
     Answer(Answer),

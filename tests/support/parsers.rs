@@ -9,10 +9,10 @@ use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 
 use gaisnet::ids::{BootId, Digest, Name};
-use gaisnet::learn::{ActivationCoding, Activations};
+use gaisnet::learn::{ActivationCoding, Activations, BEARING_PHYSICS};
 use gaisnet::ledger::tiles::verify_export;
 use gaisnet::ledger::{Entry, InclusionProof, Origin, SignedCheckpoint};
-use gaisnet::protocol::update;
+use gaisnet::protocol::{knowledge as said, update};
 use gaisnet::scada::tags::{Binds, Format, Tag};
 use gaisnet::scada::{command, escalation as cascade, infer, text};
 use gaisnet::time::Wall;
@@ -20,20 +20,21 @@ use gaisnet::topic::filter::Filter;
 use gaisnet::topic::{Leaf, Prefix};
 use gaisnet::trust::keyring_document::{open_document, seal_document};
 use gaisnet::wire::{
-    Body, Cells, Chunk, Envelope, Head, Kind, PackedSet, SplitCoding, SplitMessage, decode, encode,
-    split_pair,
+    Body, Cells, Chunk, Envelope, Head, Kind, KnowledgePlan, Merging, PackedSet, Reference,
+    SplitCoding, SplitMessage, decode, encode, split_pair,
 };
 
 /// A parser that is fuzzed.
 pub(crate) type Parser = fn(&[u8]);
 
 /// The parsers of the pure half, by the name of their target and of their corpus.
-pub(crate) const PURE: [(&str, Parser); 14] = [
+pub(crate) const PURE: [(&str, Parser); 15] = [
     ("envelope", envelope),
     ("body", body),
     ("chunk", chunk),
     ("split_message", split_message),
     ("packed_set", packed_set),
+    ("knowledge", knowledge),
     ("keyring", keyring),
     ("checkpoint", checkpoint),
     ("tiles", tiles),
@@ -131,6 +132,34 @@ pub(crate) fn packed_set(bytes: &[u8]) {
             assert!(set.check_finite().is_ok());
             let _ = update::check(&bytes, &set.layout(), false);
             let _ = update::check(&bytes, &set.layout(), true);
+        }
+    }
+}
+
+/// What a model says about three reference inputs and three classes: three counts, then a packed set, also plain.
+pub(crate) fn knowledge(bytes: &[u8]) {
+    let Some((counts, bytes)) = bytes.split_at_checked(3) else { return };
+    let counts: Vec<u64> = counts.iter().map(|count| u64::from(*count)).collect();
+    let plan = KnowledgePlan {
+        prototypes: true,
+        reference_logits: true,
+        reference: Some(Reference {
+            generator: Name::new(BEARING_PHYSICS).unwrap(),
+            seed: 1,
+            count: 3,
+            digest: Digest([0; 32]),
+        }),
+        labels: Digest([0; 32]),
+        alpha: 0.5,
+        reference_weight: 1.0,
+        prototype_weight: 1.0,
+        merging: Merging::Median,
+    };
+    for bytes in [bytes.to_vec(), zstd::bulk::compress(bytes, 1).unwrap()] {
+        if let Ok(said) = said::unpack(&plan, &bytes, &counts) {
+            let (logits, prototypes) = (said.reference_logits.unwrap(), said.prototypes.unwrap());
+            assert!(logits.len() == 9 && logits.iter().all(|z| z.is_finite()));
+            assert!(prototypes.counts.len() == 3 && prototypes.means.iter().all(|x| x.is_finite()));
         }
     }
 }

@@ -10,12 +10,15 @@ use crate::cli::Exit;
 /// Arguments of `gaisnet experiment run relay`.
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
-    /// The first of three seeds
+    /// The first of five seeds
     #[arg(long)]
     seed: Option<u64>,
     /// Rounds of each strategy
     #[arg(long)]
     rounds: Option<u64>,
+    /// Judge on the last part of each training recording, for choosing settings
+    #[arg(long)]
+    rehearse: bool,
     /// Threads of a training lane
     #[arg(long)]
     threads: Option<u16>,
@@ -43,7 +46,11 @@ pub(super) fn run(_: &RunArgs, _: &mut dyn Write) -> anyhow::Result<Exit> {
     )
 }
 
-/// Runs `gaisnet experiment run relay`: three seeds from the first on, each strategy.
+/// Seeds of the experiment: as many as named before it was run.
+#[cfg(feature = "torch")]
+const SEEDS: u64 = 5;
+
+/// Runs `gaisnet experiment run relay`: some seeds from the first on, each strategy.
 #[cfg(feature = "torch")]
 pub(super) fn run(args: &RunArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
     use std::num::NonZeroU16;
@@ -59,6 +66,7 @@ pub(super) fn run(args: &RunArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
 
     let mut layers = Layers::new();
     layers.tier(Tier::Cloud).text("experiment-relay", relay::SETTINGS);
+    layers.environment(std::env::vars());
     if let Some(rounds) = args.rounds {
         layers.set(&format!("round.rounds={rounds}"));
     }
@@ -68,7 +76,8 @@ pub(super) fn run(args: &RunArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
     bar.set_message("fetching the recordings");
     let fetched = fetch_bearings(&cache, &mut |_| bar.tick())?;
     bar.suspend(|| told(args.json, fetched.notice));
-    let set = Bearings::cached(&cache).context("the data set vanished")?.load()?;
+    let set = Bearings::cached(&cache).context("the data set vanished")?;
+    let set = if args.rehearse { set.rehearsal()? } else { set.load()? };
     let trust = crate::torch::shipped::trust()?;
     let (card, base) = crate::torch::load_base(Path::new("models/signal-bearing.toml"), &trust)?;
     let (_temporary, folder) = match &args.out {
@@ -83,11 +92,12 @@ pub(super) fn run(args: &RunArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
     let first = args.seed.unwrap_or(1);
     let options = RelayOptions {
         folder: folder.join("nodes"),
-        seeds: (first..first + 3).collect(),
+        seeds: (first..first + SEEDS).collect(),
         strategies: vec![
             Strategy::ReferenceLogits,
             Strategy::ClassLogits,
             Strategy::Prototypes,
+            Strategy::Both,
             Strategy::Weights,
         ],
         patience_s: args.patience,

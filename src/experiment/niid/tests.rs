@@ -42,6 +42,8 @@ impl Learner for Toy {
         Ok(Trained {
             adapter: weights(at),
             class_logits: ClassLogits { mean_logits: Vec::new(), counts: Vec::new() },
+            prototypes: None,
+            reference_logits: Vec::new(),
             num_examples: images.num_examples() as u64,
             steps,
             loss_first: 1.0,

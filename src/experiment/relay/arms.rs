@@ -99,11 +99,14 @@ fn slices(
             steps,
             batch_size: bench.settings.strategy.batch_size,
             learning_rate,
+            final_rate: None,
             prox_mu: 0.0,
             distill_lambda: 0.0,
             class_targets: None,
             lesson: lesson.cloned(),
             seed: Stream::new(bench.seed.wrapping_add(round), node).next_u64(),
+            epochs: None,
+            class_logits: true,
         };
         adapter = learner.train(data, &job, &mut |_| Control::Continue)?.adapter;
     }

@@ -12,11 +12,11 @@ use super::{Bench, SITES, Sent, Strategy, score_softmax, softmax};
 use crate::actors::lanes::train_lane;
 use crate::actors::{Bounds, Busy, Figures, LaneBench};
 use crate::data::bearings::{CLASSES, PLANTS, RATE_HZ};
+use crate::experiment::ExperimentError;
 use crate::experiment::federation::{Brokers, audit_of};
 use crate::experiment::places::{Place, Places};
-use crate::experiment::{ExperimentError, Machine};
 use crate::ids::{Digest, Side};
-use crate::learn::{Examples, Learner, TensorSet, Texts, Windows};
+use crate::learn::{Examples, Learner, TensorSet, Windows};
 use crate::ledger::Event;
 use crate::node::{Identity, Learning, Node, NodeParts, SystemClock, learning_of};
 use crate::protocol::{Distils, update};
@@ -57,14 +57,10 @@ async fn learn(
     patience_s: u64,
 ) -> Result<Outcome, ExperimentError> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-    let machine = |(at, plant): (usize, &&str)| Machine {
-        name: (*plant).to_owned(),
-        site: SITES.get(at * SITES.len() / PLANTS.len()).copied().unwrap_or("north").to_owned(),
-        train: Texts::default(),
-        test: Texts::default(),
-    };
-    let machines: Vec<Machine> = PLANTS.iter().enumerate().map(machine).collect();
-    let mut places = Places::new(&settings.node.federation, &machines, clock.now().wall)?;
+    let site = |at: usize| SITES.get(at * SITES.len() / PLANTS.len()).copied().unwrap_or("north");
+    let plants: Vec<(&str, &str)> =
+        PLANTS.iter().enumerate().map(|(at, plant)| (*plant, site(at))).collect();
+    let mut places = Places::open(folder, &settings.node.federation, &plants, clock.now().wall)?;
     let keyring = Arc::new(places.keyring.clone());
     let brokers = Brokers::new(None, &places.all);
     let (gave_up, mut reasons) = mpsc::channel(16);
@@ -83,7 +79,7 @@ async fn learn(
         };
         let (base, learner) = learner_of(bench, strategy, place)?;
         let adapter = update::pack(&learner.initial_adapter(), Coding::F32, 0)?;
-        let data: Examples = match place.machine.and_then(|at| bench.set.plants.get(at)) {
+        let data: Examples = match place.party.and_then(|at| bench.set.plants.get(at)) {
             Some(windows) => windows.clone().into(),
             None => Windows::default().into(),
         };
@@ -104,6 +100,7 @@ async fn learn(
                     .with_reference(reference),
             ),
             learning,
+            bases: None,
             links: brokers.links(place)?,
             clock: Arc::clone(&clock),
             answering: None,
@@ -222,12 +219,13 @@ fn learning(
         rate_hz: f64::from(RATE_HZ),
         labels: CLASSES.iter().map(|class| (*class).to_owned()).collect(),
         context: None,
+        adapters: vec![],
     };
     let reference = (strategy != Strategy::Weights).then(|| Arc::clone(&bench.reference));
     let learning = learning_of(settings, model, base, adapter, reference);
     let distils = learning
         .distils
-        .filter(|_| place.machine.is_none())
+        .filter(|_| place.party.is_none())
         .map(|how| Distils { learning_rate: rate_of(bench, place.node.as_str()), ..how });
     Learning { distils, ..learning }
 }
@@ -237,12 +235,13 @@ fn settings_of(bench: &Bench<'_>, strategy: Strategy) -> Settings {
     let mut settings = bench.settings.clone();
     settings.strategy.seed = bench.seed;
     settings.knowledge.reference_seed = bench.seed;
-    settings.strategy.contribute = vec![match strategy {
-        Strategy::ReferenceLogits => Contribute::ReferenceLogits,
-        Strategy::ClassLogits => Contribute::ClassLogits,
-        Strategy::Prototypes => Contribute::Prototypes,
-        Strategy::Weights => Contribute::AdapterDelta,
-    }];
+    settings.strategy.contribute = match strategy {
+        Strategy::ReferenceLogits => vec![Contribute::ReferenceLogits],
+        Strategy::ClassLogits => vec![Contribute::ClassLogits],
+        Strategy::Prototypes => vec![Contribute::Prototypes],
+        Strategy::Both => vec![Contribute::ReferenceLogits, Contribute::Prototypes],
+        Strategy::Weights => vec![Contribute::AdapterDelta],
+    };
     if strategy == Strategy::Weights {
         // As raw as in the comparison that is asked for, and the learning rate of a transformer.
         settings.knowledge.own_models = false;

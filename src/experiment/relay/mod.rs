@@ -8,7 +8,8 @@
 //!   arms.rs         what each model comes to without a neighbour: alone, and with the reference's labels
 //!   federation.rs   real nodes over brokers in memory, one strategy
 //! ```
-//! Every choice is in `config/experiment-relay.toml` and in the constants here. Judged on the test
+//! Every choice is in `config/experiment-relay.toml` and in the constants here, made on training recordings
+//! (`Bearings::rehearsal`). Judged on the test
 //! recordings, macro-F1; several seeds, with Student's interval of 95 % over them. The seeds draw the order of
 //! examples and the reference inputs anew, and neither the recordings nor the two bases: an interval says how much luck
 //! is in a figure, not how other bearings would do.
@@ -64,6 +65,8 @@ pub enum Strategy {
     ClassLogits,
     /// Mean features a class, between the devices; the owners' models learn the reference's labels only.
     Prototypes,
+    /// Logits of the reference inputs, and mean features a class.
+    Both,
     /// Changes of an adapter of the cloud's model, which all nodes have then.
     Weights,
 }
@@ -75,6 +78,7 @@ impl Strategy {
             Self::ReferenceLogits => "reference_logits",
             Self::ClassLogits => "class_logits",
             Self::Prototypes => "prototypes",
+            Self::Both => "both",
             Self::Weights => "weights",
         }
     }
@@ -253,36 +257,35 @@ pub fn to_table(report: &RelayReport) -> String {
         Some(half) => format!("{:.3} +- {half:.3}", over.mean),
         None => format!("{:.3}", over.mean),
     };
-    let mut text = format!(
-        "Macro-F1 on the test recordings, mean and interval of 95 % over {} seeds, {} rounds\n",
+    let mut lines = vec![format!(
+        "Macro-F1 on the test recordings, mean and interval of 95 % over {} seeds, {} rounds",
         report.seeds.len(),
         report.rounds
-    );
+    )];
     for node in &report.nodes {
-        text += &format!("\n{} ({})\n", node.node, node.model);
-        text += &format!("  {:<18} {}\n", "before", show(&node.before));
-        text += &format!("  {:<18} {}\n", "reference labels", show(&node.labels));
+        lines.push(format!("\n{} ({})", node.node, node.model));
+        lines.push(format!("  {:<18} {}", "before", show(&node.before)));
+        lines.push(format!("  {:<18} {}", "reference labels", show(&node.labels)));
         for (arm, after) in &node.after {
             let gain = node.gain.get(arm).map(show).unwrap_or_default();
             let more = node.gain_over_labels.get(arm).map(show).unwrap_or_default();
-            text +=
-                &format!("  {arm:<18} {}   gain {gain}   over the labels {more}\n", show(after));
+            let after = show(after);
+            lines.push(format!("  {arm:<18} {after}   gain {gain}   over the labels {more}"));
         }
     }
-    text +=
-        "\nBytes a round               work/device  device up  edge up  edge down  cloud down\n";
+    lines.push(format!(
+        "\n{:<26} {:>12} {:>10} {:>8} {:>10} {:>11}",
+        "Bytes a round", "work/device", "device up", "edge up", "edge down", "cloud down"
+    ));
     for (arm, sent) in &report.sent {
-        text += &format!(
-            "  {arm:<24} {:>12.0} {:>10.0} {:>8.0} {:>10.0} {:>11.0}   {}\n",
-            sent.work_up,
-            sent.device_up,
-            sent.edge_up,
-            sent.edge_down,
-            sent.cloud_down,
-            if sent.audit { "ledgers verified" } else { "A LEDGER IS DAMAGED" }
-        );
+        let ledgers = if sent.audit { "ledgers verified" } else { "A LEDGER IS DAMAGED" };
+        lines.push(format!(
+            "  {arm:<24} {:>12.0} {:>10.0} {:>8.0} {:>10.0} {:>11.0}   {ledgers}",
+            sent.work_up, sent.device_up, sent.edge_up, sent.edge_down, sent.cloud_down
+        ));
     }
-    text
+    lines.push(String::new());
+    lines.join("\n")
 }
 
 /// All nodes and their models.

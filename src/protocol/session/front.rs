@@ -461,6 +461,7 @@ impl Active {
         Work {
             update: Some(update),
             class_logits: None,
+            knowledge: None,
             num_examples: self.begun.num_examples,
             num_devices: 1,
             steps: self.applied(),

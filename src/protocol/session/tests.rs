@@ -36,6 +36,7 @@ fn task(steps: u32) -> TrainTask {
         adapter: Digest([8; 32]),
         plan,
         class_targets: None,
+        knowledge: None,
         residual: None,
     }
 }
