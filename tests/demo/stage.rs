@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use crate::support::skip;
 
 /// Longest wait for one line of the demo: rounds that fail once end by their deadline.
-const PATIENCE: Duration = Duration::from_secs(200);
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// A folder for demos.
 pub(crate) struct Stage {
