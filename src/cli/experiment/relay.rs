@@ -80,13 +80,12 @@ pub(super) fn run(args: &RunArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
     let set = if args.rehearse { set.rehearsal()? } else { set.load()? };
     let trust = crate::torch::shipped::trust()?;
     let (card, base) = crate::torch::load_base(Path::new("models/signal-bearing.toml"), &trust)?;
-    let (_temporary, folder) = match &args.out {
-        Some(folder) => (None, folder.clone()),
-        None => {
-            let name = format!("gaisnet-experiment-{}", std::process::id());
-            let folder = std::env::temp_dir().join(name);
-            (Some(Temporary(folder.clone())), folder)
-        }
+    let (_temporary, folder) = if let Some(folder) = &args.out {
+        (None, folder.clone())
+    } else {
+        let name = format!("gaisnet-experiment-{}", std::process::id());
+        let folder = std::env::temp_dir().join(name);
+        (Some(Temporary(folder.clone())), folder)
     };
     std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
     let first = args.seed.unwrap_or(1);

@@ -29,7 +29,7 @@ pub enum FrontTask {
         /// Which.
         run: u64,
         /// The offer's work.
-        task: TrainTask,
+        task: Box<TrainTask>,
     },
     /// The next batch, up to the cut.
     Forward {
@@ -189,7 +189,10 @@ impl FrontSession {
     fn begin_run(&mut self, task: TrainTask, begins: u32, out: &mut Vec<Effect>) {
         self.run += 1;
         put(Self::RUN, &self.run, out);
-        out.push(Effect::Job(Job::Front(FrontTask::Begin { run: self.run, task: task.clone() })));
+        out.push(Effect::Job(Job::Front(FrontTask::Begin {
+            run: self.run,
+            task: Box::new(task.clone()),
+        })));
         self.active = Some(Active {
             task,
             phase: Phase::Beginning,

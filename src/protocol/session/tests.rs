@@ -69,7 +69,7 @@ enum Event {
     Frame { to_edge: bool, frame: Frame },
     Timer(u64),
     Front(FrontTask),
-    Back(u64, BackTask),
+    Back(u64, Box<BackTask>),
 }
 
 struct World {
@@ -201,7 +201,9 @@ impl World {
                     self.after(after_ms, Event::Timer(self.timers));
                 }
                 Effect::Job(Job::Front(task)) => self.after(5, Event::Front(task)),
-                Effect::Job(Job::Back { run, task, .. }) => self.after(5, Event::Back(run, task)),
+                Effect::Job(Job::Back { run, task, .. }) => {
+                    self.after(5, Event::Back(run, Box::new(task)))
+                }
                 Effect::Count(reason) => *self.counts.entry(reason).or_default() += 1,
                 Effect::Put(key, value) => self.state = vec![(key, value)],
                 Effect::Contribute { work, .. } => self.outcome = Some(work),
