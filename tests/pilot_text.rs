@@ -40,7 +40,7 @@ const SET: [&str; 5] = [
     "commands.unsigned=status,infer,round.start",
 ];
 /// The weights are unpacked without optimisation here, by three processes at once.
-const LONG: Duration = Duration::from_secs(240);
+const LONG: Duration = Duration::from_secs(600);
 
 /// Whether the base is in the user's cache.
 fn is_fetched() -> bool {

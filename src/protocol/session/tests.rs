@@ -202,7 +202,7 @@ impl World {
                 }
                 Effect::Job(Job::Front(task)) => self.after(5, Event::Front(task)),
                 Effect::Job(Job::Back { run, task, .. }) => {
-                    self.after(5, Event::Back(run, Box::new(task)))
+                    self.after(5, Event::Back(run, Box::new(task)));
                 }
                 Effect::Count(reason) => *self.counts.entry(reason).or_default() += 1,
                 Effect::Put(key, value) => self.state = vec![(key, value)],
