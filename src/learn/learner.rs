@@ -276,7 +276,7 @@ impl TrainJob {
     /// # use gaisnet::learn::{TensorSet, TrainJob};
     /// let job = TrainJob {
     ///     start: TensorSet::default(), steps: 40, batch_size: 64, learning_rate: 0.01, final_rate: None, prox_mu: 0.0,
-    ///     distill_lambda: 0.0, class_targets: None, seed: 1, epochs: Some(2), class_logits: false,
+    ///     distill_lambda: 0.0, class_targets: None, lesson: None, seed: 1, epochs: Some(2), class_logits: false,
     /// };
     /// assert_eq!(job.steps_over(130), 6); // 64, 64 and 2, twice
     /// assert_eq!(TrainJob { epochs: None, ..job }.steps_over(130), 40);
