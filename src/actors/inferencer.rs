@@ -198,7 +198,7 @@ struct Answered {
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 struct Scored {
-    run: u64,
+    run: (u64, usize),
     result: Result<Vec<Prediction>, LearnError>,
 }
 

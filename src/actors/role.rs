@@ -93,8 +93,7 @@ impl<M: Machine> Handler<Stimulus> for Role<M> {
 
     fn handle(&mut self, Stimulus { input, ack }: Stimulus, ctx: &mut Self::Context) {
         let effects = self.machine.step(self.clock.now(), input);
-        let served = effects.iter().any(|effect| matches!(effect, Effect::Apply { .. }));
-        let keep = served.then(|| Keep(self.machine.blobs()));
+        let keep = effects.iter().any(Effect::frees_blobs).then(|| Keep(self.machine.blobs()));
         let runner = self.runner.clone();
         // Waiting here keeps the order of steps and pushes back on whoever feeds us.
         let hand_over = async move {

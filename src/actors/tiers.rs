@@ -183,7 +183,11 @@ impl Tiers {
     }
 
     /// The lane answered examples.
-    pub(super) fn measured(&mut self, run: u64, result: Result<Vec<Prediction>, LearnError>) {
+    pub(super) fn measured(
+        &mut self,
+        run: (u64, usize),
+        result: Result<Vec<Prediction>, LearnError>,
+    ) {
         let Some(measuring) = &mut self.measuring else { return };
         match measuring.answered(run, result) {
             Ok(None) => {}
@@ -204,7 +208,7 @@ impl Tiers {
         let now = self.clock.now().mono;
         let left = if stops { self.escalations.rest(now) } else { self.escalations.due(now) };
         if let Some(left) = left {
-            self.tell(left);
+            self.tell(left, Ack::none());
         }
     }
 
@@ -238,17 +242,18 @@ impl Tiers {
 
     fn keep(&self, known: &Calibrated) {
         let Ok(bytes) = known.to_bytes() else { return self.figures.count("cascade_not_kept") };
-        self.run(protocol::Effect::Put(Calibrated::KEY.to_owned(), bytes));
+        self.run(protocol::Effect::Put(Calibrated::KEY.to_owned(), bytes), Ack::none());
     }
 
-    fn tell(&self, Left { requests, digest }: Left) {
+    /// Records it, and releases `then` behind the commit.
+    fn tell(&self, Left { requests, digest }: Left, then: Ack) {
         let Some(above) = &self.parts.above else { return };
         let (model, to) = (self.model.clone(), above.branch.node.clone());
-        self.run(protocol::Effect::Record(Event::Escalate { digest, model, requests, to }));
+        self.run(protocol::Effect::Record(Event::Escalate { digest, model, requests, to }), then);
     }
 
-    fn run(&self, effect: protocol::Effect) {
-        let run = Run { effects: vec![effect], ack: Ack::none() };
+    fn run(&self, effect: protocol::Effect, ack: Ack) {
+        let run = Run { effects: vec![effect], ack };
         // At once, so that what is recorded when the node stops comes before its last entry.
         if let Err(SendError::Full(run)) = self.parts.runner.try_send(run) {
             let runner = self.parts.runner.clone();
@@ -304,16 +309,24 @@ impl Tiers {
         let topic = above.branch.infer(&self.model);
         let (at_least_once, retain, priority) = (true, false, Priority::Control);
         let message = Publish { topic, payload, at_least_once, retain, priority };
-        if let Err(error) = above.bus.publish(message) {
+        let entry = left.and_then(|left| self.escalations.left(self.clock.now().mono, &left));
+        if let Some(entry) = entry {
+            // That something leaves is on disk before it does; what leaves in the minute behind it is
+            // counted in the next entry.
+            let (bus, figures) = (Arc::clone(&above.bus), Arc::clone(&self.figures));
+            self.tell(
+                entry,
+                Ack::new(move || {
+                    if let Err(error) = bus.publish(message) {
+                        figures.count(error.kind()); // its asker waits no longer than its deadline
+                    }
+                }),
+            );
+        } else if let Err(error) = above.bus.publish(message) {
             self.figures.count(error.kind());
             return Err(Degraded::Busy);
         }
         self.figures.update(|view| view.escalated += 1);
-        if let Some(digest) = left
-            && let Some(left) = self.escalations.left(self.clock.now().mono, &digest)
-        {
-            self.tell(left);
-        }
         Ok(())
     }
 

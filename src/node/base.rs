@@ -243,7 +243,7 @@ impl<'a> Asker<'a> {
         let parent = entry.parent.clone().ok_or_else(no_link)?;
         let up = links.remove(&Side::Up).ok_or_else(no_link)?;
         let (branch, above) = branch_of(&me).zip(branch_of(&parent)).ok_or_else(no_link)?;
-        let filter = format!("{above}/to/{me}/+"); // the one that the node subscribes to later
+        let filter = format!("{above}/to/{me}/base"); // among those that the node subscribes to later
         up.0.subscribe(&[filter]).map_err(|_| BaseError::Closed)?;
         for side in links.keys().copied().chain([Side::Up]) {
             figures.update(|view| drop(view.down.insert(side, "not connected yet".to_owned())));

@@ -604,11 +604,15 @@ fn member(
         gate: learning.gate,
         resync_ms: learning.resync_ms,
         chunk_bytes: learning.chunk_bytes,
-        knows: Some(Knows {
-            untrained: Digest::of(&learning.adapter),
-            references: learning.reference.iter().map(|set| set.digest).collect(),
-            labels: labels_digest(&learning.model.labels),
+        // Whoever wasn't told to have a model of its own says nothing of one.
+        knows: learning.plan.knowledge.as_ref().filter(|_| learning.split.is_none()).map(|_| {
+            Knows {
+                untrained: Digest::of(&learning.adapter),
+                references: learning.reference.iter().map(|set| set.digest).collect(),
+                labels: labels_digest(&learning.model.labels),
+            }
         }),
+        split: learning.split.is_some(),
     };
     Member::new(config, &of(Member::PREFIX, state)).map_err(NodeError::State)
 }

@@ -615,8 +615,8 @@ pub(super) fn with_work(
 
 /// What is trained on, and how the node answers as one of several tiers.
 ///
-/// A device keeps a part of its windows back to measure by; whoever doesn't train measures by all that it
-/// has.
+/// A device keeps a part of its windows back to measure by. Whoever doesn't train measures by the part that
+/// a device with the same data keeps back: the rest of it may be what its devices learned from.
 fn cascading_of(
     settings: &Settings,
     data: Option<Examples>,
@@ -627,11 +627,10 @@ fn cascading_of(
     }
     let trains = settings.node.has(NodeRole::Trainer);
     let (data, held_out) = match data {
-        Some(Examples::Windows(windows)) if trains => {
+        Some(Examples::Windows(windows)) => {
             let (learned, kept) = hold_out(&windows, cascade.holdout);
-            (Some(learned.into()), Some(kept))
+            (trains.then(|| learned.into()), Some(kept))
         }
-        Some(Examples::Windows(windows)) => (None, Some(windows)),
         other => (other, None),
     };
     let config = CascadeConfig {

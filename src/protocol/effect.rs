@@ -172,6 +172,22 @@ pub enum Effect {
     Fatal(String),
 }
 
+impl Effect {
+    /// Whether blobs of before may be of no use behind it: the store is looked through then.
+    pub fn frees_blobs(&self) -> bool {
+        match self {
+            Self::Apply { .. } => true,
+            Self::Record(event) => matches!(
+                event,
+                Event::RoundCommit { .. }
+                    | Event::RoundAbandon { .. }
+                    | Event::ResultApplied { .. }
+            ),
+            _ => false,
+        }
+    }
+}
+
 /// Whom a message is for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum To {

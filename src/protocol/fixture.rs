@@ -145,6 +145,7 @@ pub(crate) fn member_config(me: &NodeId, parent: &NodeId, relay: bool) -> Member
         resync_ms: 5_000,
         chunk_bytes: CHUNK_BYTES,
         knows: None,
+        split: false,
     }
 }
 

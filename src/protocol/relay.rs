@@ -193,7 +193,11 @@ impl Relay {
         if self.serving == Some(digest) {
             return;
         }
-        let Some((adapter, whole)) = self.for_devices(&offer.adapter, out) else { return };
+        let knowledge = offer.plan.knowledge.is_some();
+        let cut = (!knowledge).then(|| self.for_devices(&offer.adapter, out));
+        if cut.as_ref().is_some_and(Option::is_none) {
+            return;
+        }
         self.serving = Some(digest);
         let deadline_ms = offer
             .deadline_ms
@@ -201,12 +205,10 @@ impl Relay {
             .max(offer.deadline_ms / 2)
             .max(1);
         self.round.set_plan(offer.plan.clone());
-        let version = offer.version;
-        let (targets, knowledge) = (offer.class_targets.clone(), offer.knowledge.clone());
-        if offer.plan.knowledge.is_some() {
-            self.round.take_knowledge(version, targets, knowledge, out);
-        } else {
-            self.round.take(version, adapter, whole, targets, out);
+        let (version, targets) = (offer.version, offer.class_targets.clone());
+        match cut.flatten() {
+            Some((adapter, whole)) => self.round.take(version, adapter, whole, targets, out),
+            None => self.round.take_knowledge(version, targets, offer.knowledge.clone(), out),
         }
         self.round.open(Some(digest), deadline_ms, out);
     }

@@ -260,6 +260,43 @@ fn with_one_back_for_all_each_contribution_has_what_it_had_learned_at_last() {
 }
 
 #[test]
+fn a_front_of_before_a_restart_keeps_the_back_that_it_trained_with() {
+    let mut bench = Bench::new(Backs::Shared);
+    let inner = bench.open();
+    bench.session("d1", &inner, 0.25);
+    bench.contribute("d1", &inner, 0.5);
+    bench.restart();
+    bench.session("d2", &inner, 0.75);
+    let task = job(&bench.contribute("d2", &inner, 0.5));
+    let backs: Vec<_> = task.inputs.iter().map(|input| input.back.unwrap()).collect();
+    assert_eq!(backs, [0.25, 0.75].map(|learned| Digest::of(&back(learned))));
+}
+
+#[test]
+fn a_contribution_finds_its_back_also_when_the_device_has_trained_another_since() {
+    let mut bench = Bench::new(Backs::Each);
+    let first = bench.open();
+    bench.session("d1", &first, 0.25);
+    bench.relay.round.abandon("superseded", &mut Vec::new());
+    bench.relay.serving = None;
+    let mut out = Vec::new();
+    bench.relay.open_inner(&mut out);
+    let second = sent(&out, |body| match body {
+        Body::Offer(offer) => Some((Digest::of(&body.to_bytes().unwrap()), offer.clone())),
+        _ => None,
+    });
+    let second = second.unwrap();
+    assert_ne!(second.0, first.0);
+    let (device, delta) = (node("d1"), Digest::of(&back(0.75)));
+    let learned = crate::protocol::session::Learned { offer: second.0, device, delta };
+    bench.relay.round.learned(learned, &mut Vec::new());
+    assert_eq!(verdict(&bench.contribute("d1", &first, 0.5)), Some(Verdict::Late));
+    assert_eq!(verdict(&bench.contribute("d1", &second, 0.5)), Some(Verdict::Accepted));
+    let kept = bench.relay.blobs();
+    assert!([0.25, 0.75].iter().all(|learned| kept.contains(&Digest::of(&back(*learned)))));
+}
+
+#[test]
 fn a_stranger_and_a_relay_without_backs_get_no_session() {
     let mut bench = Bench::new(Backs::Each);
     let inner = bench.open();

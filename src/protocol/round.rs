@@ -36,7 +36,8 @@ use crate::ledger::{Event, Word};
 use crate::time::Now;
 use crate::trust::Verified;
 use crate::wire::{
-    Answer, Blob, Body, ClassSummary, Get, Knowledge, Offer, Plan, Result as RoundResult, Wanted,
+    Answer, Blob, Body, ClassSummary, Get, Knowledge, KnowledgePlan, Offer, Plan,
+    Result as RoundResult, Wanted,
 };
 
 mod backs;
@@ -113,7 +114,7 @@ pub struct Round {
     /// Contributions whose blob is being fetched.
     waiting: BTreeMap<NodeId, Verified>,
     /// What this node has learned behind the cut, by member: the last of each.
-    backs: BTreeMap<NodeId, Back>,
+    backs: BTreeMap<(NodeId, Digest), Back>,
     /// Lengths of the last combined contributions, oldest first: what is usual.
     norms: Vec<f64>,
     /// The untrained adapter of the node's own model.
@@ -174,6 +175,7 @@ impl Round {
                 told: None,
                 whole: None,
                 knowledge: None,
+                said_under: None,
             },
             untrained: Digest::of(adapter),
             own: None,
@@ -254,7 +256,7 @@ impl Round {
             version: self.global.version,
             adapter: self.adapter_for(plan.knowledge.is_some()),
             class_targets: self.global.class_targets.clone(),
-            knowledge: self.global.knowledge.clone().filter(|_| plan.knowledge.is_some()),
+            knowledge: self.known_under(plan.knowledge.as_ref()),
             plan,
             deadline_ms,
             outer,
@@ -296,7 +298,7 @@ impl Round {
             contributor_set: result.contributor_set,
             knowledge: result.adapter.is_empty(),
         };
-        self.global.knowledge = result.knowledge;
+        self.know(result.knowledge, self.config.plan.knowledge.clone());
         let adapter =
             if told.knowledge { self.global.adapter_blob.clone() } else { result.adapter };
         self.set_global(result.version, adapter, whole, result.class_targets, Some(told), out);
@@ -314,7 +316,7 @@ impl Round {
         if version < self.global.version {
             return;
         }
-        self.global.knowledge = knowledge;
+        self.know(knowledge, self.config.plan.knowledge.clone());
         self.take(version, self.global.adapter_blob.clone(), None, class_targets, out);
     }
 
@@ -425,8 +427,7 @@ impl Round {
     fn start(&mut self, out: &mut Vec<Effect>) {
         self.epoch += 1;
         put(EPOCH, &self.epoch, out);
-        if let Some(own) = &self.own {
-            let (version, adapter) = (self.global.version, own.adapter);
+        if let Some(Own { version, adapter, .. }) = self.own {
             out.push(Effect::Apply { version, adapter });
         } else if self.config.owner == Owner::Root && self.global.version > 0 {
             let (version, adapter) = (self.global.version, self.global.adapter);
@@ -603,11 +604,10 @@ impl Round {
     /// Fixes the contributor set, on disk before anything is computed from it.
     fn close(&mut self, open: Open, out: &mut Vec<Effect>) {
         self.remember(&open, out);
-        let shared = self.shared_back(&open.digest);
         let mut set: Vec<CombineInput> = Vec::new();
         for (sender, mut input) in open.accepted {
             out.push(Effect::Delete(accepted(&sender)));
-            input.back = shared.or(input.back);
+            input.back = self.back_for(&sender, &open.digest).or(input.back);
             set.push(input);
         }
         // Whatever has a receipt counts: how far behind it may be was asked at the door.
@@ -692,9 +692,11 @@ impl Round {
                         steps: learned.steps,
                     }));
                     out.push(Effect::SaveBlob(bytes));
-                    self.own = Some(Own { base: self.config.base, adapter });
+                    // The version that the round makes, but never one that had another adapter.
+                    let before = self.own.as_ref().map_or(0, |own| own.version);
+                    let version = (closing.offer.version + 1).max(before + 1);
+                    self.own = Some(Own { base: self.config.base, adapter, version });
                     put(OWN, &self.own, out);
-                    let version = closing.offer.version;
                     out.push(Effect::Apply { version, adapter });
                 }
                 work.knowledge = learned.knowledge.or(work.knowledge);
@@ -702,6 +704,21 @@ impl Round {
             Err(reason) => out.push(Effect::Count(reason)),
         }
         self.finish(closing, Ok(work), out);
+    }
+
+    fn know(&mut self, known: Option<Knowledge>, plan: Option<KnowledgePlan>) {
+        self.global.said_under = plan.filter(|_| known.is_some());
+        self.global.knowledge = known;
+    }
+
+    /// What is known, where this plan asks for the same words about the same inputs.
+    fn known_under(&self, plan: Option<&KnowledgePlan>) -> Option<Knowledge> {
+        let same = |said: &KnowledgePlan, asked: &KnowledgePlan| {
+            (said.prototypes, said.reference_logits) == (asked.prototypes, asked.reference_logits)
+                && (said.reference == asked.reference && said.labels == asked.labels)
+        };
+        let fits = self.global.said_under.as_ref().zip(plan).is_some_and(|(s, a)| same(s, a));
+        self.global.knowledge.clone().filter(|_| fits)
     }
 
     /// The adapter that travels: none where each node has its own.
@@ -805,11 +822,12 @@ impl Round {
             None => closing.offer.adapter.clone(),
         };
         let result = digest.unwrap_or(adapter.sha256());
-        self.global.knowledge = work.knowledge.map(|known| {
+        let known = work.knowledge.map(|known| {
             let set = Blob::of(&known.bytes, self.config.chunk_bytes);
             out.push(Effect::SaveBlob(known.bytes));
             Knowledge { set, counts: known.counts }
         });
+        self.know(known, closing.offer.plan.knowledge.clone());
         let class_targets = work.class_logits.or_else(|| closing.offer.class_targets.clone());
         let told = Told {
             offer: closing.digest,
@@ -827,6 +845,9 @@ impl Round {
         self.publish_result(out);
         // Where each node has its own, it is served since it was taught.
         if !knowledge {
+            if self.own.take().is_some() {
+                put(OWN, &self.own, out);
+            }
             out.push(Effect::Apply { version, adapter: result });
         }
     }
@@ -854,9 +875,17 @@ impl Round {
         out: &mut Vec<Effect>,
     ) {
         let adapter = adapter_blob.sha256();
-        let knowledge = self.global.knowledge.take();
-        self.global =
-            Global { version, adapter, adapter_blob, class_targets, told, whole, knowledge };
+        let (knowledge, said_under) = (self.global.knowledge.take(), self.global.said_under.take());
+        self.global = Global {
+            version,
+            adapter,
+            adapter_blob,
+            class_targets,
+            told,
+            whole,
+            knowledge,
+            said_under,
+        };
         put(GLOBAL, &self.global, out);
     }
 

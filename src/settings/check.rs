@@ -212,7 +212,29 @@ fn broken_rules(settings: &Settings) -> Vec<(String, String)> {
         "model.base",
         "missing: this learner needs its base model",
     );
+    rule(
+        !knowledge.own_models || model.learner != LearnerName::Language,
+        "knowledge.own_models",
+        "true, but a language model neither says nor learns what models of windows know: set another \
+         model.learner, or false",
+    );
     let split = settings.split.cut.is_some();
+    rule(
+        !(split && knowledge.own_models),
+        "knowledge.own_models",
+        "true, but the halves of a split model aren't models of their own: leave out split.cut, or set false",
+    );
+    let fronts = split && settings.node.has(NodeRole::Trainer);
+    rule(
+        !(fronts && settings.cascade.enabled),
+        "cascade.enabled",
+        "true, but a device with the front of a model gives no answers: set it on its edge",
+    );
+    rule(
+        !(fronts && !settings.tags.is_empty()),
+        "tags",
+        "set, but a device with the front of a model gives no answers and reads none: take them out",
+    );
     rule(
         !split || model.learner == LearnerName::SignalTransformer,
         "split.cut",

@@ -264,7 +264,7 @@ impl World {
         }
         if death.is_some() {
             self.kill(name);
-        } else if changes {
+        } else if effects.iter().any(Effect::frees_blobs) {
             let node = self.node(name);
             let keep = node.blobs();
             node.store.retain_blobs(&keep).unwrap();

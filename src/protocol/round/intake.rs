@@ -202,6 +202,9 @@ impl Round {
         {
             return Err("no_back_half");
         }
+        if self.config.split.is_some() && contribution.stacked {
+            return Err("stacked_front"); // a device has differences only
+        }
         if !blob_of(contribution).is_none_or(Blob::is_sound) {
             return Err("unsound_blob");
         }

@@ -40,6 +40,9 @@ pub(super) struct Global {
     /// What is known now, where knowledge travels and adapters don't.
     #[serde(default)]
     pub(super) knowledge: Option<Knowledge>,
+    /// The plan that it was said under: under one with other inputs or other words it means nothing.
+    #[serde(default)]
+    pub(super) said_under: Option<KnowledgePlan>,
 }
 
 /// What a result says beside the version itself.
@@ -58,6 +61,8 @@ pub(super) struct Told {
 pub(super) struct Own {
     pub(super) base: Digest,
     pub(super) adapter: Digest,
+    /// What it is served as: one number a learned adapter.
+    pub(super) version: Version,
 }
 
 /// What may be known about a round depends on where it is.
@@ -149,7 +154,7 @@ impl Round {
             PAUSED => self.paused = decode(value, STATE_CAP)?,
             _ if key.starts_with(BACK) => {
                 let back: Back = decode(value, STATE_CAP)?;
-                self.backs.insert(back.device.clone(), back);
+                self.backs.insert((back.device.clone(), back.offer), back);
             }
             OWN => self.own = decode(value, STATE_CAP)?,
             _ if key.starts_with(LATE) => {

@@ -5,6 +5,8 @@ use crate::protocol::fixture::{first_adapter, plan, round_config, verified};
 use crate::protocol::guard::{Guard, tests::without};
 use crate::wire::{ClassSummary, Coding, Contribution, Receipt, Verdict};
 
+mod knowledge;
+
 fn node(name: &str) -> NodeId {
     NodeId::new(name).unwrap()
 }
