@@ -5,10 +5,10 @@ use std::io::Write;
 use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::{Args, ValueEnum};
 
-use super::{Temporary, bar, told};
+use super::{bar, folder_of, told};
 use crate::cli::Exit;
 use crate::cli::exit::Misuse;
 use crate::data::Cache;
@@ -90,7 +90,7 @@ pub(super) fn run(args: &RunArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
     let machines = excavators::machines(&set, args.rehearse, &mut *encode)?;
     let data = excavators::described(&machines);
 
-    let (_temporary, folder) = folder_of(args)?;
+    let (_temporary, folder) = folder_of(args.out.as_deref())?;
     let options = Options {
         folder: folder.join("nodes"),
         arms: args.arms.iter().map(|arm| arm.kind()).collect(),
@@ -213,20 +213,6 @@ fn subject_of(_: &RunArgs, _: &Settings) -> anyhow::Result<(Subject, Encode)> {
 }
 
 /// A folder that stays, or one that goes with the guard.
-fn folder_of(args: &RunArgs) -> anyhow::Result<(Option<Temporary>, PathBuf)> {
-    let Some(out) = &args.out else {
-        let path = std::env::temp_dir().join(format!("gaisnet-experiment-{}", std::process::id()));
-        std::fs::create_dir_all(&path).with_context(|| path.display().to_string())?;
-        return Ok((Some(Temporary(path.clone())), path));
-    };
-    let nodes = out.join("nodes");
-    if nodes.exists() {
-        bail!("{} is there from another run: choose another folder", nodes.display());
-    }
-    std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
-    Ok((None, out.clone()))
-}
-
 impl Arm {
     fn kind(self) -> ArmKind {
         match self {
@@ -288,9 +274,9 @@ mod tests {
         let room = tempfile::tempdir().unwrap();
         let path = room.path().to_str().unwrap();
         let args = args(&["--out", path]);
-        assert!(folder_of(&args).unwrap().0.is_none());
+        assert!(folder_of(args.out.as_deref()).unwrap().0.is_none());
         std::fs::create_dir(room.path().join("nodes")).unwrap();
-        let error = folder_of(&args).err().unwrap().to_string();
+        let error = folder_of(args.out.as_deref()).err().unwrap().to_string();
         assert!(error.contains("choose another folder"), "{error}");
     }
 }

@@ -6,7 +6,9 @@ mod niid;
 mod relay;
 
 use std::io::Write;
+use std::path::{Path, PathBuf};
 
+use anyhow::Context;
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -91,8 +93,24 @@ fn told(quiet: bool, text: &str) {
     }
 }
 
+/// The folder of a run's results and nodes: the one asked for, unless nodes of another run are in it, or a
+/// temporary one.
+fn folder_of(out: Option<&Path>) -> anyhow::Result<(Option<Temporary>, PathBuf)> {
+    let Some(out) = out else {
+        let path = std::env::temp_dir().join(format!("gaisnet-experiment-{}", std::process::id()));
+        std::fs::create_dir_all(&path).with_context(|| path.display().to_string())?;
+        return Ok((Some(Temporary(path.clone())), path));
+    };
+    let nodes = out.join("nodes");
+    if nodes.exists() {
+        anyhow::bail!("{} is there from another run: choose another folder", nodes.display());
+    }
+    std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
+    Ok((None, out.to_owned()))
+}
+
 /// A folder that goes when this does, where there is one.
-struct Temporary(std::path::PathBuf);
+struct Temporary(PathBuf);
 
 impl Drop for Temporary {
     fn drop(&mut self) {

@@ -81,9 +81,17 @@ pub(super) fn run(args: &RunArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
     std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
     let cache = Cache::from_env()?;
     let bar = bar(args.json);
-    let rows = cells.iter().map(|cell| row(cell, args, stored(cell, &folder))).collect();
-    let mut report = NiidReport::new(rows);
+    let mut rows = Vec::new();
     let mut verified = true;
+    for cell in &cells {
+        let record = stored(cell, args, &folder)?;
+        if args.report {
+            let audit = record.as_ref().and_then(|record| record.audit);
+            verified &= audit.is_none_or(|audit| audit.verified);
+        }
+        rows.push(row(cell, args, record));
+    }
+    let mut report = NiidReport::new(rows);
     for (at, cell) in cells.iter().enumerate().filter(|_| !args.report) {
         bar.set_message(cell.to_string());
         let record = one(cell, args, &cache, &folder.join(cell.folder()), &bar)
@@ -170,9 +178,14 @@ fn subject(_: &Cell, _: crate::learn::Images, _: u64) -> anyhow::Result<CellSubj
     bail!("this gaisnet was built without libtorch: build it with the feature torch (make build)")
 }
 
-/// What an earlier run has left of a cell; a record that can't be read shows when its turn comes.
-fn stored(cell: &Cell, folder: &Path) -> Option<CellRecord> {
-    CellRecord::read(&folder.join(cell.folder())).ok().flatten()
+/// What an earlier run has left of a cell; a record that can't be read shows when its turn comes, and at
+/// once where only a report is made.
+fn stored(cell: &Cell, args: &RunArgs, folder: &Path) -> anyhow::Result<Option<CellRecord>> {
+    let record = CellRecord::read(&folder.join(cell.folder()));
+    if args.report {
+        return record.with_context(|| cell.to_string());
+    }
+    Ok(record.ok().flatten())
 }
 
 fn row(cell: &Cell, args: &RunArgs, record: Option<CellRecord>) -> CellRow {

@@ -58,7 +58,7 @@ pub(super) fn run(args: &RunArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
 
     use anyhow::Context;
 
-    use super::{Temporary, bar, told};
+    use super::{bar, folder_of, told};
     use crate::data::Cache;
     use crate::data::bearings::{Bearings, fetch_bearings};
     use crate::experiment::relay::{self, RelayOptions, Strategy};
@@ -66,7 +66,6 @@ pub(super) fn run(args: &RunArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
 
     let mut layers = Layers::new();
     layers.tier(Tier::Cloud).text("experiment-relay", relay::SETTINGS);
-    layers.environment(std::env::vars());
     if let Some(rounds) = args.rounds {
         layers.set(&format!("round.rounds={rounds}"));
     }
@@ -80,14 +79,7 @@ pub(super) fn run(args: &RunArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
     let set = if args.rehearse { set.rehearsal()? } else { set.load()? };
     let trust = crate::torch::shipped::trust()?;
     let (card, base) = crate::torch::load_base(Path::new("models/signal-bearing.toml"), &trust)?;
-    let (_temporary, folder) = if let Some(folder) = &args.out {
-        (None, folder.clone())
-    } else {
-        let name = format!("gaisnet-experiment-{}", std::process::id());
-        let folder = std::env::temp_dir().join(name);
-        (Some(Temporary(folder.clone())), folder)
-    };
-    std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+    let (_temporary, folder) = folder_of(args.out.as_deref())?;
     let first = args.seed.unwrap_or(1);
     let options = RelayOptions {
         folder: folder.join("nodes"),

@@ -222,7 +222,8 @@ pub fn run(
             let folder = options.folder.join(format!("{seed}-{}", strategy.as_str()));
             let outcome = federation::run(&bench, *strategy, &folder, options.patience_s)?;
             note(strategy.as_str(), outcome.scores);
-            add(sent.entry(strategy.as_str()).or_default(), &outcome.sent, options.seeds.len());
+            let none = Sent { audit: true, ..Sent::default() };
+            add(sent.entry(strategy.as_str()).or_insert(none), &outcome.sent, options.seeds.len());
         }
     }
     let node = |(node, model): (String, &'static str)| {
@@ -369,7 +370,7 @@ fn add(to: &mut Sent, one: &Sent, seeds: usize) {
     to.edge_up += share * one.edge_up;
     to.edge_down += share * one.edge_down;
     to.cloud_down += share * one.cloud_down;
-    to.audit = one.audit;
+    to.audit &= one.audit;
 }
 
 const BEFORE: &str = "before";
