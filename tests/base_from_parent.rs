@@ -24,6 +24,7 @@ use gaisnet::bus::memory::Faults;
 use gaisnet::bus::{Bus, BusEvent, Priority, Publish};
 use gaisnet::data::Cache;
 use gaisnet::ids::{BootId, Digest, Name};
+use gaisnet::ledger::Event;
 use gaisnet::node::{BaseError, BaseFetchParts, BaseProgress, HeldFiles, WantedBase, fetch_base};
 use gaisnet::protocol::Giving;
 use gaisnet::rng::Stream;
@@ -404,6 +405,9 @@ fn rounds_go_on_while_a_base_is_given_out() {
         }
         let (outcome, ..) = fetch(&mut plant, &base, u64::MAX).await;
         base.is_whole(&outcome.unwrap().unwrap());
+        let entries = plant.entries("edge0");
+        let accepted = entries.iter().filter(|event| matches!(event, Event::Accept { .. })).count();
+        assert!(accepted > 0, "nothing of a round came through beside the base: {entries:?}");
         let child: Name = name(CHILD);
         plant.start(&child);
         plant.converge(30).await;

@@ -71,7 +71,7 @@ impl Part {
             #[cfg(feature = "torch")]
             Self::Federation => federation::run(effort, report),
             #[cfg(not(feature = "torch"))]
-            Self::Federation => {}
+            Self::Federation => support::skip("the part federation needs a build with libtorch"),
         }
     }
 

@@ -58,6 +58,8 @@ pub struct BaseDesk {
     /// Who got the last chunk.
     last: Option<NodeId>,
     giving: bool,
+    /// How long the link is left alone when its queue is full.
+    pause: Duration,
 }
 
 /// Give the next chunk.
@@ -68,8 +70,9 @@ struct Next;
 impl BaseDesk {
     /// Chunks that a child can wait for: two requests.
     const WAITING: usize = 2 * Wanted::MAX_CHUNKS;
-    /// How long a link whose queue is full is left alone.
+    /// How long a link whose queue is full is left alone: at first, and when it stays full.
     const PAUSE: Duration = Duration::from_millis(20);
+    const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
     /// A desk; without files it says so to each who asks.
     pub fn new(
@@ -77,7 +80,15 @@ impl BaseDesk {
         runner: Addr<Runner>,
         figures: Arc<Figures>,
     ) -> Self {
-        Self { files, runner, figures, waiting: BTreeMap::new(), last: None, giving: false }
+        Self {
+            files,
+            runner,
+            figures,
+            waiting: BTreeMap::new(),
+            last: None,
+            giving: false,
+            pause: Self::PAUSE,
+        }
     }
 
     /// The child whose turn it is.
@@ -124,8 +135,13 @@ impl BaseDesk {
         ctx.spawn(lend.map(move |lent, this, ctx| {
             if let Ok(Err(BusError::Full { .. })) = lent {
                 this.waiting.entry(child).or_default().push_front((sha256, index));
-                ctx.notify_later(Next, Self::PAUSE);
+                ctx.notify_later(Next, this.pause);
+                this.pause = (this.pause * 2).min(Self::LONGEST_PAUSE);
             } else {
+                if let Ok(Err(error)) = lent {
+                    this.figures.count(error.kind()); // the child asks again
+                }
+                this.pause = Self::PAUSE;
                 this.last = Some(child);
                 ctx.notify(Next);
             }

@@ -236,8 +236,12 @@ pub fn front_lane(
             busy.wait_until_idle();
         }
         let end = runs.work(task, adapter.as_deref(), residual);
-        if matches!(end, Ok(FrontEnd::Applied(_))) {
-            figures.update(|view| view.train_steps += 1);
+        match &end {
+            Ok(FrontEnd::Applied(_)) => figures.update(|view| view.train_steps += 1),
+            Ok(FrontEnd::Headed { loss, .. }) => {
+                figures.update(|view| view.loss = Some(f64::from(*loss)));
+            }
+            _ => {}
         }
         done(end);
     })
@@ -256,8 +260,11 @@ pub fn back_lane(
         let BackRequest { device, run, task, adapter, done } = request;
         thread::yield_now();
         let end = copies.work(&device, run, task, adapter.as_deref());
-        if let Ok(BackEnd::Stepped(_)) = &end {
-            figures.update(|view| view.train_steps += 1);
+        if let Ok(BackEnd::Stepped(step)) = &end {
+            figures.update(|view| {
+                view.train_steps += 1;
+                view.loss = Some(f64::from(step.loss));
+            });
         }
         done(end);
     })

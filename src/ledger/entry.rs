@@ -447,6 +447,7 @@ pub(crate) mod tests {
             Event::PrivacyRefusal { message: word(), reason: word(), round: Some(n) },
             Event::ReceiptGot { from: name(), round: n, update, verdict: word() },
             Event::ResultApplied { result: digest, round: n, version: n },
+            Event::Distil { adapter: digest, knowledge: digest, round: n, steps: u32::MAX },
             Event::Rollout { adapter: digest, version: n },
             Event::Rollback { from: n, reason: word(), to: n },
             Event::Escalate { digest, model: name(), requests: n, to: name() },
@@ -536,7 +537,7 @@ pub(crate) mod tests {
 
         #[test]
         fn a_damaged_entry_is_refused_or_another_canonical_one(
-            which in 0..23_usize,
+            which in 0..examples().len(),
             at: prop::sample::Index,
             flip in 1..=255_u8,
         ) {
