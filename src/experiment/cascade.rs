@@ -5,13 +5,14 @@
 //! bearings     device: softmax on spectral features     --unsure-->  edge: the signal transformer with LoRA
 //! work orders  device: softmax on hashed character runs --unsure-->  edge: softmax on MiniLM's vectors
 //! ```
-//! Both tiers learn from the first part of the training data. Then their answers are judged in two ways:
+//! Both tiers learn from a part of the training data: of bearings the first of each recording, of work orders
+//! four of five. Then their answers are judged in two ways:
 //!
 //! - **like for like**: the test part is cut at random into what the threshold is taken from and what is
 //!   judged, twenty times. This is what the bound promises something about.
-//! - **as in a plant**: the threshold comes from the rest of the training part, as on a device that keeps the
-//!   end of its own data back, and the test part is judged: other recordings, a later time. No bound
-//!   covers that.
+//! - **as in a plant**: the threshold comes from the rest of the training part and the test part is judged:
+//!   other recordings, or later orders. Of bearings the rest is the end of each recording, as on a device
+//!   that keeps the end of its own data back. No bound covers that.
 //!
 //! Each tier is measured on what reaches it: the edge on those of the calibration questions that the device
 //! passes on. Here are no brokers; latencies are measured over real ones elsewhere. There is no third

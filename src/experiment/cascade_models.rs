@@ -84,8 +84,8 @@ pub fn bearings(
     Ok(CascadeSubject { data, ways })
 }
 
-/// The work orders and their systems: both models learn from the first 80 % of the training orders of all
-/// machines.
+/// The work orders and their systems: both models learn from four of five training orders of all machines;
+/// every fifth is kept back.
 ///
 /// # Errors
 /// [`ExperimentError`]; the encoder's card must be signed by a key that ships with the program.
