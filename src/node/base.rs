@@ -269,7 +269,7 @@ impl<'a> Asker<'a> {
                 giving: Giving::Chunks,
                 problem: None,
             },
-            roles: tier_of(entry).map(roles_of).unwrap_or_default(),
+            roles: tier_of(entry).map(|tier| roles_of(tier, true)).unwrap_or_default(),
             started: clock.now().wall,
             clock,
             said: None,

@@ -346,8 +346,8 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
     let again = Arc::new(Notify::new());
     let operator = Operator::new(OperatorParts {
         branch: branch.clone(),
-        roles: roles_of(tier),
-        models: vec![learning.model.clone()],
+        roles: roles_of(tier, answering.is_some()),
+        models: answering.iter().map(|_| learning.model.clone()).collect(),
         key_id: entry.key.key_id(),
         policy: parts.policy.clone(),
         role: role.clone(),
@@ -714,13 +714,18 @@ fn tier_of(entry: &NodeEntry) -> Option<Tier> {
         .map(|(_, tier)| tier)
 }
 
-fn roles_of(tier: Tier) -> Vec<String> {
+/// What `status` says of a node; one with the front of a model alone gives no answers.
+fn roles_of(tier: Tier, answers: bool) -> Vec<String> {
     let first = match tier {
         Tier::Device => "trainer",
         Tier::Edge => "relay",
         Tier::Cloud => "aggregator",
     };
-    vec![first.to_owned(), "inferencer".to_owned()]
+    [Some(first), answers.then_some("inferencer")]
+        .into_iter()
+        .flatten()
+        .map(str::to_owned)
+        .collect()
 }
 
 fn window_of(model: &ModelMeta) -> NonZeroUsize {

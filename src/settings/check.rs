@@ -231,7 +231,7 @@ fn broken_rules(settings: &Settings) -> Vec<(String, String)> {
         "true, but a device with the front of a model gives no answers: set it on its edge",
     );
     rule(
-        !(fronts && !settings.tags.is_empty()),
+        !fronts || settings.tags.is_empty(),
         "tags",
         "set, but a device with the front of a model gives no answers and reads none: take them out",
     );

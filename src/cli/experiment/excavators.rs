@@ -209,7 +209,9 @@ fn subject_of(args: &RunArgs, settings: &Settings) -> anyhow::Result<(Subject, E
 
 #[cfg(not(feature = "torch"))]
 fn subject_of(_: &RunArgs, _: &Settings) -> anyhow::Result<(Subject, Encode)> {
-    bail!("this gaisnet was built without libtorch: build it with the feature torch (make build)")
+    anyhow::bail!(
+        "this gaisnet was built without libtorch: build it with the feature torch (make build)"
+    )
 }
 
 /// A folder that stays, or one that goes with the guard.
