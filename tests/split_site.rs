@@ -231,6 +231,7 @@ fn a_split_site_learns_what_a_whole_one_learns_at_equal_steps() {
             Arm { coding: SplitCoding::F32, ..SPLIT },
             Arm { backs: Backs::Shared, ..SPLIT },
             Arm { head_in_front: true, ..SPLIT },
+            Arm { head_in_front: true, backs: Backs::Shared, ..SPLIT },
         ] {
             let (split, plant) = arm.run(&Faults::none(1)).await;
             assert_eq!(split.layout(), whole.layout());

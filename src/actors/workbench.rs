@@ -1,6 +1,7 @@
 //! Where long work is done: a port, the one on lanes, and one that works at once for tests.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::busy::Busy;
@@ -9,7 +10,8 @@ use super::lanes::{EndOnPanic, Lane, TrainRequest};
 use super::split_lane::{BackCopies, BackDone, BackRequest, FrontDone, FrontRequest, FrontRuns};
 use crate::ids::{Digest, NodeId};
 use crate::learn::{
-    ClassLogits, Control, Examples, Learner, Lesson, ReferenceSet, TensorSet, TrainJob, Trained,
+    ClassLogits, Control, Examples, Learner, Lesson, MIN_MEMBERS, ReferenceSet, TensorSet,
+    TrainJob, Trained,
 };
 use crate::protocol::knowledge::{self, Knowing};
 use crate::protocol::{
@@ -17,7 +19,7 @@ use crate::protocol::{
 };
 use crate::rng::Stream;
 use crate::store::BlobReader;
-use crate::wire::{ClassSummary, Coding, Plan};
+use crate::wire::{ClassSummary, Coding, KnowledgePlan, Merging, Plan};
 
 /// Work with the blobs that it needs.
 #[derive(Debug)]
@@ -321,6 +323,14 @@ fn combined(job: &CombineJob, blobs: &dyn BlobReader) -> Result<Input, String> {
             None
         })
     };
+    let members: BTreeSet<&NodeId> = job.inputs.iter().map(|input| &input.sender).collect();
+    if members.len() < MIN_MEMBERS && robust(&job.plan) {
+        tracing::info!(
+            offer = %job.offer,
+            members = members.len(),
+            "merged of so few members that one bad one may move it: {MIN_MEMBERS} would do"
+        );
+    }
     let outcome = update::combine(job, &read);
     if let Some(what) = broken.into_inner() {
         return Err(what);
@@ -330,6 +340,14 @@ fn combined(job: &CombineJob, blobs: &dyn BlobReader) -> Result<Input, String> {
         error.kind()
     });
     Ok(Input::Combined { offer: job.offer, outcome })
+}
+
+/// Whether a plan counts on a rule of merging that a few bad members can't move far.
+fn robust(plan: &Plan) -> bool {
+    let merges = |knowledge: &KnowledgePlan| {
+        knowledge.merging != Merging::Mean && (knowledge.prototypes || plan.class_logits)
+    };
+    plan.knowledge.as_ref().is_some_and(merges)
 }
 
 pub(super) fn job_of(
@@ -361,7 +379,8 @@ pub(super) fn job_of(
         // Each member draws other batches, each round too, and a repeat the same.
         seed: Stream::new(plan.seed, me.as_str()).next_u64(),
         epochs: plan.local_epochs,
-        class_logits: plan.class_logits,
+        // Prototypes come from the same pass.
+        class_logits: plan.class_logits || plan.knowledge.as_ref().is_some_and(|k| k.prototypes),
     })
 }
 
@@ -387,7 +406,7 @@ fn distil_job_of(
         class_targets: None,
         seed: Stream::new(plan.seed, me.as_str()).next_u64(),
         epochs: None,
-        class_logits: plan.class_logits,
+        class_logits: false,
     })
 }
 
@@ -440,6 +459,7 @@ fn work_of(
     let plan = &task.plan;
     let mut logits = trained.class_logits;
     logits.suppress(u64::from(plan.min_cell));
+    logits.clip();
     let mut prototypes = trained.prototypes;
     if let Some(prototypes) = &mut prototypes {
         prototypes.suppress(u64::from(plan.min_cell));
@@ -469,3 +489,7 @@ fn work_of(
         weighed: Vec::new(),
     })
 }
+
+#[cfg(test)]
+#[path = "workbench_tests.rs"]
+mod tests;

@@ -35,7 +35,7 @@ pub(super) fn train(
             lesson: None,
             seed: plan.seed.wrapping_add(round),
             epochs: plan.local_epochs,
-            class_logits: true,
+            class_logits: false,
         };
         adapter = brain.learner.train(data, &job, &mut |_| Control::Continue)?.adapter;
         progress();

@@ -60,9 +60,8 @@ pub fn calibrate(
     let temperature = temperature(probabilities, labels, classes)?;
     let judged = |(row, label): (&[f32], &usize)| {
         let scaled = at_temperature(row, temperature);
-        let best = scaled.iter().copied().enumerate().max_by(|a, b| a.1.total_cmp(&b.1));
-        let (class, confidence) = best.unwrap_or((usize::MAX, 0.0));
-        Judged { confidence, right: class == *label }
+        let (class, confidence) = first_largest(&scaled);
+        Judged { confidence, right: class == Some(*label) }
     };
     let rows = probabilities.chunks(classes.max(1)).zip(labels);
     let judged: Vec<Judged> = rows.map(judged).collect();
@@ -152,6 +151,14 @@ pub fn at_temperature(probabilities: &[f32], temperature: f32) -> Vec<f32> {
         logarithms(probabilities).iter().map(|z| (z / f64::from(temperature)).exp()).collect();
     let sum: f64 = scaled.iter().sum();
     scaled.iter().map(|p| (p / sum) as f32).collect()
+}
+
+/// The class that is answered with such probabilities, as [`super::Prediction::of_logits`] has it, and its
+/// probability.
+fn first_largest(probabilities: &[f32]) -> (Option<usize>, f32) {
+    let larger = |top: f32, p: f32| if p > top || p.is_nan() { p } else { top };
+    let top = probabilities.iter().copied().fold(f32::NEG_INFINITY, larger);
+    (probabilities.iter().position(|p| *p >= top), top)
 }
 
 /// Shares of the held-out examples at which a walk begins.
@@ -276,6 +283,14 @@ mod tests {
     /// The true rate of wrong ones at or above a confidence.
     fn true_rate(confidence: f32) -> f64 {
         0.15 * (1.0 - f64::from(confidence))
+    }
+
+    #[test]
+    fn of_equal_probabilities_the_first_is_the_answer_as_it_is_served() {
+        let calibrate = |label| calibrate(&[0.5; 600], &[label; 300], 2, 0.05, 0.1).unwrap();
+        assert_eq!(crate::learn::Prediction::of_logits(&[0.7, 0.7]).class, 0);
+        assert!(calibrate(0).threshold.is_some(), "each answer is right");
+        assert!(calibrate(1).threshold.is_none(), "each answer is wrong");
     }
 
     #[test]

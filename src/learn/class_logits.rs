@@ -62,6 +62,12 @@ impl ClassLogits {
         Ok(())
     }
 
+    /// Brings each logit back to within [`LOGIT_BOUND`], so that no class leads by more than
+    /// [`MAX_MARGIN`].
+    pub fn clip(&mut self) {
+        self.mean_logits.iter_mut().for_each(|z| *z = z.clamp(-LOGIT_BOUND, LOGIT_BOUND));
+    }
+
     /// Empties each class with fewer than `min_count` examples: zeros, count 0.
     ///
     /// # Examples

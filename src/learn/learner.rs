@@ -198,7 +198,7 @@ fn other_kind(expected: &str, actual: &str) -> LearnError {
 }
 
 /// Mean logits a class with counts: the soft-label summary of FedDistill (arXiv:1811.11479).
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct ClassLogits {
     /// `[C, C]` row-major: row c is the mean logits over examples of class c; zeros where suppressed.
     pub mean_logits: Vec<f32>,
@@ -255,9 +255,13 @@ pub struct TrainJob {
     pub seed: u64,
     /// Whole passes over the examples, > 0, instead of `steps`.
     pub epochs: Option<u32>,
-    /// Give mean logits a class, too: a pass over all examples, which a learner may leave out else.
+    /// Give what is said a class, too, mean logits and prototypes: a pass over all own examples, which a
+    /// learner may leave out else.
     pub class_logits: bool,
 }
+
+/// Most optimiser steps of one job, counted in steps or in whole passes: nobody ends a run from outside.
+pub const MAX_STEPS: u32 = 1_000_000;
 
 impl TrainJob {
     /// Learning rate of a step, from 1 to the run's `steps`.
@@ -268,7 +272,8 @@ impl TrainJob {
         self.learning_rate + (last - self.learning_rate) * part.min(1.0)
     }
 
-    /// Optimiser steps over so many examples: `steps`, or those of the whole passes.
+    /// Optimiser steps over so many examples: `steps`, or those of the whole passes where there is an
+    /// example to pass over.
     ///
     /// The last batch of a pass may be a short one.
     /// # Examples
@@ -282,9 +287,44 @@ impl TrainJob {
     /// assert_eq!(TrainJob { epochs: None, ..job }.steps_over(130), 40);
     /// ```
     pub fn steps_over(&self, examples: usize) -> u32 {
-        let Some(epochs) = self.epochs else { return self.steps };
+        let Some(epochs) = self.epochs.filter(|_| examples > 0) else { return self.steps };
         let batches = examples.div_ceil(usize::try_from(self.batch_size).unwrap_or(1).max(1));
         u32::try_from(batches).unwrap_or(u32::MAX).saturating_mul(epochs)
+    }
+
+    /// Checks the numbers, and gives the optimiser steps over so many own examples.
+    ///
+    /// # Errors
+    /// [`LearnError::OutOfRange`] as [`TrainJob::check`], and for more than [`MAX_STEPS`].
+    pub fn check_for(&self, examples: usize) -> Result<u32, LearnError> {
+        self.check()?;
+        let steps = self.steps_over(examples);
+        if steps <= MAX_STEPS {
+            return Ok(steps);
+        }
+        let passes = self.epochs.map_or(String::new(), |passes| {
+            format!(" in {passes} passes over {examples} examples, {} a step", self.batch_size)
+        });
+        Err(LearnError::OutOfRange {
+            what: "optimiser steps of a round",
+            expected: format!("at most {MAX_STEPS}: take fewer passes or larger batches"),
+            actual: format!("{steps}{passes}"),
+        })
+    }
+
+    /// Refuses a lesson, for a learner that can't follow any.
+    ///
+    /// # Errors
+    /// [`LearnError::OutOfRange`] when the job has one.
+    pub fn without_lesson(&self, model: &str) -> Result<(), LearnError> {
+        if self.lesson.is_none() {
+            return Ok(());
+        }
+        Err(LearnError::OutOfRange {
+            what: "lesson",
+            expected: format!("none: {model} learns no reference inputs or prototypes"),
+            actual: "one".into(),
+        })
     }
 
     /// Checks the numbers that no learner can follow.
@@ -466,6 +506,41 @@ mod tests {
         let chosen = images.choose(&[2, 0, 7, usize::MAX]);
         assert_eq!((chosen.pixels, chosen.labels), (vec![5, 6, 1, 2], vec![2, 0]));
         assert_eq!(Examples::from(images).texts().unwrap_err().kind(), "out_of_range");
+    }
+
+    fn job(steps: u32, batch_size: u32, epochs: Option<u32>) -> TrainJob {
+        TrainJob {
+            start: TensorSet::default(),
+            steps,
+            batch_size,
+            learning_rate: 0.1,
+            final_rate: None,
+            prox_mu: 0.0,
+            distill_lambda: 0.0,
+            class_targets: None,
+            lesson: None,
+            seed: 1,
+            epochs,
+            class_logits: false,
+        }
+    }
+
+    #[test]
+    fn passes_are_bounded_in_steps_like_steps() {
+        assert_eq!(job(MAX_STEPS, 1, None).check_for(5), Ok(MAX_STEPS));
+        assert_eq!(job(MAX_STEPS + 1, 1, None).check_for(5).unwrap_err().kind(), "out_of_range");
+        // Each number by itself is one that a plan may have.
+        let endless = job(1, 1, Some(10_000)).check_for(50_000).unwrap_err().to_string();
+        assert!(endless.contains("10000 passes over 50000 examples"), "{endless}");
+        assert_eq!(job(1, 500, Some(10_000)).check_for(50_000), Ok(MAX_STEPS));
+        assert_eq!(job(1, 499, Some(10_000)).check_for(50_000).unwrap_err().kind(), "out_of_range");
+    }
+
+    #[test]
+    fn without_examples_there_is_nothing_to_pass_over_and_the_steps_count() {
+        assert_eq!(job(40, 8, Some(2)).steps_over(0), 40);
+        assert_eq!(job(40, 8, Some(2)).check_for(0), Ok(40));
+        assert_eq!(job(40, 8, Some(2)).check_for(9), Ok(4));
     }
 
     #[test]

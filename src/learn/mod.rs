@@ -54,8 +54,8 @@ pub use activation::{ActivationCoding, Activations};
 pub use adapter_slots::{AdapterId, AdapterSlots};
 pub use answer_text::{AnswerText, Piece};
 pub use augment::Augment;
-pub use batches::Batches;
-pub use binomial::{lower_bound, upper_bound};
+pub use batches::{Batches, PassEnd};
+pub use binomial::upper_bound;
 pub use bits::Bits;
 pub use calibration::{
     Calibration, Judged, LEAST_HELD_OUT, Threshold, at_temperature, calibrate, temperature,
@@ -72,8 +72,8 @@ pub use guess::guess;
 pub use holdout::hold_out;
 pub use judge::Judge;
 pub use learner::{
-    ClassLogits, Control, Examples, Images, Learner, Prediction, Predictor, Progress, Texts,
-    TrainJob, Trained, Windows,
+    ClassLogits, Control, Examples, Images, Learner, MAX_STEPS, Prediction, Predictor, Progress,
+    Texts, TrainJob, Trained, Windows,
 };
 pub use lesson::{Lesson, reference_targets};
 pub use linear_classifier::{FitConfig, LinearClassifier, hashed_ngrams};

@@ -3,6 +3,8 @@
 //! A generated set needs not travel. Who knows generator, seed and count makes it, and compares digests:
 //! another version of a generator gives other bytes, and is found out before anything is learned.
 
+use std::sync::Arc;
+
 use super::{LearnError, Windows, physics};
 use crate::ids::Digest;
 use crate::rng::Stream;
@@ -17,8 +19,8 @@ pub const MAX_REFERENCE: u32 = 10_000;
 /// A made set with its labels.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ReferenceSet {
-    /// The windows, with the labels that they were generated for.
-    pub windows: Windows,
+    /// The windows, with the labels that they were generated for; lessons share them.
+    pub windows: Arc<Windows>,
     /// SHA-256 over generator, seed, count, classes, labels and samples.
     pub digest: Digest,
 }
@@ -48,7 +50,7 @@ impl ReferenceSet {
             window.copy_from_slice(&normalised);
         }
         let digest = digest_of(generator, seed, count, &windows);
-        Ok(Self { windows, digest })
+        Ok(Self { windows: Arc::new(windows), digest })
     }
 }
 
@@ -108,7 +110,7 @@ mod tests {
         let mut set = ReferenceSet::make(BEARING_PHYSICS, 1, 3).unwrap();
         let again = |windows: &Windows| digest_of(BEARING_PHYSICS, 1, 3, windows);
         assert_eq!(again(&set.windows), set.digest);
-        set.windows.x[5] += 1e-3;
+        Arc::make_mut(&mut set.windows).x[5] += 1e-3;
         assert_ne!(again(&set.windows), set.digest);
     }
 

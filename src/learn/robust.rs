@@ -1,7 +1,8 @@
 //! Merging values of several members so that a few bad ones can't move them far: coordinate by coordinate.
 //!
 //! Nothing here protects below [`MIN_MEMBERS`] members: of four, one bad and one unlucky are half. The
-//! functions work with fewer, since a round has to come to something, and the caller says what it got.
+//! functions work with fewer, since a round has to come to something; whoever runs the round logs how many
+//! there were (`actors/workbench.rs`).
 
 use super::{LearnError, narrow};
 

@@ -15,10 +15,12 @@
 //! ```
 //! minimised by plain SGD: no optimiser state has to survive from round to round.
 
+use std::sync::Arc;
+
 use super::softmax_head::Head;
 use super::{
-    ClassLogits, Control, Examples, LearnError, Learner, Lesson, MachineSpeeds, Prediction,
-    Predictor, Progress, Prototypes, Spectrum, TensorSet, TrainJob, Trained, Windows,
+    Batches, ClassLogits, Control, Examples, LearnError, Learner, Lesson, MachineSpeeds, PassEnd,
+    Prediction, Predictor, Progress, Prototypes, Spectrum, TensorSet, TrainJob, Trained, Windows,
     mean_class_logits, narrow,
 };
 use crate::rng::Stream;
@@ -30,8 +32,8 @@ pub struct SoftmaxLearner {
     classes: usize,
     /// Features of the windows seen last: they don't change from round to round.
     seen: Option<(Vec<f32>, Vec<f64>)>,
-    /// The same of the reference windows.
-    seen_reference: Option<(Vec<f32>, Vec<f64>)>,
+    /// The same of the reference windows, which are shared and may be many: known by where they lie.
+    seen_reference: Option<(Arc<Windows>, Vec<f64>)>,
 }
 
 impl SoftmaxLearner {
@@ -51,19 +53,17 @@ impl SoftmaxLearner {
 }
 
 /// Features of all windows, `[n, F]`, worked out once for those seen last.
-fn remembered(
-    spectrum: &Spectrum,
-    seen: &mut Option<(Vec<f32>, Vec<f64>)>,
-    data: &Windows,
-) -> Result<Vec<f64>, LearnError> {
-    if let Some((x, features)) = seen
-        && *x == data.x
-    {
-        return Ok(features.clone());
+fn remembered<K>(
+    seen: &mut Option<(K, Vec<f64>)>,
+    same: impl FnOnce(&K) -> bool,
+    key: impl FnOnce() -> K,
+    features: impl FnOnce() -> Result<Vec<f64>, LearnError>,
+) -> Result<&[f64], LearnError> {
+    if !seen.as_ref().is_some_and(|(seen, _)| same(seen)) {
+        let features = features()?;
+        *seen = Some((key(), features));
     }
-    let features = features_of(spectrum, &data.x)?;
-    *seen = Some((data.x.clone(), features.clone()));
-    Ok(features)
+    Ok(seen.as_ref().map_or(&[], |(_, features)| features.as_slice()))
 }
 
 impl Learner for SoftmaxLearner {
@@ -77,36 +77,47 @@ impl Learner for SoftmaxLearner {
         job: &TrainJob,
         progress: &mut dyn FnMut(Progress) -> Control,
     ) -> Result<Trained, LearnError> {
-        job.check()?;
         let data = data.windows()?;
+        let steps = job.check_for(data.num_examples())?;
         let (len, classes) = (self.spectrum.window_len(), self.classes);
         check_data(data, len, classes, job.lesson.as_ref())?;
         let width = self.spectrum.num_features();
         let start = Head::from_tensors(&job.start, self.classes, width)?;
         let targets = soft_targets(job, self.classes)?;
-        let features = remembered(&self.spectrum, &mut self.seen, data)?;
+        let spectrum = &self.spectrum;
+        let of = |x: &[f32]| features_of(spectrum, x);
+        let (same, key) = (|x: &Vec<f32>| *x == data.x, || data.x.clone());
+        let features = remembered(&mut self.seen, same, key, || of(&data.x))?;
         let rows: Vec<&[f64]> = features.chunks_exact(width).collect();
         let reference = match &job.lesson {
             Some(Lesson { windows, .. }) => {
-                remembered(&self.spectrum, &mut self.seen_reference, windows)?
+                let same = |seen: &Arc<Windows>| Arc::ptr_eq(seen, windows);
+                let key = || Arc::clone(windows);
+                remembered(&mut self.seen_reference, same, key, || of(&windows.x))?
             }
-            None => Vec::new(),
+            None => &[],
         };
         let taught =
-            job.lesson.as_ref().map(|lesson| Taught::new(lesson, &reference, width, classes));
+            job.lesson.as_ref().map(|lesson| Taught::new(lesson, reference, width, classes));
         let mut head = start.clone();
         let size = to_usize(job.batch_size);
-        let mut batches = Batches::new(rows.len(), size, job.seed, "batch");
-        let mut lessons = Batches::new(reference.len() / width, size, job.seed, "reference");
+        let end = PassEnd::of(job, PassEnd::LeftOut);
+        let mut batches = Batches::new(rows.len(), Stream::new(job.seed, "batch")).ending(end);
+        let mut lessons = Batches::new(reference.len() / width, Stream::new(job.seed, "reference"))
+            .ending(PassEnd::LeftOut);
         let mut losses = Vec::new();
-        let steps = job.steps_over(rows.len());
         for step in 1..=steps {
-            let picked = batches.next();
+            let picked = batches.next(size);
             let batch = picked.iter().filter_map(|i| Some((*rows.get(*i)?, *data.labels.get(*i)?)));
             let objective = Objective { start: &start, targets: &targets, job };
             let (own, mut gradient) = objective.gradient(&head, batch);
             let lesson = match &taught {
-                Some(taught) => taught.add_gradient(&head, lessons.next(), &mut gradient),
+                Some(taught) => {
+                    // Without a weight the reference counts only where there is nothing else.
+                    let counts = taught.lesson.weight > 0.0 || rows.is_empty();
+                    let batch = if counts { lessons.next(size) } else { Vec::new() };
+                    taught.add_gradient(&head, &batch, &mut gradient)
+                }
                 None => 0.0,
             };
             // What is shown is the loss on own examples, where there are any.
@@ -122,19 +133,24 @@ impl Learner for SoftmaxLearner {
         }
         let adapter = head.to_tensors();
         adapter.check_finite()?;
-        let logits: Vec<f64> = rows.iter().flat_map(|row| head.logits(row)).collect();
+        let (class_logits, prototypes) = if job.class_logits {
+            let logits: Vec<f64> = rows.iter().flat_map(|row| head.logits(row)).collect();
+            let embeddings: Vec<f32> = features.iter().map(|x| narrow(*x)).collect();
+            let prototypes = Prototypes::of(&embeddings, &data.labels, classes).ok();
+            (mean_class_logits(&logits, &data.labels, classes)?, prototypes)
+        } else {
+            (ClassLogits::default(), None)
+        };
         let said = reference.chunks_exact(width).flat_map(|row| head.logits(row)).map(narrow);
-        let embeddings: Vec<f32> = features.iter().map(|x| narrow(*x)).collect();
-        let prototypes = Prototypes::of(&embeddings, &data.labels, classes).ok();
         let tenth = losses.len().div_ceil(10);
         let last = losses.get(losses.len() - tenth..).unwrap_or_default();
         Ok(Trained {
             adapter,
-            class_logits: mean_class_logits(&logits, &data.labels, self.classes)?,
+            class_logits,
             reference_logits: said.collect(),
             prototypes,
             num_examples: rows.len() as u64,
-            steps: u32::try_from(losses.len()).unwrap_or(job.steps),
+            steps: u32::try_from(losses.len()).unwrap_or(u32::MAX),
             loss_first: mean(losses.get(..tenth).unwrap_or_default()),
             loss_last: mean(last),
         })
@@ -274,32 +290,6 @@ impl<'a> Taught<'a> {
             gradient.add_outer(error, row);
         }
         loss
-    }
-}
-
-/// Seeded batches: each example once in a random order, then a new order.
-struct Batches {
-    order: Vec<usize>,
-    at: usize,
-    size: usize,
-    stream: Stream,
-}
-
-impl Batches {
-    fn new(examples: usize, size: usize, seed: u64, name: &str) -> Self {
-        let order = (0..examples).collect();
-        Self { order, at: examples, size: size.min(examples), stream: Stream::new(seed, name) }
-    }
-
-    /// The next batch; a rest that is too short for one is left out.
-    fn next(&mut self) -> &[usize] {
-        if self.at + self.size > self.order.len() {
-            self.stream.shuffle(&mut self.order);
-            self.at = 0;
-        }
-        let from = self.at;
-        self.at += self.size;
-        self.order.get(from..self.at).unwrap_or_default()
     }
 }
 
@@ -547,7 +537,7 @@ mod tests {
         let targets =
             crate::learn::reference_targets(teacher, &reference.labels, 2, alpha).unwrap();
         Lesson {
-            windows: std::sync::Arc::new(reference),
+            windows: Arc::new(reference),
             targets,
             weight: 1.0,
             prototypes: None,
@@ -623,6 +613,54 @@ mod tests {
         let mut twice = learner();
         let mut again = || twice.train(&windows(1, 32).into(), &job(), &mut |_| Control::Continue);
         assert_eq!(again().unwrap().adapter, again().unwrap().adapter, "with kept features");
+    }
+
+    #[test]
+    fn whole_passes_take_each_window_once() {
+        // One window of 33 has class 1; at so low a rate its bias tells in which batches it was.
+        let mut data = windows(1, 33);
+        data.labels = vec![0; 33];
+        data.labels[32] = 1;
+        let examples: Examples = data.into();
+        for seed in 0..20 {
+            let job = TrainJob { epochs: Some(1), learning_rate: 1e-6, seed, ..job() };
+            let trained = learner().train(&examples, &job, &mut |_| Control::Continue).unwrap();
+            assert_eq!(trained.steps, 5);
+            let bias = f64::from(trained.adapter.get("head.bias").unwrap().data[1]) / 1e-6;
+            // Five steps down by a half; up by 1/8 in a batch of 8, by 1 in the short one.
+            let once = [-2.375, -1.5].iter().any(|once| (bias - once).abs() < 1e-2);
+            assert!(once, "{seed}: {bias}");
+        }
+    }
+
+    #[test]
+    fn what_is_said_a_class_comes_when_it_is_asked_for_and_changes_nothing_else() {
+        let silent = train(&TrainJob { class_logits: false, ..job() });
+        assert_eq!(silent.class_logits, ClassLogits::default());
+        assert_eq!(silent.prototypes, None);
+        let telling = train(&job());
+        assert_eq!((telling.adapter, telling.class_logits.counts), (silent.adapter, vec![16, 16]));
+        assert!(telling.prototypes.is_some());
+    }
+
+    #[test]
+    fn reference_windows_are_known_by_where_they_lie_and_a_lesson_without_weight_costs_no_step() {
+        let taught = lesson(windows(5, 40), 1.0, None);
+        let mut learner = learner();
+        let mut with = |lesson: Lesson| {
+            let job = TrainJob { lesson: Some(lesson), ..job() };
+            learner.train(&windows(1, 32).into(), &job, &mut |_| Control::Continue).unwrap()
+        };
+        let first = with(taught.clone());
+        let again = with(taught.clone());
+        assert_eq!(first.reference_logits, again.reference_logits);
+        // Other windows elsewhere: their features are worked out anew.
+        let other = with(lesson(windows(9, 40), 1.0, None));
+        assert_ne!(first.reference_logits, other.reference_logits);
+        let unweighted = with(Lesson { weight: 0.0, ..taught });
+        assert_eq!(unweighted.adapter, train(&job()).adapter);
+        assert_eq!(unweighted.reference_logits.len(), 80);
+        assert_eq!(Arc::strong_count(&learner.seen_reference.unwrap().0), 1);
     }
 
     #[test]

@@ -68,7 +68,8 @@ pub fn split_by_dirichlet(
 /// the rows of a class are dealt evenly to those that have it.
 ///
 /// # Errors
-/// [`LearnError::OutOfRange`] when `each` is none or more than all, or a label isn't below `classes`.
+/// [`LearnError::OutOfRange`] when `each` is none or more than all, a label isn't below `classes`, or nobody
+/// has the label of some row.
 pub fn split_by_labels(
     labels: &[u8],
     classes: usize,
@@ -103,7 +104,12 @@ pub fn split_by_labels(
             .filter(|(_, own)| own.contains(&class))
             .map(|(rows, _)| rows)
             .collect();
-        for (taker, part) in takers.iter_mut().zip(deal(&rows, takers_of(&has, class))) {
+        if takers.is_empty() && !rows.is_empty() {
+            let expected = "clients: take more of them, or more labels each";
+            return Err(out_of_range("class that nobody has", expected, class));
+        }
+        let parts = deal(&rows, takers.len());
+        for (taker, part) in takers.iter_mut().zip(parts) {
             taker.extend(part);
         }
     }
@@ -173,10 +179,6 @@ fn gamma(alpha: f64, stream: &mut Stream) -> f64 {
             return d * cube * raise;
         }
     }
-}
-
-fn takers_of(has: &[Vec<usize>], class: usize) -> usize {
-    has.iter().filter(|own| own.contains(&class)).count()
 }
 
 /// Consecutive parts; the first ones are longer by one where it doesn't come out even.
@@ -318,6 +320,10 @@ mod tests {
         assert_eq!(kind(split_by_dirichlet(&labels, 10, 10, 0.5, 1)), "out_of_range", "10 each");
         assert_eq!(kind(split_by_labels(&labels, 10, 2, 0, 1)), "out_of_range");
         assert_eq!(kind(split_by_labels(&labels, 10, 2, 11, 1)), "out_of_range");
+        // Two clients with a label each: the rows of eight classes would be nobody's.
+        assert_eq!(kind(split_by_labels(&labels, 10, 2, 1, 1)), "out_of_range");
+        let two = labels.iter().map(|label| label % 2).collect::<Vec<u8>>();
+        assert!(is_partition(&split_by_labels(&two, 10, 2, 1, 1).unwrap(), 20), "no such rows");
     }
 
     proptest! {

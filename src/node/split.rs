@@ -60,6 +60,8 @@ pub fn front_half(
     settings: &Settings,
     keyring: &Keyring,
 ) -> Result<Option<FrontHalf>, SettingsProblem> {
+    use std::num::NonZeroU32;
+
     use super::settings::{ADAPTER_SEED, base_path, release_trust, trainer_of};
     use crate::torch::{SignalFront, load_part};
 
@@ -81,8 +83,8 @@ pub fn front_half(
     let (_, trains) = front.num_values();
     let batch = settings.strategy.batch_size;
     let need = SignalFront::num_bytes(&card.architecture, cut, trains, batch).div_ceil(1 << 20);
-    let cap = u64::from(settings.limits.max_memory_mib);
-    if cap > 0 && need > cap {
+    let cap = NonZeroU32::new(settings.limits.max_memory_mib).map(NonZeroU32::get);
+    if let Some(cap) = cap.filter(|cap| need > u64::from(*cap)) {
         return Err(SettingsProblem::Key {
             key: "limits.max_memory_mib",
             problem: format!(
@@ -92,6 +94,8 @@ pub fn front_half(
             ),
         });
     }
+    // The plan's batches may be larger than those of the settings here.
+    let front = front.within(cap);
     let adapter = pack(&front.initial_adapter())?;
     let model = model_of(settings);
     Ok(Some(FrontHalf { model, base: card.sha256, adapter, front: Box::new(front) }))

@@ -276,7 +276,7 @@ pub fn lesson(
     };
     Ok(Some(Lesson {
         targets: reference_targets(logits.as_deref(), labels, classes, plan.alpha)?,
-        windows: Arc::new(set.windows.clone()),
+        windows: Arc::clone(&set.windows),
         weight: plan.reference_weight,
         prototypes,
         prototype_weight: plan.prototype_weight,

@@ -7,7 +7,7 @@
 //! Called by [`super::Member`].
 
 use super::{knowledge, update};
-use crate::learn::Layout;
+use crate::learn::{Layout, MAX_STEPS};
 use crate::wire::{ClassSummary, Knowledge, KnowledgePlan, Offer, Plan, Result as RoundResult};
 
 /// Checks all of an offer but the bytes of its adapter.
@@ -100,7 +100,8 @@ fn makes_sense(plan: &Plan) -> bool {
     let knowledge = plan.knowledge.as_ref();
     (plan.adapter_delta || plan.class_logits || knowledge.is_some())
         && knowledge.is_none_or(|knowledge| knowledge::makes_sense(plan, knowledge))
-        && (1..=1_000_000).contains(&plan.local_steps)
+        && (1..=MAX_STEPS).contains(&plan.local_steps)
+        // How many steps the passes are is known by the learner, which has the same bound for them.
         && plan.local_epochs.is_none_or(|epochs| (1..=10_000).contains(&epochs))
         && (1..=65_536).contains(&plan.batch_size)
         // 0 where a cosine has come to its end.

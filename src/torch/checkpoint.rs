@@ -48,8 +48,11 @@ impl Checkpoints {
     }
 
     /// What makes a job this one and no other; `config` is what else the learner was told.
+    ///
+    /// Class targets and lessons aren't in it: a job that is to follow either is refused.
     pub(super) fn job(&self, job: &TrainJob, texts: &Texts, config: &str) -> Digest {
         let mut bytes = self.base.0.to_vec();
+        bytes.extend((job.start.tensors().len() as u64).to_le_bytes());
         for tensor in job.start.tensors() {
             bytes.extend(format!("{} {:?};", tensor.name, tensor.shape).bytes());
             bytes.extend(tensor.data.iter().flat_map(|value| value.to_le_bytes()));
@@ -57,11 +60,15 @@ impl Checkpoints {
         for number in [job.steps, job.batch_size] {
             bytes.extend(number.to_le_bytes());
         }
-        for number in [job.learning_rate, job.prox_mu].into_iter().chain(job.final_rate) {
+        for number in [job.learning_rate, job.prox_mu] {
             bytes.extend(number.to_le_bytes());
         }
         bytes.extend(job.seed.to_le_bytes());
-        bytes.extend(job.epochs.into_iter().flat_map(u32::to_le_bytes));
+        // Whether a number is there is said, too, or one could stand for the other.
+        for optional in [job.final_rate.map(f32::to_le_bytes), job.epochs.map(u32::to_le_bytes)] {
+            bytes.push(optional.is_some().into());
+            bytes.extend(optional.unwrap_or_default());
+        }
         for list in [&texts.lengths, &texts.tokens] {
             bytes.extend((list.len() as u64).to_le_bytes());
             bytes.extend(list.iter().flat_map(|number| number.to_le_bytes()));
@@ -184,6 +191,48 @@ mod tests {
         assert_eq!((kept.read(&one), kept.read(&two)), (None, Some(midway(4.0))));
         assert_eq!(fs::read_dir(folder.path().join("training")).unwrap().count(), 1);
         assert!((1..6).filter(|steps| kept.due(*steps)).eq([2, 4]));
+    }
+
+    #[test]
+    fn each_number_of_a_job_makes_another_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let kept = at(folder.path());
+        let job = TrainJob {
+            start: TensorSet::default(),
+            steps: 4,
+            batch_size: 2,
+            learning_rate: 0.5,
+            final_rate: None,
+            prox_mu: 0.0,
+            distill_lambda: 0.0,
+            class_targets: None,
+            lesson: None,
+            seed: 1,
+            epochs: None,
+            class_logits: false,
+        };
+        let bits = 0x3f00_0000;
+        let falling = Some(f32::from_bits(bits));
+        let jobs = [
+            TrainJob { steps: 5, ..job.clone() },
+            TrainJob { batch_size: 3, ..job.clone() },
+            TrainJob { learning_rate: 0.25, ..job.clone() },
+            TrainJob { prox_mu: 0.1, ..job.clone() },
+            TrainJob { seed: 2, ..job.clone() },
+            TrainJob { final_rate: falling, ..job.clone() },
+            TrainJob { epochs: Some(bits), ..job.clone() },
+            TrainJob { final_rate: falling, epochs: Some(bits), ..job.clone() },
+            // Around the seed these two have the same sixteen bytes, if nothing says which is which.
+            TrainJob { final_rate: falling, seed: 9 << 32 | 7, ..job.clone() },
+            TrainJob { seed: 7 << 32 | u64::from(bits), epochs: Some(9), ..job.clone() },
+            job,
+        ];
+        let texts = Texts { tokens: vec![1, 2], lengths: vec![2], chars: 2 };
+        let ids: Vec<Digest> = jobs.iter().map(|job| kept.job(job, &texts, "config")).collect();
+        for (at, id) in ids.iter().enumerate() {
+            assert!(!ids[at + 1..].contains(id), "job {at}");
+            assert_ne!(*id, kept.job(&jobs[at], &texts, "another"));
+        }
     }
 
     #[test]

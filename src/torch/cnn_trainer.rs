@@ -9,8 +9,8 @@ use super::cnn::{Cnn, CnnConfig, SIDE, flattened};
 use super::trainer::{Distill, Terms, batch_loss, check_targets, mean};
 use super::{dim, use_threads, values};
 use crate::learn::{
-    ClassLogits, Control, Examples, Images, LearnError, Learner, Prediction, Predictor, Progress,
-    Tensor as Values, TensorSet, TrainJob, Trained,
+    Batches, ClassLogits, Control, Examples, Images, LearnError, Learner, PassEnd, Prediction,
+    Predictor, Progress, Tensor as Values, TensorSet, TrainJob, Trained,
 };
 use crate::rng::Stream;
 
@@ -63,7 +63,8 @@ impl Learner for CnnLearner {
     ) -> Result<Trained, LearnError> {
         let images = data.images()?;
         check_images(images, &self.config.model)?;
-        job.check()?;
+        let steps = job.check_for(images.num_examples())?;
+        job.without_lesson("this network")?;
         if let Some(targets) = &job.class_targets {
             check_targets(targets, images.classes)?;
         }
@@ -79,13 +80,13 @@ impl Learner for CnnLearner {
             }
             _ => None,
         };
-        let terms = Terms { distill: distill.as_ref(), ..Terms::default() };
+        let terms = Terms { distill: distill.as_ref(), log_prior: None };
         let mut run = Run::new(&job.start, &self.config)?;
-        let mut passes = Passes::new(images.num_examples(), job)?;
+        let mut passes = Batches::new(images.num_examples(), Stream::new(job.seed, "batch"))
+            .ending(PassEnd::Short);
         let mut losses = Vec::new();
-        let steps = job.steps_over(images.num_examples());
         for step in 1..=steps {
-            let rows = passes.next()?;
+            let rows = rows_of(&passes.next(job.batch_size as usize))?;
             let (x, y) = (x.f_index_select(0, &rows)?, y.f_index_select(0, &rows)?);
             let loss = run.step(&x, &y, job.rate_at(step, steps), job.prox_mu, &terms)?;
             losses.push(loss);
@@ -97,7 +98,7 @@ impl Learner for CnnLearner {
             let labels: Vec<usize> = images.labels.iter().map(|label| (*label).into()).collect();
             ClassLogits::of(&logits(&run.net, &x)?, &labels, images.classes)
         } else {
-            ClassLogits { mean_logits: Vec::new(), counts: Vec::new() }
+            ClassLogits::default()
         };
         let mut flat = values(&run.flat)?.into_iter();
         let mut tensors = Vec::with_capacity(layout.0.len());
@@ -172,37 +173,6 @@ impl Run {
     }
 }
 
-/// Rows in batches: each pass in a new order, its last batch as short as it comes.
-struct Passes {
-    stream: Stream,
-    order: Vec<i64>,
-    rows: Tensor,
-    size: i64,
-    at: i64,
-}
-
-impl Passes {
-    fn new(n: usize, job: &TrainJob) -> Result<Self, LearnError> {
-        let order: Vec<i64> = (0..dim(n)?).collect();
-        let (rows, at) = (Tensor::f_from_slice(&order)?, dim(n)?);
-        let stream = Stream::new(job.seed, "batch");
-        Ok(Self { stream, order, rows, size: i64::from(job.batch_size), at })
-    }
-
-    fn next(&mut self) -> Result<Tensor, LearnError> {
-        let n = dim(self.order.len())?;
-        if self.at >= n {
-            self.stream.shuffle(&mut self.order);
-            self.rows = Tensor::f_from_slice(&self.order)?;
-            self.at = 0;
-        }
-        let from = self.at;
-        let len = self.size.min(n - from);
-        self.at += len;
-        Ok(self.rows.f_narrow(0, from, len)?)
-    }
-}
-
 /// Answers with the weights that were loaded last; before, with those of its seed.
 #[derive(Debug)]
 pub struct CnnPredictor {
@@ -269,6 +239,12 @@ impl Predictor for CnnPredictor {
         let logits = logits(&self.net, &self.config.input(&Tensor::f_from_slice(x)?)?)?;
         Ok(logits.chunks(self.config.classes as usize).map(Prediction::of_logits).collect())
     }
+}
+
+/// Numbers of rows as libtorch takes them.
+fn rows_of(batch: &[usize]) -> Result<Tensor, LearnError> {
+    let rows = batch.iter().map(|row| dim(*row)).collect::<Result<Vec<_>, _>>()?;
+    Ok(Tensor::f_from_slice(&rows)?)
 }
 
 /// Logits `[n, C]` row-major of scaled images, a thousand at a time.

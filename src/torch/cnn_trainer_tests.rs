@@ -125,19 +125,6 @@ fn the_same_job_gives_the_same_bits_and_another_seed_does_not() {
 }
 
 #[test]
-fn each_pass_takes_every_row_once_and_ends_with_a_short_batch() {
-    let mut passes = Passes::new(10, &TrainJob { batch_size: 4, ..job(1) }).unwrap();
-    for _ in 0..2 {
-        let batches: Vec<Vec<i64>> =
-            (0..3).map(|_| Vec::try_from(passes.next().unwrap()).unwrap()).collect();
-        assert_eq!(batches.iter().map(Vec::len).collect::<Vec<_>>(), [4, 4, 2]);
-        let mut all = batches.concat();
-        all.sort_unstable();
-        assert_eq!(all, (0..10).collect::<Vec<i64>>());
-    }
-}
-
-#[test]
 fn class_targets_pull_the_logits_of_their_class() {
     let images = bars(40, 1);
     let flat = ClassLogits { mean_logits: vec![0.0; 100], counts: vec![30; 10] };
@@ -165,6 +152,15 @@ fn jobs_and_images_that_do_not_fit_are_refused() {
     assert_eq!(kind(&Images { labels: vec![10; 10], ..good.clone() }, &job(1)), "out_of_range");
     assert_eq!(kind(&Images { labels: vec![0; 9], ..good.clone() }, &job(1)), "out_of_range");
     assert_eq!(kind(&Images { pixels: vec![], labels: vec![], ..good }, &job(1)), "out_of_range");
+    let lesson = crate::learn::Lesson {
+        windows: std::sync::Arc::default(),
+        targets: Vec::new(),
+        weight: 1.0,
+        prototypes: None,
+        prototype_weight: 0.0,
+    };
+    let taught = TrainJob { lesson: Some(lesson), ..job(1) };
+    assert_eq!(kind(&bars(10, 1), &taught), "out_of_range");
     let momentum = CnnTrainerConfig { momentum: 1.0, ..config() };
     assert_eq!(CnnLearner::new(momentum, 1).unwrap_err().kind(), "out_of_range");
 }

@@ -703,3 +703,81 @@ fn a_slot_that_was_never_loaded_does_not_answer_with_the_bare_base() {
     writer.load(7, &adapter(&learner(&base, &peft))).unwrap();
     assert!(writer.start(2, 7, &[3, 4]).is_ok());
 }
+
+fn job_of(learner: &LanguageLearner) -> TrainJob {
+    TrainJob {
+        start: learner.initial_adapter(),
+        steps: 7,
+        batch_size: 2,
+        learning_rate: 0.01,
+        final_rate: None,
+        prox_mu: 0.0,
+        distill_lambda: 1.0,
+        class_targets: None,
+        lesson: None,
+        seed: 5,
+        epochs: None,
+        class_logits: false,
+    }
+}
+
+fn as_examples(texts: &[Vec<u32>]) -> Texts {
+    let lengths = texts.iter().map(|text| u32::try_from(text.len()).unwrap()).collect();
+    Texts { tokens: texts.concat(), lengths, chars: 1 }
+}
+
+#[test]
+fn a_whole_pass_takes_each_token_once_and_ends_with_a_short_batch() {
+    let (base, peft) = (base(true), lora(&["q"]));
+    let mut learner = learner(&base, &peft);
+    // Frames and padding count: 24 tokens of short texts fill more sequences than 24 / 16.
+    let texts: Vec<Vec<u32>> = (0..8).map(|i| text(i, 3 + 5 * (i % 3))).collect();
+    let texts = as_examples(&texts);
+    let job = TrainJob { epochs: Some(3), ..job_of(&learner) };
+    let mut sequences = Sequences::new(&texts, &learner.config, &job).unwrap();
+    let pass = sequences.a_pass().unwrap();
+    assert!(pass % 2 == 1 && pass > texts.tokens.len() / 16, "{pass}");
+    for _ in 0..3 {
+        let (mut learned, mut sizes) = (Vec::new(), Vec::new());
+        for _ in 0..pass.div_ceil(2) {
+            let batch = sequences.next(2).unwrap();
+            sizes.push(batch.num());
+            let targets = batch.targets.iter().zip(&batch.judged);
+            learned.extend(targets.filter(|(_, judged)| **judged).filter_map(|(t, _)| *t));
+        }
+        assert_eq!((sizes.iter().sum::<usize>(), sizes.last()), (pass, Some(&1)));
+        let mut all = texts.tokens.clone();
+        all.sort_unstable();
+        learned.sort_unstable();
+        assert_eq!(learned, all);
+    }
+    let trained = learner.train(&texts.into(), &job, &mut |_| Control::Continue).unwrap();
+    assert_eq!(trained.steps as usize, 3 * pass.div_ceil(2));
+}
+
+#[test]
+fn what_a_language_model_cannot_follow_is_refused() {
+    let (base, peft) = (base(true), lora(&["q"]));
+    let mut learner = learner(&base, &peft);
+    let good = job_of(&learner);
+    let examples: Examples = as_examples(&texts()).into();
+    let mut said = |job: TrainJob| {
+        let result = learner.train(&examples, &job, &mut |_| Control::Stop);
+        result.map_or_else(|error| error.to_string(), |_| "ok".into())
+    };
+    assert_eq!(said(good.clone()), "ok");
+    let lesson = crate::learn::Lesson {
+        windows: std::sync::Arc::default(),
+        targets: Vec::new(),
+        weight: 1.0,
+        prototypes: None,
+        prototype_weight: 0.0,
+    };
+    assert!(said(TrainJob { lesson: Some(lesson), ..good.clone() }).contains("lesson"));
+    let class_targets = Some(ClassLogits { mean_logits: vec![0.5; 4], counts: vec![20; 2] });
+    let taught = TrainJob { class_targets, ..good };
+    assert!(said(taught.clone()).contains("class targets"));
+    assert_eq!(said(TrainJob { distill_lambda: 0.0, ..taught }), "ok", "nothing is asked of it");
+    let endless = TrainJob { epochs: Some(u32::MAX), ..job_of(&self::learner(&base, &peft)) };
+    assert!(said(endless).contains("optimiser steps"));
+}

@@ -132,17 +132,17 @@ impl Learner for LanguageLearner {
         progress: &mut dyn FnMut(Progress) -> Control,
     ) -> Result<Trained, LearnError> {
         let texts = data.texts()?;
-        job.check()?;
         check_ids(texts, self.base.config().vocab)?;
+        job.without_lesson("a language model")?;
+        without_targets(job)?;
+        let mut sequences = Sequences::new(texts, &self.config, job)?;
+        let steps = job.check_for(sequences.a_pass()?)?;
         use_threads(self.config.threads);
         let rows = job.batch_size as usize;
         let mut run = self.run(&job.start, rows)?;
-        let mut sequences = Sequences::new(texts, &self.config, job.seed)?;
         let mut losses = Vec::new();
         let id = |kept: &Checkpoints| kept.job(job, texts, &format!("{:?}", self.config));
         let kept = self.checkpoints.as_ref().map(|kept| (kept, id(kept)));
-        // What a pass is made of: as many sequences as the texts fill.
-        let steps = job.steps_over(texts.tokens.len().div_ceil(self.config.sequence as usize));
         if let Some(midway) = kept.as_ref().and_then(|(kept, id)| kept.read(id)) {
             run.go_on(&midway)?;
             for _ in &midway.losses {
@@ -175,7 +175,7 @@ impl Learner for LanguageLearner {
         let tenth = losses.len().div_ceil(10);
         Ok(Trained {
             adapter,
-            class_logits: ClassLogits { mean_logits: Vec::new(), counts: Vec::new() },
+            class_logits: ClassLogits::default(),
             reference_logits: Vec::new(),
             prototypes: None,
             num_examples: texts.lengths.len() as u64,
@@ -418,6 +418,9 @@ impl Rows {
 }
 
 /// Sequences of a device's texts, in an order that a seed decides, over and over.
+///
+/// Each time anew cut, and batches of one size; where a job asks for whole passes, cut once, so that a pass
+/// is as many sequences each time, with a last batch as short as it comes.
 struct Sequences<'a> {
     texts: Vec<&'a [u32]>,
     frame: Frame,
@@ -427,13 +430,14 @@ struct Sequences<'a> {
     cut: Packed,
     /// Those of its sequences that are still to come.
     order: Vec<usize>,
+    whole_passes: bool,
 }
 
 impl<'a> Sequences<'a> {
     fn new(
         texts: &'a Texts,
         config: &LanguageTrainerConfig,
-        seed: u64,
+        job: &TrainJob,
     ) -> Result<Self, LearnError> {
         let rows: Vec<&[u32]> = texts.rows().filter(|row| !row.is_empty()).collect();
         if rows.is_empty() {
@@ -444,13 +448,32 @@ impl<'a> Sequences<'a> {
             });
         }
         let length = config.sequence as usize;
-        let stream = Stream::new(seed, "texts");
-        let (cut, order) = (Packed::default(), Vec::new());
-        Ok(Self { texts: rows, frame: config.frame, length, stream, cut, order })
+        let stream = Stream::new(job.seed, "texts");
+        let (cut, order, whole_passes) = (Packed::default(), Vec::new(), job.epochs.is_some());
+        Ok(Self { texts: rows, frame: config.frame, length, stream, cut, order, whole_passes })
     }
 
-    /// The next `count` sequences; where the texts end, they are cut anew.
+    /// Sequences of a whole pass; as many as texts where nobody asks for passes.
+    fn a_pass(&mut self) -> Result<usize, LearnError> {
+        if !self.whole_passes {
+            return Ok(self.texts.len());
+        }
+        if self.cut.num() == 0 {
+            self.cut_anew()?;
+        }
+        Ok(self.cut.num())
+    }
+
+    /// The next `count` sequences; where the texts end, they are cut anew, or a whole pass is over.
     fn next(&mut self, count: usize) -> Result<Packed, LearnError> {
+        if self.whole_passes {
+            if self.order.is_empty() {
+                self.order = (0..self.a_pass()?).collect();
+                self.stream.shuffle(&mut self.order);
+            }
+            let from = self.order.len().saturating_sub(count);
+            return Ok(self.cut.choose(&self.order.split_off(from)));
+        }
         let mut chosen = Vec::with_capacity(count);
         let mut batch = Packed { length: self.length, ..Packed::default() };
         while batch.num() + chosen.len() < count {
@@ -480,6 +503,18 @@ impl<'a> Sequences<'a> {
         self.stream.shuffle(&mut self.order);
         Ok(())
     }
+}
+
+/// Class targets teach classifiers; with a weight they would be expected to teach here.
+fn without_targets(job: &TrainJob) -> Result<(), LearnError> {
+    if job.class_targets.is_none() || job.distill_lambda <= 0.0 {
+        return Ok(());
+    }
+    Err(LearnError::OutOfRange {
+        what: "class targets",
+        expected: "none: a language model has no classes (take distill_lambda = 0)".into(),
+        actual: format!("some, of weight {}", job.distill_lambda),
+    })
 }
 
 fn check_ids(texts: &Texts, vocab: u32) -> Result<(), LearnError> {

@@ -5,7 +5,7 @@ use std::num::NonZeroU16;
 use super::adamw::AdamWConfig;
 use super::peft::PeftConfig;
 use super::signal::SignalTransformerConfig;
-use super::trainer::{SignalLearner, Terms, TrainerConfig};
+use super::trainer::{SignalLearner, Terms, Towards, TrainerConfig};
 use super::use_threads;
 use crate::learn::{Augment, Control, LearnError, Progress, TensorSet, physics};
 use crate::rng::Stream;
@@ -79,7 +79,8 @@ pub fn pretrain(
         let all: Vec<usize> = (0..data.num_examples()).collect();
         let (x, y) = learner.gather(&data, &all, &mut signals)?;
         let rate = config.learning_rate * schedule(step, config.steps);
-        let loss = run.step(Some((&x, &y)), None, rate, &Terms::default())?;
+        let (terms, towards) = (Terms::default(), Towards::default());
+        let loss = run.step(Some((&x, &y)), None, rate, &terms, &towards)?;
         if progress(Progress { step, loss }) == Control::Stop {
             break;
         }

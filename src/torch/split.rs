@@ -80,6 +80,11 @@ impl Trainable {
         self.plan.merge(&self.base, &self.flat)
     }
 
+    /// The values as they are now, for a graph that outlives the next change of them.
+    fn frozen(&self) -> Result<Tensor, LearnError> {
+        Ok(self.flat.f_detach_copy()?.f_set_requires_grad(true)?)
+    }
+
     /// The gradient with the proximal term, and its squared length.
     fn whole(&self, gradient: Tensor, prox_mu: f64) -> Result<(Tensor, f64), LearnError> {
         let _guard = tch::no_grad_guard();
@@ -109,7 +114,10 @@ impl Trainable {
 
 /// The front half, on a device.
 #[derive(Debug)]
-pub struct SignalFront(Half);
+pub struct SignalFront {
+    half: Half,
+    max_memory_mib: Option<u32>,
+}
 
 impl SignalFront {
     /// Takes the front's tensors of the base ([`SignalFront::layout`]); the adapter's factors start from
@@ -124,7 +132,31 @@ impl SignalFront {
         seed: u64,
     ) -> Result<Self, LearnError> {
         let layout = Self::layout(&config.model, cut);
-        Ok(Self(Half::new(base, &layout, config, cut, true, seed)?))
+        Ok(Self { half: Half::new(base, &layout, config, cut, true, seed)?, max_memory_mib: None })
+    }
+
+    /// The same under a cap in MiB: a run whose batches would take more is refused.
+    #[must_use]
+    pub fn within(self, max_memory_mib: Option<u32>) -> Self {
+        Self { max_memory_mib, ..self }
+    }
+
+    /// Checks what batches of this size would take against the cap.
+    fn check_memory(&self, batch: u32) -> Result<(), LearnError> {
+        let Half { config, cut, .. } = &self.half;
+        let (_, trains) = self.num_values();
+        let need = Self::num_bytes(&config.model, *cut, trains, batch).div_ceil(1 << 20);
+        match self.max_memory_mib.filter(|cap| need > u64::from(*cap)) {
+            None => Ok(()),
+            Some(cap) => Err(LearnError::OutOfRange {
+                what: "max_memory_mib",
+                expected: format!(
+                    "at least {need} for the front of this model (cut {}, batches of {batch})",
+                    cut.blocks
+                ),
+                actual: cap.to_string(),
+            }),
+        }
     }
 
     /// Names and shapes of the front's part of a base.
@@ -134,7 +166,7 @@ impl SignalFront {
 
     /// Values that this half holds, and values that train in it.
     pub fn num_values(&self) -> (u64, u64) {
-        (self.0.base.num_bytes() / 4, self.0.plan.num_values().unsigned_abs())
+        (self.half.base.num_bytes() / 4, self.half.plan.num_values().unsigned_abs())
     }
 
     /// About how many bytes a run with batches of this size takes, libtorch's own aside.
@@ -156,14 +188,16 @@ impl SignalFront {
 
 impl SplitFront for SignalFront {
     fn initial_adapter(&self) -> TensorSet {
-        self.0.initial.clone()
+        self.half.initial.clone()
     }
 
     fn begin(&self, data: &Examples, job: &TrainJob) -> Result<Box<dyn FrontRun>, LearnError> {
-        let Half { config, cut, .. } = &self.0;
+        let Half { config, cut, .. } = &self.half;
         let data = data.windows()?;
         check_windows(data, &config.model)?;
-        job.check()?;
+        job.check_for(data.num_examples())?;
+        job.without_lesson("a split model")?;
+        self.check_memory(job.batch_size)?;
         if job.epochs.is_some() || job.final_rate.is_some() {
             return Err(LearnError::OutOfRange {
                 what: "plan of a split model",
@@ -184,7 +218,7 @@ impl SplitFront for SignalFront {
             spectra: Spectra::new(&config.model)?,
             config: config.clone(),
             cut: *cut,
-            half: self.0.trainable(&job.start)?,
+            half: self.half.trainable(&job.start)?,
             batches: Batches::new(data.num_examples(), Stream::new(job.seed, "batch")),
             changes: Stream::new(job.seed, "augment"),
             batch_size: job.batch_size as usize,
@@ -345,10 +379,19 @@ struct SignalBackCopy {
     distill: Option<Distill>,
     learning_rate: f64,
     prox_mu: f64,
-    /// Forward passes that wait for the gradient of a device's head: input, output.
-    passed: BTreeMap<NodeId, (Tensor, Tensor)>,
+    /// Forward passes that wait for the gradient of a device's head.
+    passed: BTreeMap<NodeId, Passed>,
     /// Gradients that wait for their front: with their squared lengths.
     pending: BTreeMap<NodeId, (Tensor, f64)>,
+}
+
+/// A forward pass with all that its gradient needs: another device's step may change the weights before
+/// it comes.
+struct Passed {
+    leaf: Tensor,
+    output: Tensor,
+    /// The weights that it was made with.
+    flat: Tensor,
 }
 
 impl SignalBackCopy {
@@ -372,9 +415,9 @@ impl SignalBackCopy {
         who: &NodeId,
         loss: f32,
         of: &Tensor,
-        leaf: &Tensor,
+        [leaf, flat]: [&Tensor; 2],
     ) -> Result<BackStep, LearnError> {
-        let gradients = Tensor::f_run_backward(&[of], &[leaf, &self.half.flat], false, false)?;
+        let gradients = Tensor::f_run_backward(&[of], &[leaf, flat], false, false)?;
         let [at_cut, own] = two(gradients)?;
         let (own, squared) = self.half.whole(own, self.prox_mu)?;
         let gradient = outside(&at_cut)?;
@@ -412,15 +455,11 @@ impl BackCopy for SignalBackCopy {
         let logits = self.config.model.head(&Parts::bare(&weights))?.forward(&output)?;
         let labels: Vec<usize> = smashed.labels.iter().map(|label| *label as usize).collect();
         let prior = self.config.correct_prior.then(|| log_prior(class_counts)).transpose()?;
-        let terms = Terms {
-            prox_mu: self.prox_mu,
-            log_prior: prior.as_ref(),
-            distill: self.distill.as_ref(),
-            pull: None,
-        };
+        let terms = Terms { log_prior: prior.as_ref(), distill: self.distill.as_ref() };
         let loss = batch_loss(&logits, &labels_of(&labels)?, &terms)?;
         let value = finite(&loss)?;
-        self.answer(who, value, &loss, &leaf)
+        let flat = self.half.flat.shallow_clone();
+        self.answer(who, value, &loss, [&leaf, &flat])
     }
 
     fn forward(&mut self, who: &NodeId, at_cut: &Activations) -> Result<Activations, LearnError> {
@@ -428,20 +467,22 @@ impl BackCopy for SignalBackCopy {
         if !self.cut.head_in_front {
             return Err(out_of_turn("activations without labels: the head is here"));
         }
-        let weights = self.half.weights()?;
+        self.passed.remove(who);
+        let flat = self.half.frozen()?;
+        let weights = self.half.plan.merge(&self.half.base, &flat)?;
         let (leaf, output) = self.pass(at_cut, &weights)?;
         let outward = outside(&output)?;
-        self.passed.insert(who.clone(), (leaf, output));
+        self.passed.insert(who.clone(), Passed { leaf, output, flat });
         Ok(outward)
     }
 
     fn backward(&mut self, who: &NodeId, gradient: &Activations) -> Result<BackStep, LearnError> {
-        let Some((leaf, output)) = self.passed.remove(who) else {
+        let Some(Passed { leaf, output, flat }) = self.passed.remove(who) else {
             return Err(out_of_turn("a gradient"));
         };
         let gradient = inside(gradient, &output.size())?;
         let product = output.f_mul(&gradient)?.f_sum(Kind::Float)?;
-        self.answer(who, 0.0, &product, &leaf)
+        self.answer(who, 0.0, &product, [&leaf, &flat])
     }
 
     fn settle(&mut self, who: &NodeId, front_squared: Option<f64>) -> Result<(), LearnError> {
@@ -484,8 +525,7 @@ impl LossTerms {
     }
 
     fn terms(&self) -> Terms<'_> {
-        let (log_prior, distill) = (self.prior.as_ref(), self.distill.as_ref());
-        Terms { prox_mu: 0.0, log_prior, distill, pull: None }
+        Terms { log_prior: self.prior.as_ref(), distill: self.distill.as_ref() }
     }
 }
 

@@ -253,3 +253,58 @@ fn what_does_not_fit_is_refused_and_its_twin_is_taken() {
     assert!(device.backward(&gradient, 1.0).is_ok(), "the twin");
     assert_eq!(device.backward(&gradient, 1.0).unwrap_err().kind(), "out_of_range", "once only");
 }
+
+#[test]
+fn a_shared_back_changes_between_the_two_halves_of_another_devices_step() {
+    let config = config(2);
+    let data: Examples = tones(30, 1).into();
+    let cut = Cut { blocks: 1, head_in_front: true };
+    let (front, back) = halves(&config, cut);
+    let job = job(front.initial_adapter(), 4);
+    let open = || back.open(&back_job(&job, back.initial_adapter())).unwrap();
+    let (a, b) = (node(), NodeId::new("d2").unwrap());
+    let begin = |seed| front.begin(&data, &TrainJob { seed, ..job.clone() }).unwrap();
+    let (mut device_a, mut device_b) = (begin(1), begin(2));
+    let at_cut = device_a.forward(&data).unwrap().activations;
+    // Alone.
+    let mut alone = open();
+    let (_, asked) = device_a.head(&alone.forward(&a, &at_cut).unwrap()).unwrap();
+    let expected = alone.backward(&a, &asked).unwrap();
+    // With a whole step of another device in between.
+    let mut shared = open();
+    let before = shared.adapter().unwrap();
+    shared.forward(&a, &at_cut).unwrap();
+    let other = device_b.forward(&data).unwrap().activations;
+    let (_, gradient) = device_b.head(&shared.forward(&b, &other).unwrap()).unwrap();
+    let step = shared.backward(&b, &gradient).unwrap();
+    let settled = device_b.backward(&step.gradient, step.squared).unwrap();
+    shared.settle(&b, Some(settled)).unwrap();
+    let changed = shared.adapter().unwrap();
+    assert_ne!(changed, before);
+    let answer = shared.backward(&a, &asked).unwrap();
+    assert_eq!(answer.gradient, expected.gradient, "of the weights that A's output was made with");
+    let settled = device_a.backward(&answer.gradient, answer.squared).unwrap();
+    shared.settle(&a, Some(settled)).unwrap();
+    assert_ne!(shared.adapter().unwrap(), changed, "and A's step counts");
+}
+
+#[test]
+fn batches_of_the_plan_are_held_against_the_cap_and_lessons_are_refused() {
+    let config = config(2);
+    let cut = Cut { blocks: 1, head_in_front: false };
+    let data: Examples = tones(12, 1).into();
+    let front = halves(&config, cut).0.within(Some(2));
+    let job = job(front.initial_adapter(), 4);
+    assert!(front.begin(&data, &job).is_ok());
+    let refused = |job: &TrainJob| front.begin(&data, job).map(drop).unwrap_err().to_string();
+    let text = refused(&TrainJob { batch_size: 65_536, ..job.clone() });
+    assert!(text.contains("batches of 65536") && text.contains("max_memory_mib"), "{text}");
+    let lesson = crate::learn::Lesson {
+        windows: std::sync::Arc::default(),
+        targets: Vec::new(),
+        weight: 1.0,
+        prototypes: None,
+        prototype_weight: 0.0,
+    };
+    assert!(refused(&TrainJob { lesson: Some(lesson), ..job }).contains("lesson"));
+}

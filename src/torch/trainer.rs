@@ -18,8 +18,8 @@ use super::signal::{SignalTransformer, SignalTransformerConfig, Spectra};
 use super::weights::Weights;
 use super::{dim, evaluate, tensor, use_threads};
 use crate::learn::{
-    Augment, Batches, ClassLogits, Control, Examples, LearnError, Learner, Lesson, Progress,
-    Prototypes, TensorSet, TrainJob, Trained, Windows,
+    Augment, Batches, ClassLogits, Control, Examples, LearnError, Learner, Lesson, PassEnd,
+    Progress, Prototypes, TensorSet, TrainJob, Trained, Windows,
 };
 use crate::rng::Stream;
 
@@ -96,7 +96,8 @@ impl SignalLearner {
         Ok(Run { learner: self, start, flat, adamw })
     }
 
-    fn check(&self, data: &Windows, job: &TrainJob) -> Result<(), LearnError> {
+    /// Gives the job's steps over the data.
+    fn check(&self, data: &Windows, job: &TrainJob) -> Result<u32, LearnError> {
         let model = &self.config.model;
         let taught = job.lesson.as_ref().filter(|lesson| lesson.windows.num_examples() > 0);
         if data.num_examples() > 0 || taught.is_none() {
@@ -105,11 +106,13 @@ impl SignalLearner {
         if let Some(lesson) = taught {
             check_windows(&lesson.windows, model)?;
         }
-        job.check()?;
         if let Some(lesson) = &job.lesson {
             lesson.check(model.classes as usize)?;
         }
-        job.class_targets.as_ref().map_or(Ok(()), |targets| check_targets(targets, data.classes))
+        if let Some(targets) = &job.class_targets {
+            check_targets(targets, data.classes)?;
+        }
+        job.check_for(data.num_examples())
     }
 
     /// Spectra and targets of reference samples, as they are.
@@ -148,10 +151,11 @@ impl Learner for SignalLearner {
         progress: &mut dyn FnMut(Progress) -> Control,
     ) -> Result<Trained, LearnError> {
         let data = data.windows()?;
-        self.check(data, job)?;
+        let steps = self.check(data, job)?;
         use_threads(self.config.threads);
         let mut run = self.run(&job.start)?;
-        let mut batches = Batches::new(data.num_examples(), Stream::new(job.seed, "batch"));
+        let mut batches = Batches::new(data.num_examples(), Stream::new(job.seed, "batch"))
+            .ending(PassEnd::of(job, PassEnd::FilledUp));
         let mut changes = Stream::new(job.seed, "augment");
         let distill = match &job.class_targets {
             Some(targets) if job.distill_lambda > 0.0 => {
@@ -160,7 +164,9 @@ impl Learner for SignalLearner {
             _ => None,
         };
         let lesson = job.lesson.as_ref().filter(|lesson| lesson.windows.num_examples() > 0);
-        let mut references = lesson.map(|lesson| {
+        let own = data.num_examples() > 0;
+        // Without a weight the reference counts only where there is nothing else.
+        let mut references = lesson.filter(|lesson| lesson.weight > 0.0 || !own).map(|lesson| {
             Batches::new(lesson.windows.num_examples(), Stream::new(job.seed, "reference"))
         });
         let classes = self.config.model.classes as usize;
@@ -173,21 +179,15 @@ impl Learner for SignalLearner {
             }
             _ => None,
         };
-        let own = data.num_examples() > 0;
         let prior = if own && self.config.correct_prior {
             Some(log_prior(&class_counts(data))?)
         } else {
             None
         };
-        let terms = Terms {
-            prox_mu: job.prox_mu.into(),
-            log_prior: prior.as_ref(),
-            distill: distill.as_ref(),
-            pull: pull.as_ref(),
-        };
+        let terms = Terms { log_prior: prior.as_ref(), distill: distill.as_ref() };
+        let towards = Towards { prox_mu: job.prox_mu.into(), pull: pull.as_ref() };
         let size = job.batch_size as usize;
         let mut losses = Vec::new();
-        let steps = job.steps_over(data.num_examples());
         for step in 1..=steps {
             let batch = if own {
                 Some(self.gather(data, &batches.next(size), &mut changes)?)
@@ -202,7 +202,7 @@ impl Learner for SignalLearner {
             };
             let batch = batch.as_ref().map(|(x, y)| (x, y));
             let rate = job.rate_at(step, steps).into();
-            let loss = run.step(batch, taught.as_ref(), rate, &terms)?;
+            let loss = run.step(batch, taught.as_ref(), rate, &terms, &towards)?;
             losses.push(loss);
             if progress(Progress { step, loss }) == Control::Stop {
                 break;
@@ -210,7 +210,13 @@ impl Learner for SignalLearner {
         }
         let weights = run.weights()?;
         let model = SignalTransformer::new(&Parts::bare(&weights), &self.config.model)?;
-        let (embeddings, logits) = evaluate::both(&model, &self.spectra, &data.x, data.len)?;
+        let (class_logits, prototypes) = if job.class_logits {
+            let (embeddings, logits) = evaluate::both(&model, &self.spectra, &data.x, data.len)?;
+            let prototypes = Prototypes::of(&embeddings, &data.labels, classes).ok();
+            (ClassLogits::of(&logits, &data.labels, classes), prototypes)
+        } else {
+            (ClassLogits::default(), None)
+        };
         let reference_logits = match lesson {
             Some(Lesson { windows, .. }) => {
                 evaluate::logits(&model, &self.spectra, &windows.x, windows.len)?
@@ -221,9 +227,9 @@ impl Learner for SignalLearner {
         adapter.check_finite()?;
         Ok(Trained {
             adapter,
-            class_logits: ClassLogits::of(&logits, &data.labels, classes),
+            class_logits,
             reference_logits,
-            prototypes: Prototypes::of(&embeddings, &data.labels, classes).ok(),
+            prototypes,
             num_examples: data.num_examples() as u64,
             steps: u32::try_from(losses.len()).unwrap_or(u32::MAX),
             loss_first: mean(losses.iter().take(losses.len().div_ceil(10))),
@@ -320,16 +326,21 @@ pub(super) fn check_windows(
     Ok(())
 }
 
-/// Terms beside the cross-entropy on labels.
+/// Terms on logits beside the cross-entropy on labels, for [`batch_loss`].
 #[derive(Debug, Default)]
 pub(super) struct Terms<'a> {
-    /// FedProx mu.
-    pub(super) prox_mu: f64,
     /// `[C]`, see [`log_prior`].
     pub(super) log_prior: Option<&'a Tensor>,
     /// The federation's soft labels.
     pub(super) distill: Option<&'a Distill>,
-    /// The federation's prototypes.
+}
+
+/// What draws a run of the whole model somewhere, for [`Run::step`].
+#[derive(Debug, Default)]
+pub(super) struct Towards<'a> {
+    /// FedProx mu, towards the start.
+    pub(super) prox_mu: f64,
+    /// Embeddings towards the federation's prototypes.
     pub(super) pull: Option<&'a Pull>,
 }
 
@@ -419,6 +430,7 @@ impl Run<'_> {
         taught: Option<&Taught>,
         learning_rate: f64,
         terms: &Terms<'_>,
+        towards: &Towards<'_>,
     ) -> Result<f32, LearnError> {
         let weights = self.weights()?;
         let model = SignalTransformer::new(&Parts::bare(&weights), &self.learner.config.model)?;
@@ -426,7 +438,7 @@ impl Run<'_> {
         if let Some((x, y)) = own {
             let embeddings = model.embed(x)?;
             let mut loss = batch_loss(&model.classify(&embeddings)?, y, terms)?;
-            if let Some(pull) = terms.pull {
+            if let Some(pull) = towards.pull {
                 loss = loss.f_add(&pull.loss(&embeddings, y)?)?;
             }
             parts.push(loss);
@@ -453,9 +465,9 @@ impl Run<'_> {
             let message = "no gradient came back".into();
             return Err(LearnError::Engine { engine: "libtorch", message });
         };
-        let gradient = if terms.prox_mu > 0.0 {
+        let gradient = if towards.prox_mu > 0.0 {
             let away = self.flat.f_detach()?.f_sub(&self.start)?;
-            gradient.f_add(&away.f_mul_scalar(terms.prox_mu)?)?
+            gradient.f_add(&away.f_mul_scalar(towards.prox_mu)?)?
         } else {
             gradient
         };
@@ -726,6 +738,47 @@ pub(super) mod tests {
         let each = values(&all[0]).unwrap();
         let column: f32 = each.chunks(3).map(|row| row[0]).sum();
         assert!(column.abs() < 1e-6, "{each:?}");
+    }
+
+    #[test]
+    fn whole_passes_end_with_a_short_batch() {
+        let job = TrainJob { epochs: Some(2), ..job(&learner(), 1) };
+        let mut steps = 0;
+        let trained = learner()
+            .train(&tones(30, 1).into(), &job, &mut |_| {
+                steps += 1;
+                Control::Continue
+            })
+            .unwrap();
+        assert_eq!((trained.steps, steps), (6, 6), "12, 12 and 6, twice");
+        // Six steps of twelve would take other examples in the third.
+        assert_ne!(trained.adapter, train(&TrainJob { steps: 6, epochs: None, ..job }).adapter);
+    }
+
+    #[test]
+    fn what_is_said_a_class_comes_when_it_is_asked_for_and_changes_nothing_else() {
+        let telling = train(&job(&learner(), 3));
+        let silent = train(&TrainJob { class_logits: false, ..job(&learner(), 3) });
+        assert_eq!((silent.class_logits, silent.prototypes), (ClassLogits::default(), None));
+        assert_eq!(silent.adapter, telling.adapter);
+        assert!(telling.prototypes.is_some() && telling.class_logits.counts == [10, 10, 10]);
+    }
+
+    #[test]
+    fn a_lesson_without_weight_costs_no_step_and_its_inputs_are_answered() {
+        let windows = tones(9, 7);
+        let targets = crate::learn::reference_targets(None, &windows.labels, 3, 1.0).unwrap();
+        let lesson = Lesson {
+            windows: std::sync::Arc::new(windows),
+            targets,
+            weight: 0.0,
+            prototypes: None,
+            prototype_weight: 0.0,
+        };
+        let plain = job(&learner(), 4);
+        let taught = train(&TrainJob { lesson: Some(lesson), ..plain.clone() });
+        assert_eq!(taught.adapter, train(&plain).adapter);
+        assert_eq!(taught.reference_logits.len(), 27);
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub(super) fn before(bench: &Bench<'_>) -> Result<BTreeMap<String, f64>, Experim
 pub(super) fn labels(bench: &Bench<'_>) -> Result<BTreeMap<String, f64>, ExperimentError> {
     let windows = &bench.reference.windows;
     let lesson = Lesson {
-        windows: Arc::new(windows.clone()),
+        windows: Arc::clone(windows),
         targets: reference_targets(None, &windows.labels, windows.classes, 1.0)?,
         weight: 1.0,
         prototypes: None,
@@ -106,7 +106,7 @@ fn slices(
             lesson: lesson.cloned(),
             seed: Stream::new(bench.seed.wrapping_add(round), node).next_u64(),
             epochs: None,
-            class_logits: true,
+            class_logits: false,
         };
         adapter = learner.train(data, &job, &mut |_| Control::Continue)?.adapter;
     }
