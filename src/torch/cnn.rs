@@ -9,11 +9,11 @@
 //!
 //! What trains and serves it is in `cnn_trainer.rs`.
 
+use rand_mt::Mt;
 use tch::{Kind, Tensor};
 
 use super::tensor;
 use crate::learn::{Layout, LearnError, Tensor as Values, TensorSet};
-use crate::rng::Stream;
 
 /// Sizes of the network that may differ.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -66,23 +66,33 @@ impl CnnConfig {
         Ok(())
     }
 
-    /// Starting weights, uniform within 1 / sqrt(inputs of a unit), biases too.
+    /// Starting weights: those that `PyTorch` gives these layers after `torch.manual_seed(seed)`, so that curves
+    /// published with a seed can be followed from their first point.
+    ///
+    /// Uniform within 1 / sqrt(inputs of a unit), biases too; of the seed its lower 32 bits.
     ///
     /// # Errors
     /// [`LearnError`] when the layout can't be that of a set.
     pub fn initial(&self, seed: u64) -> Result<TensorSet, LearnError> {
-        let layout = self.layout();
-        let mut stream = Stream::new(seed, "cnn/weights");
-        let mut tensors = Vec::with_capacity(layout.0.len());
-        // A bias has the bound of the weight that comes after it.
-        let fan_in = |at: usize| -> usize {
-            layout.0.get(at | 1).map_or(1, |(_, shape)| shape.iter().skip(1).product())
-        };
-        for (at, (name, shape)) in layout.0.iter().enumerate() {
-            let bound = inverse_root(fan_in(at));
-            let count: usize = shape.iter().product();
-            let data = (0..count).map(|_| narrow(stream.range(-bound, bound))).collect();
-            tensors.push(Values { name: name.clone(), shape: shape.clone(), data });
+        #[expect(clippy::cast_possible_truncation, reason = "as PyTorch seeds its generator")]
+        let mut twister = Mt::new(seed as u32);
+        let mut tensors = Vec::with_capacity(2 * LAYERS);
+        for layer in self.layout().0.chunks_exact(2) {
+            let [(bias, per_unit), (weight, shape)] = layer else { continue };
+            let fan_in = shape.iter().skip(1).product();
+            let mut draw = |shape: &[usize]| -> Vec<f32> {
+                let count = shape.iter().product();
+                (0..count).map(|_| uniform(&mut twister, inverse_root(fan_in))).collect()
+            };
+            // Weights are drawn before their biases and stand behind them.
+            let (weights, biases) = (draw(shape), draw(per_unit));
+            let values = |name: &String, shape: &Vec<usize>, data| Values {
+                name: name.clone(),
+                shape: shape.clone(),
+                data,
+            };
+            tensors.push(values(bias, per_unit, biases));
+            tensors.push(values(weight, shape, weights));
         }
         TensorSet::new(tensors)
     }
@@ -158,9 +168,17 @@ fn inverse_root(n: usize) -> f64 {
     1.0 / (n.max(1) as f64).sqrt()
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "weights are f32")]
-fn narrow(value: f64) -> f32 {
-    value as f32
+/// A draw as libtorch's `uniform_(-bound, bound)` makes it on the processor: 24 bits of the generator.
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    reason = "24 bits; weights are f32"
+)]
+fn uniform(twister: &mut Mt, bound: f64) -> f32 {
+    const BITS: u32 = 1 << 24;
+    let (from, to) = (-bound as f32, bound as f32);
+    let x = (twister.next_u32() % BITS) as f32 / BITS as f32;
+    x * (to - from) + from
 }
 
 const LAYERS: usize = 5;
@@ -170,6 +188,7 @@ const FLAT: usize = 256;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rng::Stream;
     use crate::torch::values;
 
     const CONFIG: CnnConfig = CnnConfig { classes: 10, mean: 0.286, deviation: 0.353 };
@@ -187,6 +206,24 @@ mod tests {
         assert!(within("conv1.weight", 0.2) && within("conv1.bias", 0.2));
         assert!(within("fc1.weight", 1.0 / 16.0) && within("fc1.bias", 1.0 / 16.0));
         assert!(!within("fc1.weight", 0.9 / 16.0));
+    }
+
+    /// First and last values and the sums of `torch.nn` layers made after `torch.manual_seed(0)`, torch 2.13.
+    #[test]
+    fn it_starts_where_pytorch_starts() {
+        let set = CONFIG.initial(0).unwrap();
+        for (name, first, last, sum) in [
+            ("conv1.weight", -0.001_497_364, -0.153_262_36, -1.023_465_2),
+            ("conv1.bias", -0.187_170_42, -0.192_886_38, -0.371_616_38),
+            ("fc1.weight", 0.034_364_745, 0.043_235_846, 11.078_575),
+            ("fc3.bias", -0.015_489_018, 0.038_255_263, 0.111_476_9),
+        ] {
+            let data = &set.get(name).unwrap().data;
+            assert!((data[0] - first).abs() < 1e-7, "{name}: {}", data[0]);
+            assert!((data[data.len() - 1] - last).abs() < 1e-7, "{name}");
+            let ours: f64 = data.iter().copied().map(f64::from).sum();
+            assert!((ours - sum).abs() < 1e-5, "{name}: {ours}");
+        }
     }
 
     #[test]
@@ -243,6 +280,11 @@ mod tests {
             x = rows.zip(&bias.data).map(unit).collect();
         }
         x
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "activations are f32")]
+    fn narrow(value: f64) -> f32 {
+        value as f32
     }
 
     #[test]
