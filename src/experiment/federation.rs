@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use super::ExperimentError;
 use super::places::{Place, Places};
 use super::turns::Turns;
+use super::versions::Versions;
 use crate::actors::lanes::train_lane;
 use crate::actors::{Bounds, Busy, Figures, LaneBench};
 use crate::bus::memory::{Faults, MemoryBroker};
@@ -81,10 +82,11 @@ pub(super) struct Party {
 pub(super) enum Told<'a> {
     /// Optimiser steps of all parties so far, in this process.
     Steps(u64),
-    /// A version that the cloud serves.
+    /// A version that the federation has come to.
     Version {
         version: u64,
-        adapter: &'a TensorSet,
+        /// The common model; where each party has its own, all of those in the parties' order.
+        models: &'a [TensorSet],
         /// Bytes that a device published since the last one, mean over the devices.
         bytes_up: u64,
     },
@@ -93,7 +95,7 @@ pub(super) enum Told<'a> {
 /// What came of it.
 #[derive(Default)]
 pub(super) struct Outcome {
-    /// The last version.
+    /// The last version: the common model, or the first party's own.
     pub(super) adapter: TensorSet,
     /// Mean loss of the parties after each of this process's rounds.
     pub(super) losses: Vec<f64>,
@@ -169,8 +171,16 @@ impl Federation<'_> {
             .filter(|(_, place)| place.party.is_some())
             .map(|(node, _)| Arc::clone(&node.figures))
             .collect();
-        let waited = self.wait(&nodes, &devices, &lanes.steps, &mut reasons, told).await;
-        let mut outcome = waited?;
+        let own = self.settings.knowledge.own_models;
+        let models =
+            if own { of_parties(&nodes, &places.all) } else { nodes.iter().take(1).collect() };
+        let served = models.iter().map(|node| node.serving.clone()).collect();
+        let mut versions = Versions::follow(served, own, self.settings.round.rounds);
+        let mut outcome =
+            self.wait(&mut versions, &devices, &lanes.steps, &mut reasons, told).await?;
+        if !own {
+            self.settle(&nodes).await;
+        }
         outcome.losses = lanes.losses(self.settings.round.rounds);
         outcome.bytes_up = bytes_up(&devices) / self.settings.round.rounds.max(1);
         for node in nodes {
@@ -180,17 +190,16 @@ impl Federation<'_> {
         Ok(outcome)
     }
 
-    /// Waits for version after version until the last is everywhere.
+    /// Waits for version after version until the last is there.
     async fn wait(
         &self,
-        nodes: &[Node],
+        versions: &mut Versions,
         devices: &[Arc<Figures>],
         steps: &AtomicU64,
         reasons: &mut mpsc::Receiver<String>,
         told: &mut dyn FnMut(Told<'_>),
     ) -> Result<Outcome, ExperimentError> {
         let rounds = self.settings.round.rounds;
-        let cloud = nodes.first().ok_or_else(|| ExperimentError::Name("cloud".to_owned()))?;
         let mut outcome = Outcome::default();
         let (mut version, mut quiet, mut seen, mut sent) = (0, 0, 0, 0);
         while version < rounds {
@@ -200,33 +209,39 @@ impl Federation<'_> {
                 () = tokio::time::sleep(Duration::from_millis(TICK_MS)) => quiet += 1,
             }
             // Before the steps are counted: those behind this version are done.
-            let served = cloud.serving.borrow().clone();
+            let news = versions.next();
             let done = steps.load(Ordering::Acquire);
             if done != seen {
                 (seen, quiet) = (done, 0);
                 told(Told::Steps(done));
             }
-            if served.0 > version {
-                (version, quiet) = (served.0, 0);
-                outcome.adapter = update::unpack(&served.1)?;
+            if let Some((next, packed)) = news {
+                (version, quiet) = (next, 0);
+                let models: Result<Vec<TensorSet>, _> =
+                    packed.iter().map(|bytes| update::unpack(bytes)).collect();
+                let models = models?;
                 let all = bytes_up(devices);
-                let (adapter, bytes_up) = (&outcome.adapter, all.saturating_sub(sent));
+                let bytes_up = all.saturating_sub(sent);
                 sent = all;
-                told(Told::Version { version, adapter, bytes_up });
+                told(Told::Version { version, models: &models, bytes_up });
+                outcome.adapter = models.into_iter().next().unwrap_or_default();
             }
             if quiet * TICK_MS > self.patience_s * 1_000 {
                 return Err(ExperimentError::Stuck { seconds: self.patience_s, version });
             }
         }
-        // The last version still has to reach the devices, so that their ledgers tell of it.
+        Ok(outcome)
+    }
+
+    /// The last version still has to reach the devices, so that their ledgers tell of it.
+    async fn settle(&self, nodes: &[Node]) {
         for _ in 0..SETTLE_TICKS {
-            let at_last = nodes.iter().all(|node| node.serving.borrow().0 >= rounds);
-            if at_last {
+            let last = self.settings.round.rounds;
+            if nodes.iter().all(|node| node.serving.borrow().0 >= last) {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(TICK_MS)).await;
         }
-        Ok(outcome)
     }
 
     fn parts(
@@ -320,6 +335,14 @@ impl Federation<'_> {
         outcome.audit = Some(audit);
         Ok(())
     }
+}
+
+/// The parties' nodes, in the parties' order.
+fn of_parties<'a>(nodes: &'a [Node], places: &[Place]) -> Vec<&'a Node> {
+    let mut all: Vec<_> =
+        nodes.iter().zip(places).filter_map(|(node, place)| Some((place.party?, node))).collect();
+    all.sort_by_key(|(party, _)| *party);
+    all.into_iter().map(|(_, node)| node).collect()
 }
 
 /// A node's recorded events, and whether its ledger verifies.

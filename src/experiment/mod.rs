@@ -7,6 +7,7 @@
 //! federation.rs   the same machines as devices on two sites: real nodes over the memory bus
 //! places.rs       who they are, and their keys
 //! turns.rs        who of them trains when
+//! versions.rs     what they have come to
 //! niid/           images dealt out unevenly, a table of published figures to compare with
 //! cascade.rs      another question: tiers that answer together, on bearings and work orders
 //! cascade_models  their models (libtorch)
@@ -32,6 +33,7 @@ mod places;
 #[cfg(feature = "torch")]
 pub mod relay;
 mod turns;
+mod versions;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -30,6 +30,8 @@ pub struct CellRow {
     pub split: String,
     /// Name of the strategy.
     pub strategy: String,
+    /// What its accuracies are of: `common_model`, or `mean_of_own_models` where each client has its own.
+    pub judged: String,
     /// Rounds that are wanted.
     pub rounds: u64,
     /// Rounds that are done.
@@ -86,6 +88,11 @@ impl CellRow {
         }
     }
 
+    /// Whether its figures are of ten models, and can't be compared with those of one.
+    fn has_own_models(&self) -> bool {
+        self.judged == "mean_of_own_models"
+    }
+
     /// Whether a finished cell is as close to its published figure as one seed should be.
     fn agrees(&self) -> Option<bool> {
         let (figure, tolerance) = self.published.filter(|_| self.finished)?;
@@ -100,6 +107,7 @@ pub fn niid_to_json(report: &NiidReport) -> Value {
             "dataset": row.dataset,
             "split": row.split,
             "strategy": row.strategy,
+            "judged": row.judged,
             "state": row.state(),
             "finished": row.finished,
             "rounds": row.rounds,
@@ -165,7 +173,8 @@ fn told(row: &CellRow) -> String {
         Some(false) => ", NOT as published",
         None => "",
     };
-    format!("{}{agrees}{ledgers}", row.state())
+    let own = if row.has_own_models() { ", mean of the clients' own models" } else { "" };
+    format!("{}{agrees}{own}{ledgers}", row.state())
 }
 
 /// Tells the table as HTML that loads nothing.
@@ -175,8 +184,9 @@ pub fn niid_to_html(report: &NiidReport) -> String {
     let _ = write!(
         page,
         "<p class=\"over\">gaisnet experiment</p>\n<h1>Ten clients with different images</h1>\n\
-         <p class=\"lead\">Share of the test images that the common model names right. The plain mean \
-         of all clients: no cap on a share, no norm clipping. {finished} of {} cells are finished.</p>\n",
+         <p class=\"lead\">Share of the test images that the common model names right; where clients \
+         keep their own models, the mean of what these do. The plain mean of all clients: no cap on a share, no \
+         norm clipping. {finished} of {} cells are finished.</p>\n",
         report.rows.len()
     );
     let begun = || report.rows.iter().filter(|row| !row.curve.is_empty());
@@ -235,6 +245,7 @@ mod tests {
             dataset: "fashion-mnist".into(),
             split: "dir0.5".into(),
             strategy: "fedavg".into(),
+            judged: "common_model".into(),
             rounds: 50,
             rounds_done: 50,
             local_epochs: 10,
@@ -283,10 +294,19 @@ mod tests {
     }
 
     #[test]
+    fn figures_of_own_models_are_told_apart() {
+        let mut report = sample();
+        report.rows[1].judged = "mean_of_own_models".into();
+        let table = niid_to_table(&report);
+        assert_eq!(table.matches("mean of the clients' own models").count(), 1, "{table}");
+        assert_eq!(niid_to_json(&report)["cells"][1]["judged"], "mean_of_own_models");
+    }
+
+    #[test]
     fn the_promised_keys_are_there() {
         let json = niid_to_json(&sample());
         let cell = &json["cells"][0];
-        for key in ["dataset", "split", "strategy", "config"] {
+        for key in ["dataset", "split", "strategy", "judged", "config"] {
             assert!(cell[key].is_string(), "{key}");
         }
         for key in ["rounds", "bytes_up_per_client_round", "seed"] {

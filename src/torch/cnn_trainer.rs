@@ -5,12 +5,12 @@ use std::num::NonZeroU16;
 
 use tch::{Kind, Tensor};
 
-use super::cnn::{Cnn, CnnConfig, SIDE, flattened};
-use super::trainer::{Distill, Terms, batch_loss, check_targets, mean};
+use super::cnn::{Cnn, CnnConfig, SIDE, WIDTH, flattened};
+use super::trainer::{Distill, Pull, Terms, Towards, batch_loss, check_targets, mean};
 use super::{dim, use_threads, values};
 use crate::learn::{
-    Batches, ClassLogits, Control, Examples, Images, LearnError, Learner, PassEnd, Prediction,
-    Predictor, Progress, Tensor as Values, TensorSet, TrainJob, Trained,
+    Batches, ClassLogits, Control, Examples, Images, LearnError, Learner, Lesson, PassEnd,
+    Prediction, Predictor, Progress, Prototypes, Tensor as Values, TensorSet, TrainJob, Trained,
 };
 use crate::rng::Stream;
 
@@ -64,7 +64,9 @@ impl Learner for CnnLearner {
         let images = data.images()?;
         check_images(images, &self.config.model)?;
         let steps = job.check_for(images.num_examples())?;
-        job.without_lesson("this network")?;
+        if let Some(lesson) = &job.lesson {
+            check_lesson(lesson, images.classes)?;
+        }
         if let Some(targets) = &job.class_targets {
             check_targets(targets, images.classes)?;
         }
@@ -81,6 +83,8 @@ impl Learner for CnnLearner {
             _ => None,
         };
         let terms = Terms { distill: distill.as_ref(), log_prior: None };
+        let pull = Pull::of(job.lesson.as_ref(), WIDTH)?;
+        let towards = Towards { prox_mu: job.prox_mu.into(), pull: pull.as_ref() };
         let mut run = Run::new(&job.start, &self.config)?;
         let mut passes = Batches::new(images.num_examples(), Stream::new(job.seed, "batch"))
             .ending(PassEnd::Short);
@@ -88,17 +92,19 @@ impl Learner for CnnLearner {
         for step in 1..=steps {
             let rows = rows_of(&passes.next(job.batch_size as usize))?;
             let (x, y) = (x.f_index_select(0, &rows)?, y.f_index_select(0, &rows)?);
-            let loss = run.step(&x, &y, job.rate_at(step, steps), job.prox_mu, &terms)?;
+            let loss = run.step(&x, &y, job.rate_at(step, steps), &terms, &towards)?;
             losses.push(loss);
             if progress(Progress { step, loss }) == Control::Stop {
                 break;
             }
         }
-        let class_logits = if job.class_logits {
+        let (class_logits, prototypes) = if job.class_logits {
             let labels: Vec<usize> = images.labels.iter().map(|label| (*label).into()).collect();
-            ClassLogits::of(&logits(&run.net, &x)?, &labels, images.classes)
+            let (embeddings, logits) = both(&run.net, &x)?;
+            let prototypes = Prototypes::of(&embeddings, &labels, images.classes)?;
+            (ClassLogits::of(&logits, &labels, images.classes), Some(prototypes))
         } else {
-            ClassLogits::default()
+            (ClassLogits::default(), None)
         };
         let mut flat = values(&run.flat)?.into_iter();
         let mut tensors = Vec::with_capacity(layout.0.len());
@@ -112,7 +118,7 @@ impl Learner for CnnLearner {
         Ok(Trained {
             adapter,
             class_logits,
-            prototypes: None,
+            prototypes,
             reference_logits: Vec::new(),
             num_examples: images.num_examples() as u64,
             steps: u32::try_from(losses.len()).unwrap_or(u32::MAX),
@@ -145,10 +151,14 @@ impl Run {
         x: &Tensor,
         y: &Tensor,
         rate: f32,
-        prox_mu: f32,
         terms: &Terms<'_>,
+        towards: &Towards<'_>,
     ) -> Result<f32, LearnError> {
-        let loss = batch_loss(&self.net.forward(x)?, y, terms)?;
+        let embeddings = self.net.embed(x)?;
+        let mut loss = batch_loss(&self.net.classify(&embeddings)?, y, terms)?;
+        if let Some(pull) = towards.pull {
+            loss = loss.f_add(&pull.loss(&embeddings, y)?)?;
+        }
         let value = loss.f_double_value(&[])?;
         if !value.is_finite() {
             return Err(LearnError::NotFinite { name: "loss".into(), index: 0 });
@@ -161,9 +171,9 @@ impl Run {
             parts.push(gradient.f_flatten(0, -1)?);
         }
         let mut gradient = Tensor::f_cat(&parts, 0)?;
-        if prox_mu > 0.0 {
+        if towards.prox_mu > 0.0 {
             let away = self.flat.f_sub(&self.start)?;
-            gradient = gradient.f_add(&away.f_mul_scalar(f64::from(prox_mu))?)?;
+            gradient = gradient.f_add(&away.f_mul_scalar(towards.prox_mu)?)?;
         }
         let _ = self.velocity.f_mul_scalar_(self.momentum)?.f_add_(&gradient)?;
         let moved = self.velocity.f_mul_scalar(f64::from(rate))?;
@@ -236,7 +246,7 @@ impl Predictor for CnnPredictor {
             return Ok(Vec::new());
         }
         use_threads(self.threads);
-        let logits = logits(&self.net, &self.config.input(&Tensor::f_from_slice(x)?)?)?;
+        let (_, logits) = both(&self.net, &self.config.input(&Tensor::f_from_slice(x)?)?)?;
         Ok(logits.chunks(self.config.classes as usize).map(Prediction::of_logits).collect())
     }
 }
@@ -247,14 +257,29 @@ fn rows_of(batch: &[usize]) -> Result<Tensor, LearnError> {
     Ok(Tensor::f_from_slice(&rows)?)
 }
 
-/// Logits `[n, C]` row-major of scaled images, a thousand at a time.
-fn logits(net: &Cnn, x: &Tensor) -> Result<Vec<f32>, LearnError> {
+/// Embeddings `[n, WIDTH]` and logits `[n, C]`, row-major, of scaled images, a thousand at a time.
+fn both(net: &Cnn, x: &Tensor) -> Result<(Vec<f32>, Vec<f32>), LearnError> {
     let _guard = tch::no_grad_guard();
-    let mut all = Vec::new();
+    let (mut embeddings, mut logits) = (Vec::new(), Vec::new());
     for part in x.f_split(dim(ROWS)?, 0)? {
-        all.extend(values(&net.forward(&part)?)?);
+        let embedded = net.embed(&part)?;
+        logits.extend(values(&net.classify(&embedded)?)?);
+        embeddings.extend(values(&embedded)?);
     }
-    Ok(all)
+    Ok((embeddings, logits))
+}
+
+/// Prototypes can be taught; reference inputs are windows of samples, which no image is.
+fn check_lesson(lesson: &Lesson, classes: usize) -> Result<(), LearnError> {
+    let windows = lesson.windows.num_examples();
+    if windows > 0 {
+        return Err(LearnError::OutOfRange {
+            what: "reference inputs",
+            expected: "none: this network takes images".into(),
+            actual: format!("{windows} windows"),
+        });
+    }
+    lesson.check(classes)
 }
 
 fn check_images(images: &Images, model: &CnnConfig) -> Result<(), LearnError> {

@@ -194,6 +194,7 @@ fn row(cell: &Cell, args: &RunArgs, record: Option<CellRecord>) -> CellRow {
         dataset: cell.set.name().to_owned(),
         split: cell.split.to_string(),
         strategy: cell.strategy.name().to_owned(),
+        judged: cell.strategy.judged().name().to_owned(),
         rounds: wanted.rounds,
         local_epochs: wanted.local_epochs,
         seed: args.seed,
@@ -247,7 +248,7 @@ Examples:
   gaisnet experiment run niid --out results --report     the table of what is there
   gaisnet experiment run niid --json | jq '.cells[] | {dataset, split, accuracy_best}'
 
-Sets: fashion-mnist, mnist. Splits: iid, dirALPHA, labelsN. Strategies: fedavg, fedprox.";
+Sets: fashion-mnist, mnist. Splits: iid, dirALPHA, labelsN. Strategies: fedavg, fedprox, feddistill, fedproto.";
 
 #[cfg(test)]
 mod tests {

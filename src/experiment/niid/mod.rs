@@ -8,7 +8,7 @@
 //! ```
 //! Ten devices on two sites, an edge each, and a cloud; all take part in each round. The bounds that keep
 //! one member from owning the outcome are off, so that it is the plain mean which published figures are
-//! of.
+//! of. Where clients keep networks of their own, each of them is judged, and their mean is told.
 
 mod cell;
 #[cfg(feature = "torch")]
@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
-pub use cell::{CLIENTS, Cell, SplitRule, Strategy};
+pub use cell::{CLIENTS, Cell, Judged, SplitRule, Strategy};
 #[cfg(feature = "torch")]
 pub use network::subject;
 pub use record::{CellRecord, RoundFigures};
@@ -67,7 +67,7 @@ pub struct CellSubject {
     pub model: String,
 }
 
-/// Says what share of the test images some weights name right.
+/// Says what share of the test images some weights name right; of several, their mean is told.
 pub type Judge = Box<dyn FnMut(&TensorSet) -> Result<f64, LearnError> + Send>;
 
 /// What a cell tells on its way.
@@ -139,7 +139,7 @@ pub fn run_cell(
     for rows in &mut split {
         rows.truncate(options.most_images.unwrap_or(usize::MAX));
     }
-    let config = config_digest(&settings, &split, &subject.model)?;
+    let config = config_digest(cell.strategy, &settings, &split, &subject.model)?;
     let nodes = options.folder.join("nodes");
     std::fs::create_dir_all(&nodes).map_err(|e| ExperimentError::Io(nodes.clone(), e))?;
     let found = CellRecord::read(&options.folder)?;
@@ -147,6 +147,7 @@ pub fn run_cell(
         dataset: cell.set.name().to_owned(),
         split: cell.split.to_string(),
         strategy: cell.strategy.name().to_owned(),
+        judged: cell.strategy.judged(),
         rounds: options.rounds,
         local_epochs: options.local_epochs,
         seed: options.seed,
@@ -190,12 +191,12 @@ pub fn run_cell(
     let outcome = federation.run(&start, parties, &mut |told| match told {
         Told::Steps(done) => news(CellNews::Step { done, of }),
         Told::Version { version, .. } if version <= known => {}
-        Told::Version { version, adapter, bytes_up } => {
+        Told::Version { version, models, bytes_up } => {
             let now = clock.now().micros;
             let seconds = super::seconds(now - since);
             since = now;
             // It is gone after an error only, which its end tells.
-            let _ = rounds.send((version, adapter.clone(), bytes_up, seconds));
+            let _ = rounds.send((version, models.to_vec(), bytes_up, seconds));
         }
     });
     drop(rounds);
@@ -219,19 +220,19 @@ fn parties(train: &Images, split: &[Vec<usize>], learners: Vec<Box<dyn Learner>>
 /// A thread that judges version after version, so that no node waits for it.
 struct Judging(JoinHandle<Result<CellRecord, ExperimentError>>);
 
-/// Version, weights, bytes up, seconds.
-type Judged = (u64, TensorSet, u64, f64);
+/// Version, weights of its model or models, bytes up, seconds.
+type ToJudge = (u64, Vec<TensorSet>, u64, f64);
 
 impl Judging {
     fn begin(
         mut judge: Judge,
         mut record: CellRecord,
         folder: PathBuf,
-    ) -> Result<(Self, Sender<Judged>), ExperimentError> {
-        let (sender, rounds): (_, Receiver<Judged>) = channel();
+    ) -> Result<(Self, Sender<ToJudge>), ExperimentError> {
+        let (sender, rounds): (_, Receiver<ToJudge>) = channel();
         let work = move || {
-            for (round, weights, bytes_up, seconds) in rounds {
-                let accuracy = judge(&weights)?;
+            for (round, models, bytes_up, seconds) in rounds {
+                let accuracy = mean_accuracy(&mut judge, &models)?;
                 tracing::info!(round, accuracy, seconds, "judged");
                 record.push(RoundFigures { round, accuracy, bytes_up, seconds });
                 record.write(&folder)?;
@@ -248,16 +249,31 @@ impl Judging {
     }
 }
 
+#[expect(clippy::cast_precision_loss, reason = "ten models")]
+fn mean_accuracy(judge: &mut Judge, models: &[TensorSet]) -> Result<f64, LearnError> {
+    let mut sum = 0.0;
+    for weights in models {
+        sum += judge(weights)?;
+    }
+    Ok(sum / models.len().max(1) as f64)
+}
+
 /// What decides the figures. The number of rounds isn't in it: a cell may be gone on with for more; and no
 /// other settings are, so that a later version of the program may go on with it.
 fn config_digest(
+    how: Strategy,
     settings: &Settings,
     split: &[Vec<usize>],
     model: &str,
 ) -> Result<String, ExperimentError> {
     let strategy = &settings.strategy;
     let bounds = (strategy.max_share, strategy.clip_norms);
-    let text = serde_json::to_vec(&(plan_of(settings), bounds, split, model));
+    let plan = plan_of(settings);
+    let text = match how {
+        // Its plan tells all.
+        Strategy::FedAvg | Strategy::FedProx => serde_json::to_vec(&(plan, bounds, split, model)),
+        _ => serde_json::to_vec(&(plan, bounds, split, model, how.settings())),
+    };
     let text = text.map_err(|e| ExperimentError::Record(PathBuf::new(), e.to_string()))?;
     Ok(Digest::of(&text).to_string())
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::Judged;
 use crate::experiment::ExperimentError;
 use crate::report::AuditSummary;
 
@@ -18,6 +19,9 @@ pub struct CellRecord {
     pub split: String,
     /// Name of the strategy.
     pub strategy: String,
+    /// What the accuracies are of.
+    #[serde(default)]
+    pub judged: Judged,
     /// Rounds that are wanted.
     pub rounds: u64,
     /// Passes of a client over its images in a round.
@@ -40,13 +44,13 @@ pub struct CellRecord {
     pub audit: Option<AuditSummary>,
 }
 
-/// The model after a round.
+/// What is judged, after a round.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RoundFigures {
     /// Its number.
     pub round: u64,
-    /// Share of the test images that it names right.
+    /// Share of the test images that are named right.
     pub accuracy: f64,
     /// Bytes that a client published in the round, mean over the clients.
     pub bytes_up: u64,
@@ -133,6 +137,7 @@ mod tests {
             dataset: "mnist".into(),
             split: "iid".into(),
             strategy: "fedavg".into(),
+            judged: Judged::CommonModel,
             rounds: 3,
             local_epochs: 1,
             seed: 1,
@@ -168,6 +173,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(CellRecord::read(folder.path()).unwrap(), None);
         record().write(folder.path()).unwrap();
+        assert_eq!(CellRecord::read(folder.path()).unwrap(), Some(record()));
+        // As an earlier version wrote it, which knew nothing but a common model.
+        let text = fs::read_to_string(place(folder.path())).unwrap();
+        let older = text.replace("  \"judged\": \"common_model\",\n", "");
+        assert_ne!(older, text);
+        fs::write(place(folder.path()), older).unwrap();
         assert_eq!(CellRecord::read(folder.path()).unwrap(), Some(record()));
         fs::write(place(folder.path()), "{\"rounds\": 3}").unwrap();
         let error = CellRecord::read(folder.path()).unwrap_err();
