@@ -267,10 +267,10 @@ pub fn run(
             name: machine.name.clone(),
             site: machine.site.clone(),
             data: Arc::new(Examples::Texts(machine.train.clone())),
-            learner: Box::new(shared.clone()),
+            part: federation::Part::Whole(Box::new(shared.clone())),
         };
         let parties = machines.iter().map(party).collect();
-        federated = federation.run(&start, parties, &mut |told| {
+        federated = federation.run(&start, parties, Vec::new(), &mut |told| {
             if let federation::Told::Steps(done) = told {
                 news(News::Step { done, of: total });
             }

@@ -50,6 +50,9 @@ pub struct CellRow {
     pub finished: bool,
     /// Images of each client.
     pub client_sizes: Vec<usize>,
+    /// What a client has of the network and what crosses the cut; none where it has all, or of a cell that
+    /// wasn't begun.
+    pub halves: Option<HalvesFigures>,
     /// Best accuracy after any round, 0 to 1.
     pub accuracy_best: f64,
     /// Accuracy after each round, the untrained model first.
@@ -62,6 +65,22 @@ pub struct CellRow {
     pub seconds: f64,
     /// The nodes' ledgers, once it is finished.
     pub audit: Option<AuditSummary>,
+}
+
+/// What a client has of a split network, and what it sends across the cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HalvesFigures {
+    /// Values that the whole network has.
+    pub values: u64,
+    /// Of these, values that a client holds.
+    pub resident: u64,
+    /// Of these, values that train at the client.
+    pub trained: u64,
+    /// Bytes of an image's activations as they are coded, before zstd; its gradient comes back in as many.
+    pub activation_bytes_per_image: u64,
+    /// The same as f32.
+    pub activation_bytes_per_image_f32: u64,
 }
 
 impl NiidReport {
@@ -118,6 +137,7 @@ pub fn niid_to_json(report: &NiidReport) -> Value {
             "commit": row.commit,
             "machine": row.machine,
             "client_sizes": row.client_sizes,
+            "halves": row.halves,
             "accuracy_best": if row.curve.is_empty() { Value::Null } else { json!(row.accuracy_best) },
             "accuracy": row.curve,
             "published": row.published.map(|(figure, tolerance)| {
@@ -174,7 +194,13 @@ fn told(row: &CellRow) -> String {
         None => "",
     };
     let own = if row.has_own_models() { ", mean of the clients' own models" } else { "" };
-    format!("{}{agrees}{own}{ledgers}", row.state())
+    let halves = row.halves.map_or(String::new(), |halves| {
+        format!(
+            ", {} % of the network at a client",
+            percent(to_f64(halves.resident) / to_f64(halves.values))
+        )
+    });
+    format!("{}{agrees}{own}{halves}{ledgers}", row.state())
 }
 
 /// Tells the table as HTML that loads nothing.
@@ -255,6 +281,7 @@ mod tests {
             machine: "a machine, 2 cores".into(),
             finished: true,
             client_sizes: vec![40, 60],
+            halves: None,
             accuracy_best: 0.8812,
             curve: vec![0.1, 0.8, 0.8812],
             published: Some((0.8809, 0.006)),
@@ -300,6 +327,23 @@ mod tests {
         let table = niid_to_table(&report);
         assert_eq!(table.matches("mean of the clients' own models").count(), 1, "{table}");
         assert_eq!(niid_to_json(&report)["cells"][1]["judged"], "mean_of_own_models");
+    }
+
+    #[test]
+    fn what_a_client_has_of_a_split_network_is_told() {
+        let mut report = sample();
+        report.rows[0].halves = Some(HalvesFigures {
+            values: 200,
+            resident: 25,
+            trained: 25,
+            activation_bytes_per_image: 258,
+            activation_bytes_per_image_f32: 1_024,
+        });
+        let table = niid_to_table(&report);
+        assert!(table.contains("12.50 % of the network at a client"), "{table}");
+        let json = niid_to_json(&report);
+        assert_eq!(json["cells"][0]["halves"]["activation_bytes_per_image"], 258);
+        assert_eq!(json["cells"][1]["halves"], Value::Null);
     }
 
     #[test]

@@ -7,7 +7,7 @@
 //! All of it trains: there is no frozen base, and the "adapter" of the federation is the whole model.
 //! Pooling goes before the rectifier, which gives the same values and gradients with a quarter of the work.
 //!
-//! What trains and serves it is in `cnn_trainer.rs`.
+//! What trains and serves it is in `cnn_trainer.rs`, its halves are in `cnn_split.rs`.
 
 use tch::{Kind, Tensor};
 
@@ -31,6 +31,12 @@ pub const SIDE: usize = 28;
 
 /// Values of an embedding, the last hidden layer.
 pub const WIDTH: usize = 84;
+
+/// Values that the convolutions make of an image: 16 maps of 4 x 4.
+pub const FLAT: usize = 256;
+
+/// How many convolutions there are.
+pub const CONVOLUTIONS: u32 = 2;
 
 impl CnnConfig {
     /// Names and shapes of all weights: 44,426 values for ten classes.
@@ -137,12 +143,19 @@ impl Cnn {
 
     /// What the last layer sees, `[n, WIDTH]`, of `[n, 1, SIDE, SIDE]`.
     pub(super) fn embed(&self, x: &Tensor) -> Result<Tensor, LearnError> {
-        let [b1, w1, b2, w2, b3, w3, b4, w4, _, _] = self.leaves.as_slice() else {
-            return Err(missing());
-        };
+        self.hidden(&self.convolve(x)?)
+    }
+
+    /// What the convolutions make, `[n, FLAT]`, of `[n, 1, SIDE, SIDE]`; the first leaves are theirs.
+    pub(super) fn convolve(&self, x: &Tensor) -> Result<Tensor, LearnError> {
+        let [b1, w1, b2, w2, ..] = self.leaves.as_slice() else { return Err(missing()) };
         let x = convolved(x, w1, b1)?;
-        let x = convolved(&x, w2, b2)?;
-        let x = x.f_flatten(1, -1)?;
+        Ok(convolved(&x, w2, b2)?.f_flatten(1, -1)?)
+    }
+
+    /// What the last layer sees, `[n, WIDTH]`, of `[n, FLAT]`; the last leaves are the dense layers'.
+    pub(super) fn hidden(&self, x: &Tensor) -> Result<Tensor, LearnError> {
+        let [.., b3, w3, b4, w4, _, _] = self.leaves.as_slice() else { return Err(missing()) };
         let x = x.f_linear(w3, Some(b3))?.f_relu()?;
         Ok(x.f_linear(w4, Some(b4))?.f_relu()?)
     }
@@ -181,8 +194,6 @@ fn narrow(value: f64) -> f32 {
 }
 
 const LAYERS: usize = 5;
-/// 16 maps of 4 x 4.
-const FLAT: usize = 256;
 
 #[cfg(test)]
 mod tests {

@@ -2,7 +2,7 @@ use super::*;
 
 const MODEL: CnnConfig = CnnConfig { classes: 10, mean: 0.286, deviation: 0.353 };
 
-fn config() -> CnnTrainerConfig {
+pub(in crate::torch) fn config() -> CnnTrainerConfig {
     CnnTrainerConfig { model: MODEL, momentum: 0.9, threads: NonZeroU16::MIN }
 }
 
@@ -11,7 +11,7 @@ fn learner() -> CnnLearner {
 }
 
 /// A bright bar in noise; its row is its class.
-fn bars(n: usize, seed: u64) -> Images {
+pub(in crate::torch) fn bars(n: usize, seed: u64) -> Images {
     let mut stream = Stream::new(seed, "bars");
     let mut images = Images { width: SIDE, height: SIDE, classes: 10, ..Images::default() };
     for at in 0..n {

@@ -6,7 +6,9 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::data::images::{ImageSet, fashion_mnist_dirichlet};
-use crate::learn::{Images, LearnError, Split, split_by_dirichlet, split_by_labels, split_evenly};
+use crate::learn::{
+    Cut, Images, LearnError, Split, split_by_dirichlet, split_by_labels, split_evenly,
+};
 
 /// One cell of the table; its text form is `fashion-mnist/dir0.5/fedavg`.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -41,6 +43,11 @@ pub enum Strategy {
     FedDistill,
     /// Each client keeps its own network; mean embeddings a class travel.
     FedProto,
+    /// Each client has the convolutions, its edge the dense layers; both halves are averaged each round. What
+    /// crosses the cut does so as it is.
+    SplitFed,
+    /// The same with eight bits a value across the cut.
+    Hfsl,
 }
 
 /// What an accuracy is of. Figures of one kind can be compared with each other, those of two can't.
@@ -72,7 +79,7 @@ impl Cell {
     /// The cells that published figures are known for, those that are judged by them first; then one of each
     /// other strategy.
     pub fn all() -> Vec<Self> {
-        const NAMES: [&str; 10] = [
+        const NAMES: [&str; 12] = [
             "fashion-mnist/dir0.5/fedavg",
             "mnist/dir0.5/fedavg",
             "fashion-mnist/labels2/fedavg",
@@ -83,6 +90,8 @@ impl Cell {
             "fashion-mnist/labels2/fedprox",
             "fashion-mnist/dir0.5/feddistill",
             "fashion-mnist/dir0.5/fedproto",
+            "fashion-mnist/dir0.5/splitfed",
+            "fashion-mnist/dir0.5/hfsl",
         ];
         NAMES.iter().filter_map(|name| name.parse().ok()).collect()
     }
@@ -150,7 +159,8 @@ impl Cell {
 }
 
 impl Strategy {
-    const ALL: [Self; 4] = [Self::FedAvg, Self::FedProx, Self::FedDistill, Self::FedProto];
+    const ALL: [Self; 6] =
+        [Self::FedAvg, Self::FedProx, Self::FedDistill, Self::FedProto, Self::SplitFed, Self::Hfsl];
 
     /// Its name.
     pub fn name(self) -> &'static str {
@@ -159,13 +169,24 @@ impl Strategy {
             Self::FedProx => "fedprox",
             Self::FedDistill => "feddistill",
             Self::FedProto => "fedproto",
+            Self::SplitFed => "splitfed",
+            Self::Hfsl => "hfsl",
+        }
+    }
+
+    /// Where the network is cut, if clients train a part of it only.
+    pub fn cut(self) -> Option<Cut> {
+        match self {
+            Self::FedAvg | Self::FedProx | Self::FedDistill | Self::FedProto => None,
+            // Behind its two convolutions.
+            Self::SplitFed | Self::Hfsl => Some(Cut { blocks: 2, head_in_front: false }),
         }
     }
 
     /// What its accuracies are of.
     pub fn judged(self) -> Judged {
         match self {
-            Self::FedAvg | Self::FedProx => Judged::CommonModel,
+            Self::FedAvg | Self::FedProx | Self::SplitFed | Self::Hfsl => Judged::CommonModel,
             Self::FedDistill | Self::FedProto => Judged::MeanOfOwnModels,
         }
     }
@@ -191,6 +212,8 @@ impl Strategy {
                 "knowledge.merging=mean",
                 "knowledge.distil_steps=0",
             ],
+            Self::SplitFed => &["strategy.name=fedavg", "split.coding=f32"],
+            Self::Hfsl => &["strategy.name=fedavg", "split.coding=int8"],
         }
     }
 }
@@ -263,7 +286,7 @@ mod tests {
     #[test]
     fn cells_are_named_by_set_split_and_strategy() {
         let all = Cell::all();
-        assert_eq!(all.len(), 10);
+        assert_eq!(all.len(), 12);
         for cell in &all {
             assert_eq!(cell.to_string().parse::<Cell>().as_ref(), Ok(cell));
             let averages = matches!(cell.strategy, Strategy::FedAvg | Strategy::FedProx);
@@ -273,7 +296,7 @@ mod tests {
             assert!(all.iter().any(|cell| cell.strategy == strategy), "{strategy:?}");
         }
         let rounds: Vec<u64> = all.iter().map(Cell::rounds).collect();
-        assert_eq!(rounds, [50, 50, 50, 10, 10, 10, 10, 10, 10, 10]);
+        assert_eq!(rounds, [50, 50, 50, 10, 10, 10, 10, 10, 10, 10, 10, 10]);
         let other: Cell = "mnist/dir0.1/fedavg".parse().unwrap();
         assert_eq!((other.split, other.published()), (SplitRule::Dirichlet(0.1), None));
     }

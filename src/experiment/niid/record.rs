@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Judged;
 use crate::experiment::ExperimentError;
-use crate::report::AuditSummary;
+use crate::report::{AuditSummary, HalvesFigures};
 
 /// One cell's figures.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -38,6 +38,9 @@ pub struct CellRecord {
     pub machine: String,
     /// Images of each client.
     pub client_sizes: Vec<usize>,
+    /// What a client has of the network and what crosses the cut; none where it has all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub halves: Option<HalvesFigures>,
     /// After each round, the untrained model as round 0.
     pub curve: Vec<RoundFigures>,
     /// The nodes' ledgers; none before the end.
@@ -145,6 +148,7 @@ mod tests {
             commit: "aae5a19".into(),
             machine: "a machine".into(),
             client_sizes: vec![3, 4],
+            halves: None,
             curve: vec![
                 RoundFigures { bytes_up: 0, seconds: 0.0, ..at(0, 0.1) },
                 at(1, 0.7),

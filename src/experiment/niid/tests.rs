@@ -59,7 +59,9 @@ impl Learner for Toy {
 fn subject() -> CellSubject {
     CellSubject {
         start: weights(0.0),
-        learners: (0..CLIENTS).map(|_| Box::new(Toy) as Box<dyn Learner>).collect(),
+        learners: Learners::Whole(
+            (0..CLIENTS).map(|_| Box::new(Toy) as Box<dyn Learner>).collect(),
+        ),
         judge: Box::new(|weights| Ok(f64::from(weights.tensors()[0].data[0]) / 10.0)),
         model: "a mean".into(),
     }

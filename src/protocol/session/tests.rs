@@ -227,9 +227,13 @@ impl World {
     /// A front that only keeps the books.
     fn front(&mut self, task: &FrontTask) -> FrontEnd {
         match task {
-            FrontTask::Begin { .. } => {
+            FrontTask::Begin { task, .. } => {
                 self.front.clear();
-                FrontEnd::Begun(FrontBegun { num_examples: 100, class_counts: vec![60, 40] })
+                FrontEnd::Begun(FrontBegun {
+                    num_examples: 100,
+                    class_counts: vec![60, 40],
+                    steps: task.plan.local_steps,
+                })
             }
             FrontTask::Forward { .. } => {
                 self.batches += 1;
