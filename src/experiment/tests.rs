@@ -97,7 +97,7 @@ fn experiment(arms: &[ArmKind], settings: &Settings) -> (ExperimentReport, Vec<N
         rehearse: false,
     };
     let subject = Subject {
-        learner: Box::new(Mean),
+        part: federation::Part::Whole(Box::new(Mean)),
         judge: Box::new(Mean),
         base: Digest([7; 32]),
         model: "a mean".into(),

@@ -51,7 +51,9 @@ impl Versions {
         let version =
             candidates.find(|version| nodes.iter().all(|seen| seen.contains_key(version)))?;
         let adapters = nodes.iter().filter_map(|seen| seen.get(&version).cloned()).collect();
-        nodes.iter_mut().for_each(|seen| seen.retain(|older, _| *older > version));
+        for seen in &mut nodes {
+            seen.retain(|other, _| *other > version);
+        }
         self.last = version;
         Some((version, adapters))
     }
