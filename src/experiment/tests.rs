@@ -97,7 +97,7 @@ fn experiment(arms: &[ArmKind], settings: &Settings) -> (ExperimentReport, Vec<N
         rehearse: false,
     };
     let subject = Subject {
-        part: federation::Part::Whole(Box::new(Mean)),
+        learner: Box::new(Mean),
         judge: Box::new(Mean),
         base: Digest([7; 32]),
         model: "a mean".into(),
@@ -181,7 +181,7 @@ fn a_name_that_cannot_be_a_nodes_is_refused() {
         name: "A/B".into(),
         site: "north".into(),
         data: Arc::new(Texts::default().into()),
-        learner: Box::new(Mean),
+        part: federation::Part::Whole(Box::new(Mean)),
     };
     let folder = tempfile::tempdir().unwrap();
     let error = places::Places::open(
