@@ -7,6 +7,7 @@
 //! federation.rs   the same machines as devices on two sites: real nodes over the memory bus
 //! places.rs       who they are, and their keys
 //! turns.rs        who of them trains when
+//! versions.rs     what they have come to
 //! niid/           images dealt out unevenly, a table of published figures to compare with
 //! cascade.rs      another question: tiers that answer together, on bearings and work orders
 //! cascade_models  their models (libtorch)
@@ -32,6 +33,7 @@ mod places;
 #[cfg(feature = "torch")]
 pub mod relay;
 mod turns;
+mod versions;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -265,10 +267,10 @@ pub fn run(
             name: machine.name.clone(),
             site: machine.site.clone(),
             data: Arc::new(Examples::Texts(machine.train.clone())),
-            learner: Box::new(shared.clone()),
+            part: federation::Part::Whole(Box::new(shared.clone())),
         };
         let parties = machines.iter().map(party).collect();
-        federated = federation.run(&start, parties, &mut |told| {
+        federated = federation.run(&start, parties, Vec::new(), &mut |told| {
             if let federation::Told::Steps(done) = told {
                 news(News::Step { done, of: total });
             }

@@ -27,7 +27,7 @@ use crate::ids::NodeId;
 /// Where a model is cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cut {
-    /// Blocks in the front, behind the embedding.
+    /// Blocks in the front, behind the embedding; of an image network its convolutions.
     pub blocks: u32,
     /// Labels stay on the device, and the head with them.
     pub head_in_front: bool,
@@ -51,7 +51,8 @@ impl Cut {
 
     /// Whether a tensor of the model, or one that an adapter puts beside it, lies in the front.
     ///
-    /// Names are those of `torch`: `embed.*`, `blocks.<i>.*`, `norm.*`, `head.*`.
+    /// Names are those of `torch`: `embed.*`, `blocks.<i>.*` counted from 0, `norm.*`, `head.*`; of an image
+    /// network `conv<i>.*` counted from 1, and `fc<i>.*` behind them.
     pub fn is_front(&self, name: &str) -> bool {
         let mut levels = name.split('.');
         match levels.next() {
@@ -60,7 +61,11 @@ impl Cut {
             Some("blocks") => {
                 levels.next().and_then(|i| i.parse::<u32>().ok()).is_some_and(|i| i < self.blocks)
             }
-            _ => false,
+            Some(level) => level
+                .strip_prefix("conv")
+                .and_then(|i| i.parse::<u32>().ok())
+                .is_some_and(|i| i <= self.blocks),
+            None => false,
         }
     }
 
@@ -84,12 +89,14 @@ pub struct FrontBegun {
     pub num_examples: u64,
     /// `[C]`, examples of each class; empty where labels stay here.
     pub class_counts: Vec<u64>,
+    /// Batches of the run.
+    pub steps: u32,
 }
 
 /// What the front gives for one batch.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Smashed {
-    /// `[n, tokens, d]` at the cut.
+    /// `[n, tokens, d]` or `[n, d]` at the cut.
     pub activations: Activations,
     /// `[n]` class of each example; empty where labels stay on the device.
     pub labels: Vec<u32>,
@@ -230,6 +237,8 @@ mod tests {
         assert!(front.iter().all(|name| two.is_front(name)));
         assert!(!back.iter().any(|name| two.is_front(name)));
         assert!(Cut { head_in_front: true, ..two }.is_front("head.bias"));
+        assert!(two.is_front("conv1.bias") && two.is_front("conv2.weight"));
+        assert!(!["conv3.bias", "conv.bias", "fc1.weight"].iter().any(|name| two.is_front(name)));
         let names = front.iter().chain(&back).map(|name| ((*name).to_owned(), vec![1]));
         let all = Layout(names.collect());
         assert_eq!(two.front_of(&all).0.len() + two.back_of(&all).0.len(), all.0.len());

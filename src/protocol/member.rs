@@ -63,7 +63,7 @@ pub struct MemberConfig {
     pub chunk_bytes: u32,
     /// What it needs to take part in rounds of knowledge; without it, it declines them.
     pub knows: Option<Knows>,
-    /// Its site trains fronts and backs: by steps, at one learning rate a round.
+    /// Its site trains fronts and backs: at one learning rate a round.
     pub split: bool,
 }
 
@@ -469,9 +469,7 @@ impl Member {
         if offer.version < self.version() {
             return Err("version_goes_back");
         }
-        if self.config.split
-            && (offer.plan.local_epochs.is_some() || offer.plan.final_rate.is_some())
-        {
+        if self.config.split && offer.plan.final_rate.is_some() {
             return Err("plan_not_for_split");
         }
         if self.config.relay || offer.plan.local_epochs.is_some() {

@@ -20,7 +20,7 @@ pub use experiment::{
     experiment_to_table,
 };
 pub use json::to_json;
-pub use niid::{CellRow, NiidReport, niid_to_html, niid_to_json, niid_to_table};
+pub use niid::{CellRow, HalvesFigures, NiidReport, niid_to_html, niid_to_json, niid_to_table};
 pub use page::to_html;
 pub use table::to_table;
 

@@ -7,7 +7,7 @@
 //! All of it trains: there is no frozen base, and the "adapter" of the federation is the whole model.
 //! Pooling goes before the rectifier, which gives the same values and gradients with a quarter of the work.
 //!
-//! What trains and serves it is in `cnn_trainer.rs`.
+//! What trains and serves it is in `cnn_trainer.rs`, its halves are in `cnn_split.rs`.
 
 use rand_mt::Mt;
 use tch::{Kind, Tensor};
@@ -29,6 +29,15 @@ pub struct CnnConfig {
 /// Rows and columns of an image.
 pub const SIDE: usize = 28;
 
+/// Values of an embedding, the last hidden layer.
+pub const WIDTH: usize = 84;
+
+/// Values that the convolutions make of an image: 16 maps of 4 x 4.
+pub const FLAT: usize = 256;
+
+/// How many convolutions there are.
+pub const CONVOLUTIONS: u32 = 2;
+
 impl CnnConfig {
     /// Names and shapes of all weights: 44,426 values for ten classes.
     pub fn layout(&self) -> Layout {
@@ -37,8 +46,8 @@ impl CnnConfig {
             ("conv1", &[6, 1, 5, 5]),
             ("conv2", &[16, 6, 5, 5]),
             ("fc1", &[120, FLAT]),
-            ("fc2", &[84, 120]),
-            ("fc3", &[classes, 84]),
+            ("fc2", &[WIDTH, 120]),
+            ("fc3", &[classes, WIDTH]),
         ];
         let mut all = Vec::with_capacity(2 * LAYERS);
         for (name, shape) in shapes {
@@ -139,16 +148,37 @@ impl Cnn {
 
     /// Logits `[n, C]` of `[n, 1, SIDE, SIDE]`.
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor, LearnError> {
-        let [b1, w1, b2, w2, b3, w3, b4, w4, b5, w5] = self.leaves.as_slice() else {
-            return Err(LearnError::Engine { engine: "cnn", message: "a layer is missing".into() });
-        };
-        let x = convolved(x, w1, b1)?;
-        let x = convolved(&x, w2, b2)?;
-        let x = x.f_flatten(1, -1)?;
-        let x = x.f_linear(w3, Some(b3))?.f_relu()?;
-        let x = x.f_linear(w4, Some(b4))?.f_relu()?;
-        Ok(x.f_linear(w5, Some(b5))?)
+        self.classify(&self.embed(x)?)
     }
+
+    /// What the last layer sees, `[n, WIDTH]`, of `[n, 1, SIDE, SIDE]`.
+    pub(super) fn embed(&self, x: &Tensor) -> Result<Tensor, LearnError> {
+        self.hidden(&self.convolve(x)?)
+    }
+
+    /// What the convolutions make, `[n, FLAT]`, of `[n, 1, SIDE, SIDE]`; the first leaves are theirs.
+    pub(super) fn convolve(&self, x: &Tensor) -> Result<Tensor, LearnError> {
+        let [b1, w1, b2, w2, ..] = self.leaves.as_slice() else { return Err(missing()) };
+        let x = convolved(x, w1, b1)?;
+        Ok(convolved(&x, w2, b2)?.f_flatten(1, -1)?)
+    }
+
+    /// What the last layer sees, `[n, WIDTH]`, of `[n, FLAT]`; the last leaves are the dense layers'.
+    pub(super) fn hidden(&self, x: &Tensor) -> Result<Tensor, LearnError> {
+        let [.., b3, w3, b4, w4, _, _] = self.leaves.as_slice() else { return Err(missing()) };
+        let x = x.f_linear(w3, Some(b3))?.f_relu()?;
+        Ok(x.f_linear(w4, Some(b4))?.f_relu()?)
+    }
+
+    /// Logits `[n, C]` of embeddings `[n, WIDTH]`.
+    pub(super) fn classify(&self, embeddings: &Tensor) -> Result<Tensor, LearnError> {
+        let [.., bias, weight] = self.leaves.as_slice() else { return Err(missing()) };
+        Ok(embeddings.f_linear(weight, Some(bias))?)
+    }
+}
+
+fn missing() -> LearnError {
+    LearnError::Engine { engine: "cnn", message: "a layer is missing".into() }
 }
 
 fn convolved(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor, LearnError> {
@@ -182,8 +212,6 @@ fn uniform(twister: &mut Mt, bound: f64) -> f32 {
 }
 
 const LAYERS: usize = 5;
-/// 16 maps of 4 x 4.
-const FLAT: usize = 256;
 
 #[cfg(test)]
 mod tests {

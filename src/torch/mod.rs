@@ -22,6 +22,7 @@ pub mod attention;
 pub mod card;
 pub mod checkpoint;
 pub mod cnn;
+pub mod cnn_split;
 pub mod cnn_trainer;
 pub mod cross_entropy;
 pub mod decoder;
@@ -60,6 +61,7 @@ pub use adopted::{AdoptedBase, AdoptedCard, load_adopted, load_language, seal_ad
 pub use attention::Pass;
 pub use card::{Card, ModelCard, load_base, load_part, make_base, seal_base};
 pub use cnn::CnnConfig;
+pub use cnn_split::{CNN_CUT, CnnBack, CnnFront};
 pub use cnn_trainer::{CnnLearner, CnnPredictor, CnnTrainerConfig};
 pub use peft::{LoraConfig, PeftConfig};
 pub use predictor::SignalPredictor;

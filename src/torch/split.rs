@@ -24,7 +24,7 @@ use super::{dim, tensor, use_threads, values};
 use crate::ids::NodeId;
 use crate::learn::{
     Activations, BackCopy, BackJob, BackStep, Batches, Cut, Examples, FrontBegun, FrontRun, Layout,
-    LearnError, Smashed, SplitBack, SplitFront, TensorSet, TrainJob,
+    LearnError, PassEnd, Smashed, SplitBack, SplitFront, TensorSet, TrainJob,
 };
 use crate::rng::Stream;
 
@@ -195,17 +195,10 @@ impl SplitFront for SignalFront {
         let Half { config, cut, .. } = &self.half;
         let data = data.windows()?;
         check_windows(data, &config.model)?;
-        job.check_for(data.num_examples())?;
+        let steps = job.check_for(data.num_examples())?;
         job.without_lesson("a split model")?;
+        job.without_final_rate("a split model")?;
         self.check_memory(job.batch_size)?;
-        if job.epochs.is_some() || job.final_rate.is_some() {
-            return Err(LearnError::OutOfRange {
-                what: "plan of a split model",
-                expected: "local_steps at one learning rate (no local_epochs, no cosine_steps)"
-                    .into(),
-                actual: format!("epochs {:?}, final rate {:?}", job.epochs, job.final_rate),
-            });
-        }
         use_threads(config.threads);
         let counts = class_counts(data);
         let head = if cut.head_in_front {
@@ -219,7 +212,8 @@ impl SplitFront for SignalFront {
             config: config.clone(),
             cut: *cut,
             half: self.half.trainable(&job.start)?,
-            batches: Batches::new(data.num_examples(), Stream::new(job.seed, "batch")),
+            batches: Batches::new(data.num_examples(), Stream::new(job.seed, "batch"))
+                .ending(PassEnd::of(job, PassEnd::FilledUp)),
             changes: Stream::new(job.seed, "augment"),
             batch_size: job.batch_size as usize,
             learning_rate: job.learning_rate.into(),
@@ -227,6 +221,7 @@ impl SplitFront for SignalFront {
             begun: FrontBegun {
                 num_examples: data.num_examples() as u64,
                 class_counts: if cut.head_in_front { Vec::new() } else { counts },
+                steps,
             },
             head,
             waiting: None,
@@ -530,7 +525,7 @@ impl LossTerms {
 }
 
 /// A tensor's values, as they travel.
-fn outside(tensor: &Tensor) -> Result<Activations, LearnError> {
+pub(super) fn outside(tensor: &Tensor) -> Result<Activations, LearnError> {
     let shape = tensor.size().iter().map(|d| usize::try_from(*d).unwrap_or_default()).collect();
     let data = values(tensor)?;
     if let Some(index) = data.iter().position(|x| !x.is_finite()) {
@@ -540,7 +535,7 @@ fn outside(tensor: &Tensor) -> Result<Activations, LearnError> {
 }
 
 /// Values that came, which must have this shape.
-fn inside(activations: &Activations, shape: &[i64]) -> Result<Tensor, LearnError> {
+pub(super) fn inside(activations: &Activations, shape: &[i64]) -> Result<Tensor, LearnError> {
     let same = activations.shape.iter().map(|d| dim(*d)).collect::<Result<Vec<_>, _>>()? == shape;
     if !same || shape.contains(&0) {
         return Err(LearnError::OutOfRange {
@@ -555,7 +550,7 @@ fn inside(activations: &Activations, shape: &[i64]) -> Result<Tensor, LearnError
     tensor(&activations.data, shape)
 }
 
-fn finite(loss: &Tensor) -> Result<f32, LearnError> {
+pub(super) fn finite(loss: &Tensor) -> Result<f32, LearnError> {
     let value = loss.f_double_value(&[])?;
     if !value.is_finite() {
         return Err(LearnError::NotFinite { name: "loss".into(), index: 0 });
@@ -568,11 +563,11 @@ fn two(gradients: Vec<Tensor>) -> Result<[Tensor; 2], LearnError> {
     gradients.try_into().map_err(|_| no_gradient())
 }
 
-fn no_gradient() -> LearnError {
+pub(super) fn no_gradient() -> LearnError {
     LearnError::Engine { engine: "libtorch", message: "no gradient came back".into() }
 }
 
-fn out_of_turn(what: &str) -> LearnError {
+pub(super) fn out_of_turn(what: &str) -> LearnError {
     LearnError::OutOfRange {
         what: "turn of a split step",
         expected: "the one that waits".into(),

@@ -171,14 +171,7 @@ impl Learner for SignalLearner {
         });
         let classes = self.config.model.classes as usize;
         let width = self.config.model.block.d_model as usize;
-        let pull = match &job.lesson {
-            Some(Lesson { prototypes: Some(points), prototype_weight, .. })
-                if points.width() == width && *prototype_weight > 0.0 =>
-            {
-                Some(Pull::new(points, *prototype_weight)?)
-            }
-            _ => None,
-        };
+        let pull = Pull::of(job.lesson.as_ref(), width)?;
         let prior = if own && self.config.correct_prior {
             Some(log_prior(&class_counts(data))?)
         } else {
@@ -364,6 +357,18 @@ pub(super) struct Pull {
 }
 
 impl Pull {
+    /// What a lesson draws embeddings of this width to, if it has points of that width.
+    pub(super) fn of(lesson: Option<&Lesson>, width: usize) -> Result<Option<Self>, LearnError> {
+        match lesson {
+            Some(Lesson { prototypes: Some(points), prototype_weight, .. })
+                if points.width() == width && *prototype_weight > 0.0 =>
+            {
+                Self::new(points, *prototype_weight).map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
     fn new(prototypes: &Prototypes, weight: f32) -> Result<Self, LearnError> {
         let classes = dim(prototypes.counts.len())?;
         let known = |n: &u64| if *n > 0 { weight } else { 0.0 };
@@ -375,7 +380,7 @@ impl Pull {
     }
 
     /// Mean over the batch and over the values of an embedding.
-    fn loss(&self, embeddings: &Tensor, y: &Tensor) -> Result<Tensor, LearnError> {
+    pub(super) fn loss(&self, embeddings: &Tensor, y: &Tensor) -> Result<Tensor, LearnError> {
         let away = embeddings.f_sub(&self.points.f_index_select(0, y)?)?.f_square()?;
         let each = away.f_mean_dim([1].as_slice(), false, Kind::Float)?;
         Ok(each.f_mul(&self.weights.f_index_select(0, y)?)?.f_mean(Kind::Float)?)
