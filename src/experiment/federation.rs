@@ -13,16 +13,18 @@ use super::ExperimentError;
 use super::places::{Place, Places};
 use super::turns::Turns;
 use crate::actors::lanes::train_lane;
-use crate::actors::{Bounds, Busy, Figures, LaneBench};
+use crate::actors::split_lane::{BackCopies, FrontRuns, back_lane, front_lane};
+use crate::actors::{Bounds, Busy, Figures, Half, LaneBench};
 use crate::bus::memory::{Faults, MemoryBroker};
 use crate::bus::mqtt::{MqttBus, MqttSettings};
 use crate::bus::{Bus, BusEvent};
 use crate::ids::{Digest, Name, NodeId, Side};
 use crate::learn::{
-    Control, Examples, LearnError, Learner, Progress, TensorSet, TrainJob, Trained,
+    Control, Examples, LearnError, Learner, Progress, SplitBack, SplitFront, TensorSet, TrainJob,
+    Trained,
 };
 use crate::ledger::{Entry, Event, Origin, verify};
-use crate::node::{Identity, Node, NodeParts, SettingsProblem, SystemClock, learning_of};
+use crate::node::{Identity, Node, NodeParts, SettingsProblem, SystemClock, learning_of, split_of};
 use crate::protocol::update;
 use crate::report::AuditSummary;
 use crate::scada::command::CommandPolicy;
@@ -46,7 +48,12 @@ pub(super) struct Federation<'a> {
     pub(super) at_once: usize,
     /// A real broker for all links, instead of one in memory for each site and one for the federation.
     pub(super) broker: Option<&'a Broker>,
+    /// Makes the back of an edge, where the settings have a cut.
+    pub(super) back: Option<&'a MakeBack<'a>>,
 }
+
+/// Makes the back half of a cut model.
+pub(super) type MakeBack<'a> = dyn Fn() -> Result<Box<dyn SplitBack>, LearnError> + 'a;
 
 /// A broker that lets anybody in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,7 +81,15 @@ pub(super) struct Party {
     pub(super) name: String,
     pub(super) site: String,
     pub(super) data: Arc<Examples>,
-    pub(super) learner: Box<dyn Learner>,
+    pub(super) work: Work,
+}
+
+/// What a party trains.
+pub(super) enum Work {
+    /// All of the model.
+    Whole(Box<dyn Learner>),
+    /// Its front; its edge has the rest.
+    Front(Box<dyn SplitFront>),
 }
 
 /// What a federation tells on its way.
@@ -101,7 +116,22 @@ pub(super) struct Outcome {
     pub(super) bytes_up: u64,
     /// Of it, the coded work.
     pub(super) work: u64,
+    /// All payload bytes of this process.
+    pub(super) traffic: Traffic,
     pub(super) audit: Option<AuditSummary>,
+}
+
+/// Payload bytes of a node, means over the nodes of its kind.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Traffic {
+    /// That a device published.
+    pub(super) device_up: u64,
+    /// That a device received.
+    pub(super) device_down: u64,
+    /// That an edge published towards the cloud.
+    pub(super) edge_up: u64,
+    /// That an edge received from the cloud.
+    pub(super) edge_down: u64,
 }
 
 pub(super) type Links = BTreeMap<Side, (Arc<dyn Bus>, mpsc::Receiver<BusEvent>)>;
@@ -139,9 +169,6 @@ impl Federation<'_> {
         let mut nodes = Vec::new();
         for place in &places.all {
             let party = place.party.and_then(|at| parties.get_mut(at)?.take());
-            let trains = party.map(|Party { learner, data, .. }| {
-                (Watching { learner, lanes: Arc::clone(&lanes), jobs: 0 }, data)
-            });
             let key = places.keys.remove(&place.node);
             let key = key.ok_or_else(|| ExperimentError::Name(place.node.to_string()))?;
             let identity = Identity {
@@ -152,27 +179,34 @@ impl Federation<'_> {
                 boot: new_boot_id()?,
                 config: Digest::of(b"experiment"),
             };
+            let figures = Arc::new(Figures::default());
+            let (bench, part) = self.bench(place, party, &lanes, &figures)?;
             let parts = self.parts(
                 identity,
-                adapter.clone(),
+                part.unwrap_or_else(|| adapter.clone()),
                 brokers.links(place)?,
-                trains,
+                (bench, figures),
                 Arc::clone(&clock),
                 gave_up.clone(),
             )?;
             nodes.push(crate::node::start(parts)?);
         }
 
-        let devices: Vec<Arc<Figures>> = nodes
-            .iter()
-            .zip(&places.all)
-            .filter(|(_, place)| place.party.is_some())
-            .map(|(node, _)| Arc::clone(&node.figures))
-            .collect();
+        let figures_of = |role| -> Vec<Arc<Figures>> {
+            let of_role = nodes.iter().zip(&places.all).filter(|(_, place)| place.role == role);
+            of_role.map(|(node, _)| Arc::clone(&node.figures)).collect()
+        };
+        let (devices, edges) = (figures_of(Role::Device), figures_of(Role::Edge));
         let waited = self.wait(&nodes, &devices, &lanes.steps, &mut reasons, told).await;
         let mut outcome = waited?;
         outcome.losses = lanes.losses(self.settings.round.rounds);
         outcome.bytes_up = bytes_up(&devices) / self.settings.round.rounds.max(1);
+        outcome.traffic = Traffic {
+            device_up: bytes_up(&devices),
+            device_down: bytes_down(&devices),
+            edge_up: bytes_up(&edges),
+            edge_down: bytes_down(&edges),
+        };
         for node in nodes {
             node.stop("experiment_over", 200).await;
         }
@@ -229,24 +263,52 @@ impl Federation<'_> {
         Ok(outcome)
     }
 
+    /// Where a node's long work is done, and the packed part of the adapter that it trains where that isn't
+    /// all of it.
+    fn bench(
+        &self,
+        place: &Place,
+        party: Option<Party>,
+        lanes: &Arc<Watched>,
+        figures: &Arc<Figures>,
+    ) -> Result<(LaneBench, Option<Vec<u8>>), ExperimentError> {
+        let busy = Arc::new(Busy::default());
+        let on = |lane| LaneBench::new(place.node.clone(), lane, Arc::clone(figures), busy.clone());
+        match party {
+            Some(Party { work: Work::Whole(learner), data, .. }) => {
+                let learner = Watching { learner, lanes: Arc::clone(lanes), jobs: 0 };
+                let lane = train_lane(learner, 1).map_err(ExperimentError::Thread)?;
+                Ok((on(Some((lane, data))), None))
+            }
+            Some(Party { work: Work::Front(front), data, .. }) => {
+                let part = update::pack(&front.initial_adapter(), Coding::F32, 0)?;
+                let runs = FrontRuns::new(place.node.clone(), front, data);
+                let lane = front_lane(runs, Arc::clone(figures), busy.clone(), FRAMES);
+                let lane = lane.map_err(ExperimentError::Thread)?;
+                Ok((on(None).with_half(Half::Front(lane)), Some(part)))
+            }
+            None => match (self.back, split_of(self.settings)) {
+                (Some(make), Some(split)) if place.role == Role::Edge => {
+                    let copies = BackCopies::new(make()?, split.backs);
+                    let lane = back_lane(copies, Arc::clone(figures), FRAMES);
+                    let lane = lane.map_err(ExperimentError::Thread)?;
+                    Ok((on(None).with_half(Half::Back(lane)), None))
+                }
+                _ => Ok((on(None), None)),
+            },
+        }
+    }
+
     fn parts(
         &self,
         identity: Identity,
         adapter: Vec<u8>,
         links: Links,
-        trains: Option<(Watching, Arc<Examples>)>,
+        (bench, figures): (LaneBench, Arc<Figures>),
         clock: Arc<dyn Clock>,
         gave_up: mpsc::Sender<String>,
     ) -> Result<NodeParts, ExperimentError> {
         let settings = self.settings;
-        let figures = Arc::new(Figures::default());
-        let lane = match trains {
-            Some((learner, data)) => {
-                Some((train_lane(learner, 1).map_err(ExperimentError::Thread)?, data))
-            }
-            None => None,
-        };
-        let busy = Arc::new(Busy::default());
         let model = ModelMeta {
             name: settings.model.name.clone(),
             version: 0,
@@ -263,7 +325,7 @@ impl Federation<'_> {
         })?;
         Ok(NodeParts {
             store: Box::new(SqliteStore::open(&self.store_of(&identity.me), BlobCaps::default())?),
-            bench: Box::new(LaneBench::new(identity.me.clone(), lane, Arc::clone(&figures), busy)),
+            bench: Box::new(bench),
             learning: learning_of(settings, model, self.base, adapter, None),
             links,
             clock,
@@ -339,11 +401,18 @@ pub(super) fn audit_of(
     Ok((events.collect(), verified.is_ok()))
 }
 
-/// Bytes that a device has published, mean over the devices.
-fn bytes_up(devices: &[Arc<Figures>]) -> u64 {
+/// Bytes that a node has published towards above, mean over the nodes.
+fn bytes_up(nodes: &[Arc<Figures>]) -> u64 {
     let up = |figures: &Arc<Figures>| figures.view().bytes_out.get(&Side::Up).copied();
-    let all: u64 = devices.iter().filter_map(up).sum();
-    all / u64::try_from(devices.len()).unwrap_or(1).max(1)
+    let all: u64 = nodes.iter().filter_map(up).sum();
+    all / u64::try_from(nodes.len()).unwrap_or(1).max(1)
+}
+
+/// Bytes that a node has received from above, mean over the nodes.
+fn bytes_down(nodes: &[Arc<Figures>]) -> u64 {
+    let down = |figures: &Arc<Figures>| figures.view().bytes_in.get(&Side::Up).copied();
+    let all: u64 = nodes.iter().filter_map(down).sum();
+    all / u64::try_from(nodes.len()).unwrap_or(1).max(1)
 }
 
 /// The brokers of a federation.
@@ -451,6 +520,8 @@ impl Learner for Watching {
 
 /// Room for a chunk of any size that settings allow.
 const MAX_PACKET_BYTES: usize = 1 << 20;
+/// Frames that wait for a half's lane.
+const FRAMES: usize = 64;
 /// How often is looked.
 const TICK_MS: u64 = 20;
 /// How long the last version may take to the devices: half a minute.

@@ -13,6 +13,9 @@
 //! judge.rs        bits per character, a machine and together
 //! language.rs     the language model that learns and judges (libtorch)
 //! relay/          another experiment: models of three kinds teach each other (libtorch)
+//! paper/          five comparisons that the GaisNet paper asks for, cell by cell (libtorch)
+//! over.rs         a figure over several seeds, with its interval
+//! score.rs        answers beside labels
 //! ```
 //! Everything runs in one process and shares one base in memory; one learner works for all machines
 //! in turn, so a small computer is enough. Called by `gaisnet experiment`; the choice of every setting
@@ -28,9 +31,15 @@ mod judge;
 #[cfg(feature = "torch")]
 pub mod language;
 pub mod niid;
+#[cfg(feature = "torch")]
+pub mod over;
+#[cfg(feature = "torch")]
+pub mod paper;
 mod places;
 #[cfg(feature = "torch")]
 pub mod relay;
+#[cfg(feature = "torch")]
+mod score;
 mod turns;
 
 use std::path::PathBuf;
@@ -240,7 +249,8 @@ pub fn run(
         let mut done = 0;
         let mut adapters = Vec::new();
         for machine in machines {
-            adapters.push(arms::train(&shared, settings, &machine.train, 1, &mut || {
+            let texts = Examples::Texts(machine.train.clone());
+            adapters.push(arms::train(&shared, settings, &texts, 1, &mut || {
                 done += 1;
                 news(News::Step { done, of: total });
             })?);
@@ -260,12 +270,13 @@ pub fn run(
             patience_s: options.patience_s,
             at_once: 1,
             broker: None,
+            back: None,
         };
         let party = |machine: &Machine| federation::Party {
             name: machine.name.clone(),
             site: machine.site.clone(),
             data: Arc::new(Examples::Texts(machine.train.clone())),
-            learner: Box::new(shared.clone()),
+            work: federation::Work::Whole(Box::new(shared.clone())),
         };
         let parties = machines.iter().map(party).collect();
         federated = federation.run(&start, parties, &mut |told| {
@@ -282,7 +293,7 @@ pub fn run(
         news(News::Begins("all texts in one place"));
         let since = clock.now();
         let mut done = 0;
-        let all = arms::pooled(machines);
+        let all = Examples::Texts(arms::pooled(machines));
         let times = u32::try_from(machines.len()).unwrap_or(u32::MAX);
         let adapter = arms::train(&shared, settings, &all, times, &mut || {
             done += 1;

@@ -15,6 +15,7 @@ use super::attention::Pass;
 use super::linear::Linear;
 use super::norm::{Norm, NormKind};
 use super::parts::Parts;
+use super::peft::PeftConfig;
 use super::transformer::{Block, BlockConfig, linear_tensors, norm_tensors};
 use super::{dim, tensor};
 use crate::learn::{Layout, LearnError, TensorSet};
@@ -74,6 +75,22 @@ impl SignalTransformerConfig {
             return bad("classes", "at least 2".into(), self.classes);
         }
         Ok(())
+    }
+
+    /// Checks that this model has a place for all that is to train: there is none for tokens in front of
+    /// the whole input (those in front of each block are `deep_prompts`).
+    ///
+    /// # Errors
+    /// [`LearnError::OutOfRange`].
+    pub(super) fn check_peft(&self, peft: &PeftConfig) -> Result<(), LearnError> {
+        match peft.prompts {
+            0 => Ok(()),
+            n => Err(LearnError::OutOfRange {
+                what: "prompts of a signal transformer",
+                expected: "none (take deep_prompts)".into(),
+                actual: n.to_string(),
+            }),
+        }
     }
 
     /// Patches (tokens) a window.
@@ -200,13 +217,21 @@ pub struct SignalTransformer {
 pub struct SignalStem {
     embed: Linear,
     position: Tensor,
-    blocks: Vec<Block>,
+    blocks: Vec<Prompted>,
+}
+
+/// A block, with the tokens that an adapter puts in front of its input, `[n, d]` (VPT-deep,
+/// arXiv:2203.12119): what it makes of them goes no further.
+#[derive(Debug)]
+struct Prompted {
+    block: Block,
+    prompts: Option<Tensor>,
 }
 
 /// The model's second part: the other blocks, norm and mean, without the head.
 #[derive(Debug)]
 pub struct SignalTop {
-    blocks: Vec<Block>,
+    blocks: Vec<Prompted>,
     norm: Norm,
 }
 
@@ -315,15 +340,32 @@ impl SignalTransformerConfig {
         &self,
         parts: &Parts<'_>,
         range: std::ops::Range<u32>,
-    ) -> Result<Vec<Block>, LearnError> {
+    ) -> Result<Vec<Prompted>, LearnError> {
         let spec = self.block.spec();
-        range.map(|i| Block::new(parts, &format!("blocks.{i}"), &spec)).collect()
+        let block = |i| {
+            let prompts = parts.added(&format!("blocks.{i}.prompts"));
+            Ok(Prompted { block: Block::new(parts, &format!("blocks.{i}"), &spec)?, prompts })
+        };
+        range.map(block).collect()
     }
 }
 
-fn through(blocks: &[Block], mut x: Tensor) -> Result<Tensor, LearnError> {
+impl Prompted {
+    fn forward(&self, x: &Tensor) -> Result<Tensor, LearnError> {
+        let Some(prompts) = &self.prompts else {
+            return self.block.forward(x, &mut Pass::default());
+        };
+        let (n, _) = prompts.size2()?;
+        let (batch, tokens, _) = x.size3()?;
+        let front = prompts.f_unsqueeze(0)?.f_expand([batch, -1, -1], false)?;
+        let y = self.block.forward(&Tensor::f_cat(&[&front, x], 1)?, &mut Pass::default())?;
+        Ok(y.f_narrow(1, n, tokens)?)
+    }
+}
+
+fn through(blocks: &[Prompted], mut x: Tensor) -> Result<Tensor, LearnError> {
     for block in blocks {
-        x = block.forward(&x, &mut Pass::default())?;
+        x = block.forward(&x)?;
     }
     Ok(x)
 }

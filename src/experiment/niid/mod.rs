@@ -27,7 +27,7 @@ pub use record::{CellRecord, RoundFigures};
 
 use super::ExperimentError;
 pub use super::federation::Broker;
-use super::federation::{Federation, Party, Told};
+use super::federation::{Federation, Party, Told, Work};
 use crate::ids::Digest;
 use crate::learn::{Images, LearnError, Learner, TensorSet};
 use crate::node::{SystemClock, plan_of};
@@ -183,6 +183,7 @@ pub fn run_cell(
         patience_s: options.patience_s,
         at_once: options.lanes,
         broker: options.broker.as_ref(),
+        back: None,
     };
     let clock = SystemClock::new();
     let mut since = clock.now().micros;
@@ -211,7 +212,7 @@ fn parties(train: &Images, split: &[Vec<usize>], learners: Vec<Box<dyn Learner>>
         name: format!("{at}"),
         site: if at < CLIENTS / 2 { "north" } else { "south" }.to_owned(),
         data: Arc::new(train.choose(rows).into()),
-        learner,
+        work: Work::Whole(learner),
     };
     split.iter().zip(learners).enumerate().map(party).collect()
 }
