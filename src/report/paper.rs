@@ -208,8 +208,9 @@ fn table<'a, const N: usize>(
     rows: impl Iterator<Item = (&'a String, [String; N])>,
 ) {
     let row = |name: &str, cells: &[String]| {
-        let cells: String = cells.iter().map(|cell| format!("{cell:>17}")).collect();
-        format!("  {name:<18}{cells}")
+        let width = |head: &str| head.len().max(8) + 2;
+        let cells = cells.iter().zip(heads).map(|(cell, head)| format!("{cell:>1$}", width(head)));
+        format!("  {name:<18}{}", cells.collect::<String>())
     };
     lines.push(row("arm", &heads.map(str::to_owned)));
     lines.extend(rows.map(|(name, cells)| row(name, &cells)));
@@ -302,7 +303,8 @@ fn shown(text: Option<String>) -> String {
     text.unwrap_or_else(|| "-".to_owned())
 }
 
-const REACHES: [&str; 5] = ["seeds", "macro-F1", "accuracy", "F1 untrained", "spread in sites"];
+const REACHES: [&str; 5] =
+    ["seeds", "macro-F1, 95 %", "accuracy", "F1 untrained", "spread in sites"];
 const COSTS: [&str; 10] = [
     "values trained",
     "device holds",

@@ -24,7 +24,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 pub use cell::{Base, Cell, Deal, Grouping, How, Method, Set};
-use model::{Judge, Model};
+use model::{CUT, Judge, Model};
 pub use plan::Paper;
 pub use record::{Answers, Bytes, Cost, Point, Record, Values};
 pub use summary::{State, summary};
@@ -35,7 +35,7 @@ use crate::data::bearings::Dataset;
 use crate::ids::Digest;
 use crate::learn::{Examples, Learner, TensorSet, Windows};
 use crate::node::{SystemClock, plan_of};
-use crate::settings::{Layers, Settings, SettingsError, Tier};
+use crate::settings::{Layers, Settings, SettingsError, SplitCodingName, SplitVersion, Tier};
 use crate::telemetry::{machine, usage};
 use crate::time::Clock;
 
@@ -156,12 +156,14 @@ pub fn settings(cell: &Cell) -> Result<Settings, SettingsError> {
     layers.set(&format!("strategy.batch_size={}", cell.batch_size));
     layers.set(&format!("strategy.learning_rate={}", cell.learning_rate));
     layers.set(&format!("strategy.seed={}", cell.seed));
+    let mut settings = layers.load().into_settings()?;
+    // Checked settings are those of one node, and a cloud has no part in a split: these are its sites'.
     if let How::Split { shared, int8 } = cell.how {
-        layers.set("split.cut=1");
-        layers.set(if shared { "split.version=v2" } else { "split.version=v1" });
-        layers.set(if int8 { "split.coding=int8" } else { "split.coding=f32" });
+        settings.split.cut = Some(CUT);
+        settings.split.version = if shared { SplitVersion::V2 } else { SplitVersion::V1 };
+        settings.split.coding = if int8 { SplitCodingName::Int8 } else { SplitCodingName::F32 };
     }
-    layers.load().into_settings()
+    Ok(settings)
 }
 
 /// What training came to.

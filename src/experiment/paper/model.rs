@@ -161,7 +161,7 @@ fn deep(
 
 const SHIPPED: &str = "models/signal-bearing.toml";
 /// Blocks on a device whose model is cut.
-const CUT: u32 = 1;
+pub(super) const CUT: u32 = 1;
 /// Blocks of the deep base: with one of them, a device holds a seventh of it.
 const DEEP_LAYERS: u32 = 8;
 /// The factors of version 0 are the same on each node.
