@@ -209,7 +209,10 @@ fn table<'a, const N: usize>(
 ) {
     let row = |name: &str, cells: &[String]| {
         let width = |head: &str| head.len().max(8) + 2;
-        let cells = cells.iter().zip(heads).map(|(cell, head)| format!("{cell:>1$}", width(head)));
+        let cells = cells.iter().zip(heads).map(|(cell, head)| {
+            let wide = width(head);
+            format!("{cell:>wide$}")
+        });
         format!("  {name:<18}{}", cells.collect::<String>())
     };
     lines.push(row("arm", &heads.map(str::to_owned)));
