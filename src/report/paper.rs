@@ -61,7 +61,7 @@ pub struct PaperArm {
     pub curve: Vec<(u64, f64)>,
     /// Values that train.
     pub trained: u64,
-    /// Share of the model that a device holds, and that it trains.
+    /// Share of the model that a device holds, and of what trains that it trains.
     pub on_device: (f64, f64),
     /// Bytes a round: that a device published and received, that an edge published towards the cloud.
     pub bytes: Option<(u64, u64, u64)>,
@@ -213,7 +213,7 @@ fn table<'a, const N: usize>(
             let wide = width(head);
             format!("{cell:>wide$}")
         });
-        format!("  {name:<18}{}", cells.collect::<String>())
+        format!("  {name:<30}{}", cells.collect::<String>())
     };
     lines.push(row("arm", &heads.map(str::to_owned)));
     lines.extend(rows.map(|(name, cells)| row(name, &cells)));

@@ -11,12 +11,12 @@
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::attention::Pass;
 use super::linear::Linear;
 use super::norm::{Norm, NormKind};
 use super::parts::Parts;
 use super::peft::PeftConfig;
-use super::transformer::{Block, BlockConfig, linear_tensors, norm_tensors};
+use super::prompted::Prompted;
+use super::transformer::{BlockConfig, drawn_weights, linear_tensors, norm_tensors};
 use super::{dim, tensor};
 use crate::learn::{Layout, LearnError, TensorSet};
 use crate::rng::Stream;
@@ -118,26 +118,12 @@ impl SignalTransformerConfig {
         Layout(all)
     }
 
-    /// Weights to pre-train from: normal matrices of variance 1/input, norms 1, biases 0.
+    /// Weights to pre-train from; see [`drawn_weights`].
     ///
     /// # Determinism
     /// The same stream gives the same values.
-    #[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "f32 weights")]
     pub fn initial_weights(&self, stream: &mut Stream) -> TensorSet {
-        let mut set = TensorSet::zeros(&self.layout());
-        let names: Vec<_> = self.layout().0;
-        for ((name, shape), data) in names.iter().zip(set.values_mut()) {
-            let scale = match shape.as_slice() {
-                _ if name == "embed.position" => 0.02,
-                [_, input] => 1.0 / (*input as f64).sqrt(),
-                _ => 0.0,
-            };
-            let norm_weight = name.contains("norm") && name.ends_with(".weight");
-            for value in data {
-                *value = if norm_weight { 1.0 } else { (scale * stream.normal()) as f32 };
-            }
-        }
-        set
+        drawn_weights(&self.layout(), stream)
     }
 }
 
@@ -218,14 +204,6 @@ pub struct SignalStem {
     embed: Linear,
     position: Tensor,
     blocks: Vec<Prompted>,
-}
-
-/// A block, with the tokens that an adapter puts in front of its input, `[n, d]` (VPT-deep,
-/// arXiv:2203.12119): what it makes of them goes no further.
-#[derive(Debug)]
-struct Prompted {
-    block: Block,
-    prompts: Option<Tensor>,
 }
 
 /// The model's second part: the other blocks, norm and mean, without the head.
@@ -342,24 +320,7 @@ impl SignalTransformerConfig {
         range: std::ops::Range<u32>,
     ) -> Result<Vec<Prompted>, LearnError> {
         let spec = self.block.spec();
-        let block = |i| {
-            let prompts = parts.added(&format!("blocks.{i}.prompts"));
-            Ok(Prompted { block: Block::new(parts, &format!("blocks.{i}"), &spec)?, prompts })
-        };
-        range.map(block).collect()
-    }
-}
-
-impl Prompted {
-    fn forward(&self, x: &Tensor) -> Result<Tensor, LearnError> {
-        let Some(prompts) = &self.prompts else {
-            return self.block.forward(x, &mut Pass::default());
-        };
-        let (n, _) = prompts.size2()?;
-        let (batch, tokens, _) = x.size3()?;
-        let front = prompts.f_unsqueeze(0)?.f_expand([batch, -1, -1], false)?;
-        let y = self.block.forward(&Tensor::f_cat(&[&front, x], 1)?, &mut Pass::default())?;
-        Ok(y.f_narrow(1, n, tokens)?)
+        range.map(|i| Prompted::new(parts, &format!("blocks.{i}"), &spec)).collect()
     }
 }
 

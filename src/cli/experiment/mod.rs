@@ -52,19 +52,19 @@ enum Experiment {
     /// Models of three kinds at three tiers teach each other, on bearings
     #[command(after_help = relay::RUN_HELP)]
     Relay(relay::RunArgs),
-    /// With and without pre-training, federated, on bearings
+    /// With and without pre-training, federated, on bearings and images
     #[command(after_help = paper::RUN_HELP)]
     PaperA(paper::RunArgs),
-    /// With and without fine-tuning, by method, on bearings
+    /// With and without fine-tuning, by method, on bearings and images
     #[command(after_help = paper::RUN_HELP)]
     PaperB(paper::RunArgs),
-    /// What training and answers cost: federated, split, hybrid, all in one place; on bearings
+    /// What training and answers cost: federated, split, hybrid, all in one place; on bearings and images
     #[command(after_help = paper::RUN_HELP)]
     PaperC(paper::RunArgs),
-    /// Devices with unlike examples, on bearings
+    /// Devices with unlike examples, on bearings and images
     #[command(after_help = paper::RUN_HELP)]
     PaperD(paper::RunArgs),
-    /// Devices in clusters, by likeness and by lot, on bearings
+    /// Devices in clusters, by likeness and by lot, on bearings and images
     #[command(after_help = paper::RUN_HELP)]
     PaperE(paper::RunArgs),
 }

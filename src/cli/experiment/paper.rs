@@ -66,8 +66,11 @@ mod with_torch {
     use super::{Exit, RunArgs, Write};
     use crate::cli::exit::Misuse;
     use crate::data::Cache;
-    use crate::data::bearings::{Bearings, Dataset, fetch_bearings};
-    use crate::experiment::paper::{Cell, CellOptions, Paper, Record, State, run_cell, summary};
+    use crate::data::bearings::{Bearings, fetch_bearings};
+    use crate::data::images::ImageSet;
+    use crate::experiment::paper::{
+        Cell, CellOptions, Material, Paper, Record, Set, State, run_cell, summary,
+    };
     use crate::report::{paper_to_html, paper_to_json, paper_to_table};
 
     /// Runs one of the comparisons, by its letter.
@@ -98,15 +101,15 @@ mod with_torch {
             bar.set_length(chosen.len() as u64);
             // With one cell this process has it for itself.
             let apart = paper.tells_memory() && chosen.len() > 1;
-            let set = if apart { None } else { Some(recordings(args, &bar)?) };
+            let mut sets = Sets::default();
             for at in chosen {
                 let Some((cell, _)) = cells.get(at) else { continue };
                 bar.set_message(cell.name());
-                let done = match &set {
-                    Some(set) => {
-                        here(cell, set, &options(args, &folder, !paper.tells_memory()), &bar)
-                    }
-                    None => apart_from_others(paper, cell, args, &folder),
+                let done = if apart {
+                    apart_from_others(paper, cell, args, &folder)
+                } else {
+                    let set = sets.of(cell.set, args, &bar)?;
+                    here(cell, set, &options(args, &folder, !paper.tells_memory()), &bar)
                 };
                 let state = done.map_or_else(
                     |error| {
@@ -195,15 +198,48 @@ mod with_torch {
         Ok((None, out.clone()))
     }
 
+    /// The sets, each read when a cell asks for it.
+    #[derive(Default)]
+    struct Sets {
+        bearings: Option<Material>,
+        images: Option<Material>,
+    }
+
+    impl Sets {
+        fn of(&mut self, set: Set, args: &RunArgs, bar: &ProgressBar) -> anyhow::Result<&Material> {
+            let (place, read): (_, fn(&RunArgs, &ProgressBar) -> _) = match set {
+                Set::Bearings => (&mut self.bearings, recordings),
+                Set::FashionMnist => (&mut self.images, images),
+            };
+            if place.is_none() {
+                *place = Some(read(args, bar)?);
+            }
+            place.as_ref().context("a set that was read")
+        }
+    }
+
     /// The recordings, fetched where they aren't there yet.
-    fn recordings(args: &RunArgs, bar: &ProgressBar) -> anyhow::Result<Dataset> {
+    fn recordings(args: &RunArgs, bar: &ProgressBar) -> anyhow::Result<Material> {
         let cache = Cache::from_env()?;
-        bar.set_message("reading the recordings");
         let fetched = fetch_bearings(&cache, &mut |_| bar.tick())?;
         if fetched.fresh {
             bar.suspend(|| told(args.json, fetched.notice));
         }
-        Ok(Bearings::cached(&cache).context("the data set vanished")?.load()?)
+        let set = Bearings::cached(&cache).context("the data set vanished")?;
+        Ok(Material::bearings(set.load()?))
+    }
+
+    /// The images, fetched where they aren't there yet.
+    fn images(args: &RunArgs, bar: &ProgressBar) -> anyhow::Result<Material> {
+        let cache = Cache::from_env()?;
+        let read = |set: ImageSet| {
+            let fetched = set.fetch(&cache, &mut |_| bar.tick())?;
+            if fetched.fresh {
+                bar.suspend(|| told(args.json, fetched.notice));
+            }
+            set.cached(&cache)?.context("the images vanished")
+        };
+        Ok(Material::images(&read(ImageSet::FashionMnist)?, &read(ImageSet::Mnist)?))
     }
 
     fn options(args: &RunArgs, folder: &Path, shared: bool) -> CellOptions {
@@ -218,7 +254,7 @@ mod with_torch {
 
     fn here(
         cell: &Cell,
-        set: &Dataset,
+        set: &Material,
         options: &CellOptions,
         bar: &ProgressBar,
     ) -> anyhow::Result<Record> {
@@ -284,7 +320,7 @@ mod with_torch {
         #[test]
         fn cells_are_chosen_by_name_and_a_wrong_one_tells_the_right_ones() {
             let all = chosen(Paper::A, &args(&[])).unwrap();
-            assert_eq!(all.len(), 12);
+            assert_eq!(all.len(), 16, "three seeds of four arms, and images");
             let one = args(&["--cell", "bearings-random-full-2"]);
             assert_eq!(chosen(Paper::A, &one).unwrap().len(), 1);
             let why = chosen(Paper::A, &args(&["--cell", "x"])).unwrap_err().to_string();
@@ -306,7 +342,7 @@ mod with_torch {
             assert_eq!(run('a', &report, &mut out).unwrap(), Exit::Ok);
             let json: serde_json::Value = serde_json::from_slice(&out).unwrap();
             let cells = json["cells"].as_array().unwrap();
-            assert_eq!(cells.len(), 12);
+            assert_eq!(cells.len(), 16);
             assert!(cells.iter().all(|cell| cell["state"] == "not run"));
             assert!(room.path().join("paper-a.html").exists());
         }

@@ -46,6 +46,8 @@ pub struct Cell {
 pub enum Set {
     /// Vibration windows of bearings, three classes.
     Bearings,
+    /// A part of Fashion-MNIST, ten classes.
+    FashionMnist,
 }
 
 /// The model that learning starts from.
@@ -54,10 +56,15 @@ pub enum Set {
 pub enum Base {
     /// The signal transformer that comes along: 3 blocks, pre-trained on generated physics.
     Shipped,
-    /// The same architecture with random weights, drawn anew by each seed.
+    /// The architecture of the set's pre-trained base with random weights, drawn anew by each seed.
     Random,
     /// 8 blocks, pre-trained for a short while on generated physics by the experiment itself.
     Deep {
+        /// Steps of its pre-training.
+        steps: u32,
+    },
+    /// A small vision transformer, pre-trained for a short while on digits (MNIST) by the experiment itself.
+    Digits {
         /// Steps of its pre-training.
         steps: u32,
     },
@@ -133,7 +140,12 @@ pub enum Grouping {
 impl Cell {
     /// A name for people and its folder; unlike those of other cells of an experiment.
     pub fn name(&self) -> String {
-        format!("{}-{}-{}", self.set.as_str(), self.arm, self.seed)
+        format!("{}-{}", self.arm_name(), self.seed)
+    }
+
+    /// Its arm with the set: the same for cells that differ in their seed only.
+    pub fn arm_name(&self) -> String {
+        format!("{}-{}", self.set.as_str(), self.arm)
     }
 }
 
@@ -142,6 +154,15 @@ impl Set {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Bearings => "bearings",
+            Self::FashionMnist => "fashion-mnist",
+        }
+    }
+
+    /// Bytes of a sample or pixel as a device has it.
+    pub(super) fn value_bytes(self) -> u64 {
+        match self {
+            Self::Bearings => 4,
+            Self::FashionMnist => 1,
         }
     }
 }

@@ -1,21 +1,17 @@
 //! Who gets which examples, and who is at whose site.
 
 use super::cell::{Cell, Deal, Grouping};
-use crate::learn::{LearnError, Windows, split_by_dirichlet, split_by_labels, split_evenly};
+use super::material::Pool;
+use crate::learn::{LearnError, split_by_dirichlet, split_by_labels, split_evenly};
 use crate::rng::Stream;
 
-/// The windows of each device.
+/// The examples of each device.
 ///
 /// # Errors
 /// [`LearnError::OutOfRange`] when they can't be dealt out so.
-pub(super) fn deal(
-    cell: &Cell,
-    plants: &[Windows],
-    pooled: &Windows,
-) -> Result<Vec<Windows>, LearnError> {
-    let labels: Vec<u8> =
-        pooled.labels.iter().map(|label| u8::try_from(*label).unwrap_or(u8::MAX)).collect();
-    let (n, classes, seed) = (cell.devices, pooled.classes, cell.seed);
+pub(super) fn deal(cell: &Cell, plants: &[Pool], pooled: &Pool) -> Result<Vec<Pool>, LearnError> {
+    let labels = pooled.labels();
+    let (n, classes, seed) = (cell.devices, pooled.classes(), cell.seed);
     let rows = match cell.deal {
         Deal::Plants if plants.len() == n => return Ok(plants.to_vec()),
         Deal::Plants => {
@@ -29,37 +25,20 @@ pub(super) fn deal(
         Deal::Dirichlet(alpha) => split_by_dirichlet(&labels, classes, n, alpha, seed)?,
         Deal::Labels(each) => split_by_labels(&labels, classes, n, each, seed)?,
     };
-    Ok(rows.iter().map(|rows| choose(pooled, rows)).collect())
-}
-
-/// The windows of these rows, in this order; rows that aren't there are left out.
-pub(super) fn choose(from: &Windows, rows: &[usize]) -> Windows {
-    let mut chosen = Windows { x: Vec::new(), labels: Vec::new(), ..*from };
-    for row in rows {
-        if let (Some(window), Some(label)) = (from.row(*row), from.labels.get(*row)) {
-            chosen.x.extend_from_slice(window);
-            chosen.labels.push(*label);
-        }
-    }
-    chosen
-}
-
-/// At most so many, taken evenly from all of them.
-pub(super) fn thin(from: &Windows, most: Option<usize>) -> Windows {
-    let n = from.num_examples();
-    match most {
-        Some(most) if most < n => {
-            choose(from, &(0..most).map(|at| at * n / most).collect::<Vec<_>>())
-        }
-        _ => from.clone(),
-    }
+    Ok(rows.iter().map(|rows| pooled.choose(rows)).collect())
 }
 
 /// Examples of each class, a device each.
-pub(super) fn class_counts(devices: &[Windows]) -> Vec<Vec<u64>> {
-    let count = |data: &Windows, class| data.labels.iter().filter(|at| **at == class).count();
-    let counts =
-        |data: &Windows| (0..data.classes).map(|class| count(data, class) as u64).collect();
+pub(super) fn class_counts(devices: &[Pool]) -> Vec<Vec<u64>> {
+    let counts = |device: &Pool| {
+        let mut counts = vec![0; device.classes()];
+        for label in device.labels() {
+            if let Some(count) = counts.get_mut(usize::from(label)) {
+                *count += 1;
+            }
+        }
+        counts
+    };
     devices.iter().map(counts).collect()
 }
 
@@ -127,6 +106,7 @@ pub(super) fn spread(counts: &[Vec<u64>], sites: &[usize]) -> f64 {
 mod tests {
     use super::*;
     use crate::experiment::paper::Paper;
+    use crate::learn::Images;
 
     fn cell(sites: usize, grouping: Grouping) -> Cell {
         Cell { sites, grouping, ..Paper::E.cells(false).remove(0) }
@@ -149,32 +129,26 @@ mod tests {
     }
 
     #[test]
-    fn windows_are_dealt_out_whole_and_once() {
-        let row = |i: usize| [f32::from(u8::try_from(i).unwrap()); 2];
-        let pooled = Windows {
-            x: (0..60).flat_map(row).collect(),
-            len: 2,
-            labels: (0..60).map(|i| i % 3).collect(),
-            classes: 3,
-        };
+    fn examples_are_dealt_out_whole_and_once() {
+        let labels: Vec<u8> = (0..60).map(|row| row % 3).collect();
+        let (pixels, classes) = ((0..60).collect(), 3);
+        let pooled = Pool::Images(Images { pixels, width: 1, height: 1, labels, classes });
         let dealt = |deal_by| {
             let cell = Cell { deal: deal_by, devices: 3, ..cell(1, Grouping::InOrder) };
             deal(&cell, &[], &pooled)
         };
         for by in [Deal::Iid, Deal::Labels(2), Deal::Dirichlet(1.0)] {
             let devices = dealt(by).unwrap();
-            let mut seen: Vec<f32> = devices.iter().flat_map(|d| d.x.clone()).collect();
-            seen.sort_by(f32::total_cmp);
-            assert_eq!(seen, pooled.x, "{by:?}");
+            let mut seen = Vec::new();
             for device in &devices {
-                for (i, label) in device.labels.iter().enumerate() {
-                    let number = device.row(i).unwrap()[0];
-                    assert!((number.rem_euclid(3.0) - *label as f32).abs() < 1e-6);
-                }
+                let Pool::Images(images) = device else { unreachable!("images were dealt") };
+                assert!(images.pixels.iter().zip(&images.labels).all(|(p, label)| p % 3 == *label));
+                seen.extend_from_slice(&images.pixels);
             }
+            let counted: u64 = class_counts(&devices).iter().flatten().sum();
+            seen.sort_unstable();
+            assert_eq!((seen, counted), ((0..60).collect(), 60), "{by:?}");
         }
         assert!(dealt(Deal::Plants).is_err(), "there are no plants");
-        assert_eq!(thin(&pooled, Some(6)).labels, [0, 1, 2, 0, 1, 2]);
-        assert_eq!(thin(&pooled, Some(100)), pooled);
     }
 }

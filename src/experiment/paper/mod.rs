@@ -4,6 +4,7 @@
 //! ```text
 //! cell.rs     what is measured: one federation (or one learner that has all), with one seed
 //! plan.rs     which cells make each comparison
+//! material.rs what is dealt out and judged by
 //! deal.rs     who gets which examples, who is at whose site
 //! model.rs    bases, what learns from them and answers
 //! record.rs   what came of a cell, on disk
@@ -15,6 +16,7 @@
 
 mod cell;
 mod deal;
+mod material;
 mod model;
 mod plan;
 mod record;
@@ -24,6 +26,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 pub use cell::{Base, Cell, Deal, Grouping, How, Method, Set};
+pub use material::Material;
+use material::{Pool, thin_windows};
 use model::{CUT, Judge, Model};
 pub use plan::Paper;
 pub use record::{Answers, Bytes, Cost, Point, Record, Values};
@@ -31,9 +35,8 @@ pub use summary::{State, summary};
 
 use super::federation::{Federation, Outcome, Party, Told, Work};
 use super::{ExperimentError, Shared, arms};
-use crate::data::bearings::Dataset;
 use crate::ids::Digest;
-use crate::learn::{Examples, Learner, TensorSet, Windows};
+use crate::learn::{Examples, TensorSet, Windows};
 use crate::node::{SystemClock, plan_of};
 use crate::settings::{Layers, Settings, SettingsError, SplitCodingName, SplitVersion, Tier};
 use crate::telemetry::{machine, usage};
@@ -61,16 +64,15 @@ pub struct CellOptions {
 /// [`ExperimentError`]; [`ExperimentError::OtherRun`] when the record is one of other settings.
 pub fn run_cell(
     cell: &Cell,
-    set: &Dataset,
+    set: &Material,
     options: &CellOptions,
     told: &mut dyn FnMut(&str),
 ) -> Result<Record, ExperimentError> {
     let settings = settings(cell)?;
-    let model = Model::of(cell, &options.folder, told)?;
-    let plants: Vec<Windows> =
-        set.plants.iter().map(|plant| deal::thin(plant, cell.most_examples)).collect();
-    let pooled = deal::thin(&set.pooled, cell.most_examples.map(|most| most * cell.devices));
-    let test = deal::thin(&set.test, cell.most_examples);
+    let model = Model::of(cell, set.elsewhere.as_ref(), &options.folder, told)?;
+    let plants: Vec<Pool> = set.plants.iter().map(|plant| plant.thin(cell.most_examples)).collect();
+    let pooled = set.pooled.thin(cell.most_examples.map(|most| most * cell.devices));
+    let test = thin_windows(&set.test, cell.most_examples);
     let devices = deal::deal(cell, &plants, &pooled)?;
     let class_counts = deal::class_counts(&devices);
     let sites = deal::sites(cell, &class_counts);
@@ -93,14 +95,13 @@ pub fn run_cell(
 
     told("training");
     let start = model.learner()?.initial_adapter();
-    let examples: usize = devices.iter().map(|device| device.x.len()).sum();
+    let examples: u64 = devices.iter().map(Pool::num_bytes).sum();
     let meter = Meter::begin();
     let learned = match cell.how {
         How::Untrained => Learned::default(),
         How::Pooled => pool(cell, &settings, &model, &devices)?,
         How::Federated | How::Split { .. } => {
-            let places: Vec<usize> = sites.clone();
-            federate(&settings, &model, (devices, &places), &start, &nodes, options)?
+            federate(&settings, &model, (devices, &sites), &start, &nodes, options)?
         }
     };
     let training = meter.end();
@@ -114,7 +115,7 @@ pub fn run_cell(
     for (round, adapter) in judged.take(learned.versions.len().saturating_sub(1)) {
         curve.push(judge.point(round, adapter, &test)?);
     }
-    let point = answer(&mut judge, last, &test, &mut answers)?;
+    let point = answer(&mut judge, last, (&test, cell.set), &mut answers)?;
     if last.0 > 0 {
         curve.push(point);
     }
@@ -129,7 +130,7 @@ pub fn run_cell(
         sites,
         curve,
         bytes: learned.bytes,
-        examples_bytes_per_device: 4 * (examples / cell.devices.max(1)) as u64,
+        examples_bytes_per_device: examples / (cell.devices as u64).max(1),
         training,
         peak_memory_mib: options
             .alone
@@ -179,18 +180,18 @@ struct Learned {
 fn federate(
     settings: &Settings,
     model: &Model,
-    (devices, sites): (Vec<Windows>, &[usize]),
+    (devices, sites): (Vec<Pool>, &[usize]),
     start: &TensorSet,
     nodes: &std::path::Path,
     options: &CellOptions,
 ) -> Result<Learned, ExperimentError> {
     let mut parties = Vec::with_capacity(devices.len());
-    for (at, (windows, site)) in devices.into_iter().zip(sites).enumerate() {
+    for (at, (examples, site)) in devices.into_iter().zip(sites).enumerate() {
         let work = match model.front()? {
             Some(front) => Work::Front(front),
-            None => Work::Whole(Box::new(model.learner()?)),
+            None => Work::Whole(model.learner()?),
         };
-        let data = Arc::new(Examples::from(windows));
+        let data = Arc::new(Examples::from(examples));
         parties.push(Party { name: format!("{at}"), site: format!("site-{site}"), data, work });
     }
     let back = || model.back();
@@ -226,15 +227,10 @@ fn pool(
     cell: &Cell,
     settings: &Settings,
     model: &Model,
-    devices: &[Windows],
+    devices: &[Pool],
 ) -> Result<Learned, ExperimentError> {
-    let mut all = Windows::default();
-    for device in devices {
-        (all.len, all.classes) = (device.len, device.classes);
-        all.x.extend_from_slice(&device.x);
-        all.labels.extend_from_slice(&device.labels);
-    }
-    let learner = Shared(Arc::new(Mutex::new(Box::new(model.learner()?))));
+    let Some(all) = Pool::together(devices) else { return Ok(Learned::default()) };
+    let learner = Shared(Arc::new(Mutex::new(model.learner()?)));
     let times = u32::try_from(cell.devices).unwrap_or(u32::MAX);
     let adapter = arms::train(&learner, settings, &all.into(), times, &mut || {})?;
     Ok(Learned { versions: vec![(cell.rounds, adapter)], ..Learned::default() })
@@ -244,7 +240,7 @@ fn pool(
 fn answer(
     judge: &mut Judge,
     (round, adapter): (u64, &TensorSet),
-    test: &Windows,
+    (test, set): (&Windows, Set),
     answers: &mut Answers,
 ) -> Result<Point, ExperimentError> {
     let meter = Meter::begin();
@@ -252,7 +248,7 @@ fn answer(
     *answers = Answers {
         count: test.num_examples() as u64,
         cost: meter.end(),
-        example_bytes: 4 * test.len as u64,
+        example_bytes: test.len as u64 * set.value_bytes(),
     };
     Ok(point)
 }

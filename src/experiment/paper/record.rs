@@ -35,7 +35,8 @@ pub struct Record {
     pub curve: Vec<Point>,
     /// Payload bytes; none where nothing travels.
     pub bytes: Option<Bytes>,
-    /// What a device's examples take as f32, computed: what it would send to have them learned from elsewhere.
+    /// What a device's examples take (samples as f32, a byte a pixel), computed: what it would send to have
+    /// them learned from elsewhere.
     pub examples_bytes_per_device: u64,
     /// Training, with all that a federation does.
     pub training: Cost,
@@ -107,7 +108,7 @@ pub struct Answers {
     pub count: u64,
     /// What all of them took.
     pub cost: Cost,
-    /// What an example takes as f32, computed: sent wherever the model isn't.
+    /// What an example takes, computed: sent wherever the model isn't.
     pub example_bytes: u64,
 }
 

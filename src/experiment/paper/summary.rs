@@ -25,8 +25,8 @@ pub enum State {
 pub fn summary(paper: Paper, cells: &[(Cell, State)]) -> Result<PaperReport, ExperimentError> {
     let mut arms: Vec<PaperArm> = Vec::new();
     for (cell, _) in cells {
-        if arms.iter().all(|arm| arm.name != cell.arm) {
-            arms.push(arm(&cell.arm, cells));
+        if arms.iter().all(|arm| arm.name != cell.arm_name()) {
+            arms.push(arm(&cell.arm_name(), cells));
         }
     }
     let mut told = Vec::with_capacity(cells.len());
@@ -55,15 +55,17 @@ fn finished<'a>(
     arm: &'a str,
     cells: &'a [(Cell, State)],
 ) -> impl Iterator<Item = &'a Record> + Clone {
-    cells.iter().filter(move |(cell, _)| cell.arm == arm).filter_map(|(_, state)| match state {
-        State::Finished(record) => Some(&**record),
-        State::NotRun | State::Failed(_) => None,
-    })
+    cells.iter().filter(move |(cell, _)| cell.arm_name() == arm).filter_map(
+        |(_, state)| match state {
+            State::Finished(record) => Some(&**record),
+            State::NotRun | State::Failed(_) => None,
+        },
+    )
 }
 
 fn arm(name: &str, cells: &[(Cell, State)]) -> PaperArm {
     let records = finished(name, cells);
-    let of = cells.iter().filter(|(cell, _)| cell.arm == name).count();
+    let of = cells.iter().filter(|(cell, _)| cell.arm_name() == name).count();
     let Some(first) = records.clone().next() else {
         return PaperArm { name: name.to_owned(), of, ..PaperArm::default() };
     };
@@ -83,7 +85,7 @@ fn arm(name: &str, cells: &[(Cell, State)]) -> PaperArm {
         };
         (of(|b| b.device_up), of(|b| b.device_down), of(|b| b.edge_up))
     });
-    let share = |part: u64| to_f64(part) / to_f64(first.values.model.max(1));
+    let share = |part: u64, of: u64| to_f64(part) / to_f64(of.max(1));
     let answer = |record: &Record| {
         1_000.0 * record.answers.cost.cpu_seconds / to_f64(record.answers.count.max(1))
     };
@@ -97,7 +99,10 @@ fn arm(name: &str, cells: &[(Cell, State)]) -> PaperArm {
         macro_f1_untrained: mean(&|record| record.curve.first().map_or(f64::NAN, |at| at.macro_f1)),
         curve: curve.collect(),
         trained: first.values.trained,
-        on_device: (share(first.values.on_device), share(first.values.trained_on_device)),
+        on_device: (
+            share(first.values.on_device, first.values.model),
+            share(first.values.trained_on_device, first.values.trained),
+        ),
         bytes,
         training: (
             mean(&|record| record.training.seconds),
@@ -111,7 +116,7 @@ fn arm(name: &str, cells: &[(Cell, State)]) -> PaperArm {
 
 /// What was wanted of the hybrid before it was run.
 fn checks(cells: &[(Cell, State)]) -> Vec<PaperCheck> {
-    let arms = ["fl", "hfsl", "hfsl-f32"].map(|name| arm(name, cells));
+    let arms = ["bearings-fl", "bearings-hfsl", "bearings-hfsl-f32"].map(|name| arm(name, cells));
     let [fl, hfsl, f32_arm] = &arms;
     let complete = |arm: &PaperArm| arm.seeds == arm.of && arm.of > 0;
     let mut checks = Vec::new();
@@ -133,7 +138,7 @@ fn checks(cells: &[(Cell, State)]) -> Vec<PaperCheck> {
         "at most 20 %",
         share(hfsl.on_device.1),
     );
-    let one = finished("hfsl", cells).next();
+    let one = finished(&hfsl.name, cells).next();
     let frames = |record: &Record| {
         record.bytes.map(|bytes| to_f64(bytes.device_up.saturating_sub(bytes.work)))
     };
@@ -191,7 +196,7 @@ mod tests {
             class_counts: Vec::new(),
             sites: Vec::new(),
             spread_in_sites: 0.0,
-            values: Values { model: 100, trained: 20, on_device: 14, trained_on_device: 22 },
+            values: Values { model: 100, trained: 20, on_device: 14, trained_on_device: 5 },
             curve: vec![point(0, 0.3), point(5, macro_f1)],
             bytes: Some(Bytes { device_up, work: 100, ..Bytes::default() }),
             examples_bytes_per_device: 0,
@@ -226,7 +231,7 @@ mod tests {
         assert_eq!(met(&by(0.885)), [yes, yes, Some(false), yes, yes]);
         assert_eq!(met(&by(0.875))[0], Some(false));
         let arm = &by(0.885).arms[0];
-        assert_eq!((arm.name.as_str(), arm.seeds, arm.of), ("fl", 3, 3));
+        assert_eq!((arm.name.as_str(), arm.seeds, arm.of), ("bearings-fl", 3, 3));
         assert_eq!(arm.macro_f1.unwrap(), (0.9, Some(0.0)));
         assert_eq!(arm.curve.len(), 2);
     }
@@ -236,9 +241,9 @@ mod tests {
         let cells = all(|cell| (cell.seed == 1 && cell.arm != "sl").then_some(0.5));
         let report = summary(Paper::C, &cells).unwrap();
         assert_eq!(report.checks[0].met, None, "one seed of three");
-        let sl = report.arms.iter().find(|arm| arm.name == "sl").unwrap();
+        let sl = report.arms.iter().find(|arm| arm.name == "bearings-sl").unwrap();
         assert_eq!((sl.seeds, sl.of, sl.macro_f1), (0, 3, None));
         let open = report.cells.iter().filter(|cell| cell.state == "not run").count();
-        assert_eq!(open, cells.len() - 4);
+        assert_eq!(open, cells.len() - 6);
     }
 }

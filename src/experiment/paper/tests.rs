@@ -1,9 +1,11 @@
 use super::*;
-use crate::learn::physics;
+use crate::data::bearings::Dataset;
+use crate::data::images;
+use crate::learn::{Images, physics};
 use crate::rng::Stream;
 
 /// Windows of the physics that the base knows, in the place of recordings.
-fn set() -> Dataset {
+fn recordings() -> Material {
     let windows = |n, seed| physics::windows(&mut Stream::new(seed, "test"), n);
     let plants: Vec<Windows> = (1..=4).map(|seed| windows(24, seed)).collect();
     let mut pooled = Windows { x: Vec::new(), labels: Vec::new(), ..plants[0].clone() };
@@ -11,17 +13,38 @@ fn set() -> Dataset {
         pooled.x.extend_from_slice(&plant.x);
         pooled.labels.extend_from_slice(&plant.labels);
     }
-    Dataset { plants, pooled, test: windows(24, 9) }
+    Material::bearings(Dataset { plants, pooled, test: windows(24, 9) })
+}
+
+/// Noise with labels.
+fn images() -> Material {
+    let mut stream = Stream::new(3, "test");
+    let mut noise = |n: usize| Images {
+        pixels: (0..n * 784).map(|_| u8::try_from(stream.below(256)).unwrap()).collect(),
+        width: 28,
+        height: 28,
+        labels: (0..n).map(|row| u8::try_from(row % 10).unwrap()).collect(),
+        classes: 10,
+    };
+    let mut set = |train, test| images::Dataset { train: noise(train), test: noise(test) };
+    let fashion = set(400, 40);
+    Material::images(&fashion, &set(100, 1))
 }
 
 fn run(folder: &std::path::Path, cell: &Cell) -> Result<Record, ExperimentError> {
     let options =
         CellOptions { folder: folder.to_owned(), lanes: 2, patience_s: 120, alone: false };
-    run_cell(cell, &set(), &options, &mut |_| {})
+    let set = if cell.set == Set::Bearings { recordings() } else { images() };
+    run_cell(cell, &set, &options, &mut |_| {})
 }
 
 fn cell(paper: Paper, arm: &str) -> Cell {
     paper.cells(true).into_iter().find(|cell| cell.arm == arm).unwrap()
+}
+
+fn of_images(paper: Paper, arm: &str) -> Cell {
+    let of = |cell: &Cell| cell.set == Set::FashionMnist && cell.arm == arm;
+    paper.cells(true).into_iter().find(of).unwrap()
 }
 
 #[test]
@@ -64,6 +87,19 @@ fn a_split_cell_holds_little_on_devices_and_trains_the_whole_model() {
     }
     let pooled = run(folder.path(), &cell(Paper::C, "cloud")).unwrap();
     assert_eq!((pooled.bytes, pooled.values.on_device), (None, 0));
+}
+
+#[test]
+fn images_are_learned_by_nodes_and_in_one_place_from_the_same_base() {
+    let folder = tempfile::tempdir().unwrap();
+    let fl = run(folder.path(), &of_images(Paper::C, "fl")).unwrap();
+    let pooled = run(folder.path(), &of_images(Paper::C, "cloud")).unwrap();
+    assert_eq!(fl.curve[0], pooled.curve[0]);
+    assert_eq!((fl.curve.len(), pooled.curve.len()), (2, 2));
+    assert!(fl.audit.unwrap().verified);
+    assert_eq!(fl.answers.example_bytes, 784);
+    let prompts = run(folder.path(), &of_images(Paper::B, "deep-prompts")).unwrap();
+    assert_eq!(prompts.values.trained, 10 * 48 + 10 + 3 * 8 * 48);
 }
 
 #[test]
