@@ -400,12 +400,12 @@ mod tests {
             &mut report.question,
             &mut report.arms[0].name,
             &mut report.cells[1].name,
-            &mut report.cells[2].state,
             &mut report.not_built[0],
             &mut report.checks[0].got,
         ] {
             evil.clone_into(text);
         }
+        evil.clone_into(&mut report.cells[2].state);
         report.arms[0].curve = vec![(0, f64::NAN), (1, f64::INFINITY)];
         let page = paper_to_html(&report);
         for bad in ["<script", "src=\"", "href=", "url(", "@import"] {

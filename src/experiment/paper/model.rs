@@ -156,8 +156,10 @@ impl Model {
                 model.layers, model.block.d_model
             ),
             Kind::Vision(VisionTrainerConfig { model, .. }) => format!(
-                "vision transformer, {} blocks of width {}, patches of {} x {0}",
-                model.layers, model.d_model, model.patch
+                "vision transformer, {} blocks of width {}, patches of {patch} x {patch}",
+                model.layers,
+                model.d_model,
+                patch = model.patch
             ),
         }
     }
