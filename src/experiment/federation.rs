@@ -24,7 +24,7 @@ use crate::learn::{
     Trained,
 };
 use crate::ledger::{Entry, Event, Origin, verify};
-use crate::node::{Identity, Node, NodeParts, SettingsProblem, SystemClock, learning_of};
+use crate::node::{Identity, Node, NodeParts, SettingsProblem, SystemClock, learning_of, split_of};
 use crate::protocol::{Backs, update};
 use crate::report::AuditSummary;
 use crate::scada::command::CommandPolicy;
@@ -124,7 +124,24 @@ pub(super) struct Outcome {
     pub(super) bytes_up: u64,
     /// Of it, the coded work.
     pub(super) work: u64,
+    /// All payload bytes of this process.
+    #[cfg_attr(not(feature = "torch"), expect(dead_code, reason = "as of its fields"))]
+    pub(super) traffic: Traffic,
     pub(super) audit: Option<AuditSummary>,
+}
+
+/// Payload bytes of a node, means over the nodes of its kind.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[cfg_attr(not(feature = "torch"), expect(dead_code, reason = "told where there is libtorch only"))]
+pub(super) struct Traffic {
+    /// That a device published.
+    pub(super) device_up: u64,
+    /// That a device received.
+    pub(super) device_down: u64,
+    /// That an edge published towards the cloud.
+    pub(super) edge_up: u64,
+    /// That an edge received from the cloud.
+    pub(super) edge_down: u64,
 }
 
 pub(super) type Links = BTreeMap<Side, (Arc<dyn Bus>, mpsc::Receiver<BusEvent>)>;
@@ -194,12 +211,11 @@ impl Federation<'_> {
             nodes.push(crate::node::start(parts)?);
         }
 
-        let devices: Vec<Arc<Figures>> = nodes
-            .iter()
-            .zip(&places.all)
-            .filter(|(_, place)| place.party.is_some())
-            .map(|(node, _)| Arc::clone(&node.figures))
-            .collect();
+        let figures_of = |role| -> Vec<Arc<Figures>> {
+            let of_role = nodes.iter().zip(&places.all).filter(|(_, place)| place.role == role);
+            of_role.map(|(node, _)| Arc::clone(&node.figures)).collect()
+        };
+        let (devices, edges) = (figures_of(Role::Device), figures_of(Role::Edge));
         let own = self.settings.knowledge.own_models;
         let models =
             if own { of_parties(&nodes, &places.all) } else { nodes.iter().take(1).collect() };
@@ -211,6 +227,12 @@ impl Federation<'_> {
         }
         outcome.losses = lanes.losses(self.settings.round.rounds);
         outcome.bytes_up = bytes_up(&devices) / self.settings.round.rounds.max(1);
+        outcome.traffic = Traffic {
+            device_up: bytes_up(&devices),
+            device_down: bytes_down(&devices),
+            edge_up: bytes_up(&edges),
+            edge_down: bytes_down(&edges),
+        };
         for node in nodes {
             node.stop("experiment_over", 200).await;
         }
@@ -298,8 +320,8 @@ impl Federation<'_> {
                 bench(None).with_half(Half::Front(lane.map_err(no_thread)?))
             }
             Works::Back(back) => {
-                // One a device, averaged with its front.
-                let copies = BackCopies::new(back, Backs::Each);
+                let backs = split_of(settings).map_or(Backs::Each, |split| split.backs);
+                let copies = BackCopies::new(back, backs);
                 let lane = back_lane(copies, Arc::clone(&figures), QUEUE).map_err(no_thread)?;
                 bench(None).with_half(Half::Back(lane))
             }
@@ -404,11 +426,18 @@ pub(super) fn audit_of(
     Ok((events.collect(), verified.is_ok()))
 }
 
-/// Bytes that a device has published, mean over the devices.
-fn bytes_up(devices: &[Arc<Figures>]) -> u64 {
+/// Bytes that a node has published towards above, mean over the nodes.
+fn bytes_up(nodes: &[Arc<Figures>]) -> u64 {
     let up = |figures: &Arc<Figures>| figures.view().bytes_out.get(&Side::Up).copied();
-    let all: u64 = devices.iter().filter_map(up).sum();
-    all / u64::try_from(devices.len()).unwrap_or(1).max(1)
+    let all: u64 = nodes.iter().filter_map(up).sum();
+    all / u64::try_from(nodes.len()).unwrap_or(1).max(1)
+}
+
+/// Bytes that a node has received from above, mean over the nodes.
+fn bytes_down(nodes: &[Arc<Figures>]) -> u64 {
+    let down = |figures: &Arc<Figures>| figures.view().bytes_in.get(&Side::Up).copied();
+    let all: u64 = nodes.iter().filter_map(down).sum();
+    all / u64::try_from(nodes.len()).unwrap_or(1).max(1)
 }
 
 /// Optimiser steps that the devices have done.

@@ -14,6 +14,9 @@
 //! judge.rs        bits per character, a machine and together
 //! language.rs     the language model that learns and judges (libtorch)
 //! relay/          another experiment: models of three kinds teach each other (libtorch)
+//! paper/          five comparisons that the GaisNet paper asks for, cell by cell (libtorch)
+//! over.rs         a figure over several seeds, with its interval
+//! score.rs        answers beside labels
 //! ```
 //! Everything runs in one process and shares one base in memory; one learner works for all machines
 //! in turn, so a small computer is enough. Called by `gaisnet experiment`; the choice of every setting
@@ -29,9 +32,15 @@ mod judge;
 #[cfg(feature = "torch")]
 pub mod language;
 pub mod niid;
+#[cfg(feature = "torch")]
+pub mod over;
+#[cfg(feature = "torch")]
+pub mod paper;
 mod places;
 #[cfg(feature = "torch")]
 pub mod relay;
+#[cfg(feature = "torch")]
+mod score;
 mod turns;
 mod versions;
 
@@ -242,7 +251,8 @@ pub fn run(
         let mut done = 0;
         let mut adapters = Vec::new();
         for machine in machines {
-            adapters.push(arms::train(&shared, settings, &machine.train, 1, &mut || {
+            let texts = Examples::Texts(machine.train.clone());
+            adapters.push(arms::train(&shared, settings, &texts, 1, &mut || {
                 done += 1;
                 news(News::Step { done, of: total });
             })?);
@@ -284,7 +294,7 @@ pub fn run(
         news(News::Begins("all texts in one place"));
         let since = clock.now();
         let mut done = 0;
-        let all = arms::pooled(machines);
+        let all = Examples::Texts(arms::pooled(machines));
         let times = u32::try_from(machines.len()).unwrap_or(u32::MAX);
         let adapter = arms::train(&shared, settings, &all, times, &mut || {
             done += 1;

@@ -9,6 +9,7 @@ mod html;
 mod json;
 mod niid;
 mod page;
+mod paper;
 mod table;
 
 use std::collections::BTreeMap;
@@ -22,6 +23,9 @@ pub use experiment::{
 pub use json::to_json;
 pub use niid::{CellRow, HalvesFigures, NiidReport, niid_to_html, niid_to_json, niid_to_table};
 pub use page::to_html;
+pub use paper::{
+    PaperArm, PaperCell, PaperCheck, PaperReport, paper_to_html, paper_to_json, paper_to_table,
+};
 pub use table::to_table;
 
 /// All that is told of one run.

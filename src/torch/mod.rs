@@ -44,6 +44,7 @@ pub mod peft;
 pub mod peft_format;
 pub mod predictor;
 pub mod pretrain;
+mod prompted;
 pub mod rope;
 pub mod safetensors;
 mod shared_rows;
@@ -54,6 +55,7 @@ pub mod tokenizer;
 pub mod trainer;
 pub mod transformer;
 pub mod vision;
+pub mod vision_trainer;
 pub mod weights;
 pub mod weights_error;
 
@@ -69,6 +71,8 @@ pub use pretrain::{PretrainConfig, pretrain};
 pub use signal::SignalTransformerConfig;
 pub use split::{SignalBack, SignalFront};
 pub use trainer::{SignalLearner, TrainerConfig};
+pub use vision::VisionConfig;
+pub use vision_trainer::{VisionLearner, VisionPredictor, VisionTrainerConfig};
 
 use std::num::NonZeroU16;
 

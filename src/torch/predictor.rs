@@ -10,8 +10,8 @@ use super::weights::Weights;
 use super::{evaluate, use_threads};
 use crate::learn::{LearnError, Prediction, Predictor, TensorSet};
 
-/// Serves windows. The adapter is merged when it is loaded, so that an answer costs what it costs
-/// without one.
+/// Serves windows. An adapter that can be merged is, when it is loaded, so that an answer costs what it
+/// costs without one.
 #[derive(Debug)]
 pub struct SignalPredictor {
     config: SignalTransformerConfig,
@@ -34,6 +34,7 @@ impl SignalPredictor {
         threads: NonZeroU16,
     ) -> Result<Self, LearnError> {
         config.check()?;
+        config.check_peft(peft)?;
         base.check_layout(&config.layout())?;
         base.check_finite()?;
         let weights = Weights::from_set(base)?;
@@ -71,8 +72,8 @@ impl Predictor for SignalPredictor {
     fn load(&mut self, adapter: &TensorSet) -> Result<(), LearnError> {
         let _guard = tch::no_grad_guard();
         use_threads(self.threads);
-        let weights = self.plan.merge(&self.base, &self.plan.flatten(adapter)?)?;
-        self.model = SignalTransformer::new(&Parts::bare(&weights), &self.config)?;
+        let applied = self.plan.apply(&self.base, &self.plan.flatten(adapter)?)?;
+        self.model = SignalTransformer::new(&applied.parts(), &self.config)?;
         Ok(())
     }
 

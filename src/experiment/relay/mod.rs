@@ -25,11 +25,14 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::ExperimentError;
+pub use super::over::Over;
+use super::over::{less, over};
+use super::score::answers;
 use crate::data::bearings::{CLASSES, Dataset, PLANTS, WINDOW_LEN};
 use crate::ids::Digest;
 use crate::learn::{
-    BEARING_PHYSICS, Confusion, Control, LearnError, MachineSpeeds, Predictor, ReferenceSet,
-    SoftmaxLearner, SoftmaxPredictor, TensorSet, Windows,
+    BEARING_PHYSICS, Control, LearnError, MachineSpeeds, Predictor, ReferenceSet, SoftmaxLearner,
+    SoftmaxPredictor, TensorSet, Windows,
 };
 use crate::settings::Settings;
 use crate::torch::{
@@ -82,17 +85,6 @@ impl Strategy {
             Self::Weights => "weights",
         }
     }
-}
-
-/// A figure over the seeds.
-#[derive(Debug, Clone, Serialize)]
-pub struct Over {
-    /// One a seed, in their order.
-    pub each: Vec<f64>,
-    /// Their mean.
-    pub mean: f64,
-    /// Half of Student's interval of 95 %; none with one seed.
-    pub plus_minus: Option<f64>,
 }
 
 /// What a node's model came to, macro-F1 on the test recordings.
@@ -336,30 +328,8 @@ fn score_softmax(adapter: &TensorSet, test: &Windows) -> Result<f64, LearnError>
     macro_f1(&mut predictor, test)
 }
 
-/// In pieces, so that memory stays small.
 fn macro_f1(predictor: &mut dyn Predictor, test: &Windows) -> Result<f64, LearnError> {
-    const PIECE: usize = 64;
-    let mut confusion = Confusion::new(test.classes)?;
-    for (piece, labels) in test.x.chunks(test.len * PIECE).zip(test.labels.chunks(PIECE)) {
-        for (answer, label) in predictor.predict(piece, test.len)?.iter().zip(labels) {
-            confusion.record(*label, answer.class)?;
-        }
-    }
-    Ok(confusion.macro_f1().unwrap_or(0.0))
-}
-
-#[expect(clippy::cast_precision_loss, reason = "a handful of seeds")]
-fn over(each: Vec<f64>) -> Over {
-    let n = each.len();
-    let mean = each.iter().sum::<f64>() / n.max(1) as f64;
-    let squares: f64 = each.iter().map(|x| (x - mean).powi(2)).sum();
-    let t = n.checked_sub(2).and_then(|at| STUDENT.get(at));
-    let plus_minus = t.map(|t| t * (squares / (n as f64 - 1.0)).sqrt() / (n as f64).sqrt());
-    Over { each, mean, plus_minus }
-}
-
-fn less(a: &[f64], b: &[f64]) -> Vec<f64> {
-    a.iter().zip(b).map(|(a, b)| a - b).collect()
+    Ok(answers(predictor, test)?.macro_f1().unwrap_or(0.0))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a handful of seeds")]
@@ -387,21 +357,3 @@ const SMALL_STEPS: u32 = 300;
 
 /// Learning rate of the edges' models, which train whole.
 const SMALL_RATE: f32 = 5e-4;
-
-/// 97.5 % points of Student's distribution for 1, 2, ... degrees of freedom.
-const STUDENT: [f64; 9] = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262];
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_interval_is_students() {
-        let three = over(vec![0.1, 0.2, 0.3]);
-        assert!((three.mean - 0.2).abs() < 1e-12);
-        // sd 0.1, so 4.303 x 0.1 / sqrt(3).
-        assert!((three.plus_minus.unwrap() - 0.248_434).abs() < 1e-5);
-        assert!(over(vec![0.5]).plus_minus.is_none());
-        assert_eq!(less(&[1.0, 2.0], &[0.5, 3.0]), [0.5, -1.0]);
-    }
-}
