@@ -17,9 +17,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use crate::learn::{
-    Control, Examples, LearnError, Learner, Prediction, Predictor, Progress, TensorSet, TrainJob,
-    Trained,
+    Activations, BackPredictor, Control, Examples, FrontPredictor, Kept, LearnError, Learner,
+    Prediction, Predictor, Progress, TensorSet, TrainJob, Trained,
 };
+use crate::scada::at_cut::FrontMark;
 
 /// Gets a request's result, on the lane's thread.
 pub type Done<T> = Box<dyn FnOnce(Result<T, LearnError>) + Send>;
@@ -42,6 +43,8 @@ pub enum ServeRequest {
     Load {
         /// The adapter.
         adapter: Arc<TensorSet>,
+        /// The front that it belongs to, where devices have that.
+        front: Option<FrontMark>,
         /// Learns if it fits.
         done: Done<()>,
     },
@@ -53,6 +56,24 @@ pub enum ServeRequest {
         len: usize,
         /// Gets n predictions.
         done: Done<Vec<Prediction>>,
+    },
+    /// Answer windows as far as the front of a split model goes.
+    Pass {
+        /// `[n, len]` row-major.
+        x: Vec<f32>,
+        /// Samples a window.
+        len: usize,
+        /// Gets the activations at the cut.
+        done: Done<Activations>,
+    },
+    /// Go on from where a front stopped with one window.
+    Finish {
+        /// The front.
+        front: FrontMark,
+        /// `[1, tokens, d]`.
+        at_cut: Activations,
+        /// Gets the prediction, or nothing when the back of this front isn't kept.
+        done: Done<Option<Prediction>>,
     },
 }
 
@@ -179,11 +200,92 @@ pub fn inline_serve_lane(predictor: impl Predictor + 'static) -> Lane<ServeReque
     Lane(Place::Here(Mutex::new(Box::new(serving(predictor)))))
 }
 
+/// Starts the lane of a device with the front of a split model.
+///
+/// # Errors
+/// When the system gives no thread.
+pub fn front_serve_lane(
+    front: impl FrontPredictor + 'static,
+    capacity: usize,
+) -> io::Result<Lane<ServeRequest>> {
+    Lane::spawn("gaisnet-serve", capacity, serving_front(front))
+}
+
+/// The same on the caller's thread.
+pub fn inline_front_serve_lane(front: impl FrontPredictor + 'static) -> Lane<ServeRequest> {
+    Lane(Place::Here(Mutex::new(Box::new(serving_front(front)))))
+}
+
+/// Starts the lane of an edge whose devices have the front of the model; `untrained` is that of version 0.
+///
+/// # Errors
+/// When the system gives no thread.
+pub fn back_serve_lane(
+    back: impl BackPredictor + 'static,
+    untrained: Option<FrontMark>,
+    capacity: usize,
+) -> io::Result<Lane<ServeRequest>> {
+    Lane::spawn("gaisnet-serve", capacity, serving_backs(back, untrained))
+}
+
+/// The same on the caller's thread.
+pub fn inline_back_serve_lane(
+    back: impl BackPredictor + 'static,
+    untrained: Option<FrontMark>,
+) -> Lane<ServeRequest> {
+    Lane(Place::Here(Mutex::new(Box::new(serving_backs(back, untrained)))))
+}
+
 fn serving(mut predictor: impl Predictor + 'static) -> impl FnMut(ServeRequest) + Send {
     move |request| match request {
-        ServeRequest::Load { adapter, done } => done(predictor.load(&adapter)),
+        ServeRequest::Load { adapter, done, .. } => done(predictor.load(&adapter)),
         ServeRequest::Predict { x, len, done } => done(predictor.predict(&x, len)),
+        ServeRequest::Pass { done, .. } => done(Err(other_half("a whole model"))),
+        ServeRequest::Finish { done, .. } => done(Err(other_half("a whole model"))),
     }
+}
+
+fn serving_front(mut front: impl FrontPredictor + 'static) -> impl FnMut(ServeRequest) + Send {
+    move |request| match request {
+        ServeRequest::Load { adapter, done, .. } => done(front.load(&adapter)),
+        ServeRequest::Pass { x, len, done } => done(front.pass(&x, len)),
+        ServeRequest::Predict { done, .. } => done(Err(other_half("a front"))),
+        ServeRequest::Finish { done, .. } => done(Err(other_half("a front"))),
+    }
+}
+
+/// Keeps the adapter in use and the one before it, each known by its front.
+fn serving_backs(
+    mut back: impl BackPredictor + 'static,
+    untrained: Option<FrontMark>,
+) -> impl FnMut(ServeRequest) + Send {
+    let (mut last, mut before) = (untrained, None);
+    move |request| match request {
+        // One that is there already must not push the one before it out.
+        ServeRequest::Load { front, done, .. } if front.is_some() && front == last => done(Ok(())),
+        ServeRequest::Load { adapter, front, done } => {
+            let loaded = back.load(&adapter);
+            if loaded.is_ok() {
+                before = std::mem::replace(&mut last, front);
+            }
+            done(loaded);
+        }
+        ServeRequest::Predict { x, len, done } => done(back.predict(&x, len)),
+        ServeRequest::Finish { front, at_cut, done } => {
+            let kept = [(last, Kept::Last), (before, Kept::Before)];
+            let with = kept.into_iter().find(|(mark, _)| *mark == Some(front));
+            let answer = with.map(|(_, with)| {
+                let all = back.finish(&at_cut, with)?;
+                all.into_iter().next().ok_or_else(|| other_half("a back without an answer"))
+            });
+            done(answer.transpose());
+        }
+        ServeRequest::Pass { done, .. } => done(Err(other_half("a back"))),
+    }
+}
+
+fn other_half(has: &str) -> LearnError {
+    LearnError::Engine { engine: "lane", message: format!("this is the lane of {has}") }
 }
 
 /// Ends the process when its thread unwinds.
@@ -328,7 +430,8 @@ mod tests {
         let (sender, receiver) = channel();
         for value in [1.0, 2.0, f32::NAN] {
             let adapter = Arc::new(adapter(value));
-            lane.submit(ServeRequest::Load { adapter, done: Box::new(|_| ()) }).unwrap();
+            lane.submit(ServeRequest::Load { adapter, front: None, done: Box::new(|_| ()) })
+                .unwrap();
             let sender = sender.clone();
             let done: Done<_> = Box::new(move |answer| sender.send(answer).unwrap());
             lane.submit(ServeRequest::Predict { x: vec![0.0; 4], len: 2, done }).unwrap();

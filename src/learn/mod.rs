@@ -98,7 +98,8 @@ pub use soft_labels::mean_class_logits;
 pub use softmax::{SoftmaxLearner, SoftmaxPredictor};
 pub use spectrum::{MachineSpeeds, Spectrum};
 pub use split::{
-    BackCopy, BackJob, BackStep, Cut, FrontBegun, FrontRun, Smashed, SplitBack, SplitFront,
+    BackCopy, BackJob, BackPredictor, BackStep, Cut, FrontBegun, FrontPredictor, FrontRun, Kept,
+    Smashed, SplitBack, SplitFront,
 };
 pub use splits::{
     LEAST_ROWS, MOST_DRAWS, Split, split_by_dirichlet, split_by_labels, split_evenly,

@@ -10,7 +10,7 @@ use config::{Config, ConfigError, Map, Source, Value};
 use super::keys::{self, KEYS};
 use super::layers::{Leaves, toml_text};
 use super::{
-    Contribute, LearnerName, LinkSettings, NodeRole, Problem, Settings, SettingsError,
+    Contribute, LearnerName, LinkSettings, NodeRole, Problem, Settings, SettingsError, SplitLabels,
     StrategyName, TagBinds, TagFormat, WithoutReply,
 };
 
@@ -228,12 +228,14 @@ fn broken_rules(settings: &Settings) -> Vec<(String, String)> {
     rule(
         !(fronts && settings.cascade.enabled),
         "cascade.enabled",
-        "true, but a device with the front of a model gives no answers: set it on its edge",
+        "true, but a device with the front of a model asks its edge each time: take it out (wait_ms, in_flight \
+         and safe_default count without it)",
     );
     rule(
-        !fronts || settings.tags.is_empty(),
+        !fronts || settings.split.labels == SplitLabels::Edge || settings.tags.is_empty(),
         "tags",
-        "set, but a device with the front of a model gives no answers and reads none: take them out",
+        "set, but a device with the front of a model and its head gives no answers and reads none: take them out, \
+         or set split.labels = \"edge\"",
     );
     rule(
         !split || model.learner == LearnerName::SignalTransformer,
