@@ -442,6 +442,62 @@ mod tests {
         assert_eq!(answers, [[0, 0], [1, 1], [1, 1]], "a bad adapter leaves the old one");
     }
 
+    /// Says by its class which adapter it went on with; of 9 it takes none.
+    struct Backs(Vec<usize>);
+
+    impl Predictor for Backs {
+        fn load(&mut self, adapter: &TensorSet) -> Result<(), LearnError> {
+            let number = adapter.tensors()[0].data[0].to_string().parse().unwrap();
+            if number == 9 {
+                return Err(LearnError::NoUpdates);
+            }
+            self.0.push(number);
+            Ok(())
+        }
+
+        fn predict(&mut self, _: &[f32], _: usize) -> Result<Vec<Prediction>, LearnError> {
+            Ok(vec![])
+        }
+    }
+
+    impl BackPredictor for Backs {
+        fn finish(&mut self, _: &Activations, with: Kept) -> Result<Vec<Prediction>, LearnError> {
+            let back = if with == Kept::Last { 1 } else { 2 };
+            let class = self.0[self.0.len() - back];
+            Ok(vec![Prediction { probabilities: vec![], class }])
+        }
+    }
+
+    #[test]
+    fn two_backs_are_kept_and_what_comes_twice_or_does_not_fit_pushes_none_out() {
+        let mark = |version| FrontMark::new(version, &crate::ids::Digest([1; 32]), b"front");
+        let lane = inline_back_serve_lane(Backs(vec![0]), Some(mark(0)));
+        let (sender, receiver) = channel();
+        let load = |value: u16| {
+            let front = Some(mark(value.into()));
+            let adapter = Arc::new(adapter(value.into()));
+            lane.submit(ServeRequest::Load { adapter, front, done: Box::new(|_| ()) }).unwrap();
+        };
+        let finish = |version| {
+            let sender = sender.clone();
+            let done: Done<_> = Box::new(move |answer| sender.send(answer).unwrap());
+            let at_cut = Activations::new(vec![1, 1, 1], vec![0.0]).unwrap();
+            lane.submit(ServeRequest::Finish { front: mark(version), at_cut, done }).unwrap();
+            receiver.recv().unwrap().unwrap().map(|prediction: Prediction| prediction.class)
+        };
+        assert_eq!((finish(0), finish(1)), (Some(0), None));
+        load(1);
+        load(1);
+        assert_eq!((finish(0), finish(1)), (Some(0), Some(1)));
+        load(9);
+        assert_eq!((finish(0), finish(1), finish(9)), (Some(0), Some(1), None));
+        load(2);
+        assert_eq!((finish(0), finish(1), finish(2)), (None, Some(1), Some(2)));
+        let pass =
+            ServeRequest::Pass { x: vec![], len: 1, done: Box::new(|a| assert!(a.is_err())) };
+        lane.submit(pass).unwrap();
+    }
+
     #[test]
     fn a_panic_in_a_lane_ends_the_process() {
         let name = "actors::lanes::tests::a_panic_in_a_lane_ends_the_process";

@@ -11,6 +11,8 @@ mod clock;
 mod health;
 #[cfg(all(feature = "cli", feature = "torch"))]
 mod language;
+#[cfg(all(feature = "cli", feature = "torch"))]
+mod plan;
 #[cfg(feature = "cli")]
 mod settings;
 #[cfg(feature = "cli")]
@@ -62,6 +64,8 @@ pub use clock::SystemClock;
 pub use health::Health;
 #[cfg(all(feature = "cli", feature = "torch"))]
 pub use language::language_brain;
+#[cfg(all(feature = "cli", feature = "torch"))]
+pub use plan::{PlannedModel, floor_of, planned_model, round_work};
 #[cfg(feature = "cli")]
 pub use settings::{
     Brain, Links, Server, SettingsProblem, brain, bus_of, data_of, identity_of, learning_of,

@@ -561,6 +561,21 @@ mod tests {
     }
 
     #[test]
+    fn a_front_reads_tags_where_its_edge_has_the_head_and_has_no_cascade_of_its_own() {
+        let broken = |labels: &str, more: &str| {
+            let mut layers = Layers::new();
+            layers.tier(Tier::Device).set("node.name=n").set("node.site=s").set("node.parent=p");
+            layers.set("split.cut=1").set("model.learner=signal-transformer").set("model.base=b");
+            layers.set(&format!("split.labels={labels}")).set(more);
+            layers.text("tags", "[[tags]]\ntopic = \"a/b\"\nbinds = \"feature\"\nmodel = \"m\"");
+            layers.load().into_settings().err().map(|error| error.problems[0].key.clone())
+        };
+        assert_eq!(broken("edge", "cascade.safe_default=stop"), None);
+        assert_eq!(broken("device", "cascade.wait_ms=500"), Some("tags".into()));
+        assert_eq!(broken("edge", "cascade.enabled=true"), Some("cascade.enabled".into()));
+    }
+
+    #[test]
     fn a_wrong_value_does_not_hide_a_broken_rule() {
         let found = broken(Tier::Cloud, &["round.quorum=7", "node.site=north"]);
         assert_eq!(found, ["node.site", "round.quorum"]);

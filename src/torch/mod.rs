@@ -23,6 +23,7 @@ pub mod card;
 pub mod checkpoint;
 pub mod cnn;
 pub mod cnn_trainer;
+pub mod cost;
 pub mod cross_entropy;
 pub mod decoder;
 pub mod encoder;

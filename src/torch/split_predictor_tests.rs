@@ -87,7 +87,7 @@ fn the_halves_answer_as_the_whole_does_for_each_cut() {
             let short = Activations::decode(int8, &at_cut.shape, &at_cut.encode(int8).unwrap());
             let split = back.finish(&short.unwrap(), Kept::Last).unwrap();
             let same = split.iter().zip(&expected).filter(|(a, b)| a.class == b.class).count();
-            assert!(same >= 19 & gap(&split, &expected) < 0.05, "{same} of 20");
+            assert!(same >= 19 && gap(&split, &expected) < 0.05, "{same} of 20");
         }
     }
 }
