@@ -32,6 +32,7 @@ use gaisnet::privacy::{Gate, Profile};
 use gaisnet::protocol::cascade::{CascadeConfig, OnNoReply, Uncalibrated};
 use gaisnet::protocol::{Backs, Input, SplitTerms, update};
 use gaisnet::rng::Stream;
+use gaisnet::scada::at_cut::FrontMark;
 use gaisnet::scada::command::CommandPolicy;
 use gaisnet::scada::tags::{Binds, Format, Tag};
 use gaisnet::torch::transformer::BlockConfig;
@@ -166,7 +167,8 @@ impl Site {
                 let front = base().filtered(|name| CUT.is_front(name));
                 let front = SignalFront::new(&front, config, CUT, SEED).unwrap();
                 learning.adapter = packed(&gaisnet::learn::SplitFront::initial_adapter(&front));
-                let lane = inline_front_serve_lane(front.predictor(THREADS).unwrap());
+                let untrained = FrontMark::new(0, &learning.base, &learning.adapter);
+                let lane = inline_front_serve_lane(front.predictor(THREADS).unwrap(), untrained);
                 let seed = if device == "dev0-0" { 10 } else { 11 };
                 let data = Arc::new(tones(120, seed).into());
                 let half = Half::Front(FrontRuns::new(id, Box::new(front), data));

@@ -206,7 +206,7 @@ struct Answered {
 #[rtype(result = "()")]
 struct Passed {
     asked: Asked,
-    result: Result<Activations, LearnError>,
+    result: Result<(FrontMark, Activations), LearnError>,
 }
 
 /// The back went on from where a device's front stopped; without it there is no back of that front.
@@ -599,8 +599,8 @@ impl Handler<Serve> for Inferencer {
         if let Some(tiers) = &mut self.tiers {
             tiers.comes(version, Digest::of(&serve.adapter));
         }
-        let halves = self.halves.as_mut();
-        let front = halves.and_then(|halves| halves.comes(version, &serve.adapter));
+        let halves = self.halves.as_ref();
+        let front = halves.and_then(|halves| halves.front_of(version, &serve.adapter));
         let me = ctx.address();
         let done = Box::new(move |result| {
             let _ = me.try_send(Loaded { version, result });
@@ -619,9 +619,6 @@ impl Handler<Loaded> for Inferencer {
     fn handle(&mut self, loaded: Loaded, ctx: &mut Self::Context) {
         let fits = loaded.result.is_ok();
         loaded.settle(&mut self.version, &self.parts.figures);
-        if let Some(halves) = self.halves.as_mut().filter(|_| fits) {
-            halves.serves(self.version);
-        }
         if let Some(tiers) = self.tiers.as_mut().filter(|_| fits) {
             tiers.serves(self.version);
             self.measure(ctx);
@@ -751,8 +748,11 @@ impl Handler<Passed> for Inferencer {
     fn handle(&mut self, Passed { mut asked, result }: Passed, ctx: &mut Self::Context) {
         let nobody =
             || LearnError::Engine { engine: "split", message: "nobody has the back".into() };
-        let halves = self.halves.as_ref().ok_or_else(nobody);
-        let question = halves.and_then(|halves| halves.question(&result?));
+        let question = match (result, &self.halves) {
+            (Ok((front, at_cut)), Some(halves)) => halves.question(front, &at_cut),
+            (Ok(_), None) => Err(nobody()),
+            (Err(error), _) => Err(error),
+        };
         match (question, &mut self.tiers) {
             (Ok(question), Some(tiers)) => {
                 let version = question.front.version;

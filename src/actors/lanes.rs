@@ -63,8 +63,8 @@ pub enum ServeRequest {
         x: Vec<f32>,
         /// Samples a window.
         len: usize,
-        /// Gets the activations at the cut.
-        done: Done<Activations>,
+        /// Gets the activations at the cut, and which front made them.
+        done: Done<(FrontMark, Activations)>,
     },
     /// Go on from where a front stopped with one window.
     Finish {
@@ -200,20 +200,24 @@ pub fn inline_serve_lane(predictor: impl Predictor + 'static) -> Lane<ServeReque
     Lane(Place::Here(Mutex::new(Box::new(serving(predictor)))))
 }
 
-/// Starts the lane of a device with the front of a split model.
+/// Starts the lane of a device with the front of a split model; `untrained` is that of version 0.
 ///
 /// # Errors
 /// When the system gives no thread.
 pub fn front_serve_lane(
     front: impl FrontPredictor + 'static,
+    untrained: FrontMark,
     capacity: usize,
 ) -> io::Result<Lane<ServeRequest>> {
-    Lane::spawn("gaisnet-serve", capacity, serving_front(front))
+    Lane::spawn("gaisnet-serve", capacity, serving_front(front, untrained))
 }
 
 /// The same on the caller's thread.
-pub fn inline_front_serve_lane(front: impl FrontPredictor + 'static) -> Lane<ServeRequest> {
-    Lane(Place::Here(Mutex::new(Box::new(serving_front(front)))))
+pub fn inline_front_serve_lane(
+    front: impl FrontPredictor + 'static,
+    untrained: FrontMark,
+) -> Lane<ServeRequest> {
+    Lane(Place::Here(Mutex::new(Box::new(serving_front(front, untrained)))))
 }
 
 /// Starts the lane of an edge whose devices have the front of the model; `untrained` is that of version 0.
@@ -245,10 +249,23 @@ fn serving(mut predictor: impl Predictor + 'static) -> impl FnMut(ServeRequest) 
     }
 }
 
-fn serving_front(mut front: impl FrontPredictor + 'static) -> impl FnMut(ServeRequest) + Send {
+fn serving_front(
+    mut predictor: impl FrontPredictor + 'static,
+    untrained: FrontMark,
+) -> impl FnMut(ServeRequest) + Send {
+    let mut in_use = Some(untrained);
     move |request| match request {
-        ServeRequest::Load { adapter, done, .. } => done(front.load(&adapter)),
-        ServeRequest::Pass { x, len, done } => done(front.pass(&x, len)),
+        ServeRequest::Load { adapter, front, done } => {
+            let loaded = predictor.load(&adapter);
+            if loaded.is_ok() {
+                in_use = front;
+            }
+            done(loaded);
+        }
+        ServeRequest::Pass { x, len, done } => {
+            let front = in_use.ok_or_else(|| other_half("a front of no known version"));
+            done(front.and_then(|front| Ok((front, predictor.pass(&x, len)?))));
+        }
         ServeRequest::Predict { done, .. } => done(Err(other_half("a front"))),
         ServeRequest::Finish { done, .. } => done(Err(other_half("a front"))),
     }

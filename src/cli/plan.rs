@@ -42,7 +42,7 @@ pub(super) struct PlanArgs {
     /// Examples of members without a figure of their own
     #[arg(long, value_name = "N")]
     examples: Option<u64>,
-    /// Seconds of a round for a member's part; else round.deadline_s less round.relay_margin_s
+    /// Seconds of a round for a member's part; else its deadline less the relay's margin, of the settings
     #[arg(long, value_name = "SECONDS")]
     budget_s: Option<f64>,
     /// One JSON object

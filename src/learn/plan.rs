@@ -319,7 +319,12 @@ impl Estimate<'_> {
             }
             _ => delta,
         };
-        let memory = training_bytes(&part, work.batch).saturating_add(model.engine_bytes);
+        // What answers meanwhile has merged weights of its own; a front shares the base with what trains.
+        let copies = if way == Way::Whole { 2 } else { 1 };
+        let answering = part.values.saturating_mul(4 * copies);
+        let memory = training_bytes(&part, work.batch)
+            .saturating_add(answering)
+            .saturating_add(model.engine_bytes);
         let cost = self.cost(memory, FORWARD_AND_BACK * part.flops * examples, sent);
         let mut obstacles = self.limits(&cost);
         if let Way::Split { .. } = way {

@@ -422,10 +422,9 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
             AnswerLane::Windows(lane) => {
                 let asks = cascade.as_ref().and_then(|cascade| cascade.above.as_ref());
                 let asks = asks.map(|above| above.branch.clone());
-                let half = learning.split.filter(|split| split.answers()).map(|split| HalfParts {
+                let half = learning.split.filter(Split::answers).map(|split| HalfParts {
                     terms: split.terms,
                     base: learning.base,
-                    untrained: learning.adapter.clone(),
                     half: if tier == Tier::Device { HalfOf::Front } else { HalfOf::Back },
                 });
                 let inferencer = Inferencer::new(InferencerParts {

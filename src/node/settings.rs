@@ -222,7 +222,7 @@ fn signal_transformer(settings: &Settings, keyring: &Keyring) -> Result<Engine, 
     let config = trainer_of(settings, card.architecture);
     let share = core_share(&settings.limits, std::thread::available_parallelism().ok());
     let (model, peft, threads) = (card.architecture, &config.peft, share.serve);
-    let split = split::split_of(settings).filter(|split| split.answers());
+    let split = split::split_of(settings).filter(super::Split::answers);
     let server = match split.filter(|_| settings.node.has(NodeRole::Relay)) {
         Some(split) => {
             let cut = split.terms.cut;

@@ -15,6 +15,7 @@ use crate::ids::Digest;
 use crate::learn::{Cut, FrontPredictor, SplitBack, SplitFront};
 use crate::protocol::cascade::{CascadeConfig, OnNoReply, Uncalibrated};
 use crate::protocol::{Backs, SplitTerms};
+use crate::scada::at_cut::FrontMark;
 use crate::scada::telegram::ModelMeta;
 #[cfg(feature = "torch")]
 use crate::settings::NodeRole;
@@ -86,9 +87,12 @@ pub fn front_half(
     let config = trainer_of(settings, card.architecture);
     let front = SignalFront::new(&base, config, cut, ADAPTER_SEED);
     let front = front.map_err(|error| bad_cut(&error))?;
-    let (_, trains) = front.num_values();
+    let (holds, trains) = front.num_values();
     let batch = settings.strategy.batch_size;
-    let need = SignalFront::num_bytes(&card.architecture, cut, trains, batch).div_ceil(1 << 20);
+    // What answers has merged weights of its own.
+    let answering = if split.answers() { 4 * holds } else { 0 };
+    let need = SignalFront::num_bytes(&card.architecture, cut, trains, batch) + answering;
+    let need = need.div_ceil(1 << 20);
     let cap = NonZeroU32::new(settings.limits.max_memory_mib).map(NonZeroU32::get);
     if let Some(cap) = cap.filter(|cap| need > u64::from(*cap)) {
         return Err(SettingsProblem::Key {
@@ -196,10 +200,11 @@ pub fn front_parts_of(
     let data = Arc::new(windows_of(settings)?);
     let runs = FrontRuns::new(identity.me.clone(), half.front, data);
     let lane = front_lane(runs, Arc::clone(&figures), Arc::clone(&busy), QUEUE)?;
+    let untrained = FrontMark::new(0, &half.base, &half.adapter);
     let answering = match half.server {
         Some(front) => Some(answering_of(
             settings,
-            AnswerLane::Windows(front_serve_lane(front, QUEUE)?),
+            AnswerLane::Windows(front_serve_lane(front, untrained, QUEUE)?),
             Arc::clone(&busy),
             Some(asking_of(settings)),
         )?),

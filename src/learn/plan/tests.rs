@@ -57,8 +57,9 @@ fn obstacles(proposal: &Proposal, way: Way) -> Vec<Obstacle> {
 fn who_has_enough_of_everything_trains_the_whole_adapter() {
     let proposal = propose(&model(), &work(), &member()).unwrap();
     assert_eq!((proposal.way, proposal.answered_by), (Way::Whole, AnsweredBy::Itself));
-    // By hand: 2 x 8.21 M values and 4 x 0.81 M that train, 16 x 405 100 kept, 4 bytes each.
-    let values = 2 * 8_210_000_u64 + 4 * 810_000 + 16 * 405_100;
+    // By hand: 2 x 8.21 M values to train and as many to answer, 4 x 0.81 M that train, 16 x 405 100 kept,
+    // 4 bytes each.
+    let values = 4 * 8_210_000_u64 + 4 * 810_000 + 16 * 405_100;
     assert_eq!(proposal.cost.memory_bytes, 4 * values + 100 * MIB + 400 * 8_192);
     assert_eq!(proposal.cost.sent_bytes, 4 * 810_000);
     let seconds = 3.0 * 480.0 * (8e8 + 1e7 + 1e4) / 1e11;
