@@ -7,7 +7,8 @@
 //! ```
 //! Tags that bind a label say what the machine does now: answers on windows that lie wholly in it are
 //! judged by it, for the figure `accuracy`. Tags that bind `idle` say when training may go on. Where a
-//! cascade answers, what isn't sure enough goes to the tier above first (`tiers.rs`).
+//! cascade answers, what isn't sure enough goes to the tier above first (`tiers.rs`). A device with the front
+//! of a split model asks its edge each time, and an edge answers such questions (`halves.rs`).
 //!
 //! Everything here is volatile and stays in the site's zone. Each answer names the version that
 //! made it, and its quality is never left out.
@@ -23,20 +24,22 @@ use actix::prelude::*;
 use super::MAILBOX;
 use super::busy::Busy;
 use super::figures::Figures;
+use super::halves::{HalfParts, Halves};
 use super::lanes::{Lane, ServeRequest};
 use super::machines::Machines;
 use super::runner::Link;
 use super::tiers::{Act, CascadeParts, Tiers};
 use crate::bus::{Bus, Priority, Publish};
 use crate::ids::{Digest, Name, NodeId, Version};
-use crate::learn::{LearnError, Prediction, TensorSet};
+use crate::learn::{Activations, LearnError, Prediction, TensorSet};
 use crate::protocol::cascade::Ticket;
 use crate::protocol::update;
 use crate::scada::RequestId;
+use crate::scada::at_cut::{AtCut, FrontMark};
 use crate::scada::command::CommandPolicy;
-use crate::scada::infer::{self, InferError, InferReply};
+use crate::scada::infer::{self, InferError, InferReply, Input};
 use crate::scada::tags::{Binds, Reading, Tag, TagMap};
-use crate::scada::telegram::{Inference, Quality, Tier};
+use crate::scada::telegram::{Inference, Provenance, Quality, Tier};
 use crate::scada::window::{Window, WindowConfig, WindowStream};
 use crate::time::{Clock, Mono, Now, Wall};
 use crate::topic::{Branch, CommandName};
@@ -73,6 +76,9 @@ pub struct InferencerParts {
     pub figures: Arc<Figures>,
     /// Tiers that answer together; none where each answers for itself.
     pub cascade: Option<CascadeParts>,
+    /// The half of a split model that this node has; none where the model is whole everywhere. A front needs
+    /// a `cascade` to ask its edge by.
+    pub half: Option<HalfParts>,
 }
 
 /// See the module.
@@ -92,6 +98,7 @@ pub struct Inferencer {
     last: Option<Inference>,
     tickets: Ticket,
     tiers: Option<Tiers>,
+    halves: Option<Halves>,
     /// Timers of the questions that wait for the tier above.
     wakes: BTreeMap<Ticket, SpawnHandle>,
 }
@@ -183,8 +190,8 @@ pub(super) struct Asked {
     pub(super) deadline: Option<Mono>,
     /// Nodes that passed it on.
     pub(super) via: Vec<NodeId>,
-    /// The window again, where it may have to go on to the tier above.
-    pub(super) window: Vec<f32>,
+    /// What may have to go on to the tier above: the window again, or what a front made of it.
+    pub(super) input: Option<Input>,
 }
 
 #[derive(Debug, Message)]
@@ -192,6 +199,24 @@ pub(super) struct Asked {
 struct Answered {
     asked: Asked,
     result: Result<Prediction, LearnError>,
+}
+
+/// The front has done its part.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+struct Passed {
+    asked: Asked,
+    result: Result<(FrontMark, Activations), LearnError>,
+}
+
+/// The back went on from where a device's front stopped; without it there is no back of that front.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+struct Finished {
+    id: Option<RequestId>,
+    at: Now,
+    front: FrontMark,
+    result: Result<Option<Prediction>, LearnError>,
 }
 
 /// Held-out examples were answered.
@@ -248,9 +273,11 @@ impl Inferencer {
             let (clock, figures) = (Arc::clone(&parts.clock), Arc::clone(&parts.figures));
             Tiers::new(cascade, model, labels, parts.tier, clock, figures)
         });
+        let halves = parts.half.take().map(Halves::new);
         Self {
             machines: Machines::new(Arc::clone(&parts.busy)),
             tiers,
+            halves,
             tickets: 0,
             wakes: BTreeMap::new(),
             parts,
@@ -280,24 +307,84 @@ impl Inferencer {
         let reply_to = from.clone();
         let waiting = Arc::clone(&self.waiting);
         let deadline = deadline_ms.map(|ms| Mono(at.mono.0.saturating_add(ms)));
-        let again = if self.tiers.is_some() { window.clone() } else { Vec::new() };
-        let asked = Asked { ticket: self.tickets, from, at, deadline, via, window: again };
+        let has_front = self.halves.as_ref().is_some_and(Halves::is_front);
+        let again = self.tiers.is_some() && !has_front;
+        let input = again.then(|| Input::Window(window.clone()));
+        let asked = Asked { ticket: self.tickets, from, at, deadline, via, input };
         self.tickets += 1;
-        let request = ServeRequest::Predict {
-            x: window,
-            len: self.parts.window.get(),
-            done: Box::new(move |result| {
+        let len = self.parts.window.get();
+        let request = if has_front {
+            let done = Box::new(move |result| {
+                waiting.fetch_sub(1, Ordering::Relaxed);
+                let _ = me.try_send(Passed { asked, result });
+            });
+            ServeRequest::Pass { x: window, len, done }
+        } else {
+            let done = Box::new(move |result: Result<Vec<Prediction>, LearnError>| {
                 waiting.fetch_sub(1, Ordering::Relaxed);
                 let none = || LearnError::Engine { engine: "lane", message: "no answer".into() };
                 let result = result.and_then(|all| all.into_iter().next().ok_or_else(none));
                 let _ = me.try_send(Answered { asked, result });
-            }),
+            });
+            ServeRequest::Predict { x: window, len, done }
         };
         // Before it is submitted, for the lane may be done with it at once.
         self.waiting.fetch_add(1, Ordering::Relaxed);
         if self.parts.lane.submit(request).is_err() {
             self.waiting.fetch_sub(1, Ordering::Relaxed);
             self.busy(&reply_to);
+        }
+    }
+
+    /// Goes on from where a device's front stopped.
+    fn finish(&mut self, id: Option<RequestId>, question: &AtCut, ctx: &mut Context<Self>) {
+        let taken = match &mut self.halves {
+            Some(halves) => halves.taken(id.as_ref(), question),
+            None => Err("no_back"),
+        };
+        let at_cut = match taken {
+            Ok(Some(at_cut)) => at_cut,
+            Ok(None) => return self.parts.figures.count("split_repeated"),
+            Err(kind) => return self.refuse(&InferError::no_half(id, kind)),
+        };
+        let from = Source::Request(id.clone());
+        if self.waiting.load(Ordering::Relaxed) >= Self::MAX_WAITING {
+            return self.busy(&from);
+        }
+        let (me, at, front) = (ctx.address(), self.parts.clock.now(), question.front);
+        let waiting = Arc::clone(&self.waiting);
+        let done = Box::new(move |result| {
+            waiting.fetch_sub(1, Ordering::Relaxed);
+            let _ = me.try_send(Finished { id, at, front, result });
+        });
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        if self.parts.lane.submit(ServeRequest::Finish { front, at_cut, done }).is_err() {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            self.busy(&from);
+        }
+    }
+
+    fn refuse(&self, error: &InferError) {
+        self.parts.figures.count(error.kind());
+        self.reply(&error.reply());
+    }
+
+    /// The answer that a prediction is.
+    #[expect(clippy::cast_precision_loss, reason = "a class index and milliseconds are small")]
+    fn inference(&self, prediction: &Prediction, version: Version, asked: Now) -> Inference {
+        let now = self.parts.clock.now();
+        let Prediction { probabilities, class } = prediction;
+        Inference {
+            value: Some(*class as f64),
+            label: self.parts.labels.get(*class).cloned(),
+            confidence: probabilities.get(*class).copied().map(f64::from),
+            quality: quality(version),
+            ts: now.wall,
+            model_version: version,
+            latency_ms: now.micros.saturating_sub(asked.micros) as f64 / 1_000.0,
+            tier: self.parts.tier,
+            id: None,
+            cascade: None,
         }
     }
 
@@ -358,6 +445,14 @@ impl Inferencer {
             }
             Source::Request(id) => self.reply(&InferReply::answer(id, inference)),
         }
+    }
+
+    /// The model has no answer to it.
+    fn unanswered(&mut self, asked: Asked, error: &LearnError) {
+        tracing::warn!(%error, "a window can't be answered");
+        self.parts.figures.count(error.kind());
+        let bad = self.bad(self.parts.clock.now().wall);
+        self.answer(asked, bad);
     }
 
     /// There is none.
@@ -457,11 +552,6 @@ impl Inferencer {
         });
     }
 
-    /// What its answers are worth: those of the adapter that nobody has trained yet are guesses.
-    fn quality(&self) -> Quality {
-        if self.version == 0 { Quality::Uncertain } else { Quality::Good }
-    }
-
     /// Marks the last answer stale once its tags have stopped.
     fn watch(&mut self) {
         let now = self.parts.clock.now().wall;
@@ -478,6 +568,11 @@ impl Inferencer {
             self.publish_answer(stale);
         }
     }
+}
+
+/// What answers of a version are worth: those of the adapter that nobody has trained yet are guesses.
+fn quality(version: Version) -> Quality {
+    if version == 0 { Quality::Uncertain } else { Quality::Good }
 }
 
 impl Actor for Inferencer {
@@ -504,11 +599,13 @@ impl Handler<Serve> for Inferencer {
         if let Some(tiers) = &mut self.tiers {
             tiers.comes(version, Digest::of(&serve.adapter));
         }
+        let halves = self.halves.as_ref();
+        let front = halves.and_then(|halves| halves.front_of(version, &serve.adapter));
         let me = ctx.address();
         let done = Box::new(move |result| {
             let _ = me.try_send(Loaded { version, result });
         });
-        if self.parts.lane.submit(ServeRequest::Load { adapter, done }).is_err() {
+        if self.parts.lane.submit(ServeRequest::Load { adapter, front, done }).is_err() {
             // The queue of questions is full: try again behind it.
             self.parts.figures.count("busy");
             ctx.notify_later(serve, Duration::from_millis(50));
@@ -576,15 +673,17 @@ impl Handler<Request> for Inferencer {
         let Request { model, payload, retained } = request;
         let parsed = infer::parse(&payload, retained, self.parts.window, &self.parts.policy);
         let refused = match parsed {
-            Ok(asked) if model == self.parts.model => {
-                let from = Source::Request(asked.id);
-                return self.ask(asked.window, from, asked.deadline_ms, asked.via, ctx);
-            }
+            Ok(asked) if model == self.parts.model => match asked.input {
+                Input::AtCut(question) => return self.finish(asked.id, &question, ctx),
+                Input::Window(window) => {
+                    let from = Source::Request(asked.id);
+                    return self.ask(window, from, asked.deadline_ms, asked.via, ctx);
+                }
+            },
             Ok(asked) => InferError::unknown_model(asked.id, &model),
             Err(error) => error,
         };
-        self.parts.figures.count(refused.kind());
-        self.reply(&refused.reply());
+        self.refuse(&refused);
     }
 }
 
@@ -629,36 +728,69 @@ impl Handler<TagSample> for Inferencer {
 impl Handler<Answered> for Inferencer {
     type Result = ();
 
-    #[expect(clippy::cast_precision_loss, reason = "a class index and milliseconds are small")]
     fn handle(&mut self, Answered { asked, result }: Answered, ctx: &mut Self::Context) {
-        let now = self.parts.clock.now();
         let prediction = match result {
             Ok(prediction) => prediction,
-            Err(error) => {
-                tracing::warn!(%error, "a window can't be answered");
-                self.parts.figures.count(error.kind());
-                let bad = self.bad(now.wall);
-                return self.answer(asked, bad);
-            }
+            Err(error) => return self.unanswered(asked, &error),
         };
         if let Some(tiers) = &mut self.tiers {
             let acts = tiers.answered(asked, prediction, self.version);
             return self.carry_out(acts, ctx);
         }
-        let Prediction { probabilities, class } = prediction;
-        let inference = Inference {
-            value: Some(class as f64),
-            label: self.parts.labels.get(class).cloned(),
-            confidence: probabilities.get(class).copied().map(f64::from),
-            quality: self.quality(),
-            ts: now.wall,
-            model_version: self.version,
-            latency_ms: now.micros.saturating_sub(asked.at.micros) as f64 / 1_000.0,
-            tier: self.parts.tier,
-            id: None,
-            cascade: None,
-        };
+        let inference = self.inference(&prediction, self.version, asked.at);
         self.answer(asked, inference);
+    }
+}
+
+impl Handler<Passed> for Inferencer {
+    type Result = ();
+
+    fn handle(&mut self, Passed { mut asked, result }: Passed, ctx: &mut Self::Context) {
+        let nobody =
+            || LearnError::Engine { engine: "split", message: "nobody has the back".into() };
+        let question = match (result, &self.halves) {
+            (Ok((front, at_cut)), Some(halves)) => halves.question(front, &at_cut),
+            (Ok(_), None) => Err(nobody()),
+            (Err(error), _) => Err(error),
+        };
+        match (question, &mut self.tiers) {
+            (Ok(question), Some(tiers)) => {
+                let version = question.front.version;
+                asked.input = Some(Input::AtCut(question));
+                let acts = tiers.halfway(asked, version);
+                self.carry_out(acts, ctx);
+            }
+            (Ok(_), None) => self.unanswered(asked, &nobody()),
+            (Err(error), _) => self.unanswered(asked, &error),
+        }
+    }
+}
+
+impl Handler<Finished> for Inferencer {
+    type Result = ();
+
+    fn handle(&mut self, finished: Finished, _: &mut Self::Context) {
+        let Finished { id, at, front, result } = finished;
+        match result {
+            Ok(Some(prediction)) => {
+                let node = self.parts.branch.node.clone();
+                let (bound, escalated, degraded) = (None, false, None);
+                let cascade = Some(Provenance { node, bound, escalated, degraded, split: true });
+                let bare = self.inference(&prediction, front.version, at);
+                let inference = Inference { cascade, ..bare };
+                self.parts.figures.answered(inference.latency_ms);
+                self.reply(&InferReply::answer(id, inference));
+            }
+            Ok(None) => self.refuse(&InferError::other_front(id, front.version, self.version)),
+            Err(error) => {
+                tracing::warn!(%error, "a device's activations can't be answered");
+                let kind = match error {
+                    LearnError::NotFinite { .. } => "split_not_finite",
+                    _ => "split_shape",
+                };
+                self.refuse(&InferError::no_half(id, kind));
+            }
+        }
     }
 }
 

@@ -25,6 +25,7 @@ use crate::ledger::Event;
 use crate::protocol::cascade::{Calibrated, Cascade, CascadeConfig, Effect, Ending, Input, Ticket};
 use crate::protocol::{self, Escalations, Left};
 use crate::scada::escalation::{self, Heard};
+use crate::scada::infer;
 use crate::scada::telegram::{Degraded, Inference, Provenance, Quality, Tier};
 use crate::time::{Clock, Now};
 use crate::topic::Branch;
@@ -128,6 +129,13 @@ impl Tiers {
         let (ticket, deadline, hops) = (asked.ticket, asked.deadline, asked.via.len());
         self.open.insert(ticket, asked);
         self.feed(Input::Answered { ticket, prediction, version, deadline, hops })
+    }
+
+    /// The front of a split model has done its part: `asked.input` is what its edge goes on from.
+    pub(super) fn halfway(&mut self, asked: Asked, version: Version) -> Vec<Act> {
+        let (ticket, deadline, hops) = (asked.ticket, asked.deadline, asked.via.len());
+        self.open.insert(ticket, asked);
+        self.feed(Input::Halfway { ticket, version, deadline, hops })
     }
 
     /// Something came on `reply/infer` of the tier above.
@@ -299,15 +307,21 @@ impl Tiers {
         // A part of the time is kept for the way back.
         let deadline_ms = (wait_ms - wait_ms / 8).max(1);
         let id = escalation::id_of(self.parts.boot, ticket).ok_or(Degraded::Refused)?;
+        let input = asked.input.as_ref().ok_or(Degraded::Refused)?;
         let payload =
-            escalation::request(&id, &asked.window, deadline_ms, &via).ok_or(Degraded::Refused)?;
+            escalation::request(&id, input, deadline_ms, &via).ok_or(Degraded::Refused)?;
         let leaves_site = above.leaves_site;
+        // At most once: brokers keep what comes at least once for whoever is away, also on disk.
+        let at_least_once = matches!(input, infer::Input::Window(_));
+        if leaves_site && !at_least_once {
+            return Err(Degraded::Refused); // activations stay where they are
+        }
         if leaves_site && self.figures.is_stalled() {
             return Err(Degraded::Busy); // it could not be recorded
         }
         let left = leaves_site.then(|| Digest::of(&payload));
         let topic = above.branch.infer(&self.model);
-        let (at_least_once, retain, priority) = (true, false, Priority::Control);
+        let (retain, priority) = (false, Priority::Control);
         let message = Publish { topic, payload, at_least_once, retain, priority };
         let entry = left.and_then(|left| self.escalations.left(self.clock.now().mono, &left));
         if let Some(entry) = entry {
@@ -359,7 +373,8 @@ impl Tiers {
                 let Heard { value, label, confidence, quality, tier, .. } = heard;
                 let (value, confidence) = (Some(value), Some(confidence));
                 let (node, bound, degraded) = (heard.node, heard.bound, heard.degraded);
-                let cascade = Some(Provenance { node, bound, escalated: true, degraded });
+                let split = matches!(asked.input, Some(infer::Input::AtCut(_)));
+                let cascade = Some(Provenance { node, bound, escalated: true, degraded, split });
                 let bare = bare(heard.model_version);
                 Inference { value, label, confidence, quality, tier, cascade, ..bare }
             }
@@ -376,7 +391,8 @@ impl Tiers {
             self.figures.count(why.kind());
         }
         let node = self.parts.me.clone();
-        let cascade = Some(Provenance { node, bound, escalated: false, degraded });
+        let (escalated, split) = (false, false);
+        let cascade = Some(Provenance { node, bound, escalated, degraded, split });
         Inference { cascade, ..inference }
     }
 }

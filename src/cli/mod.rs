@@ -27,6 +27,8 @@ mod keys;
 #[cfg(feature = "torch")]
 mod model;
 #[cfg(feature = "torch")]
+mod plan;
+#[cfg(feature = "torch")]
 mod pretrain;
 mod reference;
 mod run;
@@ -92,6 +94,10 @@ enum Command {
     #[cfg(feature = "torch")]
     #[command(after_help = pretrain::HELP)]
     Pretrain(pretrain::PretrainArgs),
+    /// Propose for each member what it should do in a round, from what was measured of it
+    #[cfg(feature = "torch")]
+    #[command(after_help = plan::HELP)]
+    Plan(plan::PlanArgs),
     /// Sign or check a base
     #[cfg(feature = "torch")]
     Model(model::ModelArgs),
@@ -148,6 +154,8 @@ fn run(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Exit> {
         Command::Reference(args) => reference::run(&args, out),
         #[cfg(feature = "torch")]
         Command::Pretrain(args) => pretrain::run(&args, out),
+        #[cfg(feature = "torch")]
+        Command::Plan(args) => plan::run(&args, &settings, out),
         #[cfg(feature = "torch")]
         Command::Model(args) => model::run(&args, out),
         #[cfg(feature = "torch")]

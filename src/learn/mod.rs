@@ -29,6 +29,7 @@ mod lora_product;
 mod metrics;
 mod packing;
 pub mod physics;
+mod plan;
 mod prototypes;
 mod quant;
 mod reference_logits;
@@ -80,6 +81,10 @@ pub use linear_classifier::{FitConfig, LinearClassifier, hashed_ngrams};
 pub use lora_product::{Combined, Contribution, LoraAverage, combine, stack};
 pub use metrics::{Confusion, percentile};
 pub use packing::{Frame, MAX_LENGTH, Packed, lay_end_to_end, pack};
+pub use plan::{
+    AnsweredBy, Considered, Cost, MemberFigures, ModelCost, Obstacle, PartCost, Proposal,
+    RoundWork, SHARE, Way, align, propose, training_bytes,
+};
 pub use prototypes::{EMBEDDING_BOUND, Prototypes, merge_prototypes};
 pub use quant::{Quantizer, Width};
 pub use reference_logits::{
@@ -98,7 +103,8 @@ pub use soft_labels::mean_class_logits;
 pub use softmax::{SoftmaxLearner, SoftmaxPredictor};
 pub use spectrum::{MachineSpeeds, Spectrum};
 pub use split::{
-    BackCopy, BackJob, BackStep, Cut, FrontBegun, FrontRun, Smashed, SplitBack, SplitFront,
+    BackCopy, BackJob, BackPredictor, BackStep, Cut, FrontBegun, FrontPredictor, FrontRun, Kept,
+    Smashed, SplitBack, SplitFront,
 };
 pub use splits::{
     LEAST_ROWS, MOST_DRAWS, Split, split_by_dirichlet, split_by_labels, split_evenly,

@@ -21,7 +21,10 @@
 //! Split learning with averaged halves: Thapa et al. 2020, arXiv:2004.12088 (`SplitFed`); with LoRA: Lin et
 //! al. 2024, arXiv:2407.00952. Holding the back's change until the front has taken its own is ours.
 
-use super::{Activations, ClassLogits, Examples, Layout, LearnError, TensorSet, TrainJob};
+use super::{
+    Activations, ClassLogits, Examples, Layout, LearnError, Prediction, Predictor, TensorSet,
+    TrainJob,
+};
 use crate::ids::NodeId;
 
 /// Where a model is cut.
@@ -221,6 +224,56 @@ pub trait BackCopy: Send {
     /// # Errors
     /// [`LearnError::NotFinite`] when training diverged.
     fn adapter(&self) -> Result<TensorSet, LearnError>;
+}
+
+/// Answers windows as far as the front of a model goes, with the adapter that was loaded last.
+pub trait FrontPredictor: Send {
+    /// Swaps the front's part of the adapter; on an error the old one stays.
+    ///
+    /// # Errors
+    /// [`LearnError`] when it doesn't fit the front.
+    fn load(&mut self, adapter: &TensorSet) -> Result<(), LearnError>;
+
+    /// Windows `[n, len]` to activations at the cut, `[n, tokens, d]`.
+    ///
+    /// # Errors
+    /// [`LearnError`] when `len` isn't the model's or a value isn't finite.
+    fn pass(&mut self, x: &[f32], len: usize) -> Result<Activations, LearnError>;
+}
+
+/// A whole model that also goes on from where a front has stopped.
+pub trait BackPredictor: Predictor {
+    /// Activations at the cut, `[n, tokens, d]`, to n predictions.
+    ///
+    /// # Errors
+    /// [`LearnError`] when the shape isn't that of the cut, a value isn't finite, or no adapter was loaded
+    /// before the one in use.
+    fn finish(&mut self, at_cut: &Activations, with: Kept) -> Result<Vec<Prediction>, LearnError>;
+}
+
+/// Which of the adapters that a [`BackPredictor`] keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept {
+    /// The one in use.
+    Last,
+    /// The one that was in use before it: fronts swap a little later.
+    Before,
+}
+
+impl<P: FrontPredictor + ?Sized> FrontPredictor for Box<P> {
+    fn load(&mut self, adapter: &TensorSet) -> Result<(), LearnError> {
+        (**self).load(adapter)
+    }
+
+    fn pass(&mut self, x: &[f32], len: usize) -> Result<Activations, LearnError> {
+        (**self).pass(x, len)
+    }
+}
+
+impl<P: BackPredictor + ?Sized> BackPredictor for Box<P> {
+    fn finish(&mut self, at_cut: &Activations, with: Kept) -> Result<Vec<Prediction>, LearnError> {
+        (**self).finish(at_cut, with)
+    }
 }
 
 #[cfg(test)]

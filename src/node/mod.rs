@@ -11,6 +11,8 @@ mod clock;
 mod health;
 #[cfg(all(feature = "cli", feature = "torch"))]
 mod language;
+#[cfg(all(feature = "cli", feature = "torch"))]
+mod plan;
 #[cfg(feature = "cli")]
 mod settings;
 #[cfg(feature = "cli")]
@@ -28,10 +30,10 @@ use crate::actors::lanes::{Lane, ServeRequest};
 use crate::actors::text_lane::TextLane;
 use crate::actors::{
     Above, AboveLink, AboveSaid, Adopt, BaseDesk, Bounds, Busy, CascadeParts, Figures, Finish,
-    Gateway, GatewayParts, HeldBase, Inferencer, InferencerParts, Introduce, Leave, Leaves, Link,
-    Machine, MachineView, Measure, Observe, Operator, OperatorParts, Request, Role, Run, Runner,
-    RunnerParts, Serve, Served, Stimulus, TagSample, TextInferencer, TextParts, Workbench, pump,
-    subscribe, subscriptions,
+    Gateway, GatewayParts, HalfOf, HalfParts, HeldBase, Inferencer, InferencerParts, Introduce,
+    Leave, Leaves, Link, Machine, MachineView, Measure, Observe, Operator, OperatorParts, Request,
+    Role, Run, Runner, RunnerParts, Serve, Served, Stimulus, TagSample, TextInferencer, TextParts,
+    Workbench, pump, subscribe, subscriptions,
 };
 use crate::bus::{Ack, Bus, BusEvent};
 use crate::ids::{BootId, Digest, Name, NodeId, Side};
@@ -62,6 +64,8 @@ pub use clock::SystemClock;
 pub use health::Health;
 #[cfg(all(feature = "cli", feature = "torch"))]
 pub use language::language_brain;
+#[cfg(all(feature = "cli", feature = "torch"))]
+pub use plan::{PlannedModel, floor_of, planned_model, round_work};
 #[cfg(feature = "cli")]
 pub use settings::{
     Brain, Links, Server, SettingsProblem, brain, bus_of, data_of, identity_of, learning_of,
@@ -139,6 +143,13 @@ pub struct Split {
     pub step_timeout_ms: u64,
 }
 
+impl Split {
+    /// Devices with a front give answers: where the head is behind the cut, the edge has them.
+    pub fn answers(&self) -> bool {
+        !self.terms.cut.head_in_front
+    }
+}
+
 /// The thread that answers, by what the model takes.
 pub enum AnswerLane {
     /// Windows of samples, from tags or requests.
@@ -159,7 +170,8 @@ pub struct Answering {
     pub max_gap_ms: u64,
     /// An answer is stale when no sample came for so long.
     pub stale_after_ms: u64,
-    /// Tiers that answer windows together; none where each answers for itself.
+    /// Tiers that answer windows together; none where each answers for itself. A device with the front of a
+    /// split model has no answer without its edge, and needs it.
     pub cascade: Option<Cascading>,
 }
 
@@ -390,7 +402,11 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
                 config.uncalibrated = Uncalibrated::Own;
             }
             let parent = parent_branch.clone().zip(buses.get(&Side::Up).cloned());
-            let above = parent.filter(|_| config.above);
+            // What a front makes of a window goes to an edge, never out of the site.
+            let is_edge = entry.parent.as_ref().and_then(|parent| keyring.node(parent));
+            let is_edge = is_edge.is_some_and(|parent| parent.roles.contains(&KeyRole::Edge));
+            let has_front = learning.split.is_some() && tier == Tier::Device;
+            let above = parent.filter(|_| config.above && (is_edge || !has_front));
             CascadeParts {
                 config,
                 me: me.clone(),
@@ -406,6 +422,11 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
             AnswerLane::Windows(lane) => {
                 let asks = cascade.as_ref().and_then(|cascade| cascade.above.as_ref());
                 let asks = asks.map(|above| above.branch.clone());
+                let half = learning.split.filter(Split::answers).map(|split| HalfParts {
+                    terms: split.terms,
+                    base: learning.base,
+                    half: if tier == Tier::Device { HalfOf::Front } else { HalfOf::Back },
+                });
                 let inferencer = Inferencer::new(InferencerParts {
                     branch,
                     model,
@@ -422,6 +443,7 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
                     clock,
                     figures,
                     cascade,
+                    half,
                 })
                 .start();
                 asked_above = asks.map(|branch| AskedAbove {
@@ -714,7 +736,7 @@ fn tier_of(entry: &NodeEntry) -> Option<Tier> {
         .map(|(_, tier)| tier)
 }
 
-/// What `status` says of a node; one with the front of a model alone gives no answers.
+/// What `status` says of a node; one with the front of a model and its head gives no answers.
 fn roles_of(tier: Tier, answers: bool) -> Vec<String> {
     let first = match tier {
         Tier::Device => "trainer",

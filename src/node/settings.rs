@@ -18,7 +18,7 @@ use super::{
 };
 #[cfg(any(test, feature = "torch"))]
 use crate::actors::lanes::CoreShare;
-use crate::actors::lanes::{serve_lane, train_lane};
+use crate::actors::lanes::{back_serve_lane, serve_lane, train_lane};
 use crate::actors::split_lane::{BackCopies, back_lane};
 use crate::actors::text_lane::{TextLane, Writer};
 use crate::actors::{Adopt, Bounds, Busy, Figures, Half, HeldBase, LaneBench, Measure, Operator};
@@ -30,8 +30,9 @@ use crate::data::texts::read_texts;
 use crate::data::{Cache, DataError};
 use crate::ids::{BootId, Digest, Name, Side};
 use crate::learn::{
-    BatchLimits, Examples, LearnError, Learner, MachineSpeeds, Predictor, ReferenceSet,
-    SoftmaxLearner, SoftmaxPredictor, SplitBack, Texts, Windows, hold_out, labels_digest,
+    BackPredictor, BatchLimits, Examples, LearnError, Learner, MachineSpeeds, Predictor,
+    ReferenceSet, SoftmaxLearner, SoftmaxPredictor, SplitBack, Texts, Windows, hold_out,
+    labels_digest,
 };
 use crate::ledger::Event;
 use crate::privacy::{Gate, Profile};
@@ -112,6 +113,8 @@ pub struct Brain {
 pub enum Server {
     /// Answers windows.
     Windows(Box<dyn Predictor>),
+    /// The same, and goes on from where the front of a device stopped.
+    Split(Box<dyn BackPredictor>),
     /// Continues prompts.
     Text(Writer),
 }
@@ -124,6 +127,7 @@ impl Brain {
     pub fn predictor(&mut self) -> Result<&mut dyn Predictor, SettingsProblem> {
         match &mut self.server {
             Server::Windows(predictor) => Ok(predictor.as_mut()),
+            Server::Split(predictor) => Ok(predictor.as_mut()),
             Server::Text(_) => Err(SettingsProblem::Key {
                 key: "model.learner",
                 problem: "this needs a model that takes windows, and the one set writes text"
@@ -207,7 +211,7 @@ fn language_brain(_: &Settings, _: &Keyring) -> Result<Brain, SettingsProblem> {
 /// The pre-trained base with LoRA on it.
 #[cfg(feature = "torch")]
 fn signal_transformer(settings: &Settings, keyring: &Keyring) -> Result<Engine, SettingsProblem> {
-    use crate::torch::{SignalLearner, SignalPredictor, load_base};
+    use crate::torch::{SignalLearner, SignalPredictor, SplitPredictor, load_base};
 
     let path = base_path(settings);
     let trust = release_trust(settings, keyring)?;
@@ -217,9 +221,18 @@ fn signal_transformer(settings: &Settings, keyring: &Keyring) -> Result<Engine, 
     })?;
     let config = trainer_of(settings, card.architecture);
     let share = core_share(&settings.limits, std::thread::available_parallelism().ok());
-    let predictor = SignalPredictor::new(&base, card.architecture, &config.peft, share.serve)?;
+    let (model, peft, threads) = (card.architecture, &config.peft, share.serve);
+    let split = split::split_of(settings).filter(super::Split::answers);
+    let server = match split.filter(|_| settings.node.has(NodeRole::Relay)) {
+        Some(split) => {
+            let cut = split.terms.cut;
+            cut.check(model.layers).map_err(|error| split::bad_cut(&error))?;
+            Server::Split(Box::new(SplitPredictor::new(&base, model, peft, cut, threads)?))
+        }
+        None => Server::Windows(Box::new(SignalPredictor::new(&base, model, peft, threads)?)),
+    };
     let learner = SignalLearner::new(&base, config, ADAPTER_SEED)?;
-    Ok((card.sha256, Box::new(learner), Server::Windows(Box::new(predictor))))
+    Ok((card.sha256, Box::new(learner), server))
 }
 
 /// The card of the signal transformer's base.
@@ -545,19 +558,18 @@ pub fn parts_of(
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let lane_that_answers = match brain.server {
         Server::Windows(predictor) => AnswerLane::Windows(serve_lane(predictor, QUEUE)?),
+        Server::Split(predictor) => {
+            let split = split::split_of(settings);
+            let front =
+                split.and_then(|split| split.terms.front_of(0, &brain.base, &brain.adapter));
+            AnswerLane::Windows(back_serve_lane(predictor, front, QUEUE)?)
+        }
         Server::Text(writer) => {
             let limits = BatchLimits::default();
             AnswerLane::Text(TextLane::spawn(writer, limits, Arc::clone(&clock), QUEUE)?)
         }
     };
-    let answering = Answering {
-        lane: lane_that_answers,
-        tags: tags_of(settings)?,
-        busy: Arc::clone(&busy),
-        max_gap_ms: 5_000,
-        stale_after_ms: 10_000,
-        cascade,
-    };
+    let answering = answering_of(settings, lane_that_answers, Arc::clone(&busy), cascade)?;
     let mut bench = LaneBench::new(identity.me.clone(), lane, Arc::clone(&figures), busy)
         .with_reference(reference.clone());
     if let (Some(back), Some(split)) = (brain.back, split::split_of(settings)) {
@@ -568,6 +580,17 @@ pub fn parts_of(
     let learning = learning_of(settings, brain.model, brain.base, brain.adapter, reference);
     let work = Work { learning, bench, answering: Some(answering), clock, figures };
     with_work(settings, identity, work)
+}
+
+/// Answers from this lane, to what the settings bind and to requests.
+pub(super) fn answering_of(
+    settings: &Settings,
+    lane: AnswerLane,
+    busy: Arc<Busy>,
+    cascade: Option<Cascading>,
+) -> Result<Answering, SettingsProblem> {
+    let (tags, max_gap_ms, stale_after_ms) = (tags_of(settings)?, 5_000, 10_000);
+    Ok(Answering { lane, tags, busy, max_gap_ms, stale_after_ms, cascade })
 }
 
 /// What a node does beside talking.
@@ -762,7 +785,7 @@ pub fn data_of(settings: &Settings, brain: &Brain) -> Result<Option<Examples>, S
     }
     let Some(set) = &settings.data.set else { return Ok(None) };
     match (set.as_str(), &brain.server) {
-        ("bearings", Server::Windows(_)) => {}
+        ("bearings", Server::Windows(_) | Server::Split(_)) => {}
         ("excavators", Server::Text(writer)) => return orders_of(settings, writer).map(Some),
         ("bearings" | "excavators", _) => {
             let learner =
@@ -837,8 +860,12 @@ fn tags_of(settings: &Settings) -> Result<Vec<Tag>, SettingsProblem> {
     Ok(tags)
 }
 
-fn gate_of(settings: &Settings) -> Gate {
-    Gate::from(match settings.privacy.profile {
+pub(super) fn gate_of(settings: &Settings) -> Gate {
+    gate_for(settings.privacy.profile)
+}
+
+pub(super) fn gate_for(profile: PrivacyProfile) -> Gate {
+    Gate::from(match profile {
         PrivacyProfile::Standard => Profile::Standard,
         PrivacyProfile::Strict => Profile::Strict,
         PrivacyProfile::Lab => Profile::Lab,

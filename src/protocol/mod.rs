@@ -12,7 +12,8 @@
 //! chunks for any of them, [`BaseFetch`] the file of a base before they begin, and [`update`] and [`knowledge`] are
 //! the arithmetic between wire and `learn`.
 //!
-//! Beside them, [`cascade`] decides who answers a request, this node or the tier above.
+//! Beside them, [`cascade`] decides who answers a request, this node or the tier above; of a split model always
+//! the edge, which goes on from the front's values (`halves`).
 //!
 //! Called by the role actors; their effects are carried out by `actors/runner.rs`, which commits
 //! before it publishes. A machine is rebuilt from what its `Put` effects left in the store.
@@ -25,6 +26,7 @@ mod fetch;
 #[cfg(test)]
 pub(crate) mod fixture;
 pub(crate) mod guard;
+mod halves;
 pub mod knowledge;
 mod member;
 mod relay;
@@ -41,6 +43,7 @@ pub use effect::{
 };
 pub use escalations::{Escalations, Left};
 pub use fetch::{Ask, Fetches, Taken};
+pub use halves::Asked;
 pub use member::{Knows, Member, MemberConfig};
 pub use relay::{Relay, RelayConfig};
 pub use round::{Backs, Owner, Round, RoundConfig, RoundView};

@@ -141,6 +141,9 @@ pub struct Provenance {
     pub escalated: bool,
     /// Why a tier that should have answered didn't; `null` when nothing went wrong.
     pub degraded: Option<Degraded>,
+    /// The model is split: its front ran on the device, its back on `node`. Absent where it isn't.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub split: bool,
 }
 
 /// Why the tier above didn't answer in the place of an unsure model.
@@ -157,6 +160,8 @@ pub enum Degraded {
     Refused,
     /// It wasn't asked, though nothing is known yet about how often the served version is wrong.
     Uncalibrated,
+    /// It has another version of a split model than the device that asks.
+    Version,
 }
 
 impl Degraded {
@@ -168,6 +173,7 @@ impl Degraded {
             Self::Busy => "cascade_busy",
             Self::Refused => "cascade_refused",
             Self::Uncalibrated => "cascade_uncalibrated",
+            Self::Version => "split_version",
         }
     }
 }
@@ -364,7 +370,8 @@ mod tests {
 
     fn of_the_edge() -> Inference {
         let node = NodeId::new("edge-north").unwrap();
-        let cascade = Provenance { node, bound: Some(0.04), escalated: true, degraded: None };
+        let cascade =
+            Provenance { node, bound: Some(0.04), escalated: true, degraded: None, split: false };
         Inference { tier: Tier::Edge, cascade: Some(cascade), ..answer() }
     }
 

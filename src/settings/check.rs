@@ -10,7 +10,7 @@ use config::{Config, ConfigError, Map, Source, Value};
 use super::keys::{self, KEYS};
 use super::layers::{Leaves, toml_text};
 use super::{
-    Contribute, LearnerName, LinkSettings, NodeRole, Problem, Settings, SettingsError,
+    Contribute, LearnerName, LinkSettings, NodeRole, Problem, Settings, SettingsError, SplitLabels,
     StrategyName, TagBinds, TagFormat, WithoutReply,
 };
 
@@ -228,12 +228,14 @@ fn broken_rules(settings: &Settings) -> Vec<(String, String)> {
     rule(
         !(fronts && settings.cascade.enabled),
         "cascade.enabled",
-        "true, but a device with the front of a model gives no answers: set it on its edge",
+        "true, but a device with the front of a model asks its edge each time: take it out (wait_ms, in_flight \
+         and safe_default count without it)",
     );
     rule(
-        !fronts || settings.tags.is_empty(),
+        !fronts || settings.split.labels == SplitLabels::Edge || settings.tags.is_empty(),
         "tags",
-        "set, but a device with the front of a model gives no answers and reads none: take them out",
+        "set, but a device with the front of a model and its head gives no answers and reads none: take them out, \
+         or set split.labels = \"edge\"",
     );
     rule(
         !split || model.learner == LearnerName::SignalTransformer,
@@ -556,6 +558,21 @@ mod tests {
         let binary = "format = \"f32le\"\n";
         assert_eq!(broken(&format!("{feature}{binary}")), None);
         assert_eq!(broken(&format!("binds = \"label\"\n{binary}")), Some("tags[0].format".into()));
+    }
+
+    #[test]
+    fn a_front_reads_tags_where_its_edge_has_the_head_and_has_no_cascade_of_its_own() {
+        let broken = |labels: &str, more: &str| {
+            let mut layers = Layers::new();
+            layers.tier(Tier::Device).set("node.name=n").set("node.site=s").set("node.parent=p");
+            layers.set("split.cut=1").set("model.learner=signal-transformer").set("model.base=b");
+            layers.set(&format!("split.labels={labels}")).set(more);
+            layers.text("tags", "[[tags]]\ntopic = \"a/b\"\nbinds = \"feature\"\nmodel = \"m\"");
+            layers.load().into_settings().err().map(|error| error.problems[0].key.clone())
+        };
+        assert_eq!(broken("edge", "cascade.safe_default=stop"), None);
+        assert_eq!(broken("device", "cascade.wait_ms=500"), Some("tags".into()));
+        assert_eq!(broken("edge", "cascade.enabled=true"), Some("cascade.enabled".into()));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU16;
 
-use super::adapter::AdapterPlan;
+use super::adapter::{AdapterPlan, Applied};
 use super::parts::Parts;
 use super::peft::PeftConfig;
 use super::signal::{SignalTransformer, SignalTransformerConfig, Spectra};
@@ -53,28 +53,34 @@ impl SignalPredictor {
     /// # Errors
     /// [`LearnError`] when `len` isn't the model's or an input isn't finite.
     pub fn logits(&self, x: &[f32], len: usize) -> Result<Vec<f32>, LearnError> {
-        if len != self.config.window as usize {
-            return Err(LearnError::OutOfRange {
-                what: "samples a window",
-                expected: self.config.window.to_string(),
-                actual: len.to_string(),
-            });
-        }
-        if let Some(index) = x.iter().position(|v| !v.is_finite()) {
-            return Err(LearnError::NotFinite { name: "window".into(), index });
-        }
+        self.config.check_windows(x, len)?;
         use_threads(self.threads);
         evaluate::logits(&self.model, &self.spectra, x, len)
+    }
+
+    /// The base alone.
+    pub(super) fn base(&self) -> &Weights {
+        &self.base
+    }
+
+    /// Threads that an answer takes.
+    pub(super) fn threads(&self) -> NonZeroU16 {
+        self.threads
+    }
+
+    /// Swaps the adapter, and gives the base with it.
+    pub(super) fn load_applied(&mut self, adapter: &TensorSet) -> Result<Applied, LearnError> {
+        let _guard = tch::no_grad_guard();
+        use_threads(self.threads);
+        let applied = self.plan.apply(&self.base, &self.plan.flatten(adapter)?)?;
+        self.model = SignalTransformer::new(&applied.parts(), &self.config)?;
+        Ok(applied)
     }
 }
 
 impl Predictor for SignalPredictor {
     fn load(&mut self, adapter: &TensorSet) -> Result<(), LearnError> {
-        let _guard = tch::no_grad_guard();
-        use_threads(self.threads);
-        let applied = self.plan.apply(&self.base, &self.plan.flatten(adapter)?)?;
-        self.model = SignalTransformer::new(&applied.parts(), &self.config)?;
-        Ok(())
+        self.load_applied(adapter).map(drop)
     }
 
     fn predict(&mut self, x: &[f32], len: usize) -> Result<Vec<Prediction>, LearnError> {

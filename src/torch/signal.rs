@@ -93,6 +93,24 @@ impl SignalTransformerConfig {
         }
     }
 
+    /// Checks windows `[n, len]` that are to be answered.
+    ///
+    /// # Errors
+    /// [`LearnError`] when `len` isn't the model's or a sample isn't finite.
+    pub fn check_windows(&self, x: &[f32], len: usize) -> Result<(), LearnError> {
+        if len != self.window as usize {
+            return Err(LearnError::OutOfRange {
+                what: "samples a window",
+                expected: self.window.to_string(),
+                actual: len.to_string(),
+            });
+        }
+        match x.iter().position(|v| !v.is_finite()) {
+            Some(index) => Err(LearnError::NotFinite { name: "window".into(), index }),
+            None => Ok(()),
+        }
+    }
+
     /// Patches (tokens) a window.
     pub fn tokens(&self) -> u32 {
         self.window.saturating_sub(self.patch) / self.stride.max(1) + 1

@@ -8,6 +8,7 @@
 //! back goes on through the front as that of `sum(activations * g)`, which is the same.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU16;
 
 use tch::{Kind, Tensor};
 
@@ -15,6 +16,7 @@ use super::adamw::AdamW;
 use super::adapter::AdapterPlan;
 use super::parts::Parts;
 use super::signal::{SignalStem, SignalTop, SignalTransformerConfig, Spectra};
+use super::split_predictor::SignalFrontPredictor;
 use super::trainer::{
     Distill, Terms, TrainerConfig, batch_loss, check_targets, check_windows, class_counts,
     labels_of, log_prior, windows_of,
@@ -167,6 +169,15 @@ impl SignalFront {
     /// Values that this half holds, and values that train in it.
     pub fn num_values(&self) -> (u64, u64) {
         (self.half.base.num_bytes() / 4, self.half.plan.num_values().unsigned_abs())
+    }
+
+    /// What answers with this half: it shares the base's values.
+    ///
+    /// # Errors
+    /// [`LearnError::Engine`] when libtorch refuses.
+    pub fn predictor(&self, threads: NonZeroU16) -> Result<SignalFrontPredictor, LearnError> {
+        let Half { config, cut, base, plan, .. } = &self.half;
+        SignalFrontPredictor::new(base.share(), plan.clone(), config.model, *cut, threads)
     }
 
     /// About how many bytes a run with batches of this size takes, libtorch's own aside.

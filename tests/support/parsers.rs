@@ -9,12 +9,12 @@ use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 
 use gaisnet::ids::{BootId, Digest, Name};
-use gaisnet::learn::{ActivationCoding, Activations, BEARING_PHYSICS};
+use gaisnet::learn::{ActivationCoding, Activations, BEARING_PHYSICS, Cut};
 use gaisnet::ledger::tiles::verify_export;
 use gaisnet::ledger::{Entry, InclusionProof, Origin, SignedCheckpoint};
-use gaisnet::protocol::{knowledge as said, update};
+use gaisnet::protocol::{SplitTerms, knowledge as said, update};
 use gaisnet::scada::tags::{Binds, Format, Tag};
-use gaisnet::scada::{command, escalation as cascade, infer, text};
+use gaisnet::scada::{at_cut, command, escalation as cascade, infer, text};
 use gaisnet::time::Wall;
 use gaisnet::topic::filter::Filter;
 use gaisnet::topic::{Leaf, Prefix};
@@ -237,7 +237,10 @@ pub(crate) fn infer(bytes: &[u8]) {
     let policy = command::CommandPolicy::new(["infer"]).unwrap();
     let length = NonZeroUsize::new(3).unwrap();
     match infer::parse(bytes, false, length, &policy) {
-        Ok(request) => assert_eq!(request.window.len(), 3),
+        Ok(request) => match request.input {
+            infer::Input::Window(window) => assert_eq!(window.len(), 3),
+            infer::Input::AtCut(question) => answerable(&question),
+        },
         Err(error) => assert!(serde_json::to_vec(&error.reply()).unwrap().len() < 4_096),
     }
     match text::parse(bytes, false, &policy) {
@@ -246,6 +249,19 @@ pub(crate) fn infer(bytes: &[u8]) {
         }
         Ok(text::TextRequest::Cancel(_)) => {}
         Err(error) => assert!(serde_json::to_vec(&error.reply()).unwrap().len() < 4_096),
+    }
+}
+
+/// What a front made of a window: what is taken of it is finite, and as long as it says.
+fn answerable(question: &at_cut::AtCut) {
+    for coding in [SplitCoding::F32, SplitCoding::Int8] {
+        let cut = Cut { blocks: 1, head_in_front: false };
+        let terms = SplitTerms { cut, coding, part_bytes: 1_024 };
+        if let Ok(values) = terms.answerable(question) {
+            assert!(values.data.iter().all(|value| value.is_finite()));
+            assert_eq!(values.shape.iter().product::<usize>(), values.data.len());
+            assert!(terms.question(question.front, &values).is_ok());
+        }
     }
 }
 
