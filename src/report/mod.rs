@@ -9,6 +9,8 @@ mod html;
 mod json;
 mod niid;
 mod page;
+#[cfg(feature = "sim")]
+mod sim;
 mod table;
 
 use std::collections::BTreeMap;
@@ -22,6 +24,8 @@ pub use experiment::{
 pub use json::to_json;
 pub use niid::{CellRow, NiidReport, niid_to_html, niid_to_json, niid_to_table};
 pub use page::to_html;
+#[cfg(feature = "sim")]
+pub use sim::{SimReport, SimRow, SimViolation, sim_to_html, sim_to_json, sim_to_table};
 pub use table::to_table;
 
 /// All that is told of one run.

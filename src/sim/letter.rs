@@ -35,7 +35,7 @@ pub(crate) struct Letter {
 #[derive(Debug)]
 enum Content {
     /// Taken for checked.
-    Assumed(Verified),
+    Assumed(Box<Verified>),
     /// To be opened. `claim` is what whoever doesn't check would read; kept for what may be forged.
     Sealed { topic: String, wire: Vec<u8>, claim: Option<Box<Verified>> },
 }
@@ -95,7 +95,7 @@ impl PostOffice {
         let mut rng = Stream::new(seed, "letters");
         let prefix = Prefix::new("sim").map_err(|e| failed(e.to_string()))?;
         let root = SigningKey::generate(&bytes_of(&mut rng));
-        let root = RootRole { threshold: NonZeroU32::MIN, keys: vec![root.public().clone()] };
+        let root = RootRole { threshold: NonZeroU32::MIN, keys: vec![*root.public()] };
         let mut keyring = Keyring::first(federation.clone(), root, Wall(0), FOREVER)
             .map_err(|e| failed(e.to_string()))?;
         let mut identities: ByNode<Option<([u8; 32], Branch)>> = ByNode::default();
@@ -111,7 +111,7 @@ impl PostOffice {
                 line: line.clone(),
                 node: id.clone(),
             };
-            let key = key.public().clone();
+            let key = *key.public();
             let entry = NodeEntry { node: id, site, line, roles, parent, key };
             keyring = keyring
                 .enrol(&Enrolment { entry, proof }, Wall(0), FOREVER)
@@ -150,7 +150,7 @@ impl PostOffice {
         let checked = self.checked(sender, saying, &bytes);
         let Some(signing) = &mut self.signing else {
             let (mark, bytes) = (checked.body_digest(), bytes.len());
-            let content = Content::Assumed(checked);
+            let content = Content::Assumed(Box::new(checked));
             return Ok(Letter { from, kind, bytes, mark, forged: false, content });
         };
         let Some(sealer) = signing.sealers.at(from) else {
@@ -190,7 +190,7 @@ impl PostOffice {
         let saying = Saying { to: &Address::Anyone, body: &body, round, epoch };
         let checked = self.checked(sender, saying, &bytes);
         let (mark, bytes) = (checked.body_digest(), bytes.len());
-        let content = Content::Assumed(checked);
+        let content = Content::Assumed(Box::new(checked));
         Ok(Letter { from, kind, bytes, mark, forged: false, content })
     }
 
@@ -208,7 +208,7 @@ impl PostOffice {
         let (from, kind) = (letter.from, letter.kind);
         let Content::Sealed { topic, wire, .. } = &letter.content else {
             let (mark, bytes) = (claim.body_digest(), bytes.len());
-            let content = Content::Assumed(claim);
+            let content = Content::Assumed(Box::new(claim));
             return Some(Letter { from, kind, bytes, mark, forged: true, content });
         };
         let wire = if self.rng.below(2) == 0 {
@@ -247,7 +247,7 @@ impl PostOffice {
                 open(door, side, topic, wire, now).map_err(|refusal| refusal.kind())
             }
             (Content::Assumed(_), _) if letter.forged => Err("forged"),
-            (Content::Assumed(checked), _) => Ok(checked.clone()),
+            (Content::Assumed(checked), _) => Ok(Verified::clone(checked)),
             (Content::Sealed { .. }, None) => Err("no_keyring"),
         }
     }

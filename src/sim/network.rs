@@ -99,10 +99,12 @@ impl World {
     }
 
     /// A broker gives a node that has just subscribed what its parent has retained.
-    pub(super) fn hand_over_retained(&mut self, at: Place) -> Result<(), Broken> {
-        let Some((parent, _)) = self.nodes.at(at).parent.clone() else { return Ok(()) };
+    pub(super) fn hand_over_retained(&mut self, at: Place) {
+        let Some(parent) = self.nodes.at(at).parent.as_ref().map(|(place, _)| *place) else {
+            return;
+        };
         if self.nodes.at(at).away > 0 || self.is_cut(parent, at) {
-            return Ok(());
+            return;
         }
         let broker = &self.nodes.at(parent).broker;
         let lapses = broker.lapses;
@@ -111,7 +113,6 @@ impl World {
             let arrival = self.arrival(parent, at);
             self.at(arrival, Event::Letter { to: at, letter, lapses });
         }
-        Ok(())
     }
 
     /// A device looks whether it goes.
@@ -152,7 +153,8 @@ impl World {
             return self.revive(at);
         }
         self.plan_resend(at, 1);
-        self.hand_over_retained(at)
+        self.hand_over_retained(at);
+        Ok(())
     }
 
     /// Cuts a site off, or ends that.

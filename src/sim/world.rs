@@ -292,7 +292,7 @@ impl World {
         self.step(at, Input::Start)?;
         if self.nodes.at(at).lives(life) {
             self.plan_resend(at, 1);
-            self.hand_over_retained(at)?;
+            self.hand_over_retained(at);
         }
         Ok(())
     }
