@@ -33,6 +33,8 @@ mod pretrain;
 mod reference;
 mod run;
 mod settings_args;
+#[cfg(feature = "sim")]
+mod sim;
 mod trust_files;
 
 use std::ffi::OsString;
@@ -88,6 +90,10 @@ enum Command {
     Data(data::DataArgs),
     /// Compare ways to learn on this machine, on real texts and recordings
     Experiment(experiment::ExperimentArgs),
+    /// Run the protocol of thousands of simulated machines, with faults, and look whether it holds
+    #[cfg(feature = "sim")]
+    #[command(after_help = sim::HELP)]
+    Sim(sim::SimArgs),
     /// Make reference inputs, on which models of different kinds teach each other
     Reference(reference::ReferenceArgs),
     /// Make a base for vibration from a seed, on generated signals
@@ -151,6 +157,8 @@ fn run(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Exit> {
         Command::Cmd(args) => cmd::run(&args, &settings, out, &mut std::io::stderr().lock()),
         Command::Data(args) => data::run(&args, out),
         Command::Experiment(args) => experiment::run(&args, out),
+        #[cfg(feature = "sim")]
+        Command::Sim(args) => sim::run(&args, out),
         Command::Reference(args) => reference::run(&args, out),
         #[cfg(feature = "torch")]
         Command::Pretrain(args) => pretrain::run(&args, out),
@@ -182,7 +190,8 @@ Exit codes:
   0  done
   1  failed: disk, network, broker; the message names the cause
   2  wrong usage or settings; nothing was done
-  3  a check said no (doctor, keys, keyring, audit verify)";
+  3  a check said no (doctor, keys, keyring, audit verify)
+  4  an invariant was broken (sim)";
 
 #[cfg(test)]
 mod tests {

@@ -9,6 +9,10 @@ pub(crate) enum Guard {
     Repeats,
     /// Who speaks with a lower epoch isn't listened to.
     Epochs,
+    /// No older version is taken.
+    Versions,
+    /// Closed rounds are forgotten after a while.
+    Memory,
     /// No contribution counts as longer than the usual one.
     Norms,
 }

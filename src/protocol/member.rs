@@ -700,7 +700,10 @@ impl Member {
 
     fn result(&mut self, news: Announced, out: &mut Vec<Effect>) {
         let version = news.result.version;
-        if self.current.is_some() && version <= self.version() {
+        if self.current.is_some()
+            && version <= self.version()
+            && (guard::stands(Guard::Versions) || version == self.version())
+        {
             if version < self.version() {
                 out.push(Effect::Count("older_version"));
             }
@@ -818,7 +821,8 @@ impl Member {
 
     fn set_current(&mut self, current: Current, out: &mut Vec<Effect>) {
         let version = current.version;
-        if self.current.as_ref() == Some(&current) || version < self.version() {
+        let goes_back = version < self.version() && guard::stands(Guard::Versions);
+        if self.current.as_ref() == Some(&current) || goes_back {
             return;
         }
         self.current = Some(current);

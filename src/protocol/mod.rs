@@ -46,6 +46,8 @@ pub use fetch::{Ask, Fetches, Taken};
 pub use halves::Asked;
 pub use member::{Knows, Member, MemberConfig};
 pub use relay::{Relay, RelayConfig};
+#[cfg(any(test, feature = "sim"))]
+pub(crate) use round::Held;
 pub use round::{Backs, Owner, Round, RoundConfig, RoundView};
 pub use session::{BackEnd, BackTask, FrontConfig, FrontEnd, FrontTask, SplitTerms};
 pub use split_device::SplitDevice;

@@ -148,6 +148,12 @@ impl Relay {
         self.member.version()
     }
 
+    /// What its rounds hold.
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) fn held(&self) -> super::Held {
+        self.round.held()
+    }
+
     /// Blobs that must be kept.
     pub fn blobs(&self) -> std::collections::BTreeSet<Digest> {
         let mut keep = self.member.blobs();

@@ -147,11 +147,25 @@ pub struct RoundView {
     pub expected: usize,
 }
 
+/// Sizes of what an owner holds.
+#[cfg(any(test, feature = "sim"))]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Held {
+    /// Contributions whose blob is being fetched.
+    pub(crate) waiting: usize,
+    /// Contributions in the open round.
+    pub(crate) accepted: usize,
+    /// Contributions that wait for the next one.
+    pub(crate) late: usize,
+    /// Rounds that are remembered.
+    pub(crate) recent: usize,
+}
+
 impl Round {
     /// Key prefix of its durable state.
     pub const PREFIX: &'static str = "round/";
     /// Closed rounds that are remembered.
-    const MEMORY: usize = 12;
+    pub(crate) const MEMORY: usize = 12;
     /// Failed combinations that a contribution may be in before it is given up.
     const MOST_FAILED: u32 = 2;
 
@@ -388,6 +402,17 @@ impl Round {
             accepted,
             expected,
         }
+    }
+
+    /// What it holds of its members' words: the simulator looks whether that stays within bounds.
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) fn held(&self) -> Held {
+        let accepted = match &self.phase {
+            Phase::Open(open) => open.accepted.len(),
+            Phase::Idle | Phase::Closing(_) => 0,
+        };
+        let (waiting, late, recent) = (self.waiting.len(), self.late.len(), self.recent.len());
+        Held { waiting, accepted, late, recent }
     }
 
     /// Blobs that must be kept.

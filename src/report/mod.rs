@@ -10,6 +10,8 @@ mod json;
 mod niid;
 mod page;
 mod paper;
+#[cfg(feature = "sim")]
+mod sim;
 mod table;
 
 use std::collections::BTreeMap;
@@ -26,6 +28,8 @@ pub use page::to_html;
 pub use paper::{
     PaperArm, PaperCell, PaperCheck, PaperReport, paper_to_html, paper_to_json, paper_to_table,
 };
+#[cfg(feature = "sim")]
+pub use sim::{SimReport, SimRow, SimViolation, sim_to_html, sim_to_json, sim_to_table};
 pub use table::to_table;
 
 /// All that is told of one run.

@@ -1,14 +1,24 @@
 //! A node: its machine, its durable store, and what dies with it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use crate::ids::{Digest, NodeId, Version};
+use super::broken::Broken;
+use super::letter::Letter;
+use super::nodes::Place;
+use crate::ids::{Digest, Epoch, Name, NodeId, Version};
+use crate::learn::{Layout, RateSchedule};
+use crate::privacy::{Gate, Profile};
 use crate::protocol::{
-    Distils, Effect, Fetches, Input, Member, Owner, Relay, RelayConfig, Round, Timer, fixture,
+    Distils, Effect, Fetches, Held, Input, Knows, Member, MemberConfig, Owner, Relay, RelayConfig,
+    Round, RoundConfig, ShareBounds, Timer,
 };
 use crate::store::{MemoryStore, Store};
 use crate::time::Now;
-use crate::wire::Plan;
+use crate::wire::{Kind, Plan};
+
+/// Small enough that little is needed to have two chunks.
+pub(crate) const CHUNK_BYTES: u32 = 4096;
 
 /// Which machine a node runs.
 #[derive(Debug)]
@@ -22,76 +32,121 @@ pub(crate) enum Machine {
 #[derive(Debug)]
 pub(crate) struct Node {
     pub(crate) id: NodeId,
-    pub(crate) parent: Option<NodeId>,
-    pub(crate) children: BTreeSet<NodeId>,
+    pub(crate) parent: Option<(Place, NodeId)>,
+    pub(crate) children: Arc<[Place]>,
+    members: BTreeSet<NodeId>,
     pub(crate) store: MemoryStore,
     /// `None` while it is dead.
     pub(crate) machine: Option<Machine>,
     /// Starts so far: what was begun in an earlier life ends nowhere.
-    pub(crate) life: u64,
+    pub(crate) life: u32,
     pub(crate) timers: BTreeMap<Timer, u64>,
     pub(crate) fetches: Fetches,
     /// Steps that changed the store.
     pub(crate) steps: usize,
+    /// Reasons for which no message reaches it.
+    pub(crate) away: u32,
+    /// When it sends again what waits for a receipt.
+    pub(crate) resend_at: Option<u64>,
+    /// Until it does so once more.
+    pub(crate) resend_ms: u64,
+    /// Whether it is planned that missing chunks are asked for again.
+    pub(crate) looks_overdue: bool,
+    /// When it last published its retained state again.
+    pub(crate) republished_ms: Option<u64>,
+    /// Arrival of the last message from its parent and to it, where nothing overtakes.
+    pub(crate) last_arrival: [u64; 2],
+    /// The broker that it shares with its children.
+    pub(crate) broker: Broker,
+}
+
+/// What a broker keeps.
+#[derive(Debug, Default)]
+pub(crate) struct Broker {
+    /// Times that it forgot everything: what was on its way before is lost.
+    pub(crate) lapses: u32,
+    /// The owner's retained messages.
+    pub(crate) retained: BTreeMap<Kind, Arc<Letter>>,
 }
 
 /// What all nodes of a network agree on.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
     pub(crate) adapter: Vec<u8>,
+    pub(crate) layout: Layout,
     pub(crate) plan: Plan,
-    pub(crate) versions: Version,
+    pub(crate) rounds: super::Rounds,
+    pub(crate) federation: Name,
+    pub(crate) model: Name,
+    /// What nodes need for rounds of knowledge.
+    pub(crate) knows: Option<Knows>,
+    pub(crate) distils: Option<Distils>,
 }
 
 impl Node {
-    pub(crate) fn new(id: NodeId, parent: Option<NodeId>, children: BTreeSet<NodeId>) -> Self {
+    pub(crate) fn new(id: NodeId, parent: Option<(Place, NodeId)>) -> Self {
         Self {
             id,
             parent,
-            children,
+            children: Arc::new([]),
+            members: BTreeSet::new(),
             store: MemoryStore::new(),
             machine: None,
             life: 0,
             timers: BTreeMap::new(),
             fetches: Fetches::default(),
             steps: 0,
+            away: 0,
+            resend_at: None,
+            resend_ms: 0,
+            looks_overdue: false,
+            republished_ms: None,
+            last_arrival: [0; 2],
+            broker: Broker::default(),
         }
     }
 
+    /// Tells it who its children are.
+    pub(crate) fn adopt(&mut self, children: &[(Place, NodeId)]) {
+        self.children = children.iter().map(|(place, _)| *place).collect();
+        self.members = children.iter().map(|(_, id)| id.clone()).collect();
+    }
+
     /// Builds the machine from what the store holds. Start is recovery.
-    pub(crate) fn revive(&mut self, settings: &Settings) {
+    ///
+    /// # Errors
+    /// [`Broken`] when the store can't be read: a machine must be able to read what it wrote.
+    pub(crate) fn revive(&mut self, settings: &Settings) -> Result<(), Broken> {
         self.life += 1;
-        self.store.put_blob(&settings.adapter).unwrap();
-        let of = |prefix: &str| self.store.state(prefix).unwrap();
+        self.store.put_blob(&settings.adapter)?;
+        let restart = |what| Broken::new("restarts", format!("{}: {what}", self.id));
         let round = |owner| {
-            let plan = settings.plan.clone();
-            let mut config = fixture::round_config(owner, &self.children, plan);
-            config.versions = settings.versions;
-            config.distils = Some(Distils { steps: 4, learning_rate: 0.1 });
-            Round::new(config, &settings.adapter, &of(Round::PREFIX)).unwrap()
+            let state = self.store.state(Round::PREFIX)?;
+            let config = self.round_config(owner, settings);
+            Round::new(config, &settings.adapter, &state).map_err(restart)
         };
         let member = |parent: &NodeId, relay| {
-            let mut config = fixture::member_config(&self.id, parent, relay);
-            config.layout = fixture::layout_of(&settings.adapter);
-            config.knows = Some(fixture::knows(&settings.adapter));
-            Member::new(config, &of(Member::PREFIX)).unwrap()
+            let state = self.store.state(Member::PREFIX)?;
+            let config = self.member_config(parent, relay, settings);
+            Member::new(config, &state).map_err(restart)
         };
         self.machine = Some(match &self.parent {
-            None => Machine::Root(Box::new(round(Owner::Root))),
-            Some(parent) if self.children.is_empty() => {
-                Machine::Device(Box::new(member(parent, false)))
+            None => Machine::Root(Box::new(round(Owner::Root)?)),
+            Some((_, parent)) if self.children.is_empty() => {
+                Machine::Device(Box::new(member(parent, false)?))
             }
-            Some(parent) => {
+            Some((_, parent)) => {
                 let config = RelayConfig {
                     parent: parent.clone(),
-                    margin_ms: 5_000,
+                    margin_ms: settings.rounds.relay_margin_ms,
                     split: None,
-                    chunk_bytes: fixture::CHUNK_BYTES,
+                    chunk_bytes: CHUNK_BYTES,
                 };
-                let relay = Relay::new(config, member(parent, true), round(Owner::Relay));
+                let relay = Relay::new(config, member(parent, true)?, round(Owner::Relay)?);
                 Machine::Relay(Box::new(relay))
             }
         });
+        Ok(())
     }
 
     /// Everything that isn't in the store is gone.
@@ -99,6 +154,7 @@ impl Node {
         self.machine = None;
         self.timers.clear();
         self.fetches = Fetches::default();
+        (self.resend_at, self.looks_overdue, self.republished_ms) = (None, false, None);
     }
 
     pub(crate) fn step(&mut self, now: Now, input: Input) -> Vec<Effect> {
@@ -110,12 +166,26 @@ impl Node {
         }
     }
 
+    /// Whether it runs, and no later life than this one.
+    pub(crate) fn lives(&self, life: u32) -> bool {
+        self.machine.is_some() && self.life == life
+    }
+
     /// The version that it has, `None` while it is dead.
     pub(crate) fn version(&self) -> Option<Version> {
         match self.machine.as_ref()? {
             Machine::Root(round) => Some(round.view().version),
             Machine::Relay(relay) => Some(relay.version()),
             Machine::Device(member) => Some(member.version()),
+        }
+    }
+
+    /// What its rounds hold, where it owns some and lives.
+    pub(crate) fn held(&self) -> Option<Held> {
+        match self.machine.as_ref()? {
+            Machine::Root(round) => Some(round.held()),
+            Machine::Relay(relay) => Some(relay.held()),
+            Machine::Device(_) => None,
         }
     }
 
@@ -128,4 +198,53 @@ impl Node {
             Some(Machine::Device(member)) => member.blobs(),
         }
     }
+
+    fn round_config(&self, owner: Owner, settings: &Settings) -> RoundConfig {
+        let rounds = settings.rounds;
+        RoundConfig {
+            owner,
+            members: self.members.clone(),
+            quorum: rounds.quorum,
+            deadline_ms: rounds.deadline_ms,
+            republish_ms: rounds.republish_ms,
+            pause_ms: rounds.pause_ms,
+            versions: rounds.count,
+            schedule: RateSchedule::Constant,
+            max_staleness: rounds.late_max_staleness,
+            chunk_bytes: CHUNK_BYTES,
+            model: settings.model.clone(),
+            base: BASE,
+            plan: settings.plan.clone(),
+            bounds: ShareBounds::default(),
+            split: None,
+            distils: settings.distils,
+        }
+    }
+
+    fn member_config(&self, parent: &NodeId, relay: bool, settings: &Settings) -> MemberConfig {
+        MemberConfig {
+            federation: settings.federation.clone(),
+            me: self.id.clone(),
+            parent: parent.clone(),
+            model: settings.model.clone(),
+            base: BASE,
+            layout: settings.layout.clone(),
+            relay,
+            gate: Gate::from(Profile::Lab),
+            resync_ms: settings.rounds.resync_ms,
+            chunk_bytes: CHUNK_BYTES,
+            knows: settings.knows.clone(),
+            split: false,
+        }
+    }
 }
+
+/// Highest epoch of a parent that a node remembers, from the value that it keeps.
+pub(crate) const PARENT_EPOCH: &str = "member/parent_epoch";
+
+/// Decodes that value.
+pub(crate) fn parent_epoch(value: &[u8]) -> Option<Epoch> {
+    crate::wire::decode(value, 16).ok()
+}
+
+const BASE: Digest = Digest([1; 32]);
