@@ -29,6 +29,7 @@ mod model;
 #[cfg(feature = "torch")]
 mod pretrain;
 mod reference;
+mod rollback;
 mod run;
 mod settings_args;
 mod trust_files;
@@ -102,6 +103,9 @@ enum Command {
     /// Bring a language model's adapter from Python's peft, or to it
     #[cfg(feature = "torch")]
     Adapter(adapter::AdapterArgs),
+    /// Let a stopped node serve the version before again
+    #[command(after_help = rollback::HELP)]
+    Rollback(rollback::RollbackArgs),
     /// Run this node until it is told to stop
     #[command(after_help = run::HELP)]
     Run,
@@ -157,6 +161,7 @@ fn run(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Exit> {
         #[cfg(feature = "broker")]
         Command::Broker(args) => broker::run(&args, out),
         Command::Feed(args) => feed::run(&args, out),
+        Command::Rollback(args) => rollback::run(&args, &settings, out),
         Command::Run => run::run(&settings, out),
     }
 }
@@ -174,7 +179,7 @@ Exit codes:
   0  done
   1  failed: disk, network, broker; the message names the cause
   2  wrong usage or settings; nothing was done
-  3  a check said no (doctor, keys, keyring, audit verify)";
+  3  a check said no (doctor, keys, keyring, audit verify, rollback)";
 
 #[cfg(test)]
 mod tests {

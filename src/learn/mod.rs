@@ -29,6 +29,7 @@ mod lora_product;
 mod metrics;
 mod packing;
 pub mod physics;
+mod probe;
 mod prototypes;
 mod quant;
 mod reference_logits;
@@ -80,6 +81,7 @@ pub use linear_classifier::{FitConfig, LinearClassifier, hashed_ngrams};
 pub use lora_product::{Combined, Contribution, LoraAverage, combine, stack};
 pub use metrics::{Confusion, percentile};
 pub use packing::{Frame, MAX_LENGTH, Packed, lay_end_to_end, pack};
+pub use probe::{probe_window, sound};
 pub use prototypes::{EMBEDDING_BOUND, Prototypes, merge_prototypes};
 pub use quant::{Quantizer, Width};
 pub use reference_logits::{

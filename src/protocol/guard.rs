@@ -11,6 +11,8 @@ pub(crate) enum Guard {
     Epochs,
     /// No contribution counts as longer than the usual one.
     Norms,
+    /// After a rollback nothing newer is served until it is released.
+    Hold,
 }
 
 #[cfg(not(test))]

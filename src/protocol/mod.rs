@@ -12,7 +12,8 @@
 //! chunks for any of them, [`BaseFetch`] the file of a base before they begin, and [`update`] and [`knowledge`] are
 //! the arithmetic between wire and `learn`.
 //!
-//! Beside them, [`cascade`] decides who answers a request, this node or the tier above.
+//! Beside them, [`cascade`] decides who answers a request, this node or the tier above, and [`Slots`] which version
+//! a node serves of those that its machine has.
 //!
 //! Called by the role actors; their effects are carried out by `actors/runner.rs`, which commits
 //! before it publishes. A machine is rebuilt from what its `Put` effects left in the store.
@@ -31,6 +32,7 @@ mod relay;
 mod round;
 mod sense;
 mod session;
+mod slots;
 mod split_device;
 pub mod update;
 
@@ -45,4 +47,5 @@ pub use member::{Knows, Member, MemberConfig};
 pub use relay::{Relay, RelayConfig};
 pub use round::{Backs, Owner, Round, RoundConfig, RoundView};
 pub use session::{BackEnd, BackTask, FrontConfig, FrontEnd, FrontTask, SplitTerms};
+pub use slots::{Check, RollbackBy, SlotOrder, SlotRefusal, Slots, SlotsConfig, SlotsView};
 pub use split_device::SplitDevice;

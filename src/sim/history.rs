@@ -22,7 +22,7 @@ pub(crate) struct History {
     rounds: BTreeMap<(NodeId, RoundNo), (Digest, Digest)>,
     /// Outcomes by offer and set.
     pub(crate) outcomes: BTreeMap<(Digest, Digest), Digest>,
-    /// Versions in the order in which a node applied them.
+    /// Versions in the order in which a node applied them, since it was last told to go back.
     pub(crate) applied: BTreeMap<NodeId, Vec<(Version, Digest)>>,
     /// What was seen to be wrong on the way.
     pub(crate) wrong: Vec<String>,
@@ -96,6 +96,8 @@ impl History {
                     self.wrong.push(format!("{node}: round {round} has two outcomes"));
                 }
             }
+            // From here on versions rise again.
+            Event::Rollback { .. } => drop(self.applied.remove(node)),
             _ => {}
         }
     }

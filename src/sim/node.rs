@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ids::{Digest, NodeId, Version};
 use crate::protocol::{
-    Distils, Effect, Fetches, Input, Member, Owner, Relay, RelayConfig, Round, Timer, fixture,
+    Distils, Effect, Fetches, Input, Member, Owner, Relay, RelayConfig, Round, SlotOrder,
+    SlotRefusal, Slots, SlotsConfig, SlotsView, Timer, fixture,
 };
 use crate::store::{MemoryStore, Store};
 use crate::time::Now;
@@ -27,6 +28,8 @@ pub(crate) struct Node {
     pub(crate) store: MemoryStore,
     /// `None` while it is dead.
     pub(crate) machine: Option<Machine>,
+    /// Which version it serves; `None` while it is dead.
+    slots: Option<Slots>,
     /// Starts so far: what was begun in an earlier life ends nowhere.
     pub(crate) life: u64,
     pub(crate) timers: BTreeMap<Timer, u64>,
@@ -51,6 +54,7 @@ impl Node {
             children,
             store: MemoryStore::new(),
             machine: None,
+            slots: None,
             life: 0,
             timers: BTreeMap::new(),
             fetches: Fetches::default(),
@@ -76,6 +80,12 @@ impl Node {
             config.knows = Some(fixture::knows(&settings.adapter));
             Member::new(config, &of(Member::PREFIX)).unwrap()
         };
+        let slots = SlotsConfig {
+            base: Digest([1; 32]),
+            untrained: Digest::of(&settings.adapter),
+            checks: false,
+        };
+        self.slots = Some(Slots::new(slots, &of(Slots::KEY)).unwrap());
         self.machine = Some(match &self.parent {
             None => Machine::Root(Box::new(round(Owner::Root))),
             Some(parent) if self.children.is_empty() => {
@@ -97,17 +107,34 @@ impl Node {
     /// Everything that isn't in the store is gone.
     pub(crate) fn die(&mut self) {
         self.machine = None;
+        self.slots = None;
         self.timers.clear();
         self.fetches = Fetches::default();
     }
 
     pub(crate) fn step(&mut self, now: Now, input: Input) -> Vec<Effect> {
-        match &mut self.machine {
+        let starts = matches!(input, Input::Start);
+        let effects = match &mut self.machine {
             None => Vec::new(),
             Some(Machine::Root(round)) => round.step(now, input),
             Some(Machine::Relay(relay)) => relay.step(now, input),
             Some(Machine::Device(member)) => member.step(now, input),
+        };
+        match &mut self.slots {
+            None => Vec::new(),
+            Some(slots) if starts => slots.start(effects),
+            Some(slots) => slots.take(effects),
         }
+    }
+
+    /// An operator's word about the version that it serves.
+    pub(crate) fn order(&mut self, order: SlotOrder) -> Result<Vec<Effect>, SlotRefusal> {
+        self.slots.as_mut().map_or(Ok(Vec::new()), |slots| slots.order(order))
+    }
+
+    /// Which version it serves, `None` while it is dead.
+    pub(crate) fn slots(&self) -> Option<SlotsView> {
+        self.slots.as_ref().map(Slots::view)
     }
 
     /// The version that it has, `None` while it is dead.
@@ -121,11 +148,13 @@ impl Node {
 
     /// Blobs that its machine wants kept.
     pub(crate) fn blobs(&self) -> BTreeSet<Digest> {
-        match &self.machine {
+        let mut keep = match &self.machine {
             None => BTreeSet::new(),
             Some(Machine::Root(round)) => round.blobs(),
             Some(Machine::Relay(relay)) => relay.blobs(),
             Some(Machine::Device(member)) => member.blobs(),
-        }
+        };
+        keep.extend(self.slots.as_ref().map(Slots::blobs).unwrap_or_default());
+        keep
     }
 }

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use super::faults::{Crash, Faults, Moment};
 use super::world::{World, id, is_cut};
 use crate::ids::Digest;
-use crate::protocol::Input;
 use crate::protocol::guard::{Guard, tests::without};
+use crate::protocol::{Input, RollbackBy, SlotOrder, SlotsView};
 use crate::store::Store;
 use crate::wire::Coding;
 
@@ -201,4 +201,69 @@ fn a_round_that_nobody_takes_part_in_is_asked_for_anew() {
         world.tell(edge, Input::Pause(false)).unwrap();
     }
     world.run().unwrap();
+}
+
+/// Gives an order, and gives it again where the node died before it was on disk, as whoever gets no reply does.
+fn insist(world: &mut World, node: &str, order: SlotOrder, done: impl Fn(&SlotsView) -> bool) {
+    for _ in 0..2 {
+        if !world.nodes[&id(node)].slots().is_some_and(|slots| done(&slots)) {
+            world.order(node, order).unwrap();
+        }
+        world.run_until(world.now_ms + 30_000).unwrap();
+    }
+    assert!(done(&world.nodes[&id(node)].slots().unwrap()));
+}
+
+/// Rolls a node back, lets another round pass, and releases what it made; the node dies in each of the two.
+fn goes_back_and_on(node: &str, at: Option<Moment>) {
+    let mut world = World::new(Faults::NONE, 3);
+    world.settings.versions = 2;
+    world.run().unwrap();
+    let dies = |world: &mut World| {
+        let step = world.nodes[&id(node)].steps;
+        world.crashes = at.map(|at| Crash { node: node.into(), step, at }).into_iter().collect();
+    };
+    let served = |world: &World| world.history.applied[&id(node)].last().unwrap().0;
+    let slots = |world: &World| world.nodes[&id(node)].slots().unwrap();
+    dies(&mut world);
+    let back = SlotOrder::Rollback { to: Some(1), by: RollbackBy::Operator };
+    insist(&mut world, node, back, |slots| slots.served == 1);
+    assert_eq!((served(&world), slots(&world).held_since), (1, Some(2)));
+    world.crashes.clear();
+    world.tell("cloud", Input::StartRound).unwrap();
+    world.run_until(world.now_ms + 60_000).unwrap();
+    assert_eq!(world.nodes[&id(node)].version(), Some(3), "it learns on");
+    assert_eq!((served(&world), slots(&world).versions), (1, vec![1, 2, 3]));
+    dies(&mut world);
+    insist(&mut world, node, SlotOrder::Release { least: 3 }, |slots| slots.served == 3);
+    assert_eq!(served(&world), 3);
+    let entries = world.nodes[&id(node)].store.entries(0, 10_000).unwrap();
+    let texts: Vec<_> = entries.iter().map(|entry| String::from_utf8_lossy(entry)).collect();
+    let count = |what: &str| texts.iter().filter(|text| text.contains(what)).count();
+    assert_eq!(count(r#""event":{"rollback":{"from":2,"reason":"operator","to":1}}"#), 1);
+    assert_eq!(count(r#""event":{"rollout":"#), 3, "each version once");
+    for blob in slots(&world).versions {
+        assert!(blob == 1 || blob == 3, "the one before and the one in use");
+    }
+}
+
+#[test]
+fn a_node_may_die_anywhere_in_a_rollback_and_its_release() {
+    let moments = (0..3).map(Moment::AfterEffects).chain([Moment::BeforeCommit]);
+    for at in moments.map(Some).chain([None]) {
+        for node in ["cloud", "edge-b", "b2"] {
+            goes_back_and_on(node, at);
+        }
+    }
+}
+
+#[test]
+fn what_could_be_served_is_on_disk_after_all_that_a_round_throws_away() {
+    let mut world = World::new(Faults::STORM, 11);
+    world.run().unwrap();
+    for node in world.nodes.values() {
+        for blob in node.blobs() {
+            assert!(node.store.blob(&blob).unwrap().is_some(), "{} lost {blob}", node.id);
+        }
+    }
 }

@@ -10,7 +10,9 @@ use super::node::{Machine, Node, Settings};
 use super::{invariants, learner, letter};
 use crate::ids::{Digest, NodeId, Side};
 use crate::ledger::Entry;
-use crate::protocol::{Ask, Delivery, Effect, Fetches, Input, Job, Taken, Timer, To, fixture};
+use crate::protocol::{
+    Ask, Delivery, Effect, Fetches, Input, Job, SlotOrder, SlotRefusal, Taken, Timer, To, fixture,
+};
 use crate::rng::Stream;
 use crate::store::{Batch, OutboxItem, Store};
 use crate::time::{Mono, Now, Wall};
@@ -146,6 +148,17 @@ impl World {
         self.step(&id(node), input)
     }
 
+    /// An operator's word about the version that a node serves.
+    ///
+    /// # Errors
+    /// Why it isn't carried out.
+    pub(crate) fn order(&mut self, node: &str, order: SlotOrder) -> Result<(), SlotRefusal> {
+        let name = id(node);
+        let effects = self.node(&name).order(order)?;
+        self.settle(&name, effects).expect("every invariant holds");
+        Ok(())
+    }
+
     fn add(&mut self, node: Node) {
         let name = node.id.clone();
         self.nodes.insert(name.clone(), node);
@@ -245,8 +258,13 @@ impl World {
             return Ok(());
         }
         let effects = node.step(now, input);
-        let (batch, after) = self.prepare(name, &effects, now.wall);
-        let changes = batch != Batch { at: now.wall, ..Batch::default() };
+        self.settle(name, effects)
+    }
+
+    fn settle(&mut self, name: &NodeId, effects: Vec<Effect>) -> Result<(), String> {
+        let at = Wall(self.now_ms);
+        let (batch, after) = self.prepare(name, &effects, at);
+        let changes = batch != Batch { at, ..Batch::default() };
         let death = if changes { self.death(name) } else { None };
         if !self.commit_first {
             self.carry_out_all(name, &after, death);

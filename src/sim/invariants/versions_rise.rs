@@ -1,4 +1,4 @@
-//! The version that a node serves never goes back, also not over its deaths.
+//! The version that a node serves never goes back, also not over its deaths, but by a rollback in its ledger.
 
 use super::super::history::History;
 use super::super::node::Node;
