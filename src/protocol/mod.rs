@@ -29,6 +29,7 @@ pub(crate) mod guard;
 pub mod knowledge;
 mod member;
 mod relay;
+pub mod rollout;
 mod round;
 mod sense;
 mod session;
