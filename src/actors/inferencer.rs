@@ -27,13 +27,14 @@ use super::figures::Figures;
 use super::halves::{HalfParts, Halves};
 use super::lanes::{Lane, ServeRequest};
 use super::machines::Machines;
+use super::role::Checked;
 use super::runner::Link;
 use super::tiers::{Act, CascadeParts, Tiers};
 use crate::bus::{Bus, Priority, Publish};
 use crate::ids::{Digest, Name, NodeId, Version};
-use crate::learn::{Activations, LearnError, Prediction, TensorSet};
+use crate::learn::{Activations, LearnError, Prediction, TensorSet, probe_window, sound};
 use crate::protocol::cascade::Ticket;
-use crate::protocol::update;
+use crate::protocol::{Check, update};
 use crate::scada::RequestId;
 use crate::scada::at_cut::{AtCut, FrontMark};
 use crate::scada::command::CommandPolicy;
@@ -79,14 +80,17 @@ pub struct InferencerParts {
     /// The half of a split model that this node has; none where the model is whole everywhere. A front needs
     /// a `cascade` to ask its edge by.
     pub half: Option<HalfParts>,
+    /// Hears what comes of a look at the served version.
+    pub checked: Recipient<Checked>,
 }
 
 /// See the module.
 pub struct Inferencer {
     parts: InferencerParts,
     version: Version,
-    /// The newest version that was to be served.
-    newest: Version,
+    /// The last turn that was to be served.
+    turn: u64,
+    probe: Probe,
     /// One window stream for each tag and topic: a wildcard covers several machines.
     streams: BTreeMap<(usize, String), WindowStream>,
     /// Topics whose last telegram couldn't be read: each is told once.
@@ -115,6 +119,8 @@ struct Truth {
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct Serve {
+    /// Counts what was to be served: the last word is what holds, whichever way the version went.
+    pub turn: u64,
     /// Its version.
     pub version: Version,
     /// The adapter, packed.
@@ -122,13 +128,12 @@ pub struct Serve {
 }
 
 impl Serve {
-    /// Its adapter; nothing when a newer version came while this one waited for room, or when it can't be
-    /// read.
-    pub(super) fn opened(&self, newest: &mut Version, figures: &Figures) -> Option<Arc<TensorSet>> {
-        if self.version < *newest {
+    /// Its adapter; nothing when another one came while this one waited for room, or when it can't be read.
+    pub(super) fn opened(&self, turn: &mut u64, figures: &Figures) -> Option<Arc<TensorSet>> {
+        if self.turn < *turn {
             return None;
         }
-        *newest = self.version;
+        *turn = self.turn;
         match update::unpack(&self.adapter) {
             Ok(adapter) => Some(Arc::new(adapter)),
             Err(error) => {
@@ -219,6 +224,27 @@ struct Finished {
     result: Result<Option<Prediction>, LearnError>,
 }
 
+/// When the built-in window is answered again.
+#[derive(Debug, Clone, Copy, Default)]
+struct Probe {
+    due: bool,
+    running: bool,
+    /// Since the last one.
+    seconds: u64,
+}
+
+impl Probe {
+    const EVERY_S: u64 = 60;
+}
+
+/// The built-in window was answered.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+struct Probed {
+    turn: u64,
+    result: Result<Vec<Prediction>, LearnError>,
+}
+
 /// Held-out examples were answered.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
@@ -282,7 +308,8 @@ impl Inferencer {
             wakes: BTreeMap::new(),
             parts,
             version: 0,
-            newest: 0,
+            turn: 0,
+            probe: Probe::default(),
             streams: BTreeMap::new(),
             unreadable: BTreeSet::new(),
             truth: None,
@@ -400,6 +427,32 @@ impl Inferencer {
         if self.parts.lane.submit(request).is_err() {
             tiers.not_taken(); // the watchdog tries again
         }
+    }
+
+    /// Has the built-in window answered, if that is due: each new version, each minute, and after an answer
+    /// that was none.
+    fn look(&mut self, ctx: &mut Context<Self>) {
+        let Probe { due, running, seconds } = self.probe;
+        if running || !(due || seconds >= Probe::EVERY_S) {
+            return;
+        }
+        let (me, turn) = (ctx.address(), self.turn);
+        let done = Box::new(move |result| {
+            let _ = me.try_send(Probed { turn, result });
+        });
+        let len = self.parts.window.get();
+        let request = ServeRequest::Predict { x: probe_window(len), len, done };
+        // For the lane may be done with it at once.
+        self.probe = Probe { due: false, running: true, seconds: 0 };
+        if self.parts.lane.submit(request).is_err() {
+            self.probe = Probe { due: true, running: false, seconds }; // the watchdog tries again
+        }
+    }
+
+    fn tell(&self, version: Version, check: Check, ctx: &mut Context<Self>) {
+        let checked = self.parts.checked.clone();
+        let told = async move { checked.send(Checked { version, check }).await.unwrap_or(()) };
+        ctx.spawn(told.into_actor(self));
     }
 
     fn carry_out(&mut self, acts: Vec<Act>, ctx: &mut Context<Self>) {
@@ -582,6 +635,8 @@ impl Actor for Inferencer {
         ctx.set_mailbox_capacity(MAILBOX);
         ctx.run_interval(Self::WATCHDOG, |this, ctx| {
             this.watch();
+            this.probe.seconds += 1;
+            this.look(ctx);
             if let Some(tiers) = &mut this.tiers {
                 tiers.record(false);
             }
@@ -594,7 +649,7 @@ impl Handler<Serve> for Inferencer {
     type Result = ();
 
     fn handle(&mut self, serve: Serve, ctx: &mut Self::Context) {
-        let Some(adapter) = serve.opened(&mut self.newest, &self.parts.figures) else { return };
+        let Some(adapter) = serve.opened(&mut self.turn, &self.parts.figures) else { return };
         let version = serve.version;
         if let Some(tiers) = &mut self.tiers {
             tiers.comes(version, Digest::of(&serve.adapter));
@@ -617,12 +672,43 @@ impl Handler<Loaded> for Inferencer {
     type Result = ();
 
     fn handle(&mut self, loaded: Loaded, ctx: &mut Self::Context) {
-        let fits = loaded.result.is_ok();
+        let (version, fits) = (loaded.version, loaded.result.is_ok());
         loaded.settle(&mut self.version, &self.parts.figures);
+        if fits {
+            self.probe.due = true;
+            self.look(ctx);
+        } else {
+            self.tell(version, Check::Unfit, ctx);
+        }
         if let Some(tiers) = self.tiers.as_mut().filter(|_| fits) {
             tiers.serves(self.version);
             self.measure(ctx);
         }
+    }
+}
+
+impl Handler<Probed> for Inferencer {
+    type Result = ();
+
+    fn handle(&mut self, probed: Probed, ctx: &mut Self::Context) {
+        self.probe.running = false;
+        if probed.turn != self.turn {
+            return; // of the version before
+        }
+        let check = match probed
+            .result
+            .and_then(|all| all.into_iter().try_for_each(|p| sound(p).map(drop)))
+        {
+            Ok(()) => Check::Passed,
+            Err(error) => {
+                let version = self.version;
+                tracing::warn!(%error, version, "the version in use can't answer its probe");
+                self.parts.figures.count("failed_check");
+                self.probe.due = true;
+                Check::Failed
+            }
+        };
+        self.tell(self.version, check, ctx);
     }
 }
 
@@ -729,9 +815,13 @@ impl Handler<Answered> for Inferencer {
     type Result = ();
 
     fn handle(&mut self, Answered { asked, result }: Answered, ctx: &mut Self::Context) {
-        let prediction = match result {
+        let prediction = match result.and_then(sound) {
             Ok(prediction) => prediction,
-            Err(error) => return self.unanswered(asked, &error),
+            Err(error) => {
+                // Whoever may ask could have sent a window that no model can answer: only the built-in one counts.
+                self.probe.due = true;
+                return self.unanswered(asked, &error);
+            }
         };
         if let Some(tiers) = &mut self.tiers {
             let acts = tiers.answered(asked, prediction, self.version);
@@ -800,20 +890,21 @@ mod tests {
     use crate::learn::Tensor;
     use crate::wire::Coding;
 
-    fn serve(version: Version) -> Serve {
+    fn serve(turn: u64, version: Version) -> Serve {
         let tensor = Tensor { name: "w".into(), shape: vec![1], data: vec![1.0] };
         let set = TensorSet::new(vec![tensor]).unwrap();
-        Serve { version, adapter: update::pack(&set, Coding::F32, 0).unwrap() }
+        Serve { turn, version, adapter: update::pack(&set, Coding::F32, 0).unwrap() }
     }
 
     #[test]
-    fn a_version_that_waited_for_room_does_not_come_back_over_a_newer_one() {
-        let (mut newest, figures) = (0, Figures::default());
-        let late = serve(4);
-        assert!(late.opened(&mut newest, &figures).is_some());
-        assert!(late.opened(&mut newest, &figures).is_some(), "the same one may try again");
-        assert!(serve(5).opened(&mut newest, &figures).is_some());
-        assert!(late.opened(&mut newest, &figures).is_none());
-        assert_eq!(newest, 5);
+    fn what_waited_for_room_does_not_come_back_over_a_later_word() {
+        let (mut turn, figures) = (0, Figures::default());
+        let late = serve(4, 4);
+        assert!(late.opened(&mut turn, &figures).is_some());
+        assert!(late.opened(&mut turn, &figures).is_some(), "the same one may try again");
+        // A rollback goes to a lower version, by a later word.
+        assert!(serve(5, 3).opened(&mut turn, &figures).is_some());
+        assert!(late.opened(&mut turn, &figures).is_none());
+        assert_eq!(turn, 5);
     }
 }

@@ -45,7 +45,9 @@ pub use halves::{HalfOf, HalfParts};
 pub use inferencer::{AboveSaid, Inferencer, InferencerParts, Leaves, Request, Serve, TagSample};
 pub use measuring::Measure;
 pub use operator::{Adopt, Leave, Operator, OperatorParts, Order};
-pub use role::{Aggregator, Machine, MachineView, Observe, RelayActor, Role, Stimulus, Trainer};
+pub use role::{
+    Aggregator, Checked, Machine, MachineView, Observe, RelayActor, Role, Steer, Stimulus, Trainer,
+};
 pub use room::Bounds;
 pub use runner::{Finish, Introduce, Link, Run, Runner, RunnerParts, Served};
 pub use text_inferencer::{TextInferencer, TextParts};

@@ -86,6 +86,8 @@ pub struct Runner {
     quota: Quota,
     /// The blob that was given out last.
     lent: Option<Lent>,
+    /// Adapters that were given to the server so far.
+    served: u64,
     stopped: bool,
 }
 
@@ -201,6 +203,7 @@ impl Runner {
             checkpoint_published: 0,
             quota: Quota::default(),
             lent: None,
+            served: 0,
             stopped: false,
         })
     }
@@ -584,7 +587,8 @@ impl Runner {
             Ok(Some(bytes)) => {
                 self.parts.served.send_replace((version, Arc::new(bytes.clone())));
                 let Some(server) = self.server.clone() else { return };
-                let serve = Serve { version, adapter: bytes };
+                self.served += 1;
+                let serve = Serve { turn: self.served, version, adapter: bytes };
                 ctx.spawn(async move { server.send(serve).await.unwrap_or(()) }.into_actor(self));
             }
             Ok(None) => self.parts.figures.count("adapter_missing"),

@@ -31,6 +31,7 @@ mod plan;
 #[cfg(feature = "torch")]
 mod pretrain;
 mod reference;
+mod rollback;
 mod run;
 mod settings_args;
 #[cfg(feature = "sim")]
@@ -114,6 +115,9 @@ enum Command {
     /// Bring a language model's adapter from Python's peft, or to it
     #[cfg(feature = "torch")]
     Adapter(adapter::AdapterArgs),
+    /// Let a stopped node serve the version before again
+    #[command(after_help = rollback::HELP)]
+    Rollback(rollback::RollbackArgs),
     /// Run this node until it is told to stop
     #[command(after_help = run::HELP)]
     Run,
@@ -173,6 +177,7 @@ fn run(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Exit> {
         #[cfg(feature = "broker")]
         Command::Broker(args) => broker::run(&args, out),
         Command::Feed(args) => feed::run(&args, out),
+        Command::Rollback(args) => rollback::run(&args, &settings, out),
         Command::Run => run::run(&settings, out),
     }
 }
@@ -190,7 +195,7 @@ Exit codes:
   0  done
   1  failed: disk, network, broker; the message names the cause
   2  wrong usage or settings; nothing was done
-  3  a check said no (doctor, keys, keyring, audit verify)
+  3  a check said no (doctor, keys, keyring, audit verify, rollback)
   4  an invariant was broken (sim)";
 
 #[cfg(test)]

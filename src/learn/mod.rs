@@ -30,6 +30,7 @@ mod metrics;
 mod packing;
 pub mod physics;
 mod plan;
+mod probe;
 mod prototypes;
 mod quant;
 mod reference_logits;
@@ -56,7 +57,7 @@ pub use adapter_slots::{AdapterId, AdapterSlots};
 pub use answer_text::{AnswerText, Piece};
 pub use augment::Augment;
 pub use batches::{Batches, PassEnd};
-pub use binomial::upper_bound;
+pub use binomial::{lower_bound, upper_bound};
 pub use bits::Bits;
 pub use calibration::{
     Calibration, Judged, LEAST_HELD_OUT, Threshold, at_temperature, calibrate, temperature,
@@ -85,6 +86,7 @@ pub use plan::{
     AnsweredBy, Considered, Cost, MemberFigures, ModelCost, Obstacle, PartCost, Proposal,
     RoundWork, SHARE, Way, align, propose, training_bytes,
 };
+pub use probe::{probe_window, sound};
 pub use prototypes::{EMBEDDING_BOUND, Prototypes, merge_prototypes};
 pub use quant::{Quantizer, Width};
 pub use reference_logits::{

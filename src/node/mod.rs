@@ -13,6 +13,7 @@ mod health;
 mod language;
 #[cfg(all(feature = "cli", feature = "torch"))]
 mod plan;
+mod rollback;
 #[cfg(feature = "cli")]
 mod settings;
 #[cfg(feature = "cli")]
@@ -29,11 +30,11 @@ use tokio::sync::{Notify, mpsc, watch};
 use crate::actors::lanes::{Lane, ServeRequest};
 use crate::actors::text_lane::TextLane;
 use crate::actors::{
-    Above, AboveLink, AboveSaid, Adopt, BaseDesk, Bounds, Busy, CascadeParts, Figures, Finish,
-    Gateway, GatewayParts, HalfOf, HalfParts, HeldBase, Inferencer, InferencerParts, Introduce,
-    Leave, Leaves, Link, Machine, MachineView, Measure, Observe, Operator, OperatorParts, Request,
-    Role, Run, Runner, RunnerParts, Serve, Served, Stimulus, TagSample, TextInferencer, TextParts,
-    Workbench, pump, subscribe, subscriptions,
+    Above, AboveLink, AboveSaid, Adopt, BaseDesk, Bounds, Busy, CascadeParts, Checked, Figures,
+    Finish, Gateway, GatewayParts, HalfOf, HalfParts, HeldBase, Inferencer, InferencerParts,
+    Introduce, Leave, Leaves, Link, Machine, MachineView, Measure, Observe, Operator,
+    OperatorParts, Request, Role, Run, Runner, RunnerParts, Serve, Served, Steer, Stimulus,
+    TagSample, TextInferencer, TextParts, Workbench, pump, subscribe, subscriptions,
 };
 use crate::bus::{Ack, Bus, BusEvent};
 use crate::ids::{BootId, Digest, Name, NodeId, Side};
@@ -43,7 +44,8 @@ use crate::privacy::Gate;
 use crate::protocol::cascade::{Calibrated, CascadeConfig, Uncalibrated};
 use crate::protocol::{
     Backs, Distils, Effect, FrontConfig, Input, Knows, Member, MemberConfig, Owner, Relay,
-    RelayConfig, Round, RoundConfig, ShareBounds, SplitDevice, SplitTerms, update,
+    RelayConfig, Round, RoundConfig, ShareBounds, Slots, SlotsConfig, SplitDevice, SplitTerms,
+    update,
 };
 use crate::scada::command::CommandPolicy;
 use crate::scada::replay::ReplayWindow;
@@ -66,6 +68,7 @@ pub use health::Health;
 pub use language::language_brain;
 #[cfg(all(feature = "cli", feature = "torch"))]
 pub use plan::{PlannedModel, floor_of, planned_model, round_work};
+pub use rollback::{AtRestError, roll_back_at_rest};
 #[cfg(feature = "cli")]
 pub use settings::{
     Brain, Links, Server, SettingsProblem, brain, bus_of, data_of, identity_of, learning_of,
@@ -336,12 +339,18 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
         entry: &entry,
         learning: &learning,
     };
-    let (role, observe) = match tier {
+    let slots = SlotsConfig {
+        base: learning.base,
+        untrained: Digest::of(&learning.adapter),
+        checks: answering.is_some(),
+    };
+    let slots = Slots::new(slots, &of(Slots::KEY, &state)).map_err(NodeError::State)?;
+    let Played { role, observe, steer, checked } = match tier {
         Tier::Device => match split_device(&shared, &state)? {
-            Some(device) => play(device, &runner, &clock),
-            None => play(member(&shared, false, &state)?, &runner, &clock),
+            Some(device) => play(device, slots, &runner, &clock),
+            None => play(member(&shared, false, &state)?, slots, &runner, &clock),
         },
-        Tier::Cloud => play(round(&shared, &keyring, Owner::Root, &state)?, &runner, &clock),
+        Tier::Cloud => play(round(&shared, &keyring, Owner::Root, &state)?, slots, &runner, &clock),
         Tier::Edge => {
             let inner = round(&shared, &keyring, Owner::Relay, &state)?;
             let outer = member(&shared, true, &state)?;
@@ -352,7 +361,7 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
                 split: learning.split.map(|split| split.terms),
                 chunk_bytes: learning.chunk_bytes,
             };
-            play(Relay::new(config, outer, inner), &runner, &clock)
+            play(Relay::new(config, outer, inner), slots, &runner, &clock)
         }
     };
     let again = Arc::new(Notify::new());
@@ -364,6 +373,7 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
         policy: parts.policy.clone(),
         role: role.clone(),
         observe: observe.clone(),
+        steer,
         runner: runner.clone(),
         bus: Arc::clone(&plant_bus),
         plant,
@@ -444,6 +454,7 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
                     figures,
                     cascade,
                     half,
+                    checked,
                 })
                 .start();
                 asked_above = asks.map(|branch| AskedAbove {
@@ -469,6 +480,7 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
                     clock,
                     figures,
                     seed,
+                    checked,
                 };
                 Answerer::of(TextInferencer::new(text).start())
             }
@@ -697,13 +709,27 @@ fn of(prefix: &str, state: &[(String, Vec<u8>)]) -> Vec<(String, Vec<u8>)> {
     state.iter().filter(|(key, _)| key.starts_with(prefix)).cloned().collect()
 }
 
+/// A machine at work, by what it takes.
+struct Played {
+    role: Recipient<Stimulus>,
+    observe: Recipient<Observe>,
+    steer: Recipient<Steer>,
+    checked: Recipient<Checked>,
+}
+
 fn play<M: Machine>(
     machine: M,
+    slots: Slots,
     runner: &Addr<Runner>,
     clock: &Arc<dyn Clock>,
-) -> (Recipient<Stimulus>, Recipient<Observe>) {
-    let role = Role::new(machine, runner.clone(), Arc::clone(clock)).start();
-    (role.clone().recipient(), role.recipient())
+) -> Played {
+    let role = Role::new(machine, slots, runner.clone(), Arc::clone(clock)).start();
+    Played {
+        role: role.clone().recipient(),
+        observe: role.clone().recipient(),
+        steer: role.clone().recipient(),
+        checked: role.recipient(),
+    }
 }
 
 /// Re-derives the ledger and holds it against the last head that was signed.

@@ -15,6 +15,8 @@ pub(crate) enum Guard {
     Memory,
     /// No contribution counts as longer than the usual one.
     Norms,
+    /// After a rollback nothing newer is served until it is released.
+    Hold,
 }
 
 #[cfg(not(test))]

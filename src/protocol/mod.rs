@@ -13,7 +13,8 @@
 //! the arithmetic between wire and `learn`.
 //!
 //! Beside them, [`cascade`] decides who answers a request, this node or the tier above; of a split model always
-//! the edge, which goes on from the front's values (`halves`).
+//! the edge, which goes on from the front's values (`halves`). [`Slots`] decides which version a node serves of those
+//! that its machine has.
 //!
 //! Called by the role actors; their effects are carried out by `actors/runner.rs`, which commits
 //! before it publishes. A machine is rebuilt from what its `Put` effects left in the store.
@@ -30,9 +31,11 @@ mod halves;
 pub mod knowledge;
 mod member;
 mod relay;
+pub mod rollout;
 mod round;
 mod sense;
 mod session;
+mod slots;
 mod split_device;
 pub mod update;
 
@@ -50,4 +53,5 @@ pub use relay::{Relay, RelayConfig};
 pub(crate) use round::Held;
 pub use round::{Backs, Owner, Round, RoundConfig, RoundView};
 pub use session::{BackEnd, BackTask, FrontConfig, FrontEnd, FrontTask, SplitTerms};
+pub use slots::{Check, RollbackBy, SlotOrder, SlotRefusal, Slots, SlotsConfig, SlotsView};
 pub use split_device::SplitDevice;

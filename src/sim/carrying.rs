@@ -44,7 +44,15 @@ impl World {
         }
         self.figures.steps += 1;
         let effects = node.step(now, input);
-        let (batch, after) = self.prepare(at, &effects, now.wall)?;
+        self.settle(at, &effects)
+    }
+
+    /// Carries effects out as a runner does.
+    ///
+    /// # Errors
+    /// As [`World::step`].
+    pub(super) fn settle(&mut self, at: Place, effects: &[Effect]) -> Result<bool, Broken> {
+        let (batch, after) = self.prepare(at, effects, self.now().wall)?;
         let changes = batch.is_some();
         let death = if changes { self.death(at) } else { None };
         if !self.guards.commit_first {
@@ -62,8 +70,8 @@ impl World {
                 self.plan_resend(at, Self::RESEND_MS);
             }
         }
-        self.count(at, &effects);
-        self.invariants.committed(&self.nodes, at, &effects)?;
+        self.count(at, effects);
+        self.invariants.committed(&self.nodes, at, effects)?;
         if self.guards.commit_first {
             self.carry_out_all(at, &after, death)?;
         }

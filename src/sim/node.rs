@@ -11,8 +11,10 @@ use crate::learn::{Layout, RateSchedule};
 use crate::privacy::{Gate, Profile};
 use crate::protocol::{
     Distils, Effect, Fetches, Held, Input, Knows, Member, MemberConfig, Owner, Relay, RelayConfig,
-    Round, RoundConfig, ShareBounds, Timer,
+    Round, RoundConfig, ShareBounds, Slots, SlotsConfig, Timer,
 };
+#[cfg(test)]
+use crate::protocol::{SlotOrder, SlotRefusal, SlotsView};
 use crate::store::{MemoryStore, Store};
 use crate::time::Now;
 use crate::wire::{Kind, Plan};
@@ -38,6 +40,8 @@ pub(crate) struct Node {
     pub(crate) store: MemoryStore,
     /// `None` while it is dead.
     pub(crate) machine: Option<Machine>,
+    /// Which version it serves; `None` while it is dead.
+    slots: Option<Slots>,
     /// Starts so far: what was begun in an earlier life ends nowhere.
     pub(crate) life: u32,
     pub(crate) timers: BTreeMap<Timer, u64>,
@@ -92,6 +96,7 @@ impl Node {
             members: BTreeSet::new(),
             store: MemoryStore::new(),
             machine: None,
+            slots: None,
             life: 0,
             timers: BTreeMap::new(),
             fetches: Fetches::default(),
@@ -130,6 +135,10 @@ impl Node {
             let config = self.member_config(parent, relay, settings);
             Member::new(config, &state).map_err(restart)
         };
+        let slots =
+            SlotsConfig { base: BASE, untrained: Digest::of(&settings.adapter), checks: false };
+        let state = self.store.state(Slots::KEY)?;
+        self.slots = Some(Slots::new(slots, &state).map_err(restart)?);
         self.machine = Some(match &self.parent {
             None => Machine::Root(Box::new(round(Owner::Root)?)),
             Some((_, parent)) if self.children.is_empty() => {
@@ -152,23 +161,42 @@ impl Node {
     /// Everything that isn't in the store is gone.
     pub(crate) fn die(&mut self) {
         self.machine = None;
+        self.slots = None;
         self.timers.clear();
         self.fetches = Fetches::default();
         (self.resend_at, self.looks_overdue, self.republished_ms) = (None, false, None);
     }
 
     pub(crate) fn step(&mut self, now: Now, input: Input) -> Vec<Effect> {
-        match &mut self.machine {
+        let starts = matches!(input, Input::Start);
+        let effects = match &mut self.machine {
             None => Vec::new(),
             Some(Machine::Root(round)) => round.step(now, input),
             Some(Machine::Relay(relay)) => relay.step(now, input),
             Some(Machine::Device(member)) => member.step(now, input),
+        };
+        match &mut self.slots {
+            None => Vec::new(),
+            Some(slots) if starts => slots.start(effects),
+            Some(slots) => slots.take(effects),
         }
     }
 
     /// Whether it runs, and no later life than this one.
     pub(crate) fn lives(&self, life: u32) -> bool {
         self.machine.is_some() && self.life == life
+    }
+
+    /// An operator's word about the version that it serves.
+    #[cfg(test)]
+    pub(crate) fn order(&mut self, order: SlotOrder) -> Result<Vec<Effect>, SlotRefusal> {
+        self.slots.as_mut().map_or(Ok(Vec::new()), |slots| slots.order(order))
+    }
+
+    /// Which version it serves, `None` while it is dead.
+    #[cfg(test)]
+    pub(crate) fn slots(&self) -> Option<SlotsView> {
+        self.slots.as_ref().map(Slots::view)
     }
 
     /// The version that it has, `None` while it is dead.
@@ -191,12 +219,14 @@ impl Node {
 
     /// Blobs that its machine wants kept.
     pub(crate) fn blobs(&self) -> BTreeSet<Digest> {
-        match &self.machine {
+        let mut keep = match &self.machine {
             None => BTreeSet::new(),
             Some(Machine::Root(round)) => round.blobs(),
             Some(Machine::Relay(relay)) => relay.blobs(),
             Some(Machine::Device(member)) => member.blobs(),
-        }
+        };
+        keep.extend(self.slots.as_ref().map(Slots::blobs).unwrap_or_default());
+        keep
     }
 
     fn round_config(&self, owner: Owner, settings: &Settings) -> RoundConfig {

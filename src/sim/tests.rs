@@ -10,7 +10,7 @@ use super::world::World;
 use super::{Outcome, outcome};
 use crate::ids::{Digest, NodeId};
 use crate::protocol::guard::{Guard, tests::without};
-use crate::protocol::{Distils, Input, fixture};
+use crate::protocol::{Distils, Input, RollbackBy, SlotOrder, SlotRefusal, SlotsView, fixture};
 use crate::store::Store;
 use crate::wire::{Blob, Coding};
 
@@ -278,4 +278,79 @@ fn a_federation_without_its_cloud_waits_and_goes_on() {
     scenario.outages = vec![cloud];
     let world = passes(world(&scenario, 1), 1);
     assert!(world.now_ms > 90_600, "{}", world.now_ms);
+}
+
+/// An operator's word about the version that a node serves.
+fn order(world: &mut World, at: Place, order: SlotOrder) -> Result<(), SlotRefusal> {
+    let effects = world.nodes.at_mut(at).order(order)?;
+    world.settle(at, &effects).unwrap();
+    Ok(())
+}
+
+fn slots(world: &World, at: Place) -> SlotsView {
+    world.nodes.at(at).slots().unwrap()
+}
+
+/// Gives an order, and gives it again where the node died before it was on disk, as whoever gets no reply does.
+fn insist(world: &mut World, at: Place, what: SlotOrder, done: impl Fn(&SlotsView) -> bool) {
+    for _ in 0..2 {
+        if !world.nodes.at(at).slots().is_some_and(|slots| done(&slots)) {
+            order(world, at, what).unwrap();
+        }
+        world.run_until(world.now_ms + 30_000).unwrap();
+    }
+    assert!(done(&slots(world, at)));
+}
+
+/// Rolls a node back, lets another round pass, and releases what it made; the node dies in each of the two.
+fn goes_back_and_on(name: &str, moment: Option<Moment>) {
+    let mut scenario = calm();
+    scenario.rounds.count = 2;
+    let mut world = passes(world(&scenario, 3), 3);
+    let node = place(&world, name);
+    let dies = |world: &mut World| {
+        let step = world.nodes.at(node).steps;
+        let crash = |at| Crash { node: name.into(), step, at };
+        world.crashes = moment.map(crash).into_iter().collect();
+    };
+    let served = |world: &World| world.invariants.versions_rise.version(node);
+    dies(&mut world);
+    let back = SlotOrder::Rollback { to: Some(1), by: RollbackBy::Operator };
+    insist(&mut world, node, back, |slots| slots.served == 1);
+    assert_eq!((served(&world), slots(&world, node).held_since), (Some(1), Some(2)));
+    world.crashes.clear();
+    let cloud = place(&world, "cloud");
+    world.step(cloud, Input::StartRound).unwrap();
+    world.run_until(world.now_ms + 60_000).unwrap();
+    assert_eq!(world.nodes.at(node).version(), Some(3), "it learns on");
+    assert_eq!((served(&world), slots(&world, node).versions), (Some(1), vec![1, 2, 3]));
+    dies(&mut world);
+    insist(&mut world, node, SlotOrder::Release { least: 3 }, |slots| slots.served == 3);
+    assert_eq!(served(&world), Some(3));
+    let texts = entries(&world, name);
+    let count = |what: &str| texts.iter().filter(|text| text.contains(what)).count();
+    assert_eq!(count(r#""event":{"rollback":{"from":2,"reason":"operator","to":1}}"#), 1);
+    assert_eq!(count(r#""event":{"rollout":"#), 3, "each version once");
+    assert_eq!(slots(&world, node).versions, [1, 3], "the one before and the one in use");
+}
+
+#[test]
+fn a_node_may_die_anywhere_in_a_rollback_and_its_release() {
+    let moments = (0..3).map(Moment::AfterEffects).chain([Moment::BeforeCommit]);
+    for at in moments.map(Some).chain([None]) {
+        for node in ["cloud", "edge-2", "device-2-2"] {
+            goes_back_and_on(node, at);
+        }
+    }
+}
+
+#[test]
+fn what_could_be_served_is_on_disk_after_all_that_a_round_throws_away() {
+    let world = passes(world(&storm(), 11), 11);
+    for at in world.nodes.places() {
+        let node = world.nodes.at(at);
+        for blob in node.blobs() {
+            assert!(node.store.blob(&blob).unwrap().is_some(), "{} lost {blob}", node.id);
+        }
+    }
 }

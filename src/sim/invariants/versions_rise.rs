@@ -1,10 +1,10 @@
-//! The version that a node serves never goes back, also not over its deaths. There is no rollback yet that could
-//! say otherwise.
+//! The version that a node serves never goes back, also not over its deaths, but by a rollback in its ledger.
 
 use super::super::broken::Broken;
 use super::super::node::Node;
 use super::super::nodes::{ByNode, Place};
 use crate::ids::{Digest, Version};
+use crate::ledger::Event;
 use crate::protocol::Effect;
 
 pub(crate) const NAME: &str = "versions_rise";
@@ -23,6 +23,10 @@ impl VersionsRise {
         effects: &[Effect],
     ) -> Result<(), Broken> {
         for effect in effects {
+            if let Effect::Record(Event::Rollback { .. }) = effect {
+                // From here on they rise again.
+                *self.last.at(at) = None;
+            }
             let Effect::Apply { version, adapter } = effect else { continue };
             let last = self.last.at(at);
             if let Some((before, _)) = last
@@ -34,6 +38,12 @@ impl VersionsRise {
             *last = Some((*version, *adapter));
         }
         Ok(())
+    }
+
+    /// The version that a node applied last.
+    #[cfg(test)]
+    pub(crate) fn version(&self, at: Place) -> Option<Version> {
+        self.last.get(at)?.map(|(version, _)| version)
     }
 
     /// The adapter that a node applied last.
