@@ -138,8 +138,8 @@ impl Node {
         let slots =
             SlotsConfig { base: BASE, untrained: Digest::of(&settings.adapter), checks: false };
         let state = self.store.state(Slots::KEY)?;
-        self.slots = Some(Slots::new(slots, &state).map_err(restart)?);
-        self.machine = Some(match &self.parent {
+        let slots = Slots::new(slots, &state).map_err(restart)?;
+        let machine = match &self.parent {
             None => Machine::Root(Box::new(round(Owner::Root)?)),
             Some((_, parent)) if self.children.is_empty() => {
                 Machine::Device(Box::new(member(parent, false)?))
@@ -154,7 +154,8 @@ impl Node {
                 let relay = Relay::new(config, member(parent, true)?, round(Owner::Relay)?);
                 Machine::Relay(Box::new(relay))
             }
-        });
+        };
+        (self.machine, self.slots) = (Some(machine), Some(slots));
         Ok(())
     }
 

@@ -82,7 +82,7 @@ fn the_halves_answer_as_the_whole_does_for_each_cut() {
             let at_cut = front.pass(&data.x, data.len).unwrap();
             let split = back.finish(&at_cut, Kept::Last).unwrap();
             assert!(gap(&split, &expected) < 1e-5, "cut {blocks}: {}", gap(&split, &expected));
-            assert_eq!(gap(&back.predict(&data.x, data.len).unwrap(), &expected), 0.0);
+            assert!(gap(&back.predict(&data.x, data.len).unwrap(), &expected) < 1e-7);
             let int8 = ActivationCoding::Int8;
             let short = Activations::decode(int8, &at_cut.shape, &at_cut.encode(int8).unwrap());
             let split = back.finish(&short.unwrap(), Kept::Last).unwrap();
