@@ -505,13 +505,14 @@ impl Handler<Order> for Operator {
         });
         let name = note.name.clone();
         match admitted {
-            Ok(Command { id, action }) => match slot_order(&action) {
-                Some(order) => self.steer(note, id, order, ctx),
-                None => {
+            Ok(Command { id, action }) => {
+                if let Some(order) = slot_order(&action) {
+                    self.steer(note, id, order, ctx);
+                } else {
                     self.record(note, "ok", ctx);
                     self.execute(&name, Command { id, action }, ctx);
                 }
-            },
+            }
             Err(error) => {
                 self.record(note, error.kind(), ctx);
                 self.refused(&name, &error);
