@@ -34,7 +34,7 @@ impl SignalPredictor {
         threads: NonZeroU16,
     ) -> Result<Self, LearnError> {
         config.check()?;
-        config.check_peft(peft)?;
+        SignalTransformerConfig::check_peft(peft)?;
         base.check_layout(&config.layout())?;
         base.check_finite()?;
         let weights = Weights::from_set(base)?;

@@ -82,7 +82,7 @@ impl SignalTransformerConfig {
     ///
     /// # Errors
     /// [`LearnError::OutOfRange`].
-    pub(super) fn check_peft(&self, peft: &PeftConfig) -> Result<(), LearnError> {
+    pub(super) fn check_peft(peft: &PeftConfig) -> Result<(), LearnError> {
         match peft.prompts {
             0 => Ok(()),
             n => Err(LearnError::OutOfRange {

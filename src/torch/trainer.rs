@@ -71,7 +71,7 @@ impl SignalLearner {
     /// [`LearnError`] when base, sizes and targets don't fit together.
     pub fn new(base: &TensorSet, config: TrainerConfig, seed: u64) -> Result<Self, LearnError> {
         config.model.check()?;
-        config.model.check_peft(&config.peft)?;
+        SignalTransformerConfig::check_peft(&config.peft)?;
         base.check_layout(&config.model.layout())?;
         base.check_finite()?;
         let plan = AdapterPlan::new(&base.layout(), &config.peft)?;

@@ -88,7 +88,6 @@ fn distance(a: Option<&Vec<u64>>, b: Option<&Vec<u64>>) -> f64 {
 }
 
 /// Mean distance of the shares of two devices of a site, 0 to 2; 0 where each site has one device.
-#[expect(clippy::cast_precision_loss, reason = "a handful of devices")]
 pub(super) fn spread(counts: &[Vec<u64>], sites: &[usize]) -> f64 {
     let (mut sum, mut pairs) = (0.0, 0_u32);
     for (at, (a, site)) in counts.iter().zip(sites).enumerate() {

@@ -111,10 +111,12 @@ pub fn run_cell(
     let mut judge = model.judge()?;
     let mut curve = vec![judge.point(0, &start, &test)?];
     let mut answers = Answers::default();
-    let judged = learned.versions.iter().map(|(round, adapter)| (*round, adapter));
-    let last = judged.clone().last().unwrap_or((0, &start));
-    for (round, adapter) in judged.take(learned.versions.len().saturating_sub(1)) {
-        curve.push(judge.point(round, adapter, &test)?);
+    let (last, earlier) = match learned.versions.split_last() {
+        Some(((round, adapter), earlier)) => ((*round, adapter), earlier),
+        None => ((0, &start), [].as_slice()),
+    };
+    for (round, adapter) in earlier {
+        curve.push(judge.point(*round, adapter, &test)?);
     }
     let point = answer(&mut judge, last, (&test, cell.set), &mut answers)?;
     if last.0 > 0 {
