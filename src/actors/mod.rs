@@ -47,7 +47,7 @@ pub use role::{Aggregator, Machine, MachineView, Observe, RelayActor, Role, Stim
 pub use room::Bounds;
 pub use runner::{Finish, Introduce, Link, Run, Runner, RunnerParts, Served};
 pub use text_inferencer::{TextInferencer, TextParts};
-pub use tiers::{Above, CascadeParts};
+pub use tiers::{Above, CascadeParts, Way};
 pub use workbench::{Done, Half, InlineBench, LaneBench, Task, Workbench};
 
 /// Messages that an actor's mailbox holds; whoever sends more waits.

@@ -18,7 +18,7 @@ use super::figures::Figures;
 use super::inferencer::Asked;
 use super::measuring::{Batch, Measure, Measuring};
 use super::runner::{Run, Runner};
-use crate::bus::{Ack, Bus, Priority, Publish};
+use crate::bus::{Ack, Border, Bus, BusError, Crossing, Priority, Publish, ToCloud};
 use crate::ids::{BootId, Digest, Name, NodeId, Version};
 use crate::learn::{LearnError, Prediction};
 use crate::ledger::Event;
@@ -53,10 +53,32 @@ pub struct CascadeParts {
 pub struct Above {
     /// Its part of the topic tree.
     pub branch: Branch,
-    /// The link to it.
-    pub bus: Arc<dyn Bus>,
-    /// What goes there leaves the site's zone: it is recorded.
-    pub leaves_site: bool,
+    /// The way to it.
+    pub way: Way,
+}
+
+/// How a request gets to the tier above.
+#[derive(Clone)]
+pub enum Way {
+    /// Within the site.
+    Site(Arc<dyn Bus>),
+    /// Out of the site's zone: it is recorded.
+    Cloud(Border, ToCloud),
+}
+
+impl Way {
+    fn ask(&self, above: &Branch, model: &Name, request: Vec<u8>) -> Result<(), BusError> {
+        match self {
+            Self::Site(bus) => {
+                let (topic, payload) = (above.infer(model), request);
+                let (at_least_once, retain, priority) = (true, false, Priority::Control);
+                bus.publish(Publish { topic, payload, at_least_once, retain, priority })
+            }
+            Self::Cloud(border, door) => {
+                border.publish(Crossing::question(door, above, model, request))
+            }
+        }
+    }
 }
 
 /// What the inferencer has to do.
@@ -301,28 +323,26 @@ impl Tiers {
         let id = escalation::id_of(self.parts.boot, ticket).ok_or(Degraded::Refused)?;
         let payload =
             escalation::request(&id, &asked.window, deadline_ms, &via).ok_or(Degraded::Refused)?;
-        let leaves_site = above.leaves_site;
+        let leaves_site = matches!(above.way, Way::Cloud(..));
         if leaves_site && self.figures.is_stalled() {
             return Err(Degraded::Busy); // it could not be recorded
         }
         let left = leaves_site.then(|| Digest::of(&payload));
-        let topic = above.branch.infer(&self.model);
-        let (at_least_once, retain, priority) = (true, false, Priority::Control);
-        let message = Publish { topic, payload, at_least_once, retain, priority };
         let entry = left.and_then(|left| self.escalations.left(self.clock.now().mono, &left));
         if let Some(entry) = entry {
             // That something leaves is on disk before it does; what leaves in the minute behind it is
             // counted in the next entry.
-            let (bus, figures) = (Arc::clone(&above.bus), Arc::clone(&self.figures));
+            let (way, figures) = (above.way.clone(), Arc::clone(&self.figures));
+            let (branch, model) = (above.branch.clone(), self.model.clone());
             self.tell(
                 entry,
                 Ack::new(move || {
-                    if let Err(error) = bus.publish(message) {
+                    if let Err(error) = way.ask(&branch, &model, payload) {
                         figures.count(error.kind()); // its asker waits no longer than its deadline
                     }
                 }),
             );
-        } else if let Err(error) = above.bus.publish(message) {
+        } else if let Err(error) = above.way.ask(&above.branch, &self.model, payload) {
             self.figures.count(error.kind());
             return Err(Degraded::Busy);
         }

@@ -30,10 +30,10 @@ use crate::actors::{
     Above, AboveLink, AboveSaid, Adopt, BaseDesk, Bounds, Busy, CascadeParts, Figures, Finish,
     Gateway, GatewayParts, HeldBase, Inferencer, InferencerParts, Introduce, Leave, Leaves, Link,
     Machine, MachineView, Measure, Observe, Operator, OperatorParts, Request, Role, Run, Runner,
-    RunnerParts, Serve, Served, Stimulus, TagSample, TextInferencer, TextParts, Workbench, pump,
-    subscribe, subscriptions,
+    RunnerParts, Serve, Served, Stimulus, TagSample, TextInferencer, TextParts, Way, Workbench,
+    pump, subscribe, subscriptions,
 };
-use crate::bus::{Ack, Bus, BusEvent};
+use crate::bus::{Ack, Border, Bus, BusEvent, Line, ToCloud};
 use crate::ids::{BootId, Digest, Name, NodeId, Side};
 use crate::learn::{RateSchedule, ReferenceSet, labels_digest};
 use crate::ledger::{Event, LedgerError, Log, Origin, Replay, SignedCheckpoint, Word};
@@ -289,6 +289,8 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
     if entry.parent.is_some() && !buses.contains_key(&Side::Up) {
         return Err(missing("parent", "bus.parent"));
     }
+    let lines: BTreeMap<Side, Line> =
+        buses.iter().map(|(side, bus)| (*side, line_of(tier, *side, Arc::clone(bus)))).collect();
     let federation = keyring.federation().clone();
     let log = replay(store.as_ref(), &federation, &me)?;
     let state = store.state("")?;
@@ -297,7 +299,7 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
         store,
         sealer: Sealer::new(identity.key, federation.clone(), branch.clone(), identity.boot),
         log,
-        buses: buses.clone(),
+        lines: lines.clone(),
         parent: entry.parent.clone(),
         clock: Arc::clone(&clock),
         bench,
@@ -355,7 +357,7 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
         runner: runner.clone(),
         bus: Arc::clone(&plant_bus),
         plant,
-        buses: buses.clone(),
+        lines,
         clock: Arc::clone(&clock),
         figures: Arc::clone(&parts.figures),
         replays: ReplayWindow::from_state(&state).map_err(NodeError::State)?,
@@ -390,12 +392,19 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
                 config.uncalibrated = Uncalibrated::Own;
             }
             let parent = parent_branch.clone().zip(buses.get(&Side::Up).cloned());
-            let above = parent.filter(|_| config.above);
+            let way = |bus| match (leaves_site, ToCloud::opened(config.above)) {
+                (false, _) => Some(Way::Site(bus)),
+                (true, door) => door.map(|door| Way::Cloud(Border::new(bus), door)),
+            };
+            let above = parent.filter(|_| config.above).and_then(|(branch, bus)| {
+                let way = way(bus)?;
+                Some(Above { branch, way })
+            });
             CascadeParts {
                 config,
                 me: me.clone(),
                 boot: identity.boot,
-                above: above.map(|(branch, bus)| Above { branch, bus, leaves_site }),
+                above,
                 safe_default,
                 measure,
                 stored: stored.map(|(_, bytes)| bytes.clone()),
@@ -549,6 +558,14 @@ impl Node {
         for pump in self.pumps {
             let _ = tokio::time::timeout(limit, pump).await;
         }
+    }
+}
+
+/// Behind an edge's link to its parent the site ends.
+fn line_of(tier: Tier, side: Side, bus: Arc<dyn Bus>) -> Line {
+    match (tier, side) {
+        (Tier::Edge, Side::Up) => Line::Border(Border::new(bus)),
+        (Tier::Device | Tier::Cloud, _) | (Tier::Edge, Side::Down) => Line::Inside(bus),
     }
 }
 
