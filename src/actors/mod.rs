@@ -26,6 +26,7 @@ mod measuring;
 mod operator;
 mod outbox;
 mod quota;
+mod risk_meter;
 mod role;
 mod room;
 mod runner;
@@ -43,6 +44,7 @@ pub use gateway::{AboveLink, Gateway, GatewayParts, Incoming, pump, subscribe, s
 pub use inferencer::{AboveSaid, Inferencer, InferencerParts, Leaves, Request, Serve, TagSample};
 pub use measuring::Measure;
 pub use operator::{Adopt, Leave, Operator, OperatorParts, Order};
+pub use risk_meter::RiskMeter;
 pub use role::{Aggregator, Machine, MachineView, Observe, RelayActor, Role, Stimulus, Trainer};
 pub use room::Bounds;
 pub use runner::{Finish, Introduce, Link, Run, Runner, RunnerParts, Served};

@@ -225,6 +225,8 @@ impl Operator {
             refused: view.refused(),
             round: self.view.round,
             outbox: view.outbox,
+            privacy_risk: view.privacy_risk.map(|risk| risk.tpr_at_1_percent),
+            privacy_risk_auc: view.privacy_risk.map(|risk| risk.auc),
             ts: self.parts.clock.now().wall,
         };
         self.publish(self.parts.branch.kpi(), &kpi, true);

@@ -323,6 +323,11 @@ fn broken_rules(settings: &Settings) -> Vec<(String, String)> {
         "data.set",
         "missing: with cascade.to_cloud an edge must measure which of its answers are sure",
     );
+    rule(
+        !settings.privacy.risk_meter || model.learner != LearnerName::Language,
+        "privacy.risk_meter",
+        "set, but only models that answer windows are measured",
+    );
     let telemetry = &settings.telemetry;
     rule(
         telemetry.metrics_public || telemetry.metrics_listen.is_none_or(|at| at.ip().is_loopback()),

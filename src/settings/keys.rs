@@ -154,6 +154,7 @@ pub(super) const KEYS: &[Key] = &[
     key("tags[].hop", Whole("samples", 1, 65_536)),
     key("tags[].max_gap_ms", Whole("milliseconds", 1, 86_400_000)),
     key("privacy.profile", OneOf(&["standard", "strict", "lab"])),
+    key("privacy.risk_meter", Flag),
     key(
         "commands.unsigned",
         ListOf(&["status", "infer", "pause", "resume", "round.start", "model.list"]),

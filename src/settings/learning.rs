@@ -318,6 +318,8 @@ pub enum TagBinds {
 pub struct PrivacySettings {
     /// How many examples must stand behind what leaves.
     pub profile: PrivacyProfile,
+    /// A device measures what an attacker would find out about its examples.
+    pub risk_meter: bool,
 }
 
 /// How many examples must stand behind what leaves.
