@@ -417,6 +417,7 @@ impl Runner {
             | Effect::Send { .. }
             | Effect::Fatal(_)
             | Effect::Contribute { .. }
+            | Effect::Local(_)
             | Effect::PassOn { .. } => self.parts.figures.count("effect_out_of_place"),
         }
     }

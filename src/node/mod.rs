@@ -40,8 +40,8 @@ use crate::ledger::{Event, LedgerError, Log, Origin, Replay, SignedCheckpoint, W
 use crate::privacy::Gate;
 use crate::protocol::cascade::{Calibrated, CascadeConfig, Uncalibrated};
 use crate::protocol::{
-    Backs, Distils, Effect, FrontConfig, Input, Knows, Member, MemberConfig, Owner, Relay,
-    RelayConfig, Round, RoundConfig, ShareBounds, SplitDevice, SplitTerms, update,
+    Backs, Distils, Effect, FrontConfig, Input, IslandTerms, Knows, Member, MemberConfig, Owner,
+    Relay, RelayConfig, Round, RoundConfig, ShareBounds, SplitDevice, SplitTerms, update,
 };
 use crate::scada::command::CommandPolicy;
 use crate::scada::replay::ReplayWindow;
@@ -124,6 +124,8 @@ pub struct Learning {
     pub distils: Option<Distils>,
     /// What keeps one member of a round from owning its outcome.
     pub share_bounds: ShareBounds,
+    /// How an edge goes on while its parent is away; off: it waits.
+    pub island: Option<IslandTerms>,
     /// A site whose devices train the front of the model only: the same on the edge and on them.
     pub split: Option<Split>,
 }
@@ -341,8 +343,10 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
                 margin_ms: learning.relay_margin_ms,
                 split: learning.split.map(|split| split.terms),
                 chunk_bytes: learning.chunk_bytes,
+                island: learning.island,
             };
-            play(Relay::new(config, outer, inner), &runner, &clock)
+            let relay = Relay::new(config, outer, inner, &state).map_err(NodeError::State)?;
+            play(relay, &runner, &clock)
         }
     };
     let again = Arc::new(Notify::new());

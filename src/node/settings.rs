@@ -38,7 +38,7 @@ use crate::learn::{
 use crate::ledger::Event;
 use crate::privacy::{Gate, Profile};
 use crate::protocol::cascade::{CascadeConfig, OnNoReply, Uncalibrated};
-use crate::protocol::{Distils, ShareBounds, update};
+use crate::protocol::{Distils, IslandTerms, ShareBounds, update};
 use crate::scada::command::CommandPolicy;
 use crate::scada::tags::{Binds, Format, Tag};
 use crate::scada::telegram::ModelMeta;
@@ -703,6 +703,10 @@ pub fn learning_of(
             max_share: settings.strategy.max_share,
             clip_norms: settings.strategy.clip_norms,
         },
+        island: (round.island_after_s > 0).then(|| IslandTerms {
+            after_ms: round.island_after_s * 1_000,
+            pause_ms: (round.pause_s * 1_000).max(1_000),
+        }),
         split: split::split_of(settings),
         reference,
         distils: (owner && knowledge.own_models && knowledge.distil_steps > 0).then(|| Distils {

@@ -27,6 +27,8 @@ pub struct RoundSettings {
     pub pause_s: u64,
     /// Versions that a late contribution may be behind; 0 drops it.
     pub late_max_staleness: u64,
+    /// A relay goes on alone when its parent has been silent for so long; 0: it waits.
+    pub island_after_s: u64,
 }
 
 /// Section `[strategy]`.

@@ -85,6 +85,13 @@ impl History {
                 let is_new = self.recorded.entry(node.clone()).or_default().insert(*update);
                 let twice = (!is_new).then(|| format!("{node}: records {update} twice"));
                 self.wrong.extend(twice);
+                // A relay's own work, learned while it was alone: its one contribution under this name.
+                if let Event::Late { sender, .. } = event
+                    && sender == node
+                {
+                    let own = (node.clone(), Digest::of(&update.0));
+                    self.contributions.insert(*update, own);
+                }
             }
             Event::RoundClose { round, set, .. } => {
                 let offer = job.expect("a round closes with its combination").offer;

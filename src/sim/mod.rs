@@ -8,6 +8,7 @@
 mod faults;
 mod history;
 mod invariants;
+mod island_tests;
 mod learner;
 mod letter;
 mod node;

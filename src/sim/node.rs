@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ids::{Digest, NodeId, Version};
 use crate::protocol::{
-    Distils, Effect, Fetches, Input, Member, Owner, Relay, RelayConfig, Round, Timer, fixture,
+    Distils, Effect, Fetches, Input, IslandTerms, Member, Owner, Relay, RelayConfig, Round, Timer,
+    fixture,
 };
 use crate::store::{MemoryStore, Store};
 use crate::time::Now;
@@ -41,6 +42,8 @@ pub(crate) struct Settings {
     pub(crate) adapter: Vec<u8>,
     pub(crate) plan: Plan,
     pub(crate) versions: Version,
+    /// How relays go on while the cloud is away.
+    pub(crate) island: Option<IslandTerms>,
 }
 
 impl Node {
@@ -87,9 +90,11 @@ impl Node {
                     margin_ms: 5_000,
                     split: None,
                     chunk_bytes: fixture::CHUNK_BYTES,
+                    island: settings.island,
                 };
-                let relay = Relay::new(config, member(parent, true), round(Owner::Relay));
-                Machine::Relay(Box::new(relay))
+                let (member, round) = (member(parent, true), round(Owner::Relay));
+                let relay = Relay::new(config, member, round, &of(Relay::PREFIX));
+                Machine::Relay(Box::new(relay.unwrap()))
             }
         });
     }

@@ -22,6 +22,8 @@ pub(crate) struct World {
     pub(crate) nodes: BTreeMap<NodeId, Node>,
     pub(crate) history: History,
     pub(crate) crashes: Vec<Crash>,
+    /// Nobody reaches it, and it reaches nobody.
+    pub(crate) away: Option<NodeId>,
     /// The order of the runner; a test turns it around to show what it is for.
     pub(crate) commit_first: bool,
     pub(crate) now_ms: u64,
@@ -67,12 +69,14 @@ impl World {
             adapter: fixture::first_adapter(width),
             plan: fixture::plan(coding),
             versions: 3,
+            island: None,
         };
         let mut world = Self {
             settings,
             nodes: BTreeMap::new(),
             history: History::default(),
             crashes: Vec::new(),
+            away: None,
             commit_first: true,
             now_ms: 0,
             faults,
@@ -436,6 +440,9 @@ impl World {
 
     /// Delays of a message's copies; `None` when it is lost.
     fn fate(&mut self, from: &NodeId, to: &NodeId) -> Option<Vec<u64>> {
+        if self.away.as_ref().is_some_and(|away| away == from || away == to) {
+            return None;
+        }
         let on = self.now_ms < self.faults.until_ms;
         let cut = self.cut.as_ref().is_some_and(|site| {
             let cloud = id("cloud");
