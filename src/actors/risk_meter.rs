@@ -155,7 +155,9 @@ fn centred(logits: &[f32]) -> Vec<f64> {
 #[expect(clippy::cast_precision_loss, reason = "a number of classes")]
 fn shifted(mut logits: Vec<f64>) -> Vec<f64> {
     let mean = logits.iter().sum::<f64>() / logits.len().max(1) as f64;
-    logits.iter_mut().for_each(|z| *z -= mean);
+    for z in &mut logits {
+        *z -= mean;
+    }
     logits
 }
 
