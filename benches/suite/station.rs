@@ -11,8 +11,8 @@ use gaisnet::actors::{
     Figures, Gateway, GatewayParts, InlineBench, Introduce, Machine, MachineView, Role, Runner,
     RunnerParts, pump, subscribe, subscriptions,
 };
-use gaisnet::bus::Bus;
 use gaisnet::bus::mqtt::{MqttBus, MqttSettings};
+use gaisnet::bus::{Bus, Line};
 use gaisnet::ids::{Digest, Side};
 use gaisnet::ledger::{Origin, Replay};
 use gaisnet::node::SystemClock;
@@ -69,7 +69,7 @@ impl Station {
                 store: Box::new(SqliteStore::open(&store, BlobCaps::default()).unwrap()),
                 sealer,
                 log: Replay::new(origin, &[]).unwrap().finish().unwrap(),
-                buses: buses.clone(),
+                lines: BTreeMap::from([(side, Line::Inside(Arc::clone(&bus)))]),
                 parent: keyring.node(&me).and_then(|entry| entry.parent.clone()),
                 clock: Arc::clone(&clock),
                 bench: Box::new(InlineBench::new(me.clone(), None)),

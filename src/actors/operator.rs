@@ -18,7 +18,7 @@ use super::MAILBOX;
 use super::figures::Figures;
 use super::role::{MachineView, Observe, Steer, Stimulus};
 use super::runner::{Link, Run, Runner};
-use crate::bus::{Ack, Bus, Priority, Publish};
+use crate::bus::{Ack, Bus, Crossing, Line, Priority, Publish};
 use crate::ids::{Digest, KeyId, NodeId, Side};
 use crate::ledger::{Event, Word};
 use crate::protocol::{Effect, Input, RollbackBy, SlotOrder};
@@ -56,7 +56,7 @@ pub struct OperatorParts {
     /// Which of the two it is.
     pub plant: Side,
     /// All links: presence is told on each.
-    pub buses: BTreeMap<Side, Arc<dyn Bus>>,
+    pub lines: BTreeMap<Side, Line>,
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// Counters.
@@ -163,29 +163,22 @@ impl Operator {
     }
 
     fn publish<T: serde::Serialize>(&self, topic: String, telegram: &T, retain: bool) {
-        self.publish_on(self.parts.bus.as_ref(), topic, telegram, retain);
-    }
-
-    fn publish_on<T: serde::Serialize>(
-        &self,
-        bus: &dyn Bus,
-        topic: String,
-        telegram: &T,
-        retain: bool,
-    ) {
         let Ok(payload) = serde_json::to_vec(telegram) else { return };
         let (at_least_once, priority) = (true, Priority::Control);
         let message = Publish { topic, payload, at_least_once, retain, priority };
-        if let Err(error) = bus.publish(message) {
+        if let Err(error) = self.parts.bus.publish(message) {
             self.parts.figures.count(error.kind());
         }
     }
 
     fn publish_status(&self, side: Side) {
-        let Some(bus) = self.parts.buses.get(&side) else { return };
+        let Some(line) = self.parts.lines.get(&side) else { return };
         let (now, online) = (self.parts.clock.now().wall, !self.leaving);
         let status = Self::status(&self.parts.roles, online, self.view.round, self.started, now);
-        self.publish_on(bus.as_ref(), self.parts.branch.status(), &status, true);
+        let Ok(crossing) = Crossing::presence(&self.parts.branch, &status) else { return };
+        if let Err(error) = line.publish(crossing.into()) {
+            self.parts.figures.count(error.kind());
+        }
     }
 
     fn publish_meta(&self) {
@@ -235,6 +228,8 @@ impl Operator {
             refused: view.refused(),
             round: self.view.round,
             outbox: view.outbox,
+            privacy_risk: view.privacy_risk.map(|risk| risk.tpr_at_1_percent),
+            privacy_risk_auc: view.privacy_risk.map(|risk| risk.auc),
             ts: self.parts.clock.now().wall,
         };
         self.publish(self.parts.branch.kpi(), &kpi, true);
@@ -465,7 +460,7 @@ impl Handler<Leave> for Operator {
     fn handle(&mut self, _: Leave, _: &mut Self::Context) {
         self.leaving = true;
         // A link that is down has its last will for this.
-        self.parts.buses.keys().for_each(|side| self.publish_status(*side));
+        self.parts.lines.keys().for_each(|side| self.publish_status(*side));
     }
 }
 

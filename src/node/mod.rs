@@ -34,18 +34,18 @@ use crate::actors::{
     Finish, Gateway, GatewayParts, HalfOf, HalfParts, HeldBase, Inferencer, InferencerParts,
     Introduce, Leave, Leaves, Link, Machine, MachineView, Measure, Observe, Operator,
     OperatorParts, Request, Role, Run, Runner, RunnerParts, Serve, Served, Steer, Stimulus,
-    TagSample, TextInferencer, TextParts, Workbench, pump, subscribe, subscriptions,
+    TagSample, TextInferencer, TextParts, Way, Workbench, pump, subscribe, subscriptions,
 };
-use crate::bus::{Ack, Bus, BusEvent};
+use crate::bus::{Ack, Border, Bus, BusEvent, Line, ToCloud};
 use crate::ids::{BootId, Digest, Name, NodeId, Side};
 use crate::learn::{RateSchedule, ReferenceSet, labels_digest};
 use crate::ledger::{Event, LedgerError, Log, Origin, Replay, SignedCheckpoint, Word};
 use crate::privacy::Gate;
 use crate::protocol::cascade::{Calibrated, CascadeConfig, Uncalibrated};
 use crate::protocol::{
-    Backs, Distils, Effect, FrontConfig, Input, Knows, Member, MemberConfig, Owner, Relay,
-    RelayConfig, Round, RoundConfig, ShareBounds, Slots, SlotsConfig, SplitDevice, SplitTerms,
-    update,
+    Backs, Distils, Effect, FrontConfig, Input, IslandTerms, Knows, Member, MemberConfig, Owner,
+    Relay, RelayConfig, Round, RoundConfig, ShareBounds, Slots, SlotsConfig, SplitDevice,
+    SplitTerms, update,
 };
 use crate::scada::command::CommandPolicy;
 use crate::scada::replay::ReplayWindow;
@@ -131,6 +131,8 @@ pub struct Learning {
     pub distils: Option<Distils>,
     /// What keeps one member of a round from owning its outcome.
     pub share_bounds: ShareBounds,
+    /// How an edge goes on while its parent is away; off: it waits.
+    pub island: Option<IslandTerms>,
     /// A site whose devices train the front of the model only: the same on the edge and on them.
     pub split: Option<Split>,
 }
@@ -304,6 +306,8 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
     if entry.parent.is_some() && !buses.contains_key(&Side::Up) {
         return Err(missing("parent", "bus.parent"));
     }
+    let lines: BTreeMap<Side, Line> =
+        buses.iter().map(|(side, bus)| (*side, line_of(tier, *side, Arc::clone(bus)))).collect();
     let federation = keyring.federation().clone();
     let log = replay(store.as_ref(), &federation, &me)?;
     let state = store.state("")?;
@@ -312,7 +316,7 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
         store,
         sealer: Sealer::new(identity.key, federation.clone(), branch.clone(), identity.boot),
         log,
-        buses: buses.clone(),
+        lines: lines.clone(),
         parent: entry.parent.clone(),
         clock: Arc::clone(&clock),
         bench,
@@ -360,8 +364,10 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
                 margin_ms: learning.relay_margin_ms,
                 split: learning.split.map(|split| split.terms),
                 chunk_bytes: learning.chunk_bytes,
+                island: learning.island,
             };
-            play(Relay::new(config, outer, inner), slots, &runner, &clock)
+            let relay = Relay::new(config, outer, inner, &state).map_err(NodeError::State)?;
+            play(relay, slots, &runner, &clock)
         }
     };
     let again = Arc::new(Notify::new());
@@ -377,7 +383,7 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
         runner: runner.clone(),
         bus: Arc::clone(&plant_bus),
         plant,
-        buses: buses.clone(),
+        lines,
         clock: Arc::clone(&clock),
         figures: Arc::clone(&parts.figures),
         replays: ReplayWindow::from_state(&state).map_err(NodeError::State)?,
@@ -416,12 +422,17 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
             let is_edge = entry.parent.as_ref().and_then(|parent| keyring.node(parent));
             let is_edge = is_edge.is_some_and(|parent| parent.roles.contains(&KeyRole::Edge));
             let has_front = learning.split.is_some() && tier == Tier::Device;
+            let way = |bus| match (leaves_site, ToCloud::opened(config.above)) {
+                (false, _) => Some(Way::Site(bus)),
+                (true, door) => door.map(|door| Way::Cloud(Border::new(bus), door)),
+            };
             let above = parent.filter(|_| config.above && (is_edge || !has_front));
+            let above = above.and_then(|(branch, bus)| Some(Above { branch, way: way(bus)? }));
             CascadeParts {
                 config,
                 me: me.clone(),
                 boot: identity.boot,
-                above: above.map(|(branch, bus)| Above { branch, bus, leaves_site }),
+                above,
                 safe_default,
                 measure,
                 stored: stored.map(|(_, bytes)| bytes.clone()),
@@ -583,6 +594,14 @@ impl Node {
         for pump in self.pumps {
             let _ = tokio::time::timeout(limit, pump).await;
         }
+    }
+}
+
+/// Behind an edge's link to its parent the site ends.
+fn line_of(tier: Tier, side: Side, bus: Arc<dyn Bus>) -> Line {
+    match (tier, side) {
+        (Tier::Edge, Side::Up) => Line::Border(Border::new(bus)),
+        (Tier::Device | Tier::Cloud, _) | (Tier::Edge, Side::Down) => Line::Inside(bus),
     }
 }
 

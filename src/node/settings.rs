@@ -21,7 +21,9 @@ use crate::actors::lanes::CoreShare;
 use crate::actors::lanes::{back_serve_lane, serve_lane, train_lane};
 use crate::actors::split_lane::{BackCopies, back_lane};
 use crate::actors::text_lane::{TextLane, Writer};
-use crate::actors::{Adopt, Bounds, Busy, Figures, Half, HeldBase, LaneBench, Measure, Operator};
+use crate::actors::{
+    Adopt, Bounds, Busy, Figures, Half, HeldBase, LaneBench, Measure, Operator, RiskMeter,
+};
 use crate::bus::mqtt::{MqttBus, MqttError, MqttSettings, TlsSettings};
 use crate::bus::{Bus, BusEvent};
 use crate::data::bearings::{self, Bearings};
@@ -37,7 +39,7 @@ use crate::learn::{
 use crate::ledger::Event;
 use crate::privacy::{Gate, Profile};
 use crate::protocol::cascade::{CascadeConfig, OnNoReply, Uncalibrated};
-use crate::protocol::{Distils, ShareBounds, update};
+use crate::protocol::{Distils, IslandTerms, ShareBounds, update};
 use crate::scada::command::CommandPolicy;
 use crate::scada::tags::{Binds, Format, Tag};
 use crate::scada::telegram::ModelMeta;
@@ -550,8 +552,25 @@ pub fn parts_of(
     let owns = !settings.node.has(NodeRole::Trainer);
     let taught = settings.knowledge.own_models && owns && settings.knowledge.distil_steps > 0;
     let data = data.or_else(|| taught.then(|| Windows::default().into()));
+    let (learner, data) = match data {
+        Some(Examples::Windows(windows)) if settings.privacy.risk_meter && !owns => {
+            let Server::Windows(predictor) = self::brain(settings, &identity.keyring)?.server
+            else {
+                return Err(SettingsProblem::Key {
+                    key: "privacy.risk_meter",
+                    problem: "only models that answer windows are measured".into(),
+                });
+            };
+            let (gate, figures) = (gate_of(settings), Arc::clone(&figures));
+            let (meter, learned) =
+                RiskMeter::new(brain.learner, predictor, &windows, gate, figures);
+            let learner: Box<dyn Learner> = Box::new(meter);
+            (learner, Some(learned.into()))
+        }
+        data => (brain.learner, data),
+    };
     let lane = match data {
-        Some(data) => Some((train_lane(brain.learner, QUEUE)?, Arc::new(data))),
+        Some(data) => Some((train_lane(learner, QUEUE)?, Arc::new(data))),
         None => None,
     };
     let busy = Arc::new(Busy::default());
@@ -707,6 +726,10 @@ pub fn learning_of(
             max_share: settings.strategy.max_share,
             clip_norms: settings.strategy.clip_norms,
         },
+        island: (round.island_after_s > 0).then(|| IslandTerms {
+            after_ms: round.island_after_s * 1_000,
+            pause_ms: (round.pause_s * 1_000).max(1_000),
+        }),
         split: split::split_of(settings),
         reference,
         distils: (owner && knowledge.own_models && knowledge.distil_steps > 0).then(|| Distils {

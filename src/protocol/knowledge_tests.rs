@@ -59,6 +59,7 @@ fn table(plan: &Plan, strengths: &[f32]) -> Table {
         let set = Digest::of(&packed.bytes);
         blobs.insert(set, packed.bytes);
         inputs.push(CombineInput {
+            whole: false,
             sender: NodeId::new(format!("n{at}")).unwrap(),
             update: UpdateId([at as u8; 16]),
             num_examples: 100,

@@ -274,6 +274,21 @@ impl Member {
         self.active.as_ref().map(|active| (active.digest, &active.offer))
     }
 
+    /// Blob of the adapter of that version, if it has one from above.
+    pub fn adapter(&self) -> Option<Digest> {
+        self.current.as_ref().map(|current| current.adapter)
+    }
+
+    /// Name of a work of this node, known by `digest`, that no offer asked for.
+    pub fn name_of(&self, round: RoundNo, digest: &Digest) -> UpdateId {
+        update_id(&self.config.federation, round, &self.config.me, digest)
+    }
+
+    /// This node.
+    pub fn me(&self) -> &NodeId {
+        &self.config.me
+    }
+
     /// Number of the newest round that it knows of.
     pub fn round(&self) -> RoundNo {
         self.last.as_ref().map_or(0, |last| last.round)
@@ -831,7 +846,7 @@ impl Member {
     }
 
     /// Answers with the current version from now on: the device's own adapter, where it has one.
-    fn apply(&self, out: &mut Vec<Effect>) {
+    pub(super) fn apply(&self, out: &mut Vec<Effect>) {
         if let Some(Current { version, adapter, knowledge }) = self.current
             // A relay's own model learns, and is served, by its other half.
             && !(knowledge && self.config.relay)

@@ -41,14 +41,14 @@ pub mod update;
 
 pub use base::{BaseFetch, Giving, Step};
 pub use effect::{
-    CombineInput, CombineJob, Delivery, DistilTask, Distils, Effect, Input, Job, Said, ShareBounds,
-    Timer, To, TrainTask, Weighed, Work,
+    CombineInput, CombineJob, Delivery, DistilTask, Distils, Effect, Input, Job, LocalWork, Said,
+    ShareBounds, Timer, To, TrainTask, Weighed, Work,
 };
 pub use escalations::{Escalations, Left};
 pub use fetch::{Ask, Fetches, Taken};
 pub use halves::Asked;
 pub use member::{Knows, Member, MemberConfig};
-pub use relay::{Relay, RelayConfig};
+pub use relay::{IslandTerms, Relay, RelayConfig};
 #[cfg(any(test, feature = "sim"))]
 pub(crate) use round::Held;
 pub use round::{Backs, Owner, Round, RoundConfig, RoundView};

@@ -205,6 +205,13 @@ pub struct Kpi {
     pub round: RoundNo,
     /// Messages that wait for a receipt.
     pub outbox: u64,
+    /// Share of the last round's examples that an attacker would find out, at one false alarm in a hundred;
+    /// 0.01 is guessing.
+    #[serde(default)]
+    pub privacy_risk: Option<f64>,
+    /// Chance that such an attacker takes an example of the round for likelier than another; 0.5 is guessing.
+    #[serde(default)]
+    pub privacy_risk_auc: Option<f64>,
     /// When this was written.
     pub ts: Wall,
 }
@@ -447,6 +454,8 @@ mod tests {
             "refused",
             "round",
             "outbox",
+            "privacy_risk",
+            "privacy_risk_auc",
             "ts",
         ];
         assert_flat(&serde_json::to_value(Kpi::default()).unwrap(), &keys);

@@ -182,6 +182,24 @@ fn broken_rules(settings: &Settings) -> Vec<(String, String)> {
         "not below round.deadline_s: no time would be left for the relay's own round",
     );
     let strategy = &settings.strategy;
+    let island = round.island_after_s;
+    rule(
+        island == 0 || relays,
+        "round.island_after_s",
+        "set, but only a relay has a parent to miss and members to go on with",
+    );
+    rule(
+        island == 0 || island > 6 * round.republish_s,
+        "round.island_after_s",
+        "too short: a parent that has nothing to say is asked every three times round.republish_s, so take \
+         more than six times that",
+    );
+    rule(
+        island == 0 || !(settings.split.cut.is_some() || settings.knowledge.own_models),
+        "round.island_after_s",
+        "set, but a relay goes on alone only where whole adapters travel: not with split.cut or \
+         knowledge.own_models",
+    );
     rule(!strategy.contribute.is_empty(), "strategy.contribute", "empty: nothing to aggregate");
     rule(
         strategy.name != StrategyName::Fedprox || strategy.prox_mu > 0.0,
@@ -324,6 +342,11 @@ fn broken_rules(settings: &Settings) -> Vec<(String, String)> {
         !cascade.to_cloud || data.set.is_some(),
         "data.set",
         "missing: with cascade.to_cloud an edge must measure which of its answers are sure",
+    );
+    rule(
+        !settings.privacy.risk_meter || model.learner != LearnerName::Language,
+        "privacy.risk_meter",
+        "set, but only models that answer windows are measured",
     );
     let telemetry = &settings.telemetry;
     rule(

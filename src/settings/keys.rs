@@ -93,6 +93,7 @@ pub(super) const KEYS: &[Key] = &[
     key("round.republish_s", Whole("seconds", 1, 3600)),
     key("round.pause_s", Whole("seconds", 0, 604_800)),
     key("round.late_max_staleness", Whole("versions", 0, 10)),
+    key("round.island_after_s", Whole("seconds", 0, 604_800)),
     key("strategy.name", OneOf(&["fedavg", "fedprox"])),
     key(
         "strategy.contribute",
@@ -154,6 +155,7 @@ pub(super) const KEYS: &[Key] = &[
     key("tags[].hop", Whole("samples", 1, 65_536)),
     key("tags[].max_gap_ms", Whole("milliseconds", 1, 86_400_000)),
     key("privacy.profile", OneOf(&["standard", "strict", "lab"])),
+    key("privacy.risk_meter", Flag),
     key(
         "commands.unsigned",
         ListOf(&["status", "infer", "pause", "resume", "round.start", "model.list"]),

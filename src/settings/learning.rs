@@ -27,6 +27,8 @@ pub struct RoundSettings {
     pub pause_s: u64,
     /// Versions that a late contribution may be behind; 0 drops it.
     pub late_max_staleness: u64,
+    /// A relay goes on alone when its parent has been silent for so long; 0: it waits.
+    pub island_after_s: u64,
 }
 
 /// Section `[strategy]`.
@@ -318,6 +320,8 @@ pub enum TagBinds {
 pub struct PrivacySettings {
     /// How many examples must stand behind what leaves.
     pub profile: PrivacyProfile,
+    /// A device measures what an attacker would find out about its examples.
+    pub risk_meter: bool,
 }
 
 /// How many examples must stand behind what leaves.

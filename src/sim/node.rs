@@ -10,8 +10,8 @@ use crate::ids::{Digest, Epoch, Name, NodeId, Version};
 use crate::learn::{Layout, RateSchedule};
 use crate::privacy::{Gate, Profile};
 use crate::protocol::{
-    Distils, Effect, Fetches, Held, Input, Knows, Member, MemberConfig, Owner, Relay, RelayConfig,
-    Round, RoundConfig, ShareBounds, Slots, SlotsConfig, Timer,
+    Distils, Effect, Fetches, Held, Input, IslandTerms, Knows, Member, MemberConfig, Owner, Relay,
+    RelayConfig, Round, RoundConfig, ShareBounds, Slots, SlotsConfig, Timer,
 };
 #[cfg(test)]
 use crate::protocol::{SlotOrder, SlotRefusal, SlotsView};
@@ -85,6 +85,8 @@ pub(crate) struct Settings {
     /// What nodes need for rounds of knowledge.
     pub(crate) knows: Option<Knows>,
     pub(crate) distils: Option<Distils>,
+    /// How relays go on while the cloud is away.
+    pub(crate) island: Option<IslandTerms>,
 }
 
 impl Node {
@@ -150,8 +152,11 @@ impl Node {
                     margin_ms: settings.rounds.relay_margin_ms,
                     split: None,
                     chunk_bytes: CHUNK_BYTES,
+                    island: settings.island,
                 };
-                let relay = Relay::new(config, member(parent, true)?, round(Owner::Relay)?);
+                let state = self.store.state(Relay::PREFIX)?;
+                let (member, round) = (member(parent, true)?, round(Owner::Relay)?);
+                let relay = Relay::new(config, member, round, &state).map_err(restart)?;
                 Machine::Relay(Box::new(relay))
             }
         };

@@ -15,6 +15,7 @@ use crate::store::Store;
 use crate::wire::{Blob, Coding};
 
 mod guards;
+mod islands;
 
 /// One cloud, three sites with four devices each; nothing goes wrong.
 fn calm() -> Scenario {

@@ -376,6 +376,7 @@ fn settings_of(scenario: &Scenario) -> Result<Settings, Broken> {
         model: name("m")?,
         knows: None,
         distils: None,
+        island: None,
     })
 }
 

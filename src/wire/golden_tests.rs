@@ -44,6 +44,7 @@ fn summary() -> ClassSummary {
 
 fn offer() -> Offer {
     Offer {
+        island: None,
         knowledge: None,
         round: 7,
         model: Name::new("bearing").unwrap(),
@@ -120,6 +121,11 @@ fn offer_of_knowledge() -> Offer {
     Offer { adapter: Blob::Inline(Vec::new()), plan, knowledge: Some(said()), ..offer() }
 }
 
+/// A relay's round of its own.
+fn offer_of_island() -> Offer {
+    Offer { outer: None, island: Some(41), ..offer() }
+}
+
 /// One of each kind, and the other variants of those that have some.
 fn bodies() -> Vec<(&'static str, Body)> {
     let receipt = |verdict| Body::Receipt(Receipt { update: UpdateId([0xab; 16]), verdict });
@@ -140,6 +146,7 @@ fn bodies() -> Vec<(&'static str, Body)> {
             "answer_declined",
             Body::Answer(Answer { offer: offer_id, accepted: false, reason: "paused".into() }),
         ),
+        ("offer_of_island", Body::Offer(offer_of_island())),
         ("contribution", Body::Contribution(contribution())),
         (
             "contribution_logits_only",

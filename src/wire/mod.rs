@@ -13,6 +13,7 @@ mod frame;
 mod golden_tests;
 mod head;
 mod knowledge;
+mod leaves;
 mod packed;
 
 pub use blob::{Blob, Manifest};
@@ -25,6 +26,7 @@ pub use envelope::{Envelope, Signature};
 pub use frame::{Cells, Frame, MAX_SPLIT_BYTES, Settled, SplitCoding, SplitMessage};
 pub use head::Head;
 pub use knowledge::{Knowledge, KnowledgePlan, Merging, Reference};
+pub use leaves::{LeavesSite, Leaving, StaysInSite};
 pub use packed::{Coding, PackedSet, PackedTensor};
 
 /// Largest sealed control message in bytes: head, envelope and a body of inlined state.

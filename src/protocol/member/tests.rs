@@ -13,6 +13,7 @@ fn member() -> Member {
 
 fn offer(round: RoundNo, version: Version) -> Offer {
     Offer {
+        island: None,
         knowledge: None,
         round,
         model: Name::new("m").unwrap(),

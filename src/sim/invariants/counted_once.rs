@@ -27,6 +27,13 @@ impl CountedOnce {
     /// Contributions of a sender that are remembered: more than an owner remembers offers.
     const SENT: usize = Round::MEMORY + 8;
 
+    /// Whether an owner has counted what a sender made of an offer.
+    #[cfg(test)]
+    pub(crate) fn has_counted(&self, at: Place, sender: &str, offer: Digest) -> bool {
+        let is_it = |(by, of): &(NodeId, Digest)| by.as_str() == sender && *of == offer;
+        self.counted.get(at).is_some_and(|counted| counted.keys().any(is_it))
+    }
+
     pub(crate) fn committed(
         &mut self,
         node: &Node,
@@ -51,6 +58,11 @@ impl CountedOnce {
                     if sent.len() > Self::SENT {
                         sent.pop_front();
                     }
+                }
+                Effect::Record(Event::Late { update, sender, .. }) if *sender == node.id => {
+                    // A relay's own work, learned while it was alone: its one contribution under this name.
+                    let own = (*update, Digest::of(&update.0));
+                    self.sent.entry(node.id.clone()).or_default().push_back(own);
                 }
                 Effect::Record(
                     Event::Accept { update, round, .. } | Event::Late { update, round, .. },
