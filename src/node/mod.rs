@@ -15,6 +15,8 @@ mod language;
 mod settings;
 #[cfg(feature = "cli")]
 mod split;
+#[cfg(feature = "cli")]
+mod texts;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -69,6 +71,8 @@ pub use settings::{
 };
 #[cfg(feature = "cli")]
 pub use split::{FrontHalf, front_half, front_parts_of, split_of};
+#[cfg(feature = "cli")]
+pub use texts::{TextReader, text_brain};
 
 /// Who a node is.
 pub struct Identity {

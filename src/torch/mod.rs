@@ -49,6 +49,7 @@ mod shared_rows;
 pub mod shipped;
 pub mod signal;
 pub mod split;
+pub mod text_vectors;
 pub mod tokenizer;
 pub mod trainer;
 pub mod transformer;
@@ -66,6 +67,7 @@ pub use predictor::SignalPredictor;
 pub use pretrain::{PretrainConfig, pretrain};
 pub use signal::SignalTransformerConfig;
 pub use split::{SignalBack, SignalFront};
+pub use text_vectors::TextVectors;
 pub use trainer::{SignalLearner, TrainerConfig};
 
 use std::num::NonZeroU16;
