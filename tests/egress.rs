@@ -177,6 +177,8 @@ impl Mode {
                     seed: 5,
                     count: 60,
                     digest: reference.digest,
+                    classes: None,
+                    unlabelled: false,
                 }),
                 labels: labels_digest(&learning.model.labels),
                 alpha: 0.1,
@@ -276,6 +278,7 @@ struct IdentityRun {
     adapter: TensorSet,
     at: usize,
     batch: usize,
+    steps: u32,
 }
 
 impl SplitFront for Identity {
@@ -286,7 +289,8 @@ impl SplitFront for Identity {
     fn begin(&self, data: &Examples, job: &TrainJob) -> Result<Box<dyn FrontRun>, LearnError> {
         let labels = data.windows()?.labels.clone();
         let (adapter, batch) = (job.start.clone(), job.batch_size as usize);
-        Ok(Box::new(IdentityRun { labels, adapter, at: 0, batch }))
+        let steps = job.steps_over(data.num_examples());
+        Ok(Box::new(IdentityRun { labels, adapter, at: 0, batch, steps }))
     }
 }
 
@@ -296,6 +300,7 @@ impl FrontRun for IdentityRun {
         FrontBegun {
             num_examples: self.labels.len() as u64,
             class_counts: (0..3).map(of).collect(),
+            steps: self.steps,
         }
     }
 

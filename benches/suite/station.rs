@@ -16,7 +16,7 @@ use gaisnet::bus::{Bus, Line};
 use gaisnet::ids::{Digest, Side};
 use gaisnet::ledger::{Origin, Replay};
 use gaisnet::node::SystemClock;
-use gaisnet::protocol::{Effect, Input};
+use gaisnet::protocol::{Effect, Input, Slots, SlotsConfig};
 use gaisnet::store::{BlobCaps, SqliteStore};
 use gaisnet::time::{Clock, Now};
 use tokio::sync::oneshot;
@@ -80,7 +80,10 @@ impl Station {
                 fatal: Arc::new(|what| panic!("a station gave up: {what}")),
             });
             let runner = runner.unwrap().start();
-            let role = Role::new(Stepper(step), runner.clone(), Arc::clone(&clock)).start();
+            let nothing = Digest::of(b"");
+            let slots = SlotsConfig { base: nothing, untrained: nothing, checks: false };
+            let slots = Slots::new(slots, &[]).unwrap();
+            let role = Role::new(Stepper(step), slots, runner.clone(), Arc::clone(&clock)).start();
             let gateway = Gateway::new(GatewayParts {
                 federation,
                 prefix: prefix.clone(),

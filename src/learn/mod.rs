@@ -16,6 +16,7 @@ mod clip;
 mod effect_norm;
 mod error_feedback;
 mod factors;
+mod feature_map;
 mod fedavg;
 mod generation;
 mod generator;
@@ -34,7 +35,9 @@ mod probe;
 mod prototypes;
 mod quant;
 mod reference_logits;
+mod reference_recipe;
 mod reference_set;
+mod reference_texts;
 mod robust;
 mod sampling;
 mod schedule;
@@ -47,6 +50,7 @@ mod split;
 mod splits;
 mod staleness;
 mod tensors;
+mod text_features;
 #[cfg(test)]
 #[path = "../../tests/support/toy_generator.rs"]
 pub(crate) mod toy_generator;
@@ -67,6 +71,7 @@ pub use class_logits::{LOGIT_BOUND, MAX_MARGIN, average_class_logits, merge_clas
 pub use clip::{LEAST_NORMS, NORMS_REMEMBERED, NormClip};
 pub use effect_norm::effect_norm;
 pub use error_feedback::ErrorFeedback;
+pub use feature_map::{FeatureMap, MAX_FEATURES};
 pub use fedavg::{Accumulator, Share, WeightedDelta, fed_avg, weights, weights_up_to};
 pub use generation::{Ask, BatchLimits, Finish, GenerateError, Generated, Told};
 pub use generator::{Generator, Tokens};
@@ -93,10 +98,11 @@ pub use reference_logits::{
     ENTROPY_TEMPERATURE, REFERENCE_LOGIT_BOUND, check_reference_logits, entropy_reduction,
     lowest_loss,
 };
+pub use reference_recipe::{RecipeClass, ReferenceRecipe, WriteConfig};
 pub use reference_set::{
-    BEARING_PHYSICS, MAX_REFERENCE, ReferenceSet, labels_digest, reference_classes,
-    reference_labels,
+    BEARING_PHYSICS, MAX_REFERENCE, ReferenceSet, labels_digest, labels_in_turn, reference_classes,
 };
+pub use reference_texts::ReferenceTexts;
 pub use robust::{MIN_MEMBERS, MergeRule, TRIM};
 pub use sampling::{Sampler, Sampling};
 pub use schedule::{RateSchedule, Rates};
@@ -113,6 +119,7 @@ pub use splits::{
 };
 pub use staleness::{MAX_STALENESS, buffer_size, is_too_stale, staleness_factor};
 pub use tensors::{Layout, Tensor, TensorSet};
+pub use text_features::{HASHED_PLACES, HashedRuns, TextFeatures};
 pub use window::normalise_window;
 
 /// What can be wrong with numbers that are to be learned from or combined.

@@ -18,6 +18,8 @@ mod rollback;
 mod settings;
 #[cfg(feature = "cli")]
 mod split;
+#[cfg(feature = "cli")]
+mod texts;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -76,6 +78,8 @@ pub use settings::{
 };
 #[cfg(feature = "cli")]
 pub use split::{FrontHalf, front_half, front_parts_of, split_of};
+#[cfg(feature = "cli")]
+pub use texts::{TextReader, text_brain};
 
 /// Who a node is.
 pub struct Identity {

@@ -13,6 +13,7 @@ use super::base::HeldFiles;
 use super::base::WantedBase;
 #[cfg(feature = "torch")]
 use super::language_brain;
+use super::texts::{TextReader, text_brain};
 use super::{
     AnswerLane, Answering, Cascading, Identity, Learning, NodeError, NodeParts, SystemClock, split,
 };
@@ -34,7 +35,7 @@ use crate::ids::{BootId, Digest, Name, Side};
 use crate::learn::{
     BackPredictor, BatchLimits, Examples, LearnError, Learner, MachineSpeeds, Predictor,
     ReferenceSet, SoftmaxLearner, SoftmaxPredictor, SplitBack, Texts, Windows, hold_out,
-    labels_digest,
+    labels_digest, reference_classes,
 };
 use crate::ledger::Event;
 use crate::privacy::{Gate, Profile};
@@ -109,6 +110,8 @@ pub struct Brain {
     pub server: Server,
     /// Trains what is behind the cut, on an edge whose devices have the front alone.
     pub back: Option<Box<dyn SplitBack>>,
+    /// Reads texts, where the model classifies them.
+    pub reader: Option<TextReader>,
 }
 
 /// What serves, by what the model takes.
@@ -119,6 +122,8 @@ pub enum Server {
     Split(Box<dyn BackPredictor>),
     /// Continues prompts.
     Text(Writer),
+    /// It answers nothing.
+    Nothing,
 }
 
 impl Brain {
@@ -130,10 +135,9 @@ impl Brain {
         match &mut self.server {
             Server::Windows(predictor) => Ok(predictor.as_mut()),
             Server::Split(predictor) => Ok(predictor.as_mut()),
-            Server::Text(_) => Err(SettingsProblem::Key {
+            Server::Text(_) | Server::Nothing => Err(SettingsProblem::Key {
                 key: "model.learner",
-                problem: "this needs a model that takes windows, and the one set writes text"
-                    .into(),
+                problem: "this needs a model that takes windows, and the one set takes text".into(),
             }),
         }
     }
@@ -183,10 +187,13 @@ pub fn brain(settings: &Settings, keyring: &Keyring) -> Result<Brain, SettingsPr
         }
         LearnerName::SignalTransformer => signal_transformer(settings, keyring)?,
         LearnerName::Language => return language_brain(settings, keyring),
+        LearnerName::TextSoftmax | LearnerName::TextEncoder => {
+            return text_brain(settings, keyring);
+        }
     };
     let adapter = pack(&learner.initial_adapter())?;
     let back = split::back_of(settings, keyring)?;
-    Ok(Brain { model, base, adapter, learner, server, back })
+    Ok(Brain { model, base, adapter, learner, server, back, reader: None })
 }
 
 /// The model of windows that the settings name.
@@ -427,10 +434,15 @@ fn knowledge_plan_of(
     let sends = |kind| strategy.contribute.contains(&kind);
     let reference = reference.and_then(|set| {
         Some(Reference {
-            generator: Name::new(knowledge.reference.clone()?).ok()?,
-            seed: knowledge.reference_seed,
-            count: knowledge.reference_count,
+            generator: Name::new(set.name.clone()).ok()?,
+            seed: set.seed,
+            count: set.count(),
             digest: set.digest,
+            classes: match reference_classes(&set.name) {
+                Some(_) => None,
+                None => Some(u32::try_from(set.windows.classes).ok()?),
+            },
+            unlabelled: !set.labelled,
         })
     });
     knowledge.own_models.then(|| KnowledgePlan {
@@ -449,17 +461,23 @@ fn knowledge_plan_of(
     })
 }
 
-/// Makes the reference inputs that the settings speak of.
+/// Makes the reference inputs that the settings speak of, or reads the texts of a file with `reader`.
 ///
 /// # Errors
-/// [`SettingsProblem`] for a generator that isn't known here.
-pub fn reference_of(settings: &Settings) -> Result<Option<Arc<ReferenceSet>>, SettingsProblem> {
+/// [`SettingsProblem`] for a generator that isn't known here, or texts that can't be read.
+pub fn reference_of(
+    settings: &Settings,
+    reader: Option<&mut TextReader>,
+) -> Result<Option<Arc<ReferenceSet>>, SettingsProblem> {
     let knowledge = &settings.knowledge;
-    let Some(generator) = knowledge.reference.as_ref().filter(|_| knowledge.own_models) else {
-        return Ok(None);
+    let (seed, count) = (knowledge.reference_seed, knowledge.reference_count);
+    let set = match (reader, &knowledge.reference) {
+        _ if !knowledge.own_models => None,
+        (Some(reader), _) => Some(reader.reference_set()?),
+        (None, Some(generator)) => Some(ReferenceSet::make(generator, seed, count)?),
+        (None, None) => None,
     };
-    let set = ReferenceSet::make(generator, knowledge.reference_seed, knowledge.reference_count)?;
-    Ok(Some(Arc::new(set)))
+    Ok(set.map(|set| Arc::new(if knowledge.reference_labels { set } else { set.without_labels() })))
 }
 
 /// Connects one link; with `will` the broker says for the node that it is away when it vanishes.
@@ -542,12 +560,12 @@ pub fn links_of(settings: &Settings, boot: &BootId) -> Result<Links, SettingsPro
 pub fn parts_of(
     settings: &Settings,
     identity: Identity,
-    brain: Brain,
+    mut brain: Brain,
     data: Option<Examples>,
 ) -> Result<NodeParts, SettingsProblem> {
     let figures = Arc::new(Figures::default());
     let (data, cascade) = cascading_of(settings, data);
-    let reference = reference_of(settings)?;
+    let reference = reference_of(settings, brain.reader.as_mut())?;
     // An owner's own model has no examples of its own: it learns from what its members say.
     let owns = !settings.node.has(NodeRole::Trainer);
     let taught = settings.knowledge.own_models && owns && settings.knowledge.distil_steps > 0;
@@ -576,19 +594,22 @@ pub fn parts_of(
     let busy = Arc::new(Busy::default());
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let lane_that_answers = match brain.server {
-        Server::Windows(predictor) => AnswerLane::Windows(serve_lane(predictor, QUEUE)?),
+        Server::Windows(predictor) => Some(AnswerLane::Windows(serve_lane(predictor, QUEUE)?)),
         Server::Split(predictor) => {
             let split = split::split_of(settings);
             let front =
                 split.and_then(|split| split.terms.front_of(0, &brain.base, &brain.adapter));
-            AnswerLane::Windows(back_serve_lane(predictor, front, QUEUE)?)
+            Some(AnswerLane::Windows(back_serve_lane(predictor, front, QUEUE)?))
         }
         Server::Text(writer) => {
             let limits = BatchLimits::default();
-            AnswerLane::Text(TextLane::spawn(writer, limits, Arc::clone(&clock), QUEUE)?)
+            Some(AnswerLane::Text(TextLane::spawn(writer, limits, Arc::clone(&clock), QUEUE)?))
         }
+        Server::Nothing => None,
     };
-    let answering = answering_of(settings, lane_that_answers, Arc::clone(&busy), cascade)?;
+    let answering = lane_that_answers
+        .map(|lane| answering_of(settings, lane, Arc::clone(&busy), cascade))
+        .transpose()?;
     let mut bench = LaneBench::new(identity.me.clone(), lane, Arc::clone(&figures), busy)
         .with_reference(reference.clone());
     if let (Some(back), Some(split)) = (brain.back, split::split_of(settings)) {
@@ -597,7 +618,7 @@ pub fn parts_of(
         bench = bench.with_half(Half::Back(lane));
     }
     let learning = learning_of(settings, brain.model, brain.base, brain.adapter, reference);
-    let work = Work { learning, bench, answering: Some(answering), clock, figures };
+    let work = Work { learning, bench, answering, clock, figures };
     with_work(settings, identity, work)
 }
 
@@ -796,8 +817,14 @@ fn bounds_of(settings: &Settings) -> Bounds {
 /// # Errors
 /// [`SettingsProblem`] when the set or client isn't known, the set wasn't fetched, or the model learns
 /// from the other kind.
-pub fn data_of(settings: &Settings, brain: &Brain) -> Result<Option<Examples>, SettingsProblem> {
+pub fn data_of(
+    settings: &Settings,
+    brain: &mut Brain,
+) -> Result<Option<Examples>, SettingsProblem> {
     let bad = |key, problem: String| SettingsProblem::Key { key, problem };
+    if let Some(reader) = &mut brain.reader {
+        return reader.data_of(settings);
+    }
     if let Some(file) = &settings.data.file {
         let Server::Text(writer) = &brain.server else {
             let learner =
@@ -810,13 +837,15 @@ pub fn data_of(settings: &Settings, brain: &Brain) -> Result<Option<Examples>, S
     match (set.as_str(), &brain.server) {
         ("bearings", Server::Windows(_) | Server::Split(_)) => {}
         ("excavators", Server::Text(writer)) => return orders_of(settings, writer).map(Some),
-        ("bearings" | "excavators", _) => {
-            let learner =
-                "bearings are windows, excavators are texts: model.learner is for the other";
+        ("bearings" | "excavators" | "excavator-systems", _) => {
+            let learner = "bearings are windows, excavators are texts, excavator-systems texts with classes: \
+                           model.learner is for another";
             return Err(bad("data.set", learner.into()));
         }
         _ => {
-            let known = format!("no data set {set:?}: this version has bearings and excavators");
+            let known = format!(
+                "no data set {set:?}: this version has bearings, excavators and excavator-systems"
+            );
             return Err(bad("data.set", known));
         }
     }

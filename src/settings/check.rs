@@ -13,6 +13,7 @@ use super::{
     Contribute, LearnerName, LinkSettings, NodeRole, Problem, Settings, SettingsError, SplitLabels,
     StrategyName, TagBinds, TagFormat, WithoutReply,
 };
+use crate::ids::Digest;
 
 /// Checks merged values. `base` are the defaults; `problems` are those of reading the layers.
 pub(super) fn check(
@@ -219,14 +220,44 @@ fn broken_rules(settings: &Settings) -> Vec<(String, String)> {
         "strategy.contribute",
         "adapter_delta, but with knowledge.own_models no adapter travels: take it out",
     );
+    let texts = settings.model.learner.classifies_texts();
     rule(
-        knowledge.reference.is_some() || !sends(Contribute::ReferenceLogits),
+        knowledge.reference.is_some()
+            || knowledge.reference_file.is_some()
+            || !sends(Contribute::ReferenceLogits),
         "knowledge.reference",
         "missing: reference_logits need reference inputs",
     );
+    rule(
+        knowledge.reference.is_none() || knowledge.reference_file.is_none(),
+        "knowledge.reference_file",
+        "set, but so is knowledge.reference: inputs come from one of them",
+    );
+    let digest = knowledge.reference_digest.as_deref();
+    rule(
+        digest.is_some() == knowledge.reference_file.is_some(),
+        "knowledge.reference_digest",
+        "goes with knowledge.reference_file: set both, or none",
+    );
+    rule(
+        digest.is_none_or(|text| text.parse::<Digest>().is_ok()),
+        "knowledge.reference_digest",
+        "is no SHA-256: 64 hexadecimal digits, as gaisnet reference show prints them",
+    );
+    rule(
+        knowledge.reference_file.is_some() == texts,
+        "knowledge.reference_file",
+        "goes with model.learner = \"text-softmax\" or \"text-encoder\": set both, or none",
+    );
+    rule(
+        knowledge.reference_labels || sends(Contribute::ReferenceLogits),
+        "knowledge.reference_labels",
+        "false, but nobody says anything about the inputs then: contribute reference_logits, or set true",
+    );
     let model = &settings.model;
     rule(
-        model.learner == LearnerName::Softmax || model.base.is_some(),
+        matches!(model.learner, LearnerName::Softmax | LearnerName::TextSoftmax)
+            || model.base.is_some(),
         "model.base",
         "missing: this learner needs its base model",
     );
@@ -286,6 +317,21 @@ fn broken_rules(settings: &Settings) -> Vec<(String, String)> {
         "data.column",
         "set, but data.file isn't: a column of which table?",
     );
+    rule(
+        data.labels.is_some() == (texts && data.file.is_some()),
+        "data.labels",
+        "goes with data.file and a model that classifies texts: set them all, or none",
+    );
+    rule(
+        data.labels.is_none() || data.column.is_some(),
+        "data.column",
+        "missing: data.labels and it are columns of the same table",
+    );
+    rule(
+        !texts || settings.tags.is_empty(),
+        "tags",
+        "set, but a model that classifies texts takes no samples: take them out",
+    );
     let names: Vec<_> = model.adapters.iter().map(|adapter| &adapter.name).collect();
     for (at, name) in names.iter().enumerate() {
         rule(
@@ -327,6 +373,11 @@ fn broken_rules(settings: &Settings) -> Vec<(String, String)> {
         !cascade.enabled || model.learner != LearnerName::Language,
         "cascade.enabled",
         "set, but a model that writes has no confidence to decide by",
+    );
+    rule(
+        !(cascade.enabled && texts),
+        "cascade.enabled",
+        "set, but only models of windows answer in a cascade",
     );
     rule(
         cascade.on_no_reply == WithoutReply::Local || cascade.safe_default.is_some(),

@@ -105,6 +105,12 @@ pub struct KnowledgeSettings {
     pub reference_seed: u64,
     /// How many.
     pub reference_count: u32,
+    /// Texts that a model wrote, instead of a generator's inputs.
+    pub reference_file: Option<PathBuf>,
+    /// SHA-256 that the file must have.
+    pub reference_digest: Option<String>,
+    /// Labels of reference inputs are learned from, where there are any.
+    pub reference_labels: bool,
     /// Share of a reference input's own label in its target.
     pub label_share: f64,
     /// Weight of the reference inputs in the members' loss.
@@ -206,6 +212,17 @@ pub enum LearnerName {
     SignalTransformer,
     /// Language model with `LoRA`; libtorch.
     Language,
+    /// Softmax regression on runs of a text's characters; plain Rust.
+    TextSoftmax,
+    /// Softmax regression on a text's vector, by an encoder or a language model; libtorch.
+    TextEncoder,
+}
+
+impl LearnerName {
+    /// Whether it tells what texts are about.
+    pub fn classifies_texts(self) -> bool {
+        matches!(self, Self::TextSoftmax | Self::TextEncoder)
+    }
 }
 
 /// Section `[split]`: a site whose devices train the front of the model, and its edge the rest.
@@ -266,6 +283,8 @@ pub struct DataSettings {
     pub file: Option<PathBuf>,
     /// Title of their column; without it each line is a text.
     pub column: Option<String>,
+    /// Title of the column with their classes, for a model that classifies texts.
+    pub labels: Option<String>,
     /// Folder of downloads.
     pub cache: Option<PathBuf>,
 }

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 
 use gaisnet::ids::{BootId, Digest, Name};
-use gaisnet::learn::{ActivationCoding, Activations, BEARING_PHYSICS, Cut};
+use gaisnet::learn::{ActivationCoding, Activations, BEARING_PHYSICS, Cut, ReferenceTexts};
 use gaisnet::ledger::tiles::verify_export;
 use gaisnet::ledger::{Entry, InclusionProof, Origin, SignedCheckpoint};
 use gaisnet::protocol::{SplitTerms, knowledge as said, update};
@@ -28,7 +28,7 @@ use gaisnet::wire::{
 pub(crate) type Parser = fn(&[u8]);
 
 /// The parsers of the pure half, by the name of their target and of their corpus.
-pub(crate) const PURE: [(&str, Parser); 15] = [
+pub(crate) const PURE: [(&str, Parser); 16] = [
     ("envelope", envelope),
     ("body", body),
     ("chunk", chunk),
@@ -44,6 +44,7 @@ pub(crate) const PURE: [(&str, Parser); 15] = [
     ("topic", topic),
     ("ledger_entry", ledger_entry),
     ("escalation", escalation),
+    ("reference_texts", reference_texts),
 ];
 
 /// Those of the program's own files.
@@ -148,6 +149,8 @@ pub(crate) fn knowledge(bytes: &[u8]) {
             seed: 1,
             count: 3,
             digest: Digest([0; 32]),
+            classes: None,
+            unlabelled: false,
         }),
         labels: Digest([0; 32]),
         alpha: 0.5,
@@ -161,6 +164,13 @@ pub(crate) fn knowledge(bytes: &[u8]) {
             assert!(logits.len() == 9 && logits.iter().all(|z| z.is_finite()));
             assert!(prototypes.counts.len() == 3 && prototypes.means.iter().all(|x| x.is_finite()));
         }
+    }
+}
+
+/// A file of reference texts: what is read has one form.
+pub(crate) fn reference_texts(bytes: &[u8]) {
+    if let Ok(set) = ReferenceTexts::parse(bytes) {
+        assert_eq!(set.to_bytes().unwrap(), bytes);
     }
 }
 
