@@ -121,14 +121,12 @@ pub(super) struct Outcome {
     /// Of it, the coded work.
     pub(super) work: u64,
     /// All payload bytes of this process.
-    #[cfg_attr(not(feature = "torch"), expect(dead_code, reason = "as of its fields"))]
     pub(super) traffic: Traffic,
     pub(super) audit: Option<AuditSummary>,
 }
 
 /// Payload bytes of a node, means over the nodes of its kind.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[cfg_attr(not(feature = "torch"), expect(dead_code, reason = "told where there is libtorch only"))]
 pub(super) struct Traffic {
     /// That a device published.
     pub(super) device_up: u64,
