@@ -3,6 +3,7 @@
 
 #![cfg(feature = "runtime")]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test")]
+#![allow(clippy::cast_precision_loss, reason = "a number of a device")]
 
 #[path = "support/federation.rs"]
 mod federation;
@@ -149,7 +150,7 @@ impl Site {
     }
 
     /// Signs a command for the device as `gaisnet cmd sign` does: topic and bytes.
-    fn signed(&mut self, command: &str, args: Value) -> (String, Vec<u8>) {
+    fn signed(&mut self, command: &str, args: &Value) -> (String, Vec<u8>) {
         let to = To::Command(branch("site0", "line", "dev0-0"), CommandName::new(command).unwrap());
         let json = serde_json::to_vec(&json!({ "args": args })).unwrap();
         let body = Body::Command(Command { name: command.into(), json });
@@ -158,7 +159,7 @@ impl Site {
 
     /// Sends a signed command and waits for its reply.
     async fn command(&mut self, command: &str, args: Value) -> Value {
-        let (topic, bytes) = self.signed(command, args);
+        let (topic, bytes) = self.signed(command, &args);
         self.publish(topic, bytes);
         self.reply().await
     }
@@ -251,7 +252,7 @@ fn what_is_no_way_back_is_refused_with_what_is_there_and_changes_nothing() {
         assert_eq!(view.slots, before);
         assert_eq!(site.answers().await, good(3));
         // The same order works once.
-        let order = site.signed("rollback", json!({"model": "toy"}));
+        let order = site.signed("rollback", &json!({"model": "toy"}));
         site.publish(order.0.clone(), order.1.clone());
         assert_eq!(site.reply().await["status"], "ok");
         site.command("version.release", json!({"model": "toy", "version": 3})).await;

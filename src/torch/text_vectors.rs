@@ -31,7 +31,7 @@ pub struct TextVectors {
 
 #[derive(Debug)]
 enum Base {
-    Encoder(Encoder),
+    Encoder(Box<Encoder>),
     /// With the vector that is taken off each text's, `[d]`.
     Language(Box<LanguageModel>, Tensor),
 }
@@ -48,7 +48,7 @@ impl TextVectors {
             AdoptedBase::Encoder(loaded) => {
                 let (width, context) = (loaded.config.d_model, loaded.config.context);
                 let encoder = Encoder::new(&Parts::bare(&loaded.weights), &loaded.config)?;
-                let base = Base::Encoder(encoder);
+                let base = Base::Encoder(Box::new(encoder));
                 Ok(Self::of(base, loaded.tokenizer, (width, context), threads))
             }
             AdoptedBase::Language(loaded) => {
@@ -181,7 +181,9 @@ mod tests {
         let mut set = TensorSet::zeros(&config.layout());
         for (name, data) in set.named_values_mut() {
             let mut stream = Stream::new(1, name);
-            data.iter_mut().for_each(|x| *x = 1.0 + stream.normal() as f32);
+            for x in data {
+                *x = 1.0 + stream.normal() as f32;
+            }
         }
         let weights = Weights::from_set(&set).unwrap();
         let base = LanguageBase::new(config, weights, Precision::F32, Device::Cpu).unwrap();

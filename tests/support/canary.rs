@@ -74,7 +74,7 @@ impl Canaries {
                 self.needle(format!("{name}, base64"), text.as_bytes()[from..until].to_vec());
             }
         }
-        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        let hex = bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat();
         self.needle(format!("{name}, hex"), hex.to_uppercase().into_bytes());
         self.needle(format!("{name}, hex"), hex.into_bytes());
     }

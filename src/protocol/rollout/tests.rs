@@ -618,16 +618,15 @@ proptest! {
             }
             // A candidate is served by the nodes of the stage that runs and by nobody else.
             let assignment = bench.rollout.assignment();
-            match (after.stage, after.version) {
-                (Some(stage), Some(version)) => {
-                    let plan = plan(version);
-                    let planned = plan.stages.iter().find(|planned| planned.stage == stage).unwrap();
-                    let all: BTreeSet<_> = assignment.serve.union(&assignment.shadow).cloned().collect();
-                    prop_assert_eq!(&all, &planned.nodes);
-                    prop_assert_eq!(assignment.serve.is_empty(), stage == Stage::Shadow);
-                    prop_assert!(!barred.contains(&version));
-                }
-                _ => prop_assert_eq!((assignment.candidate, assignment.serve.len()), (None, 0)),
+            if let (Some(stage), Some(version)) = (after.stage, after.version) {
+                let plan = plan(version);
+                let planned = plan.stages.iter().find(|planned| planned.stage == stage).unwrap();
+                let all: BTreeSet<_> = assignment.serve.union(&assignment.shadow).cloned().collect();
+                prop_assert_eq!(&all, &planned.nodes);
+                prop_assert_eq!(assignment.serve.is_empty(), stage == Stage::Shadow);
+                prop_assert!(!barred.contains(&version));
+            } else {
+                prop_assert_eq!((assignment.candidate, assignment.serve.len()), (None, 0));
             }
             // Forward by one stage at a time, after enough answers and time.
             let entered = after.stage.filter(|_| bench.told.len() > told && after.stage != before.stage);

@@ -91,10 +91,9 @@ fn applied(effects: &[Effect]) -> Vec<Version> {
 }
 
 fn recorded(effects: &[Effect]) -> Vec<&Event> {
-    let event = |effect| match effect {
-        &Effect::Record(ref event) => Some(event),
-        _ => None,
-    };
+    fn event(effect: &Effect) -> Option<&Event> {
+        if let Effect::Record(event) = effect { Some(event) } else { None }
+    }
     effects.iter().filter_map(event).collect()
 }
 
