@@ -2,17 +2,13 @@
 //! would, of one version each, and with a clear answer when the edge has none.
 #![cfg(all(feature = "runtime", feature = "torch"))]
 #![allow(
-    clippy::cast_precision_loss,
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "classes and numbers of devices"
-)]
-#![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
     clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
     clippy::print_stderr,
     reason = "a test"
 )]
