@@ -200,18 +200,8 @@ mod tests {
             RiskMeter::new(learner, predictor, &data, gate, Arc::clone(&figures));
         assert_eq!(learned.labels.len(), n - n / 5);
         let job = TrainJob {
-            start: meter.initial_adapter(),
-            steps,
-            batch_size: 16,
-            learning_rate: 0.1,
-            final_rate: None,
-            prox_mu: 0.0,
-            distill_lambda: 0.0,
-            class_targets: None,
-            lesson: None,
-            seed: 3,
-            epochs: None,
             class_logits: true,
+            ..TrainJob::plain(meter.initial_adapter(), steps, 16, 0.1, 3)
         };
         meter.train(&learned.into(), &job, &mut |_| Control::Continue).unwrap();
         figures.view().privacy_risk
