@@ -58,8 +58,8 @@ pub struct IslandTerms {
 struct Island {
     /// The parent's last version.
     version: Version,
-    /// Blob of its adapter.
-    since: Digest,
+    /// Its adapter.
+    since: Blob,
     /// Blob of the site's own by now.
     adapter: Digest,
     /// Rounds behind it.
@@ -98,7 +98,8 @@ impl Relay {
     /// Key prefix of its own durable state.
     pub const PREFIX: &'static str = "relay/";
     const ISLAND: &'static str = "relay/island";
-    const STATE_CAP: usize = 4_096;
+    /// An adapter that is written in the record, and its figures.
+    const STATE_CAP: usize = 128 * 1_024;
 
     /// Puts the two halves together, each built from its own part of the store; `state` is the relay's own.
     ///
@@ -127,8 +128,12 @@ impl Relay {
         }
         let effects = match input {
             Input::Message(message) if *message.sender() == self.config.parent => {
+                let (kept_by_broker, before) = (message.was_retained(), self.heard_of());
                 let mut effects = self.member.step(now, Input::Message(message));
-                self.parent_is_there(&mut effects);
+                // What a broker has kept may be as old as the parent's last word.
+                if !kept_by_broker || self.heard_of() != before {
+                    self.parent_is_there(&mut effects);
+                }
                 effects
             }
             Input::Timer(Timer::Island) => self.go_on_alone(),
@@ -232,7 +237,7 @@ impl Relay {
     pub fn blobs(&self) -> std::collections::BTreeSet<Digest> {
         let mut keep = self.member.blobs();
         keep.extend(self.round.blobs());
-        keep.extend(self.island.iter().flat_map(|island| [island.since, island.adapter]));
+        keep.extend(self.island.iter().flat_map(|island| [island.since.sha256(), island.adapter]));
         keep
     }
 
@@ -300,7 +305,11 @@ impl Relay {
     /// A round of its own has ended.
     fn learned_alone(&mut self, work: LocalWork, out: &mut Vec<Effect>) {
         let LocalWork { version, from, adapter, num_examples, num_devices, .. } = work;
-        let before = self.island.take();
+        let goes_on =
+            |island: &mut Island| island.version == version && island.adapter == from.sha256();
+        let before = self.island.take_if(goes_on);
+        // What was learned from another start is a contribution of its own.
+        self.give_to_round(out);
         let (since, rounds, steps, loss_first) = before
             .map_or((from, 0, 0, work.loss_first), |island| {
                 (island.since, island.rounds, island.steps, island.loss_first)
@@ -332,6 +341,11 @@ impl Relay {
         }
     }
 
+    /// The last that it knows of its parent.
+    fn heard_of(&self) -> (Option<Digest>, Version) {
+        (self.member.working_on().map(|(offer, _)| offer), self.member.version())
+    }
+
     /// Something came from the parent.
     fn parent_is_there(&mut self, out: &mut Vec<Effect>) {
         let Some(terms) = self.config.island else { return };
@@ -346,7 +360,8 @@ impl Relay {
         }
     }
 
-    /// What was learned alone counts in the next inner round, as one contribution of this node.
+    /// What was learned alone counts in the next inner round, as one contribution of this node. That round
+    /// starts where the parent's version is, or the same work would be in it twice.
     fn give_to_round(&mut self, out: &mut Vec<Effect>) {
         let Some(island) = self.island.take() else { return };
         out.push(Effect::Delete(Self::ISLAND.to_owned()));
@@ -366,11 +381,12 @@ impl Relay {
             back: None,
             stacked: false,
             whole: true,
-            base: island.since,
+            base: island.since.sha256(),
             class_logits: None,
             knowledge: None,
         };
         self.round.bring(input, out);
+        self.round.go_back_to(island.version, island.since, out);
         // Answers come from the federation's version again.
         self.member.apply(out);
     }
@@ -392,7 +408,7 @@ impl Relay {
             .saturating_sub(self.config.margin_ms)
             .max(offer.deadline_ms / 2)
             .max(1);
-        self.round.set_plan(offer.plan.clone());
+        self.round.set_plan(offer.plan.clone(), out);
         let (version, targets) = (offer.version, offer.class_targets.clone());
         match cut.flatten() {
             Some((adapter, whole)) => self.round.take(version, adapter, whole, targets, out),

@@ -107,7 +107,7 @@ pub struct Answers {
     pub count: u64,
     /// What all of them took.
     pub cost: Cost,
-    /// What an example takes, computed: sent wherever the model isn't.
+    /// What an example takes, computed: sent where the whole model is elsewhere.
     pub example_bytes: u64,
 }
 
