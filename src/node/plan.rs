@@ -5,7 +5,7 @@
 
 use super::settings::{base_path, core_share, gate_for, gate_of, plan_of, trainer_of};
 use super::{SettingsProblem, split_of};
-use crate::learn::{ActivationCoding, ModelCost, RoundWork};
+use crate::learn::{ModelCost, RoundWork};
 use crate::privacy::Gate;
 use crate::settings::{LearnerName, PrivacyProfile, Settings};
 use crate::torch::{Card, SignalTransformerConfig, cost};
@@ -75,10 +75,7 @@ pub fn round_work(settings: &Settings, budget_s: f64) -> RoundWork {
             Coding::Int8 => 8,
             Coding::Int4 => 4,
         },
-        coding: match coding {
-            SplitCoding::F32 => ActivationCoding::F32,
-            SplitCoding::Int8 => ActivationCoding::Int8,
-        },
+        coding: coding.into(),
         references: settings
             .knowledge
             .reference

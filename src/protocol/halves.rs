@@ -12,7 +12,7 @@ use std::collections::{BTreeSet, VecDeque};
 use super::session::SplitTerms;
 use super::update;
 use crate::ids::{Digest, Version};
-use crate::learn::{ActivationCoding, Activations, LearnError};
+use crate::learn::{Activations, LearnError};
 use crate::scada::RequestId;
 use crate::scada::at_cut::{AtCut, Coding, FrontMark};
 use crate::wire::SplitCoding;
@@ -23,14 +23,10 @@ impl SplitTerms {
     /// # Errors
     /// [`LearnError`] when a value isn't finite or beyond any scale.
     pub fn question(&self, front: FrontMark, at_cut: &Activations) -> Result<AtCut, LearnError> {
-        let coding = match self.coding {
-            SplitCoding::F32 => Coding::F32,
-            SplitCoding::Int8 => Coding::Int8,
-        };
         let size = |d: &usize| u32::try_from(*d).unwrap_or(u32::MAX);
         let shape = at_cut.shape.iter().map(size).collect();
-        let data = at_cut.encode(coding_of(coding))?;
-        Ok(AtCut { front, coding, shape, data })
+        let data = at_cut.encode(self.coding.into())?;
+        Ok(AtCut { front, coding: self.asked_in(), shape, data })
     }
 
     /// The values of a question about one window, in the coding that was agreed on. That the shape is the
@@ -39,11 +35,7 @@ impl SplitTerms {
     /// # Errors
     /// A short word: the question is refused by it.
     pub fn answerable(&self, question: &AtCut) -> Result<Activations, &'static str> {
-        let agreed = match self.coding {
-            SplitCoding::F32 => Coding::F32,
-            SplitCoding::Int8 => Coding::Int8,
-        };
-        if question.coding != agreed {
+        if question.coding != self.asked_in() {
             return Err("split_coding");
         }
         // One more than any has, so that a longer shape is refused and not cut short.
@@ -52,7 +44,7 @@ impl SplitTerms {
         if shape.first() != Some(&1) {
             return Err("split_shape");
         }
-        let values = Activations::decode(coding_of(question.coding), &shape, &question.data);
+        let values = Activations::decode(self.coding.into(), &shape, &question.data);
         values.map_err(|error| match error {
             LearnError::NotFinite { .. } => "split_not_finite",
             _ => "split_shape",
@@ -64,12 +56,12 @@ impl SplitTerms {
         let front = update::part(adapter, |name| self.cut.is_front(name)).ok()?;
         Some(FrontMark::new(version, base, &front))
     }
-}
 
-fn coding_of(coding: Coding) -> ActivationCoding {
-    match coding {
-        Coding::F32 => ActivationCoding::F32,
-        Coding::Int8 => ActivationCoding::Int8,
+    fn asked_in(&self) -> Coding {
+        match self.coding {
+            SplitCoding::F32 => Coding::F32,
+            SplitCoding::Int8 => Coding::Int8,
+        }
     }
 }
 

@@ -180,6 +180,8 @@ impl Member {
     pub const SUMMARY: &'static str = "summary/";
     /// Key prefix of its durable state.
     pub const PREFIX: &'static str = "member/";
+    /// After a start what a broker has kept is there within moments.
+    const FIRST_RESYNC_MS: u64 = 1_000;
     const EPOCH: &'static str = "member/parent_epoch";
     const CURRENT: &'static str = "member/current";
     const LAST: &'static str = "member/last";
@@ -315,8 +317,10 @@ impl Member {
         if let Some(active) = &self.active {
             self.work(active, out);
         }
-        self.ask_latest(out);
-        out.push(Effect::Timer { timer: Timer::Resync, after_ms: self.config.resync_ms });
+        // A broker hands over what it keeps of the parent. It is asked only where nothing comes, for it answers to
+        // all of its members.
+        let after_ms = self.config.resync_ms.min(Self::FIRST_RESYNC_MS);
+        out.push(Effect::Timer { timer: Timer::Resync, after_ms });
     }
 
     fn resync(&mut self, out: &mut Vec<Effect>) {

@@ -90,7 +90,7 @@ impl SplitTerms {
         Ok(Cells {
             shape: activations.shape.iter().map(size).collect(),
             coding: self.coding,
-            data: activations.encode(coding_of(self.coding))?,
+            data: activations.encode(self.coding.into())?,
         })
     }
 
@@ -101,19 +101,19 @@ impl SplitTerms {
         }
         let size = |d: &u32| usize::try_from(*d).unwrap_or(usize::MAX);
         let shape: Vec<usize> = cells.shape.iter().take(MAX_DIMS).map(size).collect();
-        Activations::decode(coding_of(cells.coding), &shape, &cells.data).map_err(|error| {
-            match error {
-                LearnError::NotFinite { .. } => "split_not_finite",
-                _ => "split_shape",
-            }
+        Activations::decode(cells.coding.into(), &shape, &cells.data).map_err(|error| match error {
+            LearnError::NotFinite { .. } => "split_not_finite",
+            _ => "split_shape",
         })
     }
 }
 
-fn coding_of(coding: SplitCoding) -> ActivationCoding {
-    match coding {
-        SplitCoding::F32 => ActivationCoding::F32,
-        SplitCoding::Int8 => ActivationCoding::Int8,
+impl From<SplitCoding> for ActivationCoding {
+    fn from(coding: SplitCoding) -> Self {
+        match coding {
+            SplitCoding::F32 => Self::F32,
+            SplitCoding::Int8 => Self::Int8,
+        }
     }
 }
 

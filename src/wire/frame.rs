@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::codec::{CodecError, decode, encode};
-use super::packed::decompress;
+use super::compression::{compress, decompress};
 use crate::ids::Digest;
 
 /// Most bytes of a whole message, packed and unpacked.
@@ -150,8 +150,7 @@ impl SplitMessage {
         if plain.len() > MAX_SPLIT_BYTES {
             return Err(CodecError::TooLarge { cap: MAX_SPLIT_BYTES, actual: plain.len() });
         }
-        zstd::bulk::compress(&plain, Self::LEVEL)
-            .map_err(|e| CodecError::Compression(e.to_string()))
+        compress(&plain, Self::LEVEL)
     }
 
     /// Decompresses and decodes; the bytes may come from an enemy.

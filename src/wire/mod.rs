@@ -7,6 +7,7 @@
 mod blob;
 mod body;
 mod codec;
+mod compression;
 mod envelope;
 mod frame;
 #[cfg(test)]

@@ -4,13 +4,13 @@
 //! meet in `protocol/update.rs`.
 
 use std::fmt;
-use std::io::Read;
 use std::marker::PhantomData;
 
 use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use super::codec::{CodecError, decode, encode};
+use super::compression::{compress, decompress};
 
 /// How the values of a tensor are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -80,8 +80,7 @@ impl PackedSet {
     /// The cap that isn't kept, or [`CodecError::Compression`].
     pub fn to_bytes(&self) -> Result<Vec<u8>, CodecError> {
         self.check()?;
-        zstd::bulk::compress(&encode(self)?, Self::LEVEL)
-            .map_err(|e| CodecError::Compression(e.to_string()))
+        compress(&encode(self)?, Self::LEVEL)
     }
 
     /// Decompresses to at most `cap` bytes, decodes and checks.
@@ -129,25 +128,6 @@ impl PackedSet {
             Err(CodecError::TensorShape("the shapes don't agree with the number of bytes"))
         }
     }
-}
-
-/// Decompresses to at most `cap` bytes; the window that a zstd frame asks for is at most a power of two.
-pub(super) fn decompress(
-    bytes: &[u8],
-    cap: usize,
-    max_window_log: u32,
-) -> Result<Vec<u8>, CodecError> {
-    let bad = |e: std::io::Error| CodecError::Compression(e.to_string());
-    let limit = u64::try_from(cap).unwrap_or(u64::MAX).saturating_add(1);
-    let mut plain = Vec::new();
-    let mut decoder = zstd::stream::read::Decoder::new(bytes).map_err(bad)?;
-    // What a frame's header claims is allocated: no more than a whole message.
-    decoder.window_log_max(max_window_log).map_err(bad)?;
-    decoder.take(limit).read_to_end(&mut plain).map_err(bad)?;
-    if plain.len() > cap {
-        return Err(CodecError::Bomb { cap });
-    }
-    Ok(plain)
 }
 
 impl PackedTensor {

@@ -33,9 +33,9 @@ use crate::ids::Digest;
 use crate::learn::{
     ActivationCoding, Images, LearnError, Learner, SplitBack, SplitFront, TensorSet,
 };
-use crate::node::{SystemClock, plan_of};
+use crate::node::{SystemClock, plan_of, split_of};
 use crate::report::HalvesFigures;
-use crate::settings::{Layers, Settings, SettingsError, SplitCodingName, Tier};
+use crate::settings::{Layers, Settings, SettingsError, Tier};
 use crate::time::Clock;
 
 /// What is run, beside the cell.
@@ -257,10 +257,7 @@ fn parties(train: &Images, split: &[Vec<usize>], parts: Vec<Part>) -> Vec<Party>
 /// What a client has of a split model, and what crosses the cut.
 fn halves_figures(settings: &Settings, subject: &CellSubject) -> Option<HalvesFigures> {
     let Learners::Split { resident, trained, width, .. } = subject.learners else { return None };
-    let coding = match settings.split.coding {
-        SplitCodingName::Int8 => ActivationCoding::Int8,
-        SplitCodingName::F32 => ActivationCoding::F32,
-    };
+    let coding = split_of(settings)?.terms.coding.into();
     let bytes = |coding: ActivationCoding| coding.num_bytes(&[1, width]).unwrap_or_default() as u64;
     Some(HalvesFigures {
         values: subject.start.num_values() as u64,

@@ -307,10 +307,13 @@ fn an_offer_that_waited_is_looked_at_again_before_it_begins() {
 fn versions_rise_only_and_a_late_joiner_asks_for_the_latest() {
     let mut member = member();
     let start = member.step(Now::default(), Input::Start);
+    let soon = Effect::Timer { timer: Timer::Resync, after_ms: Member::FIRST_RESYNC_MS };
+    assert!(start.contains(&soon), "what a broker has kept comes first");
     let latest = |effect: &Effect| {
         matches!(effect, Effect::Send { body: Body::Get(Get { wanted: Wanted::Latest }), .. })
     };
-    assert!(start.iter().any(latest));
+    assert!(!start.iter().any(latest));
+    assert!(member.step(Now::default(), Input::Timer(Timer::Resync)).iter().any(latest));
     let result = |version| {
         Body::Result(RoundResult {
             knowledge: None,

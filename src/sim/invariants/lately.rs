@@ -8,42 +8,46 @@ use crate::protocol::Round;
 /// Values by key, of the last rounds only.
 #[derive(Debug)]
 pub(super) struct Lately<K, V> {
-    rounds: BTreeMap<RoundNo, BTreeMap<K, V>>,
+    values: BTreeMap<K, (RoundNo, V)>,
+    /// Keys that were put in each round.
+    rounds: BTreeMap<RoundNo, Vec<K>>,
 }
 
 impl<K, V> Default for Lately<K, V> {
     fn default() -> Self {
-        Self { rounds: BTreeMap::new() }
+        Self { values: BTreeMap::new(), rounds: BTreeMap::new() }
     }
 }
 
-impl<K: Ord, V> Lately<K, V> {
+impl<K: Ord + Clone, V> Lately<K, V> {
     /// Rounds that are remembered: some more than a machine does.
     const ROUNDS: usize = Round::MEMORY + 4;
 
     /// Adds a value of a round; gives back the one that the key had before, in any round.
     pub(super) fn put(&mut self, round: RoundNo, key: K, value: V) -> Option<V> {
-        let of_round = self.rounds.iter().find(|(_, keys)| keys.contains_key(&key));
-        let before = of_round.map(|(round, _)| *round);
-        let old = before.and_then(|round| self.rounds.get_mut(&round)?.remove(&key));
-        self.rounds.entry(round).or_default().insert(key, value);
+        self.rounds.entry(round).or_default().push(key.clone());
+        let old = self.values.insert(key, (round, value)).map(|(_, value)| value);
         while self.rounds.len() > Self::ROUNDS {
-            self.rounds.pop_first();
+            let Some((gone, keys)) = self.rounds.pop_first() else { break };
+            for key in keys {
+                if self.values.get(&key).is_some_and(|(round, _)| *round == gone) {
+                    self.values.remove(&key);
+                }
+            }
         }
         old
     }
 
     /// The value of a key, and its round.
     pub(super) fn get(&self, key: &K) -> Option<(RoundNo, &V)> {
-        // What is asked for is mostly new.
-        self.rounds.iter().rev().find_map(|(round, keys)| Some((*round, keys.get(key)?)))
+        self.values.get(key).map(|(round, value)| (*round, value))
     }
 }
 
 #[cfg(test)]
-impl<K: Ord, V> Lately<K, V> {
+impl<K, V> Lately<K, V> {
     /// All values.
     pub(super) fn values(&self) -> Vec<&V> {
-        self.rounds.values().flat_map(BTreeMap::values).collect()
+        self.values.values().map(|(_, value)| value).collect()
     }
 }
