@@ -79,6 +79,8 @@ impl Places {
         if !document.exists() {
             // The keyring comes last: where it lies, all keys do.
             let (keys, keyring, sealed) = enrol(federation, &all, now)?;
+            fs::create_dir_all(folder)
+                .map_err(|error| ExperimentError::Io(folder.to_owned(), error))?;
             for (node, key) in &keys {
                 write_signing_key(&key_of(folder, node), key)?;
             }

@@ -91,7 +91,8 @@ fn settings(more: &[&str]) -> Settings {
 fn experiment(arms: &[ArmKind], settings: &Settings) -> (ExperimentReport, Vec<News>) {
     let folder = tempfile::tempdir().unwrap();
     let options = Options {
-        folder: folder.path().to_owned(),
+        // As the command names it: it isn't there yet.
+        folder: folder.path().join("nodes"),
         arms: arms.to_vec(),
         patience_s: 60,
         rehearse: false,
@@ -158,7 +159,7 @@ fn a_federation_that_stands_still_is_an_error_and_not_a_wait_for_ever() {
     let settings = settings(&["round.auto_start=false"]);
     let folder = tempfile::tempdir().unwrap();
     let options = Options {
-        folder: folder.path().to_owned(),
+        folder: folder.path().join("nodes"),
         arms: vec![ArmKind::Federated],
         patience_s: 1,
         rehearse: false,
