@@ -88,6 +88,8 @@ pub enum Timer {
     Chunks,
     /// An answer in a split step is lost.
     Step,
+    /// A part of a lease has passed.
+    Lease,
 }
 
 /// Something that a machine wants done. The runner does all of a step's effects or none.
@@ -177,6 +179,8 @@ impl Effect {
     pub fn frees_blobs(&self) -> bool {
         match self {
             Self::Apply { .. } => true,
+            // A copy of the owner's state took another one's place.
+            Self::Put(key, _) => key == super::Failover::STAND,
             Self::Record(event) => matches!(
                 event,
                 Event::RoundCommit { .. }
@@ -195,8 +199,10 @@ pub enum To {
     Children,
     /// One child.
     Child(NodeId),
-    /// The parent.
+    /// The parent. A contribution reaches its standby too.
     Parent,
+    /// The standby of the parent, which owns its rounds now.
+    Standby(NodeId),
 }
 
 /// How hard to try.

@@ -11,6 +11,8 @@ pub(crate) enum Guard {
     Epochs,
     /// No contribution counts as longer than the usual one.
     Norms,
+    /// Nobody takes over who lacks what was said since.
+    Promises,
 }
 
 #[cfg(not(test))]

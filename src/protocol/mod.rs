@@ -21,6 +21,7 @@ mod base;
 pub mod cascade;
 mod effect;
 mod escalations;
+mod failover;
 mod fetch;
 #[cfg(test)]
 pub(crate) mod fixture;
@@ -40,6 +41,7 @@ pub use effect::{
     Timer, To, TrainTask, Weighed, Work,
 };
 pub use escalations::{Escalations, Left};
+pub use failover::{Failover, FailoverConfig, FailoverView};
 pub use fetch::{Ask, Fetches, Taken};
 pub use member::{Knows, Member, MemberConfig};
 pub use relay::{Relay, RelayConfig};

@@ -59,7 +59,7 @@ impl Relay {
             self.at_hand = Some((*digest, bytes.clone()));
         }
         let effects = match input {
-            Input::Message(message) if *message.sender() == self.config.parent => {
+            Input::Message(message) if self.member.hears(message.sender()) => {
                 self.member.step(now, Input::Message(message))
             }
             Input::Timer(Timer::Resync) | Input::Worked { .. } | Input::Expired(_) => {
@@ -119,7 +119,7 @@ impl Relay {
             (Blob::Inline(bytes), _) => bytes,
             (Blob::Manifest(_), Some((digest, bytes))) if *digest == whole => bytes,
             (Blob::Manifest(manifest), _) => {
-                let (from, side) = (self.config.parent.clone(), Side::Up);
+                let (from, side) = (self.member.owner().clone(), Side::Up);
                 out.push(Effect::Fetch { from, side, manifest: manifest.clone() });
                 return None;
             }

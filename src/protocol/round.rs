@@ -343,6 +343,11 @@ impl Round {
         self.config.plan = plan;
     }
 
+    /// Has the next start take this epoch, or a higher one: what others have heard counts too.
+    pub(super) fn raise_epoch(&mut self, next: Epoch) {
+        self.epoch = self.epoch.max(next.saturating_sub(1));
+    }
+
     /// Gives up the open round: nothing of it is combined, its contributions count as late ones.
     pub fn abandon(&mut self, reason: &'static str, out: &mut Vec<Effect>) {
         let Phase::Open(open) = std::mem::replace(&mut self.phase, Phase::Idle) else { return };
@@ -392,6 +397,17 @@ impl Round {
 
     /// Blobs that must be kept.
     pub fn blobs(&self) -> BTreeSet<Digest> {
+        let mut keep = self.named_blobs();
+        for message in self.waiting.values() {
+            if let Body::Contribution(contribution) = message.body() {
+                keep.extend(intake::blob_of(contribution).map(Blob::sha256));
+            }
+        }
+        keep
+    }
+
+    /// Blobs that its durable state names, all on disk.
+    pub(super) fn named_blobs(&self) -> BTreeSet<Digest> {
         let mut keep = BTreeSet::from([self.global.adapter, self.untrained]);
         keep.extend(self.own.as_ref().map(|own| own.adapter));
         keep.extend(self.global.knowledge.as_ref().map(|knowledge| knowledge.set.sha256()));
@@ -408,11 +424,6 @@ impl Round {
             }
         };
         keep.extend(whole);
-        for message in self.waiting.values() {
-            if let Body::Contribution(contribution) = message.body() {
-                keep.extend(intake::blob_of(contribution).map(Blob::sha256));
-            }
-        }
         keep.extend(offer.map(|offer| offer.adapter.sha256()));
         keep.extend(offer.and_then(|offer| offer.knowledge.as_ref()).map(|k| k.set.sha256()));
         for input in current.into_iter().chain(self.late.values()) {
@@ -421,6 +432,7 @@ impl Round {
             keep.extend(input.back);
             keep.extend(input.knowledge.as_ref().map(|said| said.set));
         }
+        keep.remove(&Digest::of(b"")); // no adapter travels in rounds of knowledge
         keep
     }
 
@@ -473,7 +485,10 @@ impl Round {
             | Body::Checkpoint(_)
             | Body::Command(_)
             | Body::Base(_)
-            | Body::Frame(_) => out.push(Effect::Count("not_for_an_owner")),
+            | Body::Frame(_)
+            | Body::Lease(_)
+            | Body::Promise(_)
+            | Body::Mirror(_) => out.push(Effect::Count("not_for_an_owner")),
         }
     }
 
@@ -568,7 +583,7 @@ impl Round {
                     self.open(None, self.config.deadline_ms, out);
                 }
             }
-            Timer::Resync | Timer::Chunks | Timer::Step => {}
+            Timer::Resync | Timer::Chunks | Timer::Step | Timer::Lease => {}
         }
     }
 

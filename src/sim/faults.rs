@@ -51,3 +51,12 @@ pub(crate) enum Moment {
     /// After the transaction and so many of the effects behind it.
     AfterEffects(usize),
 }
+
+/// A node is stopped and goes on later with all that came meanwhile, as by `SIGSTOP` and `SIGCONT`.
+#[derive(Debug, Clone)]
+pub(crate) struct Pause {
+    /// Who.
+    pub(crate) node: String,
+    /// From when to when, in milliseconds.
+    pub(crate) span: std::ops::Range<u64>,
+}

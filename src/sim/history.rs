@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::invariants::one_line::OneLine;
 use crate::ids::{Digest, NodeId, RoundNo, UpdateId, Version};
 use crate::ledger::Event;
 use crate::protocol::{CombineJob, Delivery, Effect, Job, Member};
@@ -24,6 +25,8 @@ pub(crate) struct History {
     pub(crate) outcomes: BTreeMap<(Digest, Digest), Digest>,
     /// Versions in the order in which a node applied them.
     pub(crate) applied: BTreeMap<NodeId, Vec<(Version, Digest)>>,
+    /// What an owner and its standby have said, as if they were one.
+    pub(crate) pair: OneLine,
     /// What was seen to be wrong on the way.
     pub(crate) wrong: Vec<String>,
 }
@@ -77,6 +80,34 @@ impl History {
         if *first != receipt.verdict {
             self.wrong.push(format!("{node}: another receipt for {}", receipt.update));
         }
+    }
+
+    /// A step of an owner with a standby, or of that, was committed. What it does before the other one has
+    /// it counts for nothing, so its ledger isn't looked at.
+    pub(crate) fn committed_by_pair(&mut self, node: &NodeId, effects: &[Effect]) {
+        for effect in effects {
+            match effect {
+                Effect::Job(Job::Combine(job)) => {
+                    let set = job.inputs.iter().map(|input| input.update).collect();
+                    self.pair.closings.push((job.offer, set));
+                }
+                Effect::Apply { version, adapter } => {
+                    self.applied.entry(node.clone()).or_default().push((*version, *adapter));
+                }
+                Effect::Fatal(what) => self.wrong.push(format!("{node}: {what}")),
+                _ => {}
+            }
+        }
+    }
+
+    /// Something left an owner with a standby, or that.
+    pub(crate) fn said_by_pair(&mut self, node: &NodeId, body: &Body) {
+        let wrong = match body {
+            Body::Receipt(receipt) => self.pair.receipt(receipt),
+            Body::Result(result) => self.pair.result(result),
+            _ => None,
+        };
+        self.wrong.extend(wrong.map(|what| format!("{node}: {what}")));
     }
 
     fn event(&mut self, node: &NodeId, event: &Event, job: Option<&CombineJob>) {

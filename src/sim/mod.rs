@@ -5,6 +5,7 @@
 //! keeps: transaction first, then whatever leaves. After each step the [`invariants`] are checked.
 //! A failure names its seed: `World::new(Faults::STORM, seed)` repeats it.
 
+mod failover_tests;
 mod faults;
 mod history;
 mod invariants;

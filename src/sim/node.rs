@@ -4,16 +4,21 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ids::{Digest, NodeId, Version};
 use crate::protocol::{
-    Distils, Effect, Fetches, Input, Member, Owner, Relay, RelayConfig, Round, Timer, fixture,
+    Distils, Effect, Failover, FailoverConfig, Fetches, Input, Member, Owner, Relay, RelayConfig,
+    Round, Timer, fixture,
 };
 use crate::store::{MemoryStore, Store};
 use crate::time::Now;
-use crate::wire::Plan;
+use crate::wire::{Manifest, Plan};
+
+/// How long an owner counts as there after it was heard.
+pub(crate) const LEASE_MS: u64 = 8_000;
 
 /// Which machine a node runs.
 #[derive(Debug)]
 pub(crate) enum Machine {
     Root(Box<Round>),
+    Failover(Box<Failover>),
     Relay(Box<Relay>),
     Device(Box<Member>),
 }
@@ -23,6 +28,8 @@ pub(crate) enum Machine {
 pub(crate) struct Node {
     pub(crate) id: NodeId,
     pub(crate) parent: Option<NodeId>,
+    /// The other one of an owner and its standby; of a member, its parent's standby.
+    pub(crate) peer: Option<NodeId>,
     pub(crate) children: BTreeSet<NodeId>,
     pub(crate) store: MemoryStore,
     /// `None` while it is dead.
@@ -48,6 +55,7 @@ impl Node {
         Self {
             id,
             parent,
+            peer: None,
             children,
             store: MemoryStore::new(),
             machine: None,
@@ -63,25 +71,45 @@ impl Node {
         self.life += 1;
         self.store.put_blob(&settings.adapter).unwrap();
         let of = |prefix: &str| self.store.state(prefix).unwrap();
-        let round = |owner| {
-            let plan = settings.plan.clone();
-            let mut config = fixture::round_config(owner, &self.children, plan);
-            config.versions = settings.versions;
-            config.distils = Some(Distils { steps: 4, learning_rate: 0.1 });
-            Round::new(config, &settings.adapter, &of(Round::PREFIX)).unwrap()
-        };
         let member = |parent: &NodeId, relay| {
             let mut config = fixture::member_config(&self.id, parent, relay);
             config.layout = fixture::layout_of(&settings.adapter);
             config.knows = Some(fixture::knows(&settings.adapter));
+            config.standby = self.peer.clone();
             Member::new(config, &of(Member::PREFIX)).unwrap()
         };
-        self.machine = Some(match &self.parent {
-            None => Machine::Root(Box::new(round(Owner::Root))),
-            Some(parent) if self.children.is_empty() => {
+        let round_config = |owner| {
+            let plan = settings.plan.clone();
+            let mut config = fixture::round_config(owner, &self.children, plan);
+            config.versions = settings.versions;
+            config.distils = Some(Distils { steps: 4, learning_rate: 0.1 });
+            config
+        };
+        let round = |owner| {
+            Round::new(round_config(owner), &settings.adapter, &of(Round::PREFIX)).unwrap()
+        };
+        let failover = |peer: &NodeId| {
+            let (config, state) = (round_config(Owner::Root), of(Round::PREFIX));
+            let needs = Failover::needs(&config, &settings.adapter, &state).unwrap();
+            let here = |digest: &Digest| self.store.blob(digest).unwrap();
+            let here = needs.iter().filter_map(here);
+            let blobs = here.map(|bytes| Manifest::of(&bytes, fixture::CHUNK_BYTES)).collect();
+            let pair = FailoverConfig {
+                peer: peer.clone(),
+                first: self.id.as_str() == "cloud",
+                lease_ms: LEASE_MS,
+                chunk_bytes: fixture::CHUNK_BYTES,
+            };
+            let own = of(Failover::PREFIX);
+            Failover::new(pair, config, &settings.adapter, &own, &state, blobs).unwrap()
+        };
+        self.machine = Some(match (&self.parent, &self.peer) {
+            (None, Some(peer)) => Machine::Failover(Box::new(failover(peer))),
+            (None, None) => Machine::Root(Box::new(round(Owner::Root))),
+            (Some(parent), _) if self.children.is_empty() => {
                 Machine::Device(Box::new(member(parent, false)))
             }
-            Some(parent) => {
+            (Some(parent), _) => {
                 let config = RelayConfig {
                     parent: parent.clone(),
                     margin_ms: 5_000,
@@ -105,6 +133,7 @@ impl Node {
         match &mut self.machine {
             None => Vec::new(),
             Some(Machine::Root(round)) => round.step(now, input),
+            Some(Machine::Failover(failover)) => failover.step(now, input),
             Some(Machine::Relay(relay)) => relay.step(now, input),
             Some(Machine::Device(member)) => member.step(now, input),
         }
@@ -114,6 +143,7 @@ impl Node {
     pub(crate) fn version(&self) -> Option<Version> {
         match self.machine.as_ref()? {
             Machine::Root(round) => Some(round.view().version),
+            Machine::Failover(failover) => Some(failover.view().round.version),
             Machine::Relay(relay) => Some(relay.version()),
             Machine::Device(member) => Some(member.version()),
         }
@@ -124,6 +154,7 @@ impl Node {
         match &self.machine {
             None => BTreeSet::new(),
             Some(Machine::Root(round)) => round.blobs(),
+            Some(Machine::Failover(failover)) => failover.blobs(),
             Some(Machine::Relay(relay)) => relay.blobs(),
             Some(Machine::Device(member)) => member.blobs(),
         }

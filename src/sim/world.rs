@@ -4,13 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ring::digest::{Context, SHA256};
 
-use super::faults::{Crash, Faults, Moment};
+use super::faults::{Crash, Faults, Moment, Pause};
 use super::history::History;
 use super::node::{Machine, Node, Settings};
 use super::{invariants, learner, letter};
 use crate::ids::{Digest, NodeId, Side};
 use crate::ledger::Entry;
-use crate::protocol::{Ask, Delivery, Effect, Fetches, Input, Job, Taken, Timer, To, fixture};
+use crate::protocol::{
+    Ask, Delivery, Effect, FailoverView, Fetches, Input, Job, Taken, Timer, To, fixture,
+};
 use crate::rng::Stream;
 use crate::store::{Batch, OutboxItem, Store};
 use crate::time::{Mono, Now, Wall};
@@ -30,6 +32,8 @@ pub(crate) struct World {
     queue: BTreeMap<(u64, u64), Event>,
     count: u64,
     cut: Option<NodeId>,
+    /// Nodes that are stopped, from when to when: what is due goes on behind it.
+    pub(crate) pauses: Vec<Pause>,
     trace: Context,
 }
 
@@ -80,6 +84,7 @@ impl World {
             queue: BTreeMap::new(),
             count: 0,
             cut: None,
+            pauses: Vec::new(),
             trace: Context::new(&SHA256),
         };
         let cloud = id("cloud");
@@ -99,6 +104,21 @@ impl World {
         world
     }
 
+    /// The same with a standby of the cloud.
+    pub(crate) fn with_standby(faults: Faults, seed: u64) -> Self {
+        let mut world = Self::new(faults, seed);
+        let (cloud, standby) = (id("cloud"), id("cloud-2"));
+        let sites = world.nodes[&cloud].children.clone();
+        for site in &sites {
+            world.node(site).peer = Some(standby.clone());
+        }
+        world.node(&cloud).peer = Some(standby.clone());
+        let mut second = Node::new(standby, None, sites);
+        second.peer = Some(cloud);
+        world.add(second);
+        world
+    }
+
     /// Runs until all have the last version and nothing waits for a receipt.
     ///
     /// # Errors
@@ -107,6 +127,10 @@ impl World {
         const END_OF_TIME_MS: u64 = 900_000;
         while let Some(((at, _), event)) = self.queue.pop_first() {
             self.now_ms = at;
+            if let Some(until) = self.stopped_until(&event) {
+                self.put_off(until, event);
+                continue;
+            }
             if at > END_OF_TIME_MS {
                 break;
             }
@@ -126,7 +150,10 @@ impl World {
         while self.queue.first_key_value().is_some_and(|((at, _), _)| *at <= ms) {
             let Some(((at, _), event)) = self.queue.pop_first() else { break };
             self.now_ms = at;
-            self.event(event)?;
+            match self.stopped_until(&event) {
+                Some(until) => self.put_off(until, event),
+                None => self.event(event)?,
+            }
         }
         Ok(())
     }
@@ -144,6 +171,28 @@ impl World {
     /// The invariant that is broken.
     pub(crate) fn tell(&mut self, node: &str, input: Input) -> Result<(), String> {
         self.step(&id(node), input)
+    }
+
+    /// When the node that an event is for goes on, if it is stopped.
+    fn stopped_until(&self, event: &Event) -> Option<u64> {
+        let node = match event {
+            Event::Letter { to, .. } | Event::Chunk { to, .. } => to,
+            Event::Timer { node, .. }
+            | Event::Worked { node, .. }
+            | Event::Resend { node, .. }
+            | Event::Overdue { node, .. }
+            | Event::Revive { node } => node,
+            Event::Partition => return None,
+        };
+        let stopped =
+            |pause: &&Pause| id(&pause.node) == *node && pause.span.contains(&self.now_ms);
+        self.pauses.iter().find(stopped).map(|pause| pause.span.end)
+    }
+
+    /// In the order in which it came.
+    fn put_off(&mut self, until: u64, event: Event) {
+        self.count += 1;
+        self.queue.insert((until, self.count), event);
     }
 
     fn add(&mut self, node: Node) {
@@ -258,7 +307,11 @@ impl World {
         if changes {
             self.node(name).store.commit(&[batch]).unwrap();
         }
-        self.history.committed(name, &effects);
+        if self.is_paired(name) {
+            self.history.committed_by_pair(name, &effects);
+        } else {
+            self.history.committed(name, &effects);
+        }
         if self.commit_first {
             self.carry_out_all(name, &after, death);
         }
@@ -295,7 +348,10 @@ impl World {
                     let wire = letter::seal(body, *round, *epoch);
                     let item = |key: &str, retain| OutboxItem {
                         key: key.into(),
-                        side: if *to == To::Parent { Side::Up } else { Side::Down },
+                        side: match to {
+                            To::Parent | To::Standby(_) => Side::Up,
+                            To::Children | To::Child(_) => Side::Down,
+                        },
                         topic: body.kind().as_str().into(),
                         wire: wire.clone(),
                         retain,
@@ -324,10 +380,13 @@ impl World {
         for leaving in after.iter().take(most) {
             match leaving {
                 Leaving::Letter { to, body, wire } => {
-                    if let Body::Receipt(receipt) = body {
-                        self.history.receipt(name, receipt);
+                    match body {
+                        _ if self.is_paired(name) => self.history.said_by_pair(name, body),
+                        Body::Receipt(receipt) => self.history.receipt(name, receipt),
+                        _ => {}
                     }
-                    for to in self.addressees(name, to) {
+                    let to_both = matches!(body, Body::Contribution(_));
+                    for to in self.addressees(name, to, to_both) {
                         self.post(name, &to, wire);
                     }
                 }
@@ -409,19 +468,30 @@ impl World {
         for item in self.nodes[name].store.outbox().unwrap() {
             if item.retain == retained {
                 let to = if item.side == Side::Up { To::Parent } else { To::Children };
-                for to in self.addressees(name, &to) {
+                for to in self.addressees(name, &to, true) {
                     self.post(name, &to, &item.wire);
                 }
             }
         }
     }
 
-    fn addressees(&self, name: &NodeId, to: &To) -> Vec<NodeId> {
+    /// Whether it is one of an owner and its standby.
+    fn is_paired(&self, name: &NodeId) -> bool {
         let node = &self.nodes[name];
+        node.parent.is_none() && node.peer.is_some()
+    }
+
+    fn addressees(&self, name: &NodeId, to: &To, to_both: bool) -> Vec<NodeId> {
+        let node = &self.nodes[name];
+        let peer = node.peer.iter().filter(|_| node.parent.is_none() || to_both);
         match to {
-            To::Children => node.children.iter().cloned().collect(),
+            To::Children => {
+                let peer = peer.filter(|_| node.parent.is_none());
+                node.children.iter().chain(peer).cloned().collect()
+            }
+            To::Standby(node) => vec![node.clone()],
             To::Child(child) => vec![child.clone()],
-            To::Parent => node.parent.iter().cloned().collect(),
+            To::Parent => node.parent.iter().chain(peer).cloned().collect(),
         }
     }
 
@@ -495,11 +565,25 @@ enum Leaving {
     Effect(Effect),
 }
 
-/// Whether the root waits for nothing.
+/// Whether the root waits for nothing, and its standby has all of it.
 pub(crate) fn root_is_idle(world: &World) -> bool {
     match &world.nodes[&id("cloud")].machine {
         Some(Machine::Root(round)) => round.view().phase == "idle",
+        Some(Machine::Failover(_)) => {
+            let views: Vec<_> = ["cloud", "cloud-2"].map(|node| view(world, node)).into();
+            let in_step = views.iter().flatten().filter(|view| view.in_step).count();
+            let leads = views.iter().flatten().filter(|view| view.post == "paired").count();
+            (in_step, leads) == (2, 1) && views.iter().flatten().all(|v| v.round.phase == "idle")
+        }
         _ => false,
+    }
+}
+
+/// What one of an owner and its standby shows, `None` while it is dead.
+pub(crate) fn view(world: &World, node: &str) -> Option<FailoverView> {
+    match &world.nodes[&id(node)].machine {
+        Some(Machine::Failover(failover)) => Some(failover.view()),
+        _ => None,
     }
 }
 

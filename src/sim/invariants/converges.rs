@@ -3,7 +3,8 @@
 
 use std::collections::BTreeSet;
 
-use super::super::world::{World, root_is_idle};
+use super::super::world::{World, root_is_idle, view};
+use crate::ids::NodeId;
 use crate::store::Store;
 
 pub(crate) fn check(world: &World) -> Result<(), String> {
@@ -15,7 +16,9 @@ pub(crate) fn check(world: &World) -> Result<(), String> {
         }
     }
     let last = |node| world.history.applied.get(node).and_then(|applied| applied.last());
-    let adapters: BTreeSet<_> = world.nodes.keys().map(last).collect();
+    // Who stands by serves nothing.
+    let serves = |node: &&NodeId| view(world, node.as_str()).is_none_or(|v| v.post != "following");
+    let adapters: BTreeSet<_> = world.nodes.keys().filter(serves).map(last).collect();
     let each_its_own = world.settings.plan.knowledge.is_some();
     if adapters.len() != 1 && !each_its_own {
         return Err(format!("converges: {} different adapters", adapters.len()));

@@ -8,7 +8,9 @@ use crate::wire::{Body, decode};
 
 /// Whether the message must change nothing at `node`.
 pub(crate) fn is_outdated(node: &Node, message: &Verified) -> bool {
-    if node.parent.as_ref() != Some(message.sender()) || matches!(message.body(), Body::Get(_)) {
+    let from_above = node.parent.as_ref() == Some(message.sender())
+        || node.parent.is_some() && node.peer.as_ref() == Some(message.sender());
+    if !from_above || matches!(message.body(), Body::Get(_)) {
         return false;
     }
     let known = node.store.state("member/parent_epoch").unwrap();

@@ -7,6 +7,7 @@ pub(crate) mod accepted_is_recorded;
 pub(crate) mod converges;
 pub(crate) mod counted_once;
 pub(crate) mod epochs_fence;
+pub(crate) mod one_line;
 pub(crate) mod order_free;
 pub(crate) mod receipt_is_kept;
 pub(crate) mod versions_rise;
