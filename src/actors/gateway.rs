@@ -375,14 +375,23 @@ pub fn subscriptions(
         filters.extend(kinds.iter().map(|kind| format!("{neighbour}/to/{me}/{kind}")));
         filters
     };
-    let parent = keyring.node(me).and_then(|entry| entry.parent.clone());
-    if let Some(parent) = parent.as_ref().and_then(branch) {
-        up.extend(direct(&parent, is_device(me), &["receipt", "get", "chunk", "base"]));
-    }
-    for child in keyring.children_of(me) {
-        if let Some(branch) = branch(&child.node) {
-            down.extend(direct(&branch, is_device(&child.node), &["answer", "get", "chunk"]));
+    for owner in keyring.owners_of(me) {
+        if let Some(owner) = branch(&owner.node) {
+            up.extend(direct(&owner, is_device(me), &["receipt", "get", "chunk", "base"]));
         }
+    }
+    let paired = keyring.peer_of(me);
+    for child in keyring.members_of(me) {
+        if let Some(branch) = branch(&child.node) {
+            let in_site = is_device(&child.node);
+            down.extend(direct(&branch, in_site, &["answer", "get", "chunk"]));
+            if paired.is_some() {
+                down.push(branch.to(me, "promise"));
+            }
+        }
+    }
+    if let Some(peer) = paired.and_then(|peer| branch(&peer.node)) {
+        down.extend(direct(&peer, false, &["mirror", "get", "chunk"]));
     }
     [(Side::Up, up), (Side::Down, down)]
         .into_iter()

@@ -9,7 +9,9 @@ use super::MAILBOX;
 use super::runner::{Keep, Run, Runner};
 use crate::bus::Ack;
 use crate::ids::{Digest, RoundNo, Version};
-use crate::protocol::{Effect, Input, Member, Relay, Round, RoundView, SplitDevice};
+use crate::protocol::{
+    Effect, Failover, FailoverView, Input, Member, Relay, Round, RoundView, SplitDevice,
+};
 use crate::time::{Clock, Now};
 
 /// A pure machine, as an actor sees it.
@@ -155,6 +157,23 @@ impl Machine for Round {
 
     fn view(&self) -> MachineView {
         Self::view(self).into()
+    }
+}
+
+impl Machine for Failover {
+    fn step(&mut self, now: Now, input: Input) -> Vec<Effect> {
+        Self::step(self, now, input)
+    }
+
+    fn blobs(&self) -> BTreeSet<Digest> {
+        Self::blobs(self)
+    }
+
+    fn view(&self) -> MachineView {
+        let FailoverView { round, post, .. } = Self::view(self);
+        // Whoever doesn't own the rounds shows that instead of their phase.
+        let phase = if ["paired", "alone"].contains(&post) { round.phase } else { post };
+        MachineView { phase, ..round.into() }
     }
 }
 

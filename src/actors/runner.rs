@@ -359,11 +359,14 @@ impl Runner {
         now: Now,
         delivery: &Delivery,
     ) -> Result<(Side, OutboxItem), String> {
-        let directly =
-            matches!(body.kind(), Kind::Get | Kind::Receipt | Kind::Answer | Kind::Frame);
+        let directly = matches!(
+            body.kind(),
+            Kind::Get | Kind::Receipt | Kind::Answer | Kind::Frame | Kind::Promise
+        );
         let (side, address) = match to {
             To::Children => (Side::Down, trust::To::Anyone),
             To::Child(node) => (Side::Down, trust::To::Directly(node)),
+            To::Standby(node) => (Side::Up, trust::To::Directly(node)),
             To::Parent => {
                 let parent = self.parts.parent.clone().ok_or("this node has no parent")?;
                 let address =

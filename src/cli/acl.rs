@@ -209,8 +209,9 @@ fn node_rights(keyring: &Keyring, prefix: &Prefix, scope: &Scope, entry: &NodeEn
     if !matches!(scope, Scope::Top) || entry.roles.contains(&Role::Cloud) {
         read.extend([format!("{own}/cmd/#"), format!("{own}/infer/#")]);
     }
-    let parent = entry.parent.as_ref().and_then(|parent| keyring.node(parent));
-    let neighbours = parent.into_iter().chain(keyring.children_of(&entry.node));
+    let owners = keyring.owners_of(&entry.node);
+    let below = keyring.members_of(&entry.node).chain(keyring.peer_of(&entry.node));
+    let neighbours = owners.chain(below);
     for neighbour in neighbours.filter(|neighbour| scope.holds(neighbour)) {
         let there = branch(prefix, neighbour);
         read.extend([format!("{there}/m/#"), format!("{there}/to/{}/#", entry.node)]);

@@ -506,7 +506,8 @@ impl Failover {
             let needs = round.named_blobs();
             self.blobs.retain(|digest, _| needs.contains(digest));
         }
-        if self.stand.post == Post::Alone || !outgoing.is_waiting() {
+        let held_back = outgoing.is_waiting() && guard::stands(Guard::Copies);
+        if self.stand.post == Post::Alone || !held_back {
             return out.extend(said);
         }
         let number = outgoing.number();

@@ -13,6 +13,8 @@ pub(crate) enum Guard {
     Norms,
     /// Nobody takes over who lacks what was said since.
     Promises,
+    /// Nothing leaves an owner that its standby hasn't on disk.
+    Copies,
 }
 
 #[cfg(not(test))]

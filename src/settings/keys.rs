@@ -93,6 +93,7 @@ pub(super) const KEYS: &[Key] = &[
     key("round.republish_s", Whole("seconds", 1, 3600)),
     key("round.pause_s", Whole("seconds", 0, 604_800)),
     key("round.late_max_staleness", Whole("versions", 0, 10)),
+    key("round.lease_s", Whole("seconds", 2, 3600)),
     key("strategy.name", OneOf(&["fedavg", "fedprox"])),
     key(
         "strategy.contribute",

@@ -27,6 +27,8 @@ pub struct RoundSettings {
     pub pause_s: u64,
     /// Versions that a late contribution may be behind; 0 drops it.
     pub late_max_staleness: u64,
+    /// An owner that was not heard for so long is taken for gone by its standby.
+    pub lease_s: u64,
 }
 
 /// Section `[strategy]`.

@@ -34,6 +34,8 @@ pub(crate) struct World {
     cut: Option<NodeId>,
     /// Nodes that are stopped, from when to when: what is due goes on behind it.
     pub(crate) pauses: Vec<Pause>,
+    /// When an owner and its standby don't hear each other.
+    pub(crate) apart: std::ops::Range<u64>,
     trace: Context,
 }
 
@@ -85,6 +87,7 @@ impl World {
             count: 0,
             cut: None,
             pauses: Vec::new(),
+            apart: 0..0,
             trace: Context::new(&SHA256),
         };
         let cloud = id("cloud");
@@ -106,7 +109,12 @@ impl World {
 
     /// The same with a standby of the cloud.
     pub(crate) fn with_standby(faults: Faults, seed: u64) -> Self {
-        let mut world = Self::new(faults, seed);
+        Self::with_standby_of_size(faults, seed, 8)
+    }
+
+    /// The same with an adapter of another size.
+    pub(crate) fn with_standby_of_size(faults: Faults, seed: u64, width: usize) -> Self {
+        let mut world = Self::of_size(faults, seed, width, Coding::Int8);
         let (cloud, standby) = (id("cloud"), id("cloud-2"));
         let sites = world.nodes[&cloud].children.clone();
         for site in &sites {
@@ -511,6 +519,10 @@ impl World {
             let cloud = id("cloud");
             (from == site && *to == cloud) || (to == site && *from == cloud)
         });
+        let apart = self.apart.contains(&self.now_ms);
+        if apart && self.is_paired(from) && self.is_paired(to) {
+            return None;
+        }
         if on && (cut || self.rng.unit() < self.faults.loss) {
             return None;
         }

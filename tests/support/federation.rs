@@ -386,6 +386,7 @@ pub(crate) fn learning(versions: u64) -> Learning {
         deadline_ms: 60_000,
         relay_margin_ms: 20_000,
         republish_ms: 5_000,
+        lease_ms: 8_000,
         pause_ms: 1_000,
         versions,
         schedule: gaisnet::learn::RateSchedule::Constant,

@@ -17,6 +17,8 @@ use crate::wire::{Blob, CodecError, CopyPart, MAX_UPDATE_BYTES, Manifest, StateC
 pub(super) struct Outgoing {
     number: u64,
     confirmed: u64,
+    /// Confirmations up to here are of before everything was to be told again.
+    void: u64,
     /// Number of the last change, by key.
     changed: BTreeMap<String, u64>,
     /// The last part that was too big for its message, and the one before.
@@ -42,14 +44,15 @@ impl Outgoing {
 
     /// Everything is to be told again.
     pub(super) fn begin_anew(&mut self) {
-        self.confirmed = 0;
+        (self.confirmed, self.void) = (0, self.number);
         self.changed.clear();
+        self.touch();
     }
 
     /// The standby has this copy on disk; says if that is new. It was heard of either way.
     pub(super) fn confirm(&mut self, seq: u64) -> bool {
         self.ticks = 0;
-        if seq <= self.confirmed || seq > self.number {
+        if seq <= self.confirmed.max(self.void) || seq > self.number {
             return false;
         }
         self.confirmed = seq;
