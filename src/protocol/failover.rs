@@ -179,7 +179,7 @@ impl Failover {
         let mut out = Vec::new();
         match input {
             Input::Start => self.start(now, &mut out),
-            Input::Timer(Timer::Lease) => self.tick(now, &mut out),
+            Input::Timer(Timer::Lease) => self.tick(&mut out),
             Input::Message(message) if *message.sender() == self.config.peer => {
                 self.peer(now, &message, &mut out);
             }
@@ -251,11 +251,11 @@ impl Failover {
     }
 
     /// A part of a lease has passed.
-    fn tick(&mut self, now: Now, out: &mut Vec<Effect>) {
+    fn tick(&mut self, out: &mut Vec<Effect>) {
         match &mut self.place {
-            Place::Following { incoming, ticks_left } => {
+            Place::Following { ticks_left, .. } => {
                 *ticks_left = ticks_left.saturating_sub(1);
-                let (gone, waits) = (*ticks_left == 0, incoming.is_some());
+                let gone = *ticks_left == 0;
                 if gone && self.stand.basis.is_some() {
                     return self.stand_up(out);
                 }
@@ -263,9 +263,8 @@ impl Failover {
                     // Whoever took over now would forget what was promised.
                     out.push(Effect::Count("standby_not_in_step"));
                 }
-                if waits {
-                    self.go_on_copying(out);
-                } else if self.stand.basis != Some(self.stand.epoch) {
+                // A copy that is on its way may name what its sender no longer has: a newer one helps.
+                if self.stand.basis != Some(self.stand.epoch) {
                     let wish = self.have(true);
                     out.push(wish);
                 }
@@ -284,7 +283,6 @@ impl Failover {
                 out.push(self.next_tick());
             }
         }
-        let _ = now;
     }
 
     /// What the other one says.

@@ -73,6 +73,7 @@ fn the_other_way_round_the_first_takes_over_again() {
     let mut world = World::with_standby(Faults::NONE, 4);
     world.settings.versions = 30;
     world.pauses = vec![pause("cloud", 1_500..20_000), pause("cloud-2", 30_000..50_000)];
+    world.run_until(50_000).unwrap();
     run(&mut world).unwrap();
     assert_eq!(leader(&world), Some("cloud"));
     assert!(view(&world, "cloud").unwrap().epoch >= 4);
