@@ -359,7 +359,8 @@ impl Member {
                 put(Self::OWNER, &self.owner, out);
             }
         }
-        self.heard = true;
+        // A lease says nothing of offers and results that may have been missed.
+        self.heard |= !matches!(message.body(), Body::Lease(_));
         match message.body() {
             Body::Offer(offer) => {
                 let offered =

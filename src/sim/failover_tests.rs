@@ -185,7 +185,7 @@ fn storms_with_pauses_pass_and_the_two_are_as_one_b() {
 #[test]
 #[ignore = "minutes: hundreds of seeds"]
 fn many_storms_with_pauses_pass() {
-    storms(60..560);
+    storms(60..500);
 }
 
 #[test]
