@@ -13,7 +13,7 @@
 //!   version to serve wait for the confirmation (held back, they may be lost: all of them are said again).
 //! - **Nobody leads alone without most of the members**, each of which listens to no lower epoch from then
 //!   on and says which one it had heard before: more than the state at hand accounts for is no promise.
-//!   So whoever leads has everything that was ever let out, and no two do. An owner that begins, or was
+//!   The other one, too, confirms nobody who knows less than itself. So whoever leads has everything that was ever let out, and no two do. An owner that begins, or was
 //!   alone when it stopped, has it by itself.
 //! - The two never share an epoch: one takes even numbers, the other odd ones.
 //! - No clock counts: a lease is so many ticks of whoever waits for it.
@@ -317,6 +317,11 @@ impl Failover {
                 self.confirmed(now, seq, *wants, out);
             }
             Body::Mirror(Mirror::Copy(copy)) => {
+                let known = |own| copy.basis.is_some_and(|basis| basis < own);
+                if self.stand.basis.is_some_and(known) {
+                    // It asks for the rounds, and wasn't there when more was said than it knows of.
+                    return out.push(Effect::Count("copy_behind"));
+                }
                 if let Place::Following { incoming, ticks_left } = &mut self.place {
                     *ticks_left = (*ticks_left).max(Self::TICKS + 1);
                     if self.full {
@@ -347,6 +352,10 @@ impl Failover {
         let Place::Following { ticks_left, .. } = &mut self.place else {
             return out.push(Effect::Count("not_following"));
         };
+        // Who only asks must not keep us from standing: it may ask in vain.
+        if lease.asks {
+            return;
+        }
         *ticks_left = lease.ms.div_ceil(tick).min(Self::MOST_TICKS) + 1;
     }
 

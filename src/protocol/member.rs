@@ -411,11 +411,7 @@ impl Member {
 
     /// Where what is for the owner alone goes.
     fn above(&self) -> To {
-        if self.owner == self.config.parent {
-            To::Parent
-        } else {
-            To::Standby(self.owner.clone())
-        }
+        if self.owner == self.config.parent { To::Parent } else { To::Standby(self.owner.clone()) }
     }
 
     /// Tells whoever asks for the rounds what it had heard before. It is on disk by then that no lower
@@ -487,11 +483,7 @@ impl Member {
             }
             Some(Blob::Manifest(manifest)) => {
                 self.next = Some(offered);
-                out.push(Effect::Fetch {
-                    from: self.owner.clone(),
-                    side: Side::Up,
-                    manifest,
-                });
+                out.push(Effect::Fetch { from: self.owner.clone(), side: Side::Up, manifest });
             }
         }
     }

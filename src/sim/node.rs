@@ -85,9 +85,8 @@ impl Node {
             config.distils = Some(Distils { steps: 4, learning_rate: 0.1 });
             config
         };
-        let round = |owner| {
-            Round::new(round_config(owner), &settings.adapter, &of(Round::PREFIX)).unwrap()
-        };
+        let round =
+            |owner| Round::new(round_config(owner), &settings.adapter, &of(Round::PREFIX)).unwrap();
         let failover = |peer: &NodeId| {
             let (config, state) = (round_config(Owner::Root), of(Round::PREFIX));
             let needs = Failover::needs(&config, &settings.adapter, &state).unwrap();

@@ -10,7 +10,9 @@ use serde_bytes::ByteBuf;
 
 use crate::ids::{Digest, Epoch};
 use crate::protocol::Round;
-use crate::wire::{Blob, CodecError, CopyPart, MAX_UPDATE_BYTES, Manifest, StateCopy, decode, encode};
+use crate::wire::{
+    Blob, CodecError, CopyPart, MAX_UPDATE_BYTES, Manifest, StateCopy, decode, encode,
+};
 
 /// The leader's side. Begins anew with each epoch.
 #[derive(Debug, Default)]
@@ -188,7 +190,10 @@ impl Incoming {
     }
 
     /// The whole state behind it.
-    pub(super) fn applied_to(&self, state: &BTreeMap<String, Vec<u8>>) -> BTreeMap<String, Vec<u8>> {
+    pub(super) fn applied_to(
+        &self,
+        state: &BTreeMap<String, Vec<u8>>,
+    ) -> BTreeMap<String, Vec<u8>> {
         let mut next = if self.copy.since == 0 { BTreeMap::new() } else { state.clone() };
         if let Some(Ok(part)) = &self.part {
             for key in &part.deletes {

@@ -23,12 +23,8 @@ impl Bench {
     fn new(me: &str) -> Self {
         let first = me == OWNER;
         let peer = node(if first { STANDBY } else { OWNER });
-        let config = FailoverConfig {
-            peer: peer.clone(),
-            first,
-            lease_ms: 4_000,
-            chunk_bytes: CHUNK_BYTES,
-        };
+        let config =
+            FailoverConfig { peer: peer.clone(), first, lease_ms: 4_000, chunk_bytes: CHUNK_BYTES };
         let members = ["a", "b", "c"].map(node).into();
         let round = round_config(Owner::Root, &members, plan(Coding::F32));
         let me = Failover::new(config, round, &first_adapter(4), &[], &[], Vec::new()).unwrap();
@@ -105,7 +101,7 @@ fn asks(effects: &[Effect]) -> bool {
 fn what_a_woken_owner_copies_is_refused_and_without_the_check_it_would_put_the_state_back() {
     let woken = |bench: &mut Bench| {
         bench.copied(4, 1, Some(4));
-        let effects = bench.copied(2, 9, Some(2));
+        let effects = bench.copied(2, 9, None);
         (counted(&effects, "stale_epoch"), puts(&effects).contains(&"round/epoch"))
     };
     assert_eq!(woken(&mut Bench::new(STANDBY)), (true, false));
@@ -172,6 +168,24 @@ fn most_members_have_to_promise_and_none_that_has_heard_more_counts() {
 }
 
 #[test]
+fn who_knows_less_is_not_confirmed_and_who_knows_as_much_is() {
+    for (basis, taken) in [(2, false), (4, true)] {
+        let mut bench = Bench::new(STANDBY);
+        bench.copied(4, 1, Some(4));
+        let effects = bench.copied(8, 1, Some(basis));
+        assert_eq!(puts(&effects).contains(&"round/epoch"), taken, "basis {basis}");
+        // Asking in vain keeps nobody from standing.
+        let asking = Body::Lease(Lease { ms: 4_000, asks: true, alone: false });
+        let mut stood = false;
+        for _ in 0..8 {
+            bench.peer_says(8, asking.clone());
+            stood |= asks(&bench.ticks(1));
+        }
+        assert!(stood);
+    }
+}
+
+#[test]
 fn a_copy_may_not_touch_what_is_not_the_rounds() {
     let mut bench = Bench::new(STANDBY);
     let mut state = owners_state(4);
@@ -212,8 +226,7 @@ fn a_receipt_and_a_result_leave_once_the_standby_has_what_they_say() {
     let (digest, offer) = offer(&bench.peer_says(epoch, have(at))).unwrap();
 
     let receipts = |effects: &[Effect]| {
-        let is_receipt =
-            |e: &&Effect| matches!(e, Effect::Send { body: Body::Receipt(_), .. });
+        let is_receipt = |e: &&Effect| matches!(e, Effect::Send { body: Body::Receipt(_), .. });
         effects.iter().filter(is_receipt).count()
     };
     let mut job = None;
@@ -246,9 +259,8 @@ fn a_receipt_and_a_result_leave_once_the_standby_has_what_they_say() {
     let blob = |_: &Digest| Some(first_adapter(4));
     let outcome = Ok(update::combine(&job, &blob).unwrap());
     let effects = bench.step(Input::Combined { offer: job.offer, outcome });
-    let speaks = |e: &Effect| {
-        matches!(e, Effect::Send { body: Body::Result(_), .. } | Effect::Apply { .. })
-    };
+    let speaks =
+        |e: &Effect| matches!(e, Effect::Send { body: Body::Result(_), .. } | Effect::Apply { .. });
     assert!(!effects.iter().any(speaks));
     let at = newest(&bench);
     let effects = bench.peer_says(epoch, have(at));

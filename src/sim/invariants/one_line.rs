@@ -53,7 +53,8 @@ pub(crate) fn check(world: &World, leader: &str) -> Result<(), String> {
                 && closing.1.len() == usize::try_from(*number).unwrap()
                 && digest_of(&closing.1) == *set
         };
-        let (_, updates) = pair.closings.iter().find(is_it).ok_or("one_line: a result of no set")?;
+        let (_, updates) =
+            pair.closings.iter().find(is_it).ok_or("one_line: a result of no set")?;
         for update in updates {
             *counted.entry(*update).or_insert(0) += 1;
         }
