@@ -675,7 +675,7 @@ impl Failover {
     /// The next number of its own: even ones are the owner's, odd ones its standby's.
     fn next_epoch(&self) -> Epoch {
         let next = self.stand.epoch + 1;
-        if (next % 2 == 0) == self.config.first { next } else { next + 1 }
+        if next.is_multiple_of(2) == self.config.first { next } else { next + 1 }
     }
 }
 

@@ -73,11 +73,13 @@ fn lease(ms: u64) -> Body {
 }
 
 fn puts(effects: &[Effect]) -> Vec<&str> {
-    let put = |effect| match effect {
-        &Effect::Put(ref key, _) => Some(key.as_str()),
-        _ => None,
-    };
-    effects.iter().filter_map(put).collect()
+    let mut keys = Vec::new();
+    for effect in effects {
+        if let Effect::Put(key, _) = effect {
+            keys.push(key.as_str());
+        }
+    }
+    keys
 }
 
 fn counted(effects: &[Effect], reason: &str) -> bool {
