@@ -387,6 +387,9 @@ impl Failover {
                     let outgoing = std::mem::take(outgoing);
                     return self.lead(now, Post::Paired, outgoing, out);
                 }
+                if !wants {
+                    return; // each answer to a copy that is on its way would be another copy
+                }
             }
             Place::Leading { outgoing, held, .. } => {
                 let newer = outgoing.confirm(seq);

@@ -188,6 +188,20 @@ fn who_knows_less_is_not_confirmed_and_who_knows_as_much_is() {
 }
 
 #[test]
+fn who_stands_answers_a_wish_with_a_copy_and_nothing_else_with_one() {
+    let mut bench = Bench::new(STANDBY);
+    bench.copied(4, 1, Some(4));
+    bench.ticks(5);
+    assert_eq!(bench.me.view().post, "standing");
+    for (wants, copies) in [(false, 0), (true, 1)] {
+        let effects = bench.peer_says(5, Body::Mirror(Mirror::Have { seq: 0, wants }));
+        let copy =
+            |e: &&Effect| matches!(e, Effect::Send { body: Body::Mirror(Mirror::Copy(_)), .. });
+        assert_eq!(effects.iter().filter(copy).count(), copies);
+    }
+}
+
+#[test]
 fn a_copy_may_not_touch_what_is_not_the_rounds() {
     let mut bench = Bench::new(STANDBY);
     let mut state = owners_state(4);
