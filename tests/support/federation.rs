@@ -120,6 +120,14 @@ impl Members {
         Self { places, keyring }
     }
 
+    /// The same with `cloud-2`, which stands by for the cloud.
+    pub(crate) fn with_standby(sites: usize, devices: usize) -> Self {
+        let mut places = Self::new(sites, devices).places;
+        places.push(Place::new("cloud-2", "_", "_", None, Role::Cloud));
+        let keyring = Arc::new(keyring(&places));
+        Self { places, keyring }
+    }
+
     pub(crate) fn place(&self, node: &NodeId) -> &Place {
         self.places.iter().find(|place| place.node == *node).unwrap()
     }
@@ -181,7 +189,10 @@ pub(crate) struct Plant {
 
 impl Plant {
     pub(crate) fn new(sites: usize, devices: usize, versions: u64, faults: &Faults) -> Self {
-        let members = Members::new(sites, devices);
+        Self::of(Members::new(sites, devices), sites, versions, faults)
+    }
+
+    pub(crate) fn of(members: Members, sites: usize, versions: u64, faults: &Faults) -> Self {
         let site = |s| (name(&format!("site{s}")), MemoryBroker::new(faults.clone()));
         let store = |place: &Place| (place.node.clone(), MemoryStore::new());
         Self {
@@ -329,7 +340,12 @@ pub(crate) fn keyring(places: &[Place]) -> Keyring {
             parent: place.parent.clone(),
             key: *key.public(),
         };
-        keyring = keyring.enrol(&Enrolment { entry, proof }, START, until).unwrap();
+        let new = Enrolment { entry, proof };
+        let cloud = keyring.node(&name("cloud")).map(|cloud| cloud.node.clone());
+        keyring = match cloud.filter(|_| place.role == Role::Cloud) {
+            Some(cloud) => keyring.enrol_standby(&new, &cloud, START, until).unwrap(),
+            None => keyring.enrol(&new, START, until).unwrap(),
+        };
     }
     keyring
 }
