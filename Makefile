@@ -8,7 +8,7 @@
 
 CARGO ?= cargo
 # Everything but libtorch: a relay or broker on an old gateway is built so.
-LIGHT := --no-default-features --features runtime,mqtt,broker,store,web,cli
+LIGHT := --no-default-features --features runtime,mqtt,broker,store,web,cli,sim
 # cargo-nextest runs tests in parallel processes; plain cargo does where it isn't installed.
 NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo nextest)
 DENY := $(shell $(CARGO) deny --version >/dev/null 2>&1 && echo deny)

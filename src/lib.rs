@@ -39,8 +39,8 @@ pub mod rng;
 pub mod scada;
 #[cfg(feature = "cli")]
 pub mod settings;
-#[cfg(test)]
-mod sim;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
 pub mod store;
 #[cfg(feature = "runtime")]
 pub mod telemetry;

@@ -307,16 +307,16 @@ fn each_version_is_measured_once_also_over_a_restart() {
         let so_far = |site: &Site| site.asked.swap(0, Ordering::Relaxed);
         assert_eq!(so_far(&site), 1);
         site.round().await;
-        assert_eq!(so_far(&site), 800, "version 0 as it was offered, and 1");
+        assert_eq!(so_far(&site), 802, "version 0 as it was offered, and 1; each with a probe");
         assert_eq!(site.ask(1.1).await["tier"], "device");
         site.stop("dev0-0").await;
         site.start("dev0-0");
         sleep(Duration::from_secs(5)).await;
         let again = site.ask(1.1).await;
         assert!(again["bound"].is_f64() && again["model_version"] == 1, "{again}");
-        assert_eq!(so_far(&site), 2, "it knew");
+        assert_eq!(so_far(&site), 3, "it knew, and took one probe");
         site.round().await;
-        assert_eq!(so_far(&site), 400, "another version, another measure");
+        assert_eq!(so_far(&site), 401, "another version, another measure");
         assert_eq!(site.ask(1.1).await["model_version"], 2);
     });
 }

@@ -125,6 +125,8 @@ fn plan(reference: &ReferenceSet, of: &Plan) -> Plan {
                 seed: SEED,
                 count: SAMPLES,
                 digest: reference.digest,
+                classes: None,
+                unlabelled: false,
             }),
             labels: labels_digest(&classes()),
             alpha: 0.1,

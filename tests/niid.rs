@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use gaisnet::data::Cache;
 use gaisnet::data::images::{Dataset, ImageSet, fashion_mnist_dirichlet};
-use gaisnet::experiment::niid::{Cell, CellOptions, CellRecord, run_cell, subject};
+use gaisnet::experiment::niid::{Cell, CellOptions, CellRecord, Judged, run_cell, subject};
 
 fn set_or_skip(set: ImageSet) -> Option<Dataset> {
     let found = set.cached(&Cache::from_env().unwrap()).unwrap();
@@ -84,6 +84,58 @@ fn a_short_cell_has_its_recorded_curve() {
         assert!((100_000..200_000).contains(&at.bytes_up), "{at:?}");
     }
     assert!(record.audit.unwrap().verified);
+}
+
+/// 200 images a client, one round of one pass, judged on 1,000 images: the record of each strategy.
+#[test]
+fn each_strategy_runs_a_round_and_sends_what_it_says() {
+    let Some(Dataset { train, test }) = set_or_skip(ImageSet::FashionMnist) else { return };
+    let test = test.choose(&(0..1_000).collect::<Vec<_>>());
+    let folder = tempfile::tempdir().unwrap();
+    let run = |strategy: &str| -> CellRecord {
+        let cell: Cell = format!("fashion-mnist/dir0.5/{strategy}").parse().unwrap();
+        let options = CellOptions {
+            folder: folder.path().join(strategy),
+            rounds: 1,
+            local_epochs: 1,
+            seed: 1,
+            lanes: 2,
+            most_images: Some(200),
+            patience_s: 600,
+            broker: None,
+        };
+        let subject = subject(&cell, test.clone(), options.seed).unwrap();
+        let record = run_cell(&cell, &options, &train, subject, &mut |_| {}).unwrap();
+        let accuracy = record.curve[1].accuracy;
+        assert!(accuracy > 0.0 && accuracy < 1.0, "{strategy} {accuracy}");
+        assert!(record.audit.unwrap().verified && record.is_finished());
+        record
+    };
+    let [average, distill, proto, split, coarse] =
+        ["fedavg", "feddistill", "fedproto", "splitfed", "hfsl"].map(run);
+    let up = |record: &CellRecord| record.bytes_up_per_client_round();
+    // Means of ten classes instead of 44,426 values; embeddings are wider than logits.
+    assert!(20 * up(&distill) < up(&average), "{} {}", up(&distill), up(&average));
+    assert!(10 * up(&proto) < up(&average), "{} {}", up(&proto), up(&average));
+    assert!(up(&distill) < up(&proto));
+    for own in [&distill, &proto] {
+        assert_eq!((own.judged, own.halves), (Judged::MeanOfOwnModels, None));
+    }
+    // Exact halves learn what the whole learns; eight bits about the same.
+    assert!((split.curve[1].accuracy - average.curve[1].accuracy).abs() < 0.005);
+    assert!((coarse.curve[1].accuracy - average.curve[1].accuracy).abs() < 0.05);
+    assert_eq!((split.judged, coarse.judged), (Judged::CommonModel, Judged::CommonModel));
+    let [exact, eight] = [&split, &coarse].map(|record| record.halves.unwrap());
+    assert_eq!((exact.values, exact.resident, exact.trained), (44_426, 2_572, 2_572));
+    assert_eq!((exact.activation_bytes_per_image, eight.activation_bytes_per_image), (1_024, 258));
+    // Each image once, and little else; zstd makes less of it.
+    let images: usize = split.client_sizes.iter().sum();
+    for record in [&split, &coarse] {
+        let coded = record.halves.unwrap().activation_bytes_per_image * images as u64 / 10;
+        eprintln!("{}: {} bytes up, {coded} of them activations", record.strategy, up(record));
+        assert!((coded / 4..coded + 40_000).contains(&up(record)), "{} {coded}", up(record));
+    }
+    assert!(2 * up(&coarse) < up(&split), "{} {}", up(&coarse), up(&split));
 }
 
 #[test]

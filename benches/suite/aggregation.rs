@@ -127,6 +127,7 @@ impl Pool {
 fn job(members: usize, coding: Coding, pool: &[(Digest, Vec<u8>)]) -> CombineJob {
     let global = pool[0].0;
     let input = |member: usize| CombineInput {
+        whole: false,
         sender: name(&format!("n{member:04}")),
         update: UpdateId([0; 16]),
         num_examples: 100 + member as u64,

@@ -10,7 +10,9 @@ use std::sync::Mutex;
 
 use gaisnet::data::Cache;
 use gaisnet::data::images::{Dataset, ImageSet};
-use gaisnet::experiment::niid::{Broker, Cell, CellOptions, CellSubject, run_cell, subject};
+use gaisnet::experiment::niid::{
+    Broker, CLIENTS, Cell, CellOptions, CellSubject, Learners, run_cell, subject,
+};
 use gaisnet::learn::{
     Accumulator, ClassLogits, Control, Examples, Images, LearnError, Learner, Progress, TensorSet,
     TrainJob, Trained,
@@ -156,8 +158,7 @@ fn idle(subject: CellSubject) -> CellSubject {
         }
     }
 
-    let start = &subject.start;
-    let learners = subject.learners.iter();
-    let learners = learners.map(|_| Box::new(Idle(start.clone())) as Box<dyn Learner>).collect();
+    let idle = || Box::new(Idle(subject.start.clone())) as Box<dyn Learner>;
+    let learners = Learners::Whole((0..CLIENTS).map(|_| idle()).collect());
     CellSubject { learners, judge: Box::new(|_| Ok(0.0)), model: "idle".into(), ..subject }
 }

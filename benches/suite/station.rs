@@ -11,12 +11,12 @@ use gaisnet::actors::{
     Figures, Gateway, GatewayParts, InlineBench, Introduce, Machine, MachineView, Role, Runner,
     RunnerParts, pump, subscribe, subscriptions,
 };
-use gaisnet::bus::Bus;
 use gaisnet::bus::mqtt::{MqttBus, MqttSettings};
+use gaisnet::bus::{Bus, Line};
 use gaisnet::ids::{Digest, Side};
 use gaisnet::ledger::{Origin, Replay};
 use gaisnet::node::SystemClock;
-use gaisnet::protocol::{Effect, Input};
+use gaisnet::protocol::{Effect, Input, Slots, SlotsConfig};
 use gaisnet::store::{BlobCaps, SqliteStore};
 use gaisnet::time::{Clock, Now};
 use tokio::sync::oneshot;
@@ -69,7 +69,7 @@ impl Station {
                 store: Box::new(SqliteStore::open(&store, BlobCaps::default()).unwrap()),
                 sealer,
                 log: Replay::new(origin, &[]).unwrap().finish().unwrap(),
-                buses: buses.clone(),
+                lines: BTreeMap::from([(side, Line::Inside(Arc::clone(&bus)))]),
                 parent: keyring.node(&me).and_then(|entry| entry.parent.clone()),
                 clock: Arc::clone(&clock),
                 bench: Box::new(InlineBench::new(me.clone(), None)),
@@ -80,7 +80,10 @@ impl Station {
                 fatal: Arc::new(|what| panic!("a station gave up: {what}")),
             });
             let runner = runner.unwrap().start();
-            let role = Role::new(Stepper(step), runner.clone(), Arc::clone(&clock)).start();
+            let nothing = Digest::of(b"");
+            let slots = SlotsConfig { base: nothing, untrained: nothing, checks: false };
+            let slots = Slots::new(slots, &[]).unwrap();
+            let role = Role::new(Stepper(step), slots, runner.clone(), Arc::clone(&clock)).start();
             let gateway = Gateway::new(GatewayParts {
                 federation,
                 prefix: prefix.clone(),

@@ -5,6 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::ids::Side;
 use crate::learn::percentile;
+use crate::privacy::Membership;
 
 /// Counters of one node, shared by its actors.
 #[derive(Debug, Default)]
@@ -31,6 +32,8 @@ pub struct FiguresView {
     pub judged: (u64, u64),
     /// Mean loss at the end of the last training run, in nats.
     pub loss: Option<f64>,
+    /// What attacks on the last training run reached, where that is measured.
+    pub privacy_risk: Option<Membership>,
     /// Training steps done.
     pub train_steps: u64,
     /// Transactions committed.

@@ -7,7 +7,8 @@
 //! ```
 //! Tags that bind a label say what the machine does now: answers on windows that lie wholly in it are
 //! judged by it, for the figure `accuracy`. Tags that bind `idle` say when training may go on. Where a
-//! cascade answers, what isn't sure enough goes to the tier above first (`tiers.rs`).
+//! cascade answers, what isn't sure enough goes to the tier above first (`tiers.rs`). A device with the front
+//! of a split model asks its edge each time, and an edge answers such questions (`halves.rs`).
 //!
 //! Everything here is volatile and stays in the site's zone. Each answer names the version that
 //! made it, and its quality is never left out.
@@ -23,20 +24,23 @@ use actix::prelude::*;
 use super::MAILBOX;
 use super::busy::Busy;
 use super::figures::Figures;
+use super::halves::{HalfParts, Halves};
 use super::lanes::{Lane, ServeRequest};
 use super::machines::Machines;
+use super::role::Checked;
 use super::runner::Link;
 use super::tiers::{Act, CascadeParts, Tiers};
 use crate::bus::{Bus, Priority, Publish};
 use crate::ids::{Digest, Name, NodeId, Version};
-use crate::learn::{LearnError, Prediction, TensorSet};
+use crate::learn::{Activations, LearnError, Prediction, TensorSet, probe_window, sound};
 use crate::protocol::cascade::Ticket;
-use crate::protocol::update;
+use crate::protocol::{Check, update};
 use crate::scada::RequestId;
+use crate::scada::at_cut::{AtCut, FrontMark};
 use crate::scada::command::CommandPolicy;
-use crate::scada::infer::{self, InferError, InferReply};
+use crate::scada::infer::{self, InferError, InferReply, Input};
 use crate::scada::tags::{Binds, Reading, Tag, TagMap};
-use crate::scada::telegram::{Inference, Quality, Tier};
+use crate::scada::telegram::{Inference, Provenance, Quality, Tier};
 use crate::scada::window::{Window, WindowConfig, WindowStream};
 use crate::time::{Clock, Mono, Now, Wall};
 use crate::topic::{Branch, CommandName};
@@ -73,14 +77,20 @@ pub struct InferencerParts {
     pub figures: Arc<Figures>,
     /// Tiers that answer together; none where each answers for itself.
     pub cascade: Option<CascadeParts>,
+    /// The half of a split model that this node has; none where the model is whole everywhere. A front needs
+    /// a `cascade` to ask its edge by.
+    pub half: Option<HalfParts>,
+    /// Hears what comes of a look at the served version.
+    pub checked: Recipient<Checked>,
 }
 
 /// See the module.
 pub struct Inferencer {
     parts: InferencerParts,
     version: Version,
-    /// The newest version that was to be served.
-    newest: Version,
+    /// The last turn that was to be served.
+    turn: u64,
+    probe: Probe,
     /// One window stream for each tag and topic: a wildcard covers several machines.
     streams: BTreeMap<(usize, String), WindowStream>,
     /// Topics whose last telegram couldn't be read: each is told once.
@@ -92,6 +102,7 @@ pub struct Inferencer {
     last: Option<Inference>,
     tickets: Ticket,
     tiers: Option<Tiers>,
+    halves: Option<Halves>,
     /// Timers of the questions that wait for the tier above.
     wakes: BTreeMap<Ticket, SpawnHandle>,
 }
@@ -108,6 +119,8 @@ struct Truth {
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct Serve {
+    /// Counts what was to be served: the last word is what holds, whichever way the version went.
+    pub turn: u64,
     /// Its version.
     pub version: Version,
     /// The adapter, packed.
@@ -115,13 +128,12 @@ pub struct Serve {
 }
 
 impl Serve {
-    /// Its adapter; nothing when a newer version came while this one waited for room, or when it can't be
-    /// read.
-    pub(super) fn opened(&self, newest: &mut Version, figures: &Figures) -> Option<Arc<TensorSet>> {
-        if self.version < *newest {
+    /// Its adapter; nothing when another one came while this one waited for room, or when it can't be read.
+    pub(super) fn opened(&self, turn: &mut u64, figures: &Figures) -> Option<Arc<TensorSet>> {
+        if self.turn < *turn {
             return None;
         }
-        *newest = self.version;
+        *turn = self.turn;
         match update::unpack(&self.adapter) {
             Ok(adapter) => Some(Arc::new(adapter)),
             Err(error) => {
@@ -183,8 +195,8 @@ pub(super) struct Asked {
     pub(super) deadline: Option<Mono>,
     /// Nodes that passed it on.
     pub(super) via: Vec<NodeId>,
-    /// The window again, where it may have to go on to the tier above.
-    pub(super) window: Vec<f32>,
+    /// What may have to go on to the tier above: the window again, or what a front made of it.
+    pub(super) input: Option<Input>,
 }
 
 #[derive(Debug, Message)]
@@ -192,6 +204,45 @@ pub(super) struct Asked {
 struct Answered {
     asked: Asked,
     result: Result<Prediction, LearnError>,
+}
+
+/// The front has done its part.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+struct Passed {
+    asked: Asked,
+    result: Result<(FrontMark, Activations), LearnError>,
+}
+
+/// The back went on from where a device's front stopped; without it there is no back of that front.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+struct Finished {
+    id: Option<RequestId>,
+    at: Now,
+    front: FrontMark,
+    result: Result<Option<Prediction>, LearnError>,
+}
+
+/// When the built-in window is answered again.
+#[derive(Debug, Clone, Copy, Default)]
+struct Probe {
+    due: bool,
+    running: bool,
+    /// Since the last one.
+    seconds: u64,
+}
+
+impl Probe {
+    const EVERY_S: u64 = 60;
+}
+
+/// The built-in window was answered.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+struct Probed {
+    turn: u64,
+    result: Result<Vec<Prediction>, LearnError>,
 }
 
 /// Held-out examples were answered.
@@ -248,14 +299,17 @@ impl Inferencer {
             let (clock, figures) = (Arc::clone(&parts.clock), Arc::clone(&parts.figures));
             Tiers::new(cascade, model, labels, parts.tier, clock, figures)
         });
+        let halves = parts.half.take().map(Halves::new);
         Self {
             machines: Machines::new(Arc::clone(&parts.busy)),
             tiers,
+            halves,
             tickets: 0,
             wakes: BTreeMap::new(),
             parts,
             version: 0,
-            newest: 0,
+            turn: 0,
+            probe: Probe::default(),
             streams: BTreeMap::new(),
             unreadable: BTreeSet::new(),
             truth: None,
@@ -280,24 +334,84 @@ impl Inferencer {
         let reply_to = from.clone();
         let waiting = Arc::clone(&self.waiting);
         let deadline = deadline_ms.map(|ms| Mono(at.mono.0.saturating_add(ms)));
-        let again = if self.tiers.is_some() { window.clone() } else { Vec::new() };
-        let asked = Asked { ticket: self.tickets, from, at, deadline, via, window: again };
+        let has_front = self.halves.as_ref().is_some_and(Halves::is_front);
+        let again = self.tiers.is_some() && !has_front;
+        let input = again.then(|| Input::Window(window.clone()));
+        let asked = Asked { ticket: self.tickets, from, at, deadline, via, input };
         self.tickets += 1;
-        let request = ServeRequest::Predict {
-            x: window,
-            len: self.parts.window.get(),
-            done: Box::new(move |result| {
+        let len = self.parts.window.get();
+        let request = if has_front {
+            let done = Box::new(move |result| {
+                waiting.fetch_sub(1, Ordering::Relaxed);
+                let _ = me.try_send(Passed { asked, result });
+            });
+            ServeRequest::Pass { x: window, len, done }
+        } else {
+            let done = Box::new(move |result: Result<Vec<Prediction>, LearnError>| {
                 waiting.fetch_sub(1, Ordering::Relaxed);
                 let none = || LearnError::Engine { engine: "lane", message: "no answer".into() };
                 let result = result.and_then(|all| all.into_iter().next().ok_or_else(none));
                 let _ = me.try_send(Answered { asked, result });
-            }),
+            });
+            ServeRequest::Predict { x: window, len, done }
         };
         // Before it is submitted, for the lane may be done with it at once.
         self.waiting.fetch_add(1, Ordering::Relaxed);
         if self.parts.lane.submit(request).is_err() {
             self.waiting.fetch_sub(1, Ordering::Relaxed);
             self.busy(&reply_to);
+        }
+    }
+
+    /// Goes on from where a device's front stopped.
+    fn finish(&mut self, id: Option<RequestId>, question: &AtCut, ctx: &mut Context<Self>) {
+        let taken = match &mut self.halves {
+            Some(halves) => halves.taken(id.as_ref(), question),
+            None => Err("no_back"),
+        };
+        let at_cut = match taken {
+            Ok(Some(at_cut)) => at_cut,
+            Ok(None) => return self.parts.figures.count("split_repeated"),
+            Err(kind) => return self.refuse(&InferError::no_half(id, kind)),
+        };
+        let from = Source::Request(id.clone());
+        if self.waiting.load(Ordering::Relaxed) >= Self::MAX_WAITING {
+            return self.busy(&from);
+        }
+        let (me, at, front) = (ctx.address(), self.parts.clock.now(), question.front);
+        let waiting = Arc::clone(&self.waiting);
+        let done = Box::new(move |result| {
+            waiting.fetch_sub(1, Ordering::Relaxed);
+            let _ = me.try_send(Finished { id, at, front, result });
+        });
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        if self.parts.lane.submit(ServeRequest::Finish { front, at_cut, done }).is_err() {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            self.busy(&from);
+        }
+    }
+
+    fn refuse(&self, error: &InferError) {
+        self.parts.figures.count(error.kind());
+        self.reply(&error.reply());
+    }
+
+    /// The answer that a prediction is.
+    #[expect(clippy::cast_precision_loss, reason = "a class index and milliseconds are small")]
+    fn inference(&self, prediction: &Prediction, version: Version, asked: Now) -> Inference {
+        let now = self.parts.clock.now();
+        let Prediction { probabilities, class } = prediction;
+        Inference {
+            value: Some(*class as f64),
+            label: self.parts.labels.get(*class).cloned(),
+            confidence: probabilities.get(*class).copied().map(f64::from),
+            quality: quality(version),
+            ts: now.wall,
+            model_version: version,
+            latency_ms: now.micros.saturating_sub(asked.micros) as f64 / 1_000.0,
+            tier: self.parts.tier,
+            id: None,
+            cascade: None,
         }
     }
 
@@ -313,6 +427,32 @@ impl Inferencer {
         if self.parts.lane.submit(request).is_err() {
             tiers.not_taken(); // the watchdog tries again
         }
+    }
+
+    /// Has the built-in window answered, if that is due: each new version, each minute, and after an answer
+    /// that was none.
+    fn look(&mut self, ctx: &mut Context<Self>) {
+        let Probe { due, running, seconds } = self.probe;
+        if running || !(due || seconds >= Probe::EVERY_S) {
+            return;
+        }
+        let (me, turn) = (ctx.address(), self.turn);
+        let done = Box::new(move |result| {
+            let _ = me.try_send(Probed { turn, result });
+        });
+        let len = self.parts.window.get();
+        let request = ServeRequest::Predict { x: probe_window(len), len, done };
+        // For the lane may be done with it at once.
+        self.probe = Probe { due: false, running: true, seconds: 0 };
+        if self.parts.lane.submit(request).is_err() {
+            self.probe = Probe { due: true, running: false, seconds }; // the watchdog tries again
+        }
+    }
+
+    fn tell(&self, version: Version, check: Check, ctx: &mut Context<Self>) {
+        let checked = self.parts.checked.clone();
+        let told = async move { checked.send(Checked { version, check }).await.unwrap_or(()) };
+        ctx.spawn(told.into_actor(self));
     }
 
     fn carry_out(&mut self, acts: Vec<Act>, ctx: &mut Context<Self>) {
@@ -358,6 +498,14 @@ impl Inferencer {
             }
             Source::Request(id) => self.reply(&InferReply::answer(id, inference)),
         }
+    }
+
+    /// The model has no answer to it.
+    fn unanswered(&mut self, asked: Asked, error: &LearnError) {
+        tracing::warn!(%error, "a window can't be answered");
+        self.parts.figures.count(error.kind());
+        let bad = self.bad(self.parts.clock.now().wall);
+        self.answer(asked, bad);
     }
 
     /// There is none.
@@ -457,11 +605,6 @@ impl Inferencer {
         });
     }
 
-    /// What its answers are worth: those of the adapter that nobody has trained yet are guesses.
-    fn quality(&self) -> Quality {
-        if self.version == 0 { Quality::Uncertain } else { Quality::Good }
-    }
-
     /// Marks the last answer stale once its tags have stopped.
     fn watch(&mut self) {
         let now = self.parts.clock.now().wall;
@@ -480,6 +623,11 @@ impl Inferencer {
     }
 }
 
+/// What answers of a version are worth: those of the adapter that nobody has trained yet are guesses.
+fn quality(version: Version) -> Quality {
+    if version == 0 { Quality::Uncertain } else { Quality::Good }
+}
+
 impl Actor for Inferencer {
     type Context = Context<Self>;
 
@@ -487,6 +635,8 @@ impl Actor for Inferencer {
         ctx.set_mailbox_capacity(MAILBOX);
         ctx.run_interval(Self::WATCHDOG, |this, ctx| {
             this.watch();
+            this.probe.seconds += 1;
+            this.look(ctx);
             if let Some(tiers) = &mut this.tiers {
                 tiers.record(false);
             }
@@ -499,16 +649,18 @@ impl Handler<Serve> for Inferencer {
     type Result = ();
 
     fn handle(&mut self, serve: Serve, ctx: &mut Self::Context) {
-        let Some(adapter) = serve.opened(&mut self.newest, &self.parts.figures) else { return };
+        let Some(adapter) = serve.opened(&mut self.turn, &self.parts.figures) else { return };
         let version = serve.version;
         if let Some(tiers) = &mut self.tiers {
             tiers.comes(version, Digest::of(&serve.adapter));
         }
+        let halves = self.halves.as_ref();
+        let front = halves.and_then(|halves| halves.front_of(version, &serve.adapter));
         let me = ctx.address();
         let done = Box::new(move |result| {
             let _ = me.try_send(Loaded { version, result });
         });
-        if self.parts.lane.submit(ServeRequest::Load { adapter, done }).is_err() {
+        if self.parts.lane.submit(ServeRequest::Load { adapter, front, done }).is_err() {
             // The queue of questions is full: try again behind it.
             self.parts.figures.count("busy");
             ctx.notify_later(serve, Duration::from_millis(50));
@@ -520,12 +672,43 @@ impl Handler<Loaded> for Inferencer {
     type Result = ();
 
     fn handle(&mut self, loaded: Loaded, ctx: &mut Self::Context) {
-        let fits = loaded.result.is_ok();
+        let (version, fits) = (loaded.version, loaded.result.is_ok());
         loaded.settle(&mut self.version, &self.parts.figures);
+        if fits {
+            self.probe.due = true;
+            self.look(ctx);
+        } else {
+            self.tell(version, Check::Unfit, ctx);
+        }
         if let Some(tiers) = self.tiers.as_mut().filter(|_| fits) {
             tiers.serves(self.version);
             self.measure(ctx);
         }
+    }
+}
+
+impl Handler<Probed> for Inferencer {
+    type Result = ();
+
+    fn handle(&mut self, probed: Probed, ctx: &mut Self::Context) {
+        self.probe.running = false;
+        if probed.turn != self.turn {
+            return; // of the version before
+        }
+        let check = match probed
+            .result
+            .and_then(|all| all.into_iter().try_for_each(|p| sound(p).map(drop)))
+        {
+            Ok(()) => Check::Passed,
+            Err(error) => {
+                let version = self.version;
+                tracing::warn!(%error, version, "the version in use can't answer its probe");
+                self.parts.figures.count("failed_check");
+                self.probe.due = true;
+                Check::Failed
+            }
+        };
+        self.tell(self.version, check, ctx);
     }
 }
 
@@ -576,15 +759,17 @@ impl Handler<Request> for Inferencer {
         let Request { model, payload, retained } = request;
         let parsed = infer::parse(&payload, retained, self.parts.window, &self.parts.policy);
         let refused = match parsed {
-            Ok(asked) if model == self.parts.model => {
-                let from = Source::Request(asked.id);
-                return self.ask(asked.window, from, asked.deadline_ms, asked.via, ctx);
-            }
+            Ok(asked) if model == self.parts.model => match asked.input {
+                Input::AtCut(question) => return self.finish(asked.id, &question, ctx),
+                Input::Window(window) => {
+                    let from = Source::Request(asked.id);
+                    return self.ask(window, from, asked.deadline_ms, asked.via, ctx);
+                }
+            },
             Ok(asked) => InferError::unknown_model(asked.id, &model),
             Err(error) => error,
         };
-        self.parts.figures.count(refused.kind());
-        self.reply(&refused.reply());
+        self.refuse(&refused);
     }
 }
 
@@ -629,36 +814,73 @@ impl Handler<TagSample> for Inferencer {
 impl Handler<Answered> for Inferencer {
     type Result = ();
 
-    #[expect(clippy::cast_precision_loss, reason = "a class index and milliseconds are small")]
     fn handle(&mut self, Answered { asked, result }: Answered, ctx: &mut Self::Context) {
-        let now = self.parts.clock.now();
-        let prediction = match result {
+        let prediction = match result.and_then(sound) {
             Ok(prediction) => prediction,
             Err(error) => {
-                tracing::warn!(%error, "a window can't be answered");
-                self.parts.figures.count(error.kind());
-                let bad = self.bad(now.wall);
-                return self.answer(asked, bad);
+                // Whoever may ask could have sent a window that no model can answer: only the built-in one counts.
+                self.probe.due = true;
+                return self.unanswered(asked, &error);
             }
         };
         if let Some(tiers) = &mut self.tiers {
             let acts = tiers.answered(asked, prediction, self.version);
             return self.carry_out(acts, ctx);
         }
-        let Prediction { probabilities, class } = prediction;
-        let inference = Inference {
-            value: Some(class as f64),
-            label: self.parts.labels.get(class).cloned(),
-            confidence: probabilities.get(class).copied().map(f64::from),
-            quality: self.quality(),
-            ts: now.wall,
-            model_version: self.version,
-            latency_ms: now.micros.saturating_sub(asked.at.micros) as f64 / 1_000.0,
-            tier: self.parts.tier,
-            id: None,
-            cascade: None,
-        };
+        let inference = self.inference(&prediction, self.version, asked.at);
         self.answer(asked, inference);
+    }
+}
+
+impl Handler<Passed> for Inferencer {
+    type Result = ();
+
+    fn handle(&mut self, Passed { mut asked, result }: Passed, ctx: &mut Self::Context) {
+        let nobody =
+            || LearnError::Engine { engine: "split", message: "nobody has the back".into() };
+        let question = match (result, &self.halves) {
+            (Ok((front, at_cut)), Some(halves)) => halves.question(front, &at_cut),
+            (Ok(_), None) => Err(nobody()),
+            (Err(error), _) => Err(error),
+        };
+        match (question, &mut self.tiers) {
+            (Ok(question), Some(tiers)) => {
+                let version = question.front.version;
+                asked.input = Some(Input::AtCut(question));
+                let acts = tiers.halfway(asked, version);
+                self.carry_out(acts, ctx);
+            }
+            (Ok(_), None) => self.unanswered(asked, &nobody()),
+            (Err(error), _) => self.unanswered(asked, &error),
+        }
+    }
+}
+
+impl Handler<Finished> for Inferencer {
+    type Result = ();
+
+    fn handle(&mut self, finished: Finished, _: &mut Self::Context) {
+        let Finished { id, at, front, result } = finished;
+        match result {
+            Ok(Some(prediction)) => {
+                let node = self.parts.branch.node.clone();
+                let (bound, escalated, degraded) = (None, false, None);
+                let cascade = Some(Provenance { node, bound, escalated, degraded, split: true });
+                let bare = self.inference(&prediction, front.version, at);
+                let inference = Inference { cascade, ..bare };
+                self.parts.figures.answered(inference.latency_ms);
+                self.reply(&InferReply::answer(id, inference));
+            }
+            Ok(None) => self.refuse(&InferError::other_front(id, front.version, self.version)),
+            Err(error) => {
+                tracing::warn!(%error, "a device's activations can't be answered");
+                let kind = match error {
+                    LearnError::NotFinite { .. } => "split_not_finite",
+                    _ => "split_shape",
+                };
+                self.refuse(&InferError::no_half(id, kind));
+            }
+        }
     }
 }
 
@@ -668,20 +890,21 @@ mod tests {
     use crate::learn::Tensor;
     use crate::wire::Coding;
 
-    fn serve(version: Version) -> Serve {
+    fn serve(turn: u64, version: Version) -> Serve {
         let tensor = Tensor { name: "w".into(), shape: vec![1], data: vec![1.0] };
         let set = TensorSet::new(vec![tensor]).unwrap();
-        Serve { version, adapter: update::pack(&set, Coding::F32, 0).unwrap() }
+        Serve { turn, version, adapter: update::pack(&set, Coding::F32, 0).unwrap() }
     }
 
     #[test]
-    fn a_version_that_waited_for_room_does_not_come_back_over_a_newer_one() {
-        let (mut newest, figures) = (0, Figures::default());
-        let late = serve(4);
-        assert!(late.opened(&mut newest, &figures).is_some());
-        assert!(late.opened(&mut newest, &figures).is_some(), "the same one may try again");
-        assert!(serve(5).opened(&mut newest, &figures).is_some());
-        assert!(late.opened(&mut newest, &figures).is_none());
-        assert_eq!(newest, 5);
+    fn what_waited_for_room_does_not_come_back_over_a_later_word() {
+        let (mut turn, figures) = (0, Figures::default());
+        let late = serve(4, 4);
+        assert!(late.opened(&mut turn, &figures).is_some());
+        assert!(late.opened(&mut turn, &figures).is_some(), "the same one may try again");
+        // A rollback goes to a lower version, by a later word.
+        assert!(serve(5, 3).opened(&mut turn, &figures).is_some());
+        assert!(late.opened(&mut turn, &figures).is_none());
+        assert_eq!(turn, 5);
     }
 }

@@ -17,9 +17,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use crate::learn::{
-    Control, Examples, LearnError, Learner, Prediction, Predictor, Progress, TensorSet, TrainJob,
-    Trained,
+    Activations, BackPredictor, Control, Examples, FrontPredictor, Kept, LearnError, Learner,
+    Prediction, Predictor, Progress, TensorSet, TrainJob, Trained,
 };
+use crate::scada::at_cut::FrontMark;
 
 /// Gets a request's result, on the lane's thread.
 pub type Done<T> = Box<dyn FnOnce(Result<T, LearnError>) + Send>;
@@ -42,6 +43,8 @@ pub enum ServeRequest {
     Load {
         /// The adapter.
         adapter: Arc<TensorSet>,
+        /// The front that it belongs to, where devices have that.
+        front: Option<FrontMark>,
         /// Learns if it fits.
         done: Done<()>,
     },
@@ -53,6 +56,24 @@ pub enum ServeRequest {
         len: usize,
         /// Gets n predictions.
         done: Done<Vec<Prediction>>,
+    },
+    /// Answer windows as far as the front of a split model goes.
+    Pass {
+        /// `[n, len]` row-major.
+        x: Vec<f32>,
+        /// Samples a window.
+        len: usize,
+        /// Gets the activations at the cut, and which front made them.
+        done: Done<(FrontMark, Activations)>,
+    },
+    /// Go on from where a front stopped with one window.
+    Finish {
+        /// The front.
+        front: FrontMark,
+        /// `[1, tokens, d]`.
+        at_cut: Activations,
+        /// Gets the prediction, or nothing when the back of this front isn't kept.
+        done: Done<Option<Prediction>>,
     },
 }
 
@@ -179,11 +200,109 @@ pub fn inline_serve_lane(predictor: impl Predictor + 'static) -> Lane<ServeReque
     Lane(Place::Here(Mutex::new(Box::new(serving(predictor)))))
 }
 
+/// Starts the lane of a device with the front of a split model; `untrained` is that of version 0.
+///
+/// # Errors
+/// When the system gives no thread.
+pub fn front_serve_lane(
+    front: impl FrontPredictor + 'static,
+    untrained: FrontMark,
+    capacity: usize,
+) -> io::Result<Lane<ServeRequest>> {
+    Lane::spawn("gaisnet-serve", capacity, serving_front(front, untrained))
+}
+
+/// The same on the caller's thread.
+pub fn inline_front_serve_lane(
+    front: impl FrontPredictor + 'static,
+    untrained: FrontMark,
+) -> Lane<ServeRequest> {
+    Lane(Place::Here(Mutex::new(Box::new(serving_front(front, untrained)))))
+}
+
+/// Starts the lane of an edge whose devices have the front of the model; `untrained` is that of version 0.
+///
+/// # Errors
+/// When the system gives no thread.
+pub fn back_serve_lane(
+    back: impl BackPredictor + 'static,
+    untrained: Option<FrontMark>,
+    capacity: usize,
+) -> io::Result<Lane<ServeRequest>> {
+    Lane::spawn("gaisnet-serve", capacity, serving_backs(back, untrained))
+}
+
+/// The same on the caller's thread.
+pub fn inline_back_serve_lane(
+    back: impl BackPredictor + 'static,
+    untrained: Option<FrontMark>,
+) -> Lane<ServeRequest> {
+    Lane(Place::Here(Mutex::new(Box::new(serving_backs(back, untrained)))))
+}
+
 fn serving(mut predictor: impl Predictor + 'static) -> impl FnMut(ServeRequest) + Send {
     move |request| match request {
-        ServeRequest::Load { adapter, done } => done(predictor.load(&adapter)),
+        ServeRequest::Load { adapter, done, .. } => done(predictor.load(&adapter)),
         ServeRequest::Predict { x, len, done } => done(predictor.predict(&x, len)),
+        ServeRequest::Pass { done, .. } => done(Err(other_half("a whole model"))),
+        ServeRequest::Finish { done, .. } => done(Err(other_half("a whole model"))),
     }
+}
+
+fn serving_front(
+    mut predictor: impl FrontPredictor + 'static,
+    untrained: FrontMark,
+) -> impl FnMut(ServeRequest) + Send {
+    let mut in_use = Some(untrained);
+    move |request| match request {
+        ServeRequest::Load { adapter, front, done } => {
+            let loaded = predictor.load(&adapter);
+            if loaded.is_ok() {
+                in_use = front;
+            }
+            done(loaded);
+        }
+        ServeRequest::Pass { x, len, done } => {
+            let front = in_use.ok_or_else(|| other_half("a front of no known version"));
+            done(front.and_then(|front| Ok((front, predictor.pass(&x, len)?))));
+        }
+        ServeRequest::Predict { done, .. } => done(Err(other_half("a front"))),
+        ServeRequest::Finish { done, .. } => done(Err(other_half("a front"))),
+    }
+}
+
+/// Keeps the adapter in use and the one before it, each known by its front.
+fn serving_backs(
+    mut back: impl BackPredictor + 'static,
+    untrained: Option<FrontMark>,
+) -> impl FnMut(ServeRequest) + Send {
+    let (mut last, mut before) = (untrained, None);
+    move |request| match request {
+        // One that is there already must not push the one before it out.
+        ServeRequest::Load { front, done, .. } if front.is_some() && front == last => done(Ok(())),
+        ServeRequest::Load { adapter, front, done } => {
+            let loaded = back.load(&adapter);
+            if loaded.is_ok() {
+                before = std::mem::replace(&mut last, front);
+            }
+            done(loaded);
+        }
+        ServeRequest::Predict { x, len, done } => done(back.predict(&x, len)),
+        ServeRequest::Finish { front, at_cut, done } => {
+            let kept = [(last, Kept::Last), (before, Kept::Before)];
+            let with = kept.into_iter().find(|(mark, _)| *mark == Some(front));
+            let answer = with.map(|(_, with)| {
+                let all = back.finish(&at_cut, with)?;
+                all.into_iter().next().ok_or_else(|| other_half("a back without an answer"))
+            });
+            done(answer.transpose());
+        }
+        ServeRequest::Pass { done, .. } => done(Err(other_half("a back"))),
+    }
+}
+
+fn other_half(has: &str) -> LearnError {
+    LearnError::Engine { engine: "lane", message: format!("this is the lane of {has}") }
 }
 
 /// Ends the process when its thread unwinds.
@@ -328,7 +447,8 @@ mod tests {
         let (sender, receiver) = channel();
         for value in [1.0, 2.0, f32::NAN] {
             let adapter = Arc::new(adapter(value));
-            lane.submit(ServeRequest::Load { adapter, done: Box::new(|_| ()) }).unwrap();
+            lane.submit(ServeRequest::Load { adapter, front: None, done: Box::new(|_| ()) })
+                .unwrap();
             let sender = sender.clone();
             let done: Done<_> = Box::new(move |answer| sender.send(answer).unwrap());
             lane.submit(ServeRequest::Predict { x: vec![0.0; 4], len: 2, done }).unwrap();
@@ -337,6 +457,62 @@ mod tests {
         let classes = || receiver.recv().unwrap().unwrap().iter().map(|p| p.class).collect();
         let answers: Vec<Vec<usize>> = (0..3).map(|_| classes()).collect();
         assert_eq!(answers, [[0, 0], [1, 1], [1, 1]], "a bad adapter leaves the old one");
+    }
+
+    /// Says by its class which adapter it went on with; of 9 it takes none.
+    struct Backs(Vec<usize>);
+
+    impl Predictor for Backs {
+        fn load(&mut self, adapter: &TensorSet) -> Result<(), LearnError> {
+            let number = adapter.tensors()[0].data[0].to_string().parse().unwrap();
+            if number == 9 {
+                return Err(LearnError::NoUpdates);
+            }
+            self.0.push(number);
+            Ok(())
+        }
+
+        fn predict(&mut self, _: &[f32], _: usize) -> Result<Vec<Prediction>, LearnError> {
+            Ok(vec![])
+        }
+    }
+
+    impl BackPredictor for Backs {
+        fn finish(&mut self, _: &Activations, with: Kept) -> Result<Vec<Prediction>, LearnError> {
+            let back = if with == Kept::Last { 1 } else { 2 };
+            let class = self.0[self.0.len() - back];
+            Ok(vec![Prediction { probabilities: vec![], class }])
+        }
+    }
+
+    #[test]
+    fn two_backs_are_kept_and_what_comes_twice_or_does_not_fit_pushes_none_out() {
+        let mark = |version| FrontMark::new(version, &crate::ids::Digest([1; 32]), b"front");
+        let lane = inline_back_serve_lane(Backs(vec![0]), Some(mark(0)));
+        let (sender, receiver) = channel();
+        let load = |value: u16| {
+            let front = Some(mark(value.into()));
+            let adapter = Arc::new(adapter(value.into()));
+            lane.submit(ServeRequest::Load { adapter, front, done: Box::new(|_| ()) }).unwrap();
+        };
+        let finish = |version| {
+            let sender = sender.clone();
+            let done: Done<_> = Box::new(move |answer| sender.send(answer).unwrap());
+            let at_cut = Activations::new(vec![1, 1, 1], vec![0.0]).unwrap();
+            lane.submit(ServeRequest::Finish { front: mark(version), at_cut, done }).unwrap();
+            receiver.recv().unwrap().unwrap().map(|prediction: Prediction| prediction.class)
+        };
+        assert_eq!((finish(0), finish(1)), (Some(0), None));
+        load(1);
+        load(1);
+        assert_eq!((finish(0), finish(1)), (Some(0), Some(1)));
+        load(9);
+        assert_eq!((finish(0), finish(1), finish(9)), (Some(0), Some(1), None));
+        load(2);
+        assert_eq!((finish(0), finish(1), finish(2)), (None, Some(1), Some(2)));
+        let pass =
+            ServeRequest::Pass { x: vec![], len: 1, done: Box::new(|a| assert!(a.is_err())) };
+        lane.submit(pass).unwrap();
     }
 
     #[test]

@@ -19,6 +19,7 @@ mod base_desk;
 mod busy;
 mod figures;
 mod gateway;
+mod halves;
 mod inferencer;
 pub mod lanes;
 mod machines;
@@ -26,6 +27,7 @@ mod measuring;
 mod operator;
 mod outbox;
 mod quota;
+mod risk_meter;
 mod role;
 mod room;
 mod runner;
@@ -40,14 +42,18 @@ pub use base_desk::{BaseDesk, HeldBase, NotGiven, WantsBase};
 pub use busy::Busy;
 pub use figures::{Figures, FiguresView};
 pub use gateway::{AboveLink, Gateway, GatewayParts, Incoming, pump, subscribe, subscriptions};
+pub use halves::{HalfOf, HalfParts};
 pub use inferencer::{AboveSaid, Inferencer, InferencerParts, Leaves, Request, Serve, TagSample};
 pub use measuring::Measure;
 pub use operator::{Adopt, Leave, Operator, OperatorParts, Order};
-pub use role::{Aggregator, Machine, MachineView, Observe, RelayActor, Role, Stimulus, Trainer};
+pub use risk_meter::RiskMeter;
+pub use role::{
+    Aggregator, Checked, Machine, MachineView, Observe, RelayActor, Role, Steer, Stimulus, Trainer,
+};
 pub use room::Bounds;
 pub use runner::{Finish, Introduce, Link, Run, Runner, RunnerParts, Served};
 pub use text_inferencer::{TextInferencer, TextParts};
-pub use tiers::{Above, CascadeParts};
+pub use tiers::{Above, CascadeParts, Way};
 pub use workbench::{Done, Half, InlineBench, LaneBench, Task, Workbench};
 
 /// Messages that an actor's mailbox holds; whoever sends more waits.

@@ -16,12 +16,13 @@ use tokio::sync::Notify;
 
 use super::MAILBOX;
 use super::figures::Figures;
-use super::role::{MachineView, Observe, Stimulus};
+use super::role::{MachineView, Observe, Steer, Stimulus};
 use super::runner::{Link, Run, Runner};
-use crate::bus::{Ack, Bus, Priority, Publish};
+use crate::bus::{Ack, Bus, Crossing, Line, Priority, Publish};
 use crate::ids::{Digest, KeyId, NodeId, Side};
 use crate::ledger::{Event, Word};
-use crate::protocol::{Effect, Input};
+use crate::protocol::{Effect, Input, RollbackBy, SlotOrder};
+use crate::scada::RequestId;
 use crate::scada::command::{self, Action, Command, CommandError, CommandFault, CommandPolicy};
 use crate::scada::replay::ReplayWindow;
 use crate::scada::telegram::{Kpi, Meta, ModelMeta, Reply, Status};
@@ -46,6 +47,8 @@ pub struct OperatorParts {
     pub role: Recipient<Stimulus>,
     /// Asks it.
     pub observe: Recipient<Observe>,
+    /// Changes which of its versions is served.
+    pub steer: Recipient<Steer>,
     /// Records commands.
     pub runner: Addr<Runner>,
     /// The link on the plant's side.
@@ -53,7 +56,7 @@ pub struct OperatorParts {
     /// Which of the two it is.
     pub plant: Side,
     /// All links: presence is told on each.
-    pub buses: BTreeMap<Side, Arc<dyn Bus>>,
+    pub lines: BTreeMap<Side, Line>,
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// Counters.
@@ -160,29 +163,22 @@ impl Operator {
     }
 
     fn publish<T: serde::Serialize>(&self, topic: String, telegram: &T, retain: bool) {
-        self.publish_on(self.parts.bus.as_ref(), topic, telegram, retain);
-    }
-
-    fn publish_on<T: serde::Serialize>(
-        &self,
-        bus: &dyn Bus,
-        topic: String,
-        telegram: &T,
-        retain: bool,
-    ) {
         let Ok(payload) = serde_json::to_vec(telegram) else { return };
         let (at_least_once, priority) = (true, Priority::Control);
         let message = Publish { topic, payload, at_least_once, retain, priority };
-        if let Err(error) = bus.publish(message) {
+        if let Err(error) = self.parts.bus.publish(message) {
             self.parts.figures.count(error.kind());
         }
     }
 
     fn publish_status(&self, side: Side) {
-        let Some(bus) = self.parts.buses.get(&side) else { return };
+        let Some(line) = self.parts.lines.get(&side) else { return };
         let (now, online) = (self.parts.clock.now().wall, !self.leaving);
         let status = Self::status(&self.parts.roles, online, self.view.round, self.started, now);
-        self.publish_on(bus.as_ref(), self.parts.branch.status(), &status, true);
+        let Ok(crossing) = Crossing::presence(&self.parts.branch, &status) else { return };
+        if let Err(error) = line.publish(crossing.into()) {
+            self.parts.figures.count(error.kind());
+        }
     }
 
     fn publish_meta(&self) {
@@ -204,7 +200,7 @@ impl Operator {
         ];
         let mut models = self.parts.models.clone();
         for model in &mut models {
-            model.version = self.view.version;
+            model.version = self.view.slots.served;
         }
         let meta = Meta {
             models,
@@ -232,6 +228,8 @@ impl Operator {
             refused: view.refused(),
             round: self.view.round,
             outbox: view.outbox,
+            privacy_risk: view.privacy_risk.map(|risk| risk.tpr_at_1_percent),
+            privacy_risk_auc: view.privacy_risk.map(|risk| risk.auc),
             ts: self.parts.clock.now().wall,
         };
         self.publish(self.parts.branch.kpi(), &kpi, true);
@@ -257,7 +255,8 @@ impl Operator {
                 return self.look(ctx, move |this| {
                     let data = json!({
                         "phase": this.view.phase, "round": this.view.round,
-                        "version": this.view.version, "accepted": this.view.accepted,
+                        "version": this.view.version, "served": this.view.slots.served,
+                        "accepted": this.view.accepted,
                         "expected": this.view.expected,
                         "outbox": this.parts.figures.view().outbox,
                         "full": this.parts.figures.full(),
@@ -269,9 +268,10 @@ impl Operator {
                 return self.look(ctx, move |this| {
                     let mut models = this.parts.models.clone();
                     for model in &mut models {
-                        model.version = this.view.version;
+                        model.version = this.view.slots.served;
                     }
-                    this.reply(&name, &Reply::ok(id, json!({ "models": models })));
+                    let data = json!({ "models": models, "serving": this.view.slots });
+                    this.reply(&name, &Reply::ok(id, data));
                 });
             }
             Action::RoundStart => match self.parts.figures.full() {
@@ -287,8 +287,11 @@ impl Operator {
                 self.reply(&name, &Reply::ok(id, json!({ "version": version })));
                 return self.parts.again.notify_one();
             }
-            // Refused in `check`.
-            Action::ConfigSet { .. } | Action::Rollback { .. } => return,
+            // Refused in `check`, or steered.
+            Action::ConfigSet { .. }
+            | Action::Rollback { .. }
+            | Action::VersionRelease { .. }
+            | Action::VersionFloor { .. } => return,
         };
         let role = self.parts.role.clone();
         let done = async move { role.send(Stimulus { input, ack: Ack::none() }).await };
@@ -316,6 +319,29 @@ impl Operator {
         ctx.wait(async move { runner.send(run).await.unwrap_or(()) }.into_actor(self));
     }
 
+    /// Changes which version is served: with the command's entry, in one transaction.
+    fn steer(&self, note: Note, id: Option<RequestId>, order: SlotOrder, ctx: &mut Context<Self>) {
+        let Note { name, command, operator, guard, ack } = note;
+        let word = Word::try_from(name.clone()).unwrap_or(Word::new("unnamed"));
+        let steer = Steer { order, guard, command, name: word, operator, ack };
+        let role = self.parts.steer.clone();
+        let done = async move { role.send(steer).await };
+        ctx.wait(done.into_actor(self).map(move |steered, this, ctx| {
+            let Ok(outcome) = steered else { return };
+            match outcome {
+                Ok(slots) => {
+                    this.reply(&name, &Reply::ok(id, json!({ "serving": slots })));
+                    this.look(ctx, |this| this.publish_meta());
+                }
+                Err(refusal) => {
+                    let (kind, hint) = (refusal.kind(), refusal.hint());
+                    let fault = CommandFault::Version { kind, problem: refusal.to_string(), hint };
+                    this.refused(&name, &CommandError { id, fault });
+                }
+            }
+        }));
+    }
+
     /// What only a look at the node can tell. What it changes in the ledger goes with its guard.
     fn check(&self, command: &Command, guard: &mut Vec<Effect>) -> Result<(), CommandError> {
         let fail = |fault| Err(CommandError { id: command.id.clone(), fault });
@@ -325,10 +351,16 @@ impl Operator {
                 "config.set",
                 "settings are read at the start: change the file on the node and start it again",
             ),
-            Action::Rollback { .. } => not_supported(
-                "rollback",
-                "only the newest version is kept: to go back, restore the cloud's store from a backup",
-            ),
+            Action::Rollback { model, .. }
+            | Action::VersionRelease { model, .. }
+            | Action::VersionFloor { model, .. } => {
+                if self.parts.models.iter().any(|known| known.name == *model) {
+                    return Ok(());
+                }
+                let problem = format!("this node doesn't answer by a model {model}");
+                let hint = "model.list tells which it has";
+                fail(CommandFault::Version { kind: "unknown_model", problem, hint })
+            }
             Action::KeyringUpdate { version, digest } => {
                 let Some(adopt) = &self.parts.adopt else {
                     let instead =
@@ -428,7 +460,7 @@ impl Handler<Leave> for Operator {
     fn handle(&mut self, _: Leave, _: &mut Self::Context) {
         self.leaving = true;
         // A link that is down has its last will for this.
-        self.parts.buses.keys().for_each(|side| self.publish_status(*side));
+        self.parts.lines.keys().for_each(|side| self.publish_status(*side));
     }
 }
 
@@ -468,15 +500,31 @@ impl Handler<Order> for Operator {
         });
         let name = note.name.clone();
         match admitted {
-            Ok(command) => {
-                self.record(note, "ok", ctx);
-                self.execute(&name, command, ctx);
+            Ok(Command { id, action }) => {
+                if let Some(order) = slot_order(&action) {
+                    self.steer(note, id, order, ctx);
+                } else {
+                    self.record(note, "ok", ctx);
+                    self.execute(&name, Command { id, action }, ctx);
+                }
             }
             Err(error) => {
                 self.record(note, error.kind(), ctx);
                 self.refused(&name, &error);
             }
         }
+    }
+}
+
+/// What a command says about the version that is served. It was signed: none of these comes plain.
+fn slot_order(action: &Action) -> Option<SlotOrder> {
+    match action {
+        Action::Rollback { version, .. } => {
+            Some(SlotOrder::Rollback { to: *version, by: RollbackBy::Operator })
+        }
+        Action::VersionRelease { version, .. } => Some(SlotOrder::Release { least: *version }),
+        Action::VersionFloor { version, .. } => Some(SlotOrder::Floor { least: *version }),
+        _ => None,
     }
 }
 

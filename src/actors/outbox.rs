@@ -130,7 +130,7 @@ fn backoff_ms(jitter: &mut Stream, attempts: u32) -> u64 {
 }
 
 /// An item as it is published, byte by byte the same each time.
-pub(super) fn publish_of(item: &OutboxItem, priority: Priority) -> Publish {
+fn publish_of(item: &OutboxItem, priority: Priority) -> Publish {
     Publish {
         topic: item.topic.clone(),
         payload: item.wire.clone(),

@@ -6,11 +6,13 @@ use std::sync::Arc;
 use actix::prelude::*;
 
 use super::MAILBOX;
-use super::runner::{Keep, Run, Runner};
+use super::runner::{Finish, Keep, Run, Runner};
 use crate::bus::Ack;
-use crate::ids::{Digest, RoundNo, Version};
+use crate::ids::{Digest, NodeId, RoundNo, Version};
+use crate::ledger::{Event, Word};
 use crate::protocol::{
-    Effect, Failover, FailoverView, Input, Member, Relay, Round, RoundView, SplitDevice,
+    Check, Effect, Failover, FailoverView, Input, Member, Relay, Round, RoundView, SlotOrder,
+    SlotRefusal, Slots, SlotsView, SplitDevice,
 };
 use crate::time::{Clock, Now};
 
@@ -37,18 +39,21 @@ pub struct MachineView {
     pub accepted: usize,
     /// Members that could be in it, of an owner.
     pub expected: usize,
+    /// Which version is served, and which could be.
+    pub slots: SlotsView,
 }
 
 impl From<RoundView> for MachineView {
     fn from(view: RoundView) -> Self {
         let RoundView { round, version, phase, accepted, expected, .. } = view;
-        Self { round, version, phase, accepted, expected }
+        Self { round, version, phase, accepted, expected, ..Self::default() }
     }
 }
 
-/// A machine with its runner.
+/// A machine with its runner, and the slots that decide which of its versions are served.
 pub struct Role<M> {
     machine: M,
+    slots: Slots,
     runner: Addr<Runner>,
     clock: Arc<dyn Clock>,
 }
@@ -75,10 +80,48 @@ pub struct Stimulus {
 #[rtype(result = "MachineView")]
 pub struct Observe;
 
+/// An operator's word about the version that is served. Answered when it is on disk, together with what is put
+/// down about the command, also where it is refused.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<SlotsView, SlotRefusal>")]
+pub struct Steer {
+    /// What is wanted.
+    pub order: SlotOrder,
+    /// So that the command doesn't work twice.
+    pub guard: Vec<Effect>,
+    /// Digest of the command as it came.
+    pub command: Digest,
+    /// Its name.
+    pub name: Word,
+    /// Who signed it.
+    pub operator: Option<NodeId>,
+    /// Released after the commit.
+    pub ack: Ack,
+}
+
+/// A look at the version that is served ended.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Checked {
+    /// The version.
+    pub version: Version,
+    /// What came of it.
+    pub check: Check,
+}
+
 impl<M: Machine> Role<M> {
     /// Puts a machine to work; the runner has to know it by [`super::runner::Introduce`].
-    pub fn new(machine: M, runner: Addr<Runner>, clock: Arc<dyn Clock>) -> Self {
-        Self { machine, runner, clock }
+    pub fn new(machine: M, slots: Slots, runner: Addr<Runner>, clock: Arc<dyn Clock>) -> Self {
+        Self { machine, slots, runner, clock }
+    }
+
+    /// What is still needed, if these effects may leave something that isn't.
+    fn keep(&self, effects: &[Effect]) -> Option<Keep> {
+        effects.iter().any(Effect::frees_blobs).then(|| {
+            let mut blobs = self.machine.blobs();
+            blobs.extend(self.slots.blobs());
+            Keep(blobs)
+        })
     }
 }
 
@@ -94,8 +137,10 @@ impl<M: Machine> Handler<Stimulus> for Role<M> {
     type Result = ();
 
     fn handle(&mut self, Stimulus { input, ack }: Stimulus, ctx: &mut Self::Context) {
+        let starts = matches!(input, Input::Start);
         let effects = self.machine.step(self.clock.now(), input);
-        let keep = effects.iter().any(Effect::frees_blobs).then(|| Keep(self.machine.blobs()));
+        let effects = if starts { self.slots.start(effects) } else { self.slots.take(effects) };
+        let keep = self.keep(&effects);
         let runner = self.runner.clone();
         // Waiting here keeps the order of steps and pushes back on whoever feeds us.
         let hand_over = async move {
@@ -112,7 +157,43 @@ impl<M: Machine> Handler<Observe> for Role<M> {
     type Result = MessageResult<Observe>;
 
     fn handle(&mut self, _: Observe, _: &mut Self::Context) -> Self::Result {
-        MessageResult(self.machine.view())
+        MessageResult(MachineView { slots: self.slots.view(), ..self.machine.view() })
+    }
+}
+
+impl<M: Machine> Handler<Steer> for Role<M> {
+    type Result = AtomicResponse<Self, Result<SlotsView, SlotRefusal>>;
+
+    fn handle(&mut self, steer: Steer, _: &mut Self::Context) -> Self::Result {
+        let Steer { order, guard: mut effects, command, name, operator, ack } = steer;
+        let (outcome, changes) = match self.slots.order(order) {
+            Ok(changes) => (Ok(self.slots.view()), changes),
+            Err(refusal) => (Err(refusal), Vec::new()),
+        };
+        let word = Word::new(outcome.as_ref().map_or_else(SlotRefusal::kind, |_| "ok"));
+        effects.push(Effect::Record(Event::Command { command, name, operator, outcome: word }));
+        effects.extend(changes);
+        let runner = self.runner.clone();
+        let hand_over = async move {
+            let _ = runner.send(Run { effects, ack }).await;
+            let _ = runner.send(Finish).await;
+            outcome
+        };
+        AtomicResponse::new(Box::pin(hand_over.into_actor(self)))
+    }
+}
+
+impl<M: Machine> Handler<Checked> for Role<M> {
+    type Result = ();
+
+    fn handle(&mut self, checked: Checked, ctx: &mut Self::Context) {
+        let effects = self.slots.checked(checked.version, checked.check);
+        if effects.is_empty() {
+            return;
+        }
+        let runner = self.runner.clone();
+        let run = Run { effects, ack: Ack::none() };
+        ctx.wait(async move { runner.send(run).await.unwrap_or(()) }.into_actor(self));
     }
 }
 

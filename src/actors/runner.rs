@@ -20,13 +20,13 @@ use tokio::sync::watch;
 use super::MAILBOX;
 use super::figures::Figures;
 use super::inferencer::Serve;
-use super::outbox::{Outbox, publish_of};
+use super::outbox::Outbox;
 use super::quota::Quota;
 use super::role::Stimulus;
 use super::room::{Bounds, Waits};
 use super::story;
 use super::workbench::{Task, Workbench};
-use crate::bus::{Ack, Bus, BusError, Priority, Publish};
+use crate::bus::{Ack, BusError, Crossing, Line, Outgoing, Priority, Publish, SealError};
 use crate::ids::{Digest, Epoch, NodeId, RoundNo, Side, Version};
 use crate::ledger::{Event, Log};
 use crate::protocol::{
@@ -35,7 +35,7 @@ use crate::protocol::{
 use crate::store::{Batch, OutboxItem, Store, StoreError};
 use crate::time::{Clock, Mono, Now};
 use crate::trust::{self, Sealer};
-use crate::wire::{Body, Checkpoint, Chunk, Get, Kind, Manifest, encode};
+use crate::wire::{Body, Checkpoint, Chunk, Get, Kind, Leaving, Manifest, StaysInSite};
 
 /// What a runner works with.
 pub struct RunnerParts {
@@ -46,7 +46,7 @@ pub struct RunnerParts {
     /// The ledger as the store has it.
     pub log: Log,
     /// Links that this node has.
-    pub buses: BTreeMap<Side, Arc<dyn Bus>>,
+    pub lines: BTreeMap<Side, Line>,
     /// Parent, of all but the cloud.
     pub parent: Option<NodeId>,
     /// Time.
@@ -86,6 +86,8 @@ pub struct Runner {
     quota: Quota,
     /// The blob that was given out last.
     lent: Option<Lent>,
+    /// Adapters that were given to the server so far.
+    served: u64,
     stopped: bool,
 }
 
@@ -158,7 +160,7 @@ struct Flush;
 /// What one step leads to once it is committed.
 #[derive(Default)]
 struct After {
-    publishes: Vec<(Side, Publish)>,
+    publishes: Vec<(Side, Outgoing)>,
     acks: Vec<Ack>,
     rest: Vec<Effect>,
     told: Vec<Event>,
@@ -201,6 +203,7 @@ impl Runner {
             checkpoint_published: 0,
             quota: Quota::default(),
             lent: None,
+            served: 0,
             stopped: false,
         })
     }
@@ -328,8 +331,10 @@ impl Runner {
             Effect::SaveBlob(_) => {} // it is on disk: see `save_blobs`
             Effect::Settle(key) => batch.outbox_delete.push(key),
             Effect::Send { to, body, round, epoch, delivery } => {
-                let (side, item) = self.seal(to, &body, round, epoch, now, &delivery)?;
                 let kind = body.kind();
+                let Some((side, outgoing)) = self.seal(to, body, (round, epoch), now)? else {
+                    return Ok(());
+                };
                 self.parts.figures.update(|view| {
                     *view.sent.entry(kind.as_str()).or_default() += 1;
                 });
@@ -338,9 +343,16 @@ impl Runner {
                     _ => Priority::Control,
                 };
                 let at_least_once = kind != Kind::Frame; // a late one is worth nothing
-                let message = Publish { at_least_once, ..publish_of(&item, priority) };
-                after.publishes.push((side, message));
-                if delivery != Delivery::Volatile {
+                let (topic, wire) = (outgoing.topic().to_owned(), outgoing.payload().to_vec());
+                let (key, retain) = match delivery {
+                    Delivery::Volatile => (None, false),
+                    Delivery::UntilSettled(key) => (Some(key), false),
+                    Delivery::Latest => (Some(topic.clone()), true),
+                };
+                after.publishes.push((side, outgoing.sent(at_least_once, retain, priority)));
+                if let Some(key) = key {
+                    let sealed_at = now.wall;
+                    let item = OutboxItem { key, side, topic, wire, retain, sealed_at };
                     batch.outbox_put.push(item);
                 }
             }
@@ -350,15 +362,14 @@ impl Runner {
         Ok(())
     }
 
+    /// Nothing where the message may not go there: it is counted.
     fn seal(
         &mut self,
         to: To,
-        body: &Body,
-        round: RoundNo,
-        epoch: Epoch,
+        body: Body,
+        place: (RoundNo, Epoch),
         now: Now,
-        delivery: &Delivery,
-    ) -> Result<(Side, OutboxItem), String> {
+    ) -> Result<Option<(Side, Outgoing)>, String> {
         let directly = matches!(
             body.kind(),
             Kind::Get | Kind::Receipt | Kind::Answer | Kind::Frame | Kind::Promise
@@ -374,21 +385,26 @@ impl Runner {
                 (Side::Up, address)
             }
         };
-        let sealed = self.parts.sealer.seal(&address, body, round, epoch, now.wall);
-        let (topic, wire) = sealed.map_err(|error| format!("can't be sealed: {error}"))?;
-        let (key, retain) = match delivery {
-            Delivery::Volatile => (String::new(), false),
-            Delivery::UntilSettled(key) => (key.clone(), false),
-            Delivery::Latest => (topic.clone(), true),
+        let Some(line) = self.parts.lines.get(&side) else {
+            self.parts.figures.count("no_such_link");
+            return Ok(None);
         };
-        Ok((side, OutboxItem { key, side, topic, wire, retain, sealed_at: now.wall }))
+        match line.seal(&mut self.parts.sealer, &address, body, place, now.wall) {
+            Ok(outgoing) => Ok(Some((side, outgoing))),
+            Err(SealError::Stays(error)) => {
+                tracing::error!(%error, "a bug: something was kept back at the border of the site");
+                self.parts.figures.count(StaysInSite::KIND);
+                Ok(None)
+            }
+            Err(error) => Err(format!("can't be sealed: {error}")),
+        }
     }
 
     fn carry_out(&mut self, effect: Effect, now: Now, ctx: &mut Context<Self>) {
         match effect {
             Effect::Republish => {
                 let messages = self.outbox.republish(now.mono);
-                self.publish_all(messages);
+                self.publish_again(messages);
             }
             Effect::SendChunks { to, side, sha256, chunk_bytes, indices } => {
                 self.send_chunks(&to, side, &sha256, chunk_bytes, &indices);
@@ -407,16 +423,17 @@ impl Runner {
             | Effect::Send { .. }
             | Effect::Fatal(_)
             | Effect::Contribute { .. }
+            | Effect::Local(_)
             | Effect::PassOn { .. } => self.parts.figures.count("effect_out_of_place"),
         }
     }
 
-    fn publish(&self, side: Side, message: Publish) {
-        let Some(bus) = self.parts.buses.get(&side) else {
+    fn publish(&self, side: Side, outgoing: Outgoing) {
+        let Some(line) = self.parts.lines.get(&side) else {
             return self.parts.figures.count("no_such_link");
         };
-        let bytes = message.payload.len() as u64;
-        match bus.publish(message) {
+        let bytes = outgoing.payload().len() as u64;
+        match line.publish(outgoing) {
             Ok(()) => self.parts.figures.update(|view| {
                 *view.bytes_out.entry(side).or_default() += bytes;
             }),
@@ -429,9 +446,20 @@ impl Runner {
         }
     }
 
-    fn publish_all(&self, messages: Vec<(Side, Publish)>) {
+    fn publish_all(&self, messages: Vec<(Side, Outgoing)>) {
+        for (side, outgoing) in messages {
+            self.publish(side, outgoing);
+        }
+    }
+
+    /// What lay in the outbox.
+    fn publish_again(&self, messages: Vec<(Side, Publish)>) {
         for (side, message) in messages {
-            self.publish(side, message);
+            match self.parts.lines.get(&side).map(|line| line.kept(message)) {
+                Some(Ok(outgoing)) => self.publish(side, outgoing),
+                Some(Err(_)) => self.parts.figures.count(StaysInSite::KIND),
+                None => self.parts.figures.count("no_such_link"),
+            }
         }
     }
 
@@ -454,15 +482,8 @@ impl Runner {
                 continue;
             };
             let chunk = Chunk { sha256: *sha256, index: *index, data: data.to_vec() };
-            if let Ok(payload) = encode(&chunk) {
-                let message = Publish {
-                    topic: self.parts.sealer.branch().to(to, "chunk"),
-                    payload,
-                    at_least_once: true,
-                    retain: false,
-                    priority: Priority::Bulk,
-                };
-                self.publish(side, message);
+            if let Ok(crossing) = Crossing::chunk(self.parts.sealer.branch(), to, &chunk) {
+                self.publish(side, crossing.into());
             }
         }
     }
@@ -498,18 +519,9 @@ impl Runner {
 
     fn ask(&mut self, ask: Ask, now: Now) {
         let to = trust::To::Directly(ask.from);
-        let body = Body::Get(Get { wanted: ask.wanted });
-        match self.parts.sealer.seal(&to, &body, 0, 0, now.wall) {
-            Ok((topic, payload)) => self.publish(
-                ask.side,
-                Publish {
-                    topic,
-                    payload,
-                    at_least_once: true,
-                    retain: false,
-                    priority: Priority::Control,
-                },
-            ),
+        let leaving = Leaving::new(Get { wanted: ask.wanted });
+        match Crossing::seal(&mut self.parts.sealer, &to, &leaving, 0, 0, now.wall) {
+            Ok(crossing) => self.publish(ask.side, crossing.into()),
             Err(error) => tracing::error!(%error, "a request can't be sealed"),
         }
     }
@@ -587,7 +599,8 @@ impl Runner {
             Ok(Some(bytes)) => {
                 self.parts.served.send_replace((version, Arc::new(bytes.clone())));
                 let Some(server) = self.server.clone() else { return };
-                let serve = Serve { version, adapter: bytes };
+                self.served += 1;
+                let serve = Serve { turn: self.served, version, adapter: bytes };
                 ctx.spawn(async move { server.send(serve).await.unwrap_or(()) }.into_actor(self));
             }
             Ok(None) => self.parts.figures.count("adapter_missing"),
@@ -657,17 +670,13 @@ impl Runner {
         }
         self.checkpoint_published = head.size;
         let note = self.parts.log.checkpoint(self.parts.sealer.key());
-        let body = Body::Checkpoint(Checkpoint { document: note.to_text().into_bytes() });
-        let now = self.parts.clock.now();
-        let Ok((topic, payload)) =
-            self.parts.sealer.seal(&trust::To::Anyone, &body, 0, 0, now.wall)
-        else {
-            return;
-        };
-        for side in self.parts.buses.keys().copied().collect::<Vec<_>>() {
-            let (topic, payload) = (topic.clone(), payload.clone());
-            let (at_least_once, retain, priority) = (true, true, Priority::Control);
-            self.publish(side, Publish { topic, payload, at_least_once, retain, priority });
+        let leaving = Leaving::new(Checkpoint { document: note.to_text().into_bytes() });
+        let (to, now) = (trust::To::Anyone, self.parts.clock.now());
+        let sealed = Crossing::seal(&mut self.parts.sealer, &to, &leaving, 0, 0, now.wall);
+        let Ok(crossing) = sealed else { return };
+        let outgoing = Outgoing::from(crossing).sent(true, true, Priority::Control);
+        for side in self.parts.lines.keys() {
+            self.publish(*side, outgoing.clone());
         }
     }
 }
@@ -680,7 +689,7 @@ impl Actor for Runner {
         ctx.run_interval(Self::TICK, |this, _| {
             let now = this.parts.clock.now();
             let due = this.outbox.due(now.mono);
-            this.publish_all(due);
+            this.publish_again(due);
             let idle = |at: Mono| now.mono.0.saturating_sub(at.0) >= Self::LENT_MS;
             this.lent = this.lent.take().filter(|lent| !idle(lent.asked_at));
             for ask in this.fetches.overdue(now.mono) {
@@ -753,7 +762,7 @@ impl Handler<Link> for Runner {
     fn handle(&mut self, Link { side, up }: Link, _: &mut Self::Context) {
         if up {
             let messages = self.outbox.link_up(side, self.parts.clock.now().mono);
-            self.publish_all(messages);
+            self.publish_again(messages);
         } else {
             self.outbox.link_down(side);
         }
@@ -790,14 +799,15 @@ impl Handler<Lend> for Runner {
     fn handle(&mut self, Lend { to, body }: Lend, _: &mut Self::Context) -> Self::Result {
         let now = self.parts.clock.now().wall;
         let kind = body.kind().as_str();
-        let bus = self.parts.buses.get(&Side::Down).ok_or(BusError::Closed)?;
-        let sealed = self.parts.sealer.seal(&trust::To::Directly(to), &body, 0, 0, now);
-        let (topic, payload) = sealed.map_err(|error| {
+        let line = self.parts.lines.get(&Side::Down).ok_or(BusError::Closed)?;
+        let to = trust::To::Directly(to);
+        let sealed = line.seal(&mut self.parts.sealer, &to, body, (0, 0), now);
+        let outgoing = sealed.map_err(|error| {
             tracing::error!(%error, "a chunk of the base can't be sealed");
             BusError::Closed
         })?;
-        let (bytes, priority) = (payload.len() as u64, Priority::Idle);
-        bus.publish(Publish { topic, payload, at_least_once: true, retain: false, priority })?;
+        let bytes = outgoing.payload().len() as u64;
+        line.publish(outgoing.sent(true, false, Priority::Idle))?;
         self.parts.figures.update(|view| {
             *view.bytes_out.entry(Side::Down).or_default() += bytes;
             *view.sent.entry(kind).or_default() += 1;

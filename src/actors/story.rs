@@ -1,12 +1,16 @@
-//! The course of the rounds in the log: one line an event, each in the span of its round.
+//! The course of the rounds in the log: one line an event, each in the span of its round; and rollbacks.
 //!
 //! What is told here is recorded in the ledger too; the log is for whoever watches now.
 
 use crate::ids::RoundNo;
 use crate::ledger::Event;
 
-/// Writes a ledger event into the log if it belongs to a round.
+/// Writes a ledger event into the log if it belongs to a round, or takes a version back.
 pub(super) fn tell(event: &Event) {
+    if let Event::Rollback { from, reason, to } = event {
+        let reason = reason.as_str();
+        tracing::warn!(from, to, reason, "an earlier version is served again; newer ones wait");
+    }
     let Some(round) = round_of(event) else { return };
     let _span = tracing::info_span!("round", round).entered();
     match event {

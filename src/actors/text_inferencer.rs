@@ -20,10 +20,12 @@ use super::busy::Busy;
 use super::figures::Figures;
 use super::inferencer::{Loaded, Request, Serve, TagSample};
 use super::machines::Machines;
+use super::role::Checked;
 use super::text_lane::{Letter, TextLane, TextRequest};
 use crate::bus::{Bus, Priority, Publish};
 use crate::ids::{Digest, Name, Version};
-use crate::learn::{AdapterId, Ask, Finish, GenerateError, Generated, Sampling, Told};
+use crate::learn::{AdapterId, Ask, Finish, GenerateError, Generated, LearnError, Sampling, Told};
+use crate::protocol::Check;
 use crate::rng::Stream;
 use crate::scada::RequestId;
 use crate::scada::command::CommandPolicy;
@@ -60,6 +62,8 @@ pub struct TextParts {
     pub figures: Arc<Figures>,
     /// Of the draws of requests that bring no seed.
     pub seed: u64,
+    /// Hears whether the base takes the served version's adapter.
+    pub checked: Recipient<Checked>,
 }
 
 /// See the module.
@@ -72,8 +76,8 @@ pub struct TextInferencer {
     tickets: u64,
     /// The version that answers, as far as the lane has told.
     version: Version,
-    /// The newest version that was to be served.
-    newest: Version,
+    /// The last turn that was to be served.
+    turn: u64,
     told: (Sender<Letter>, Option<Receiver<Letter>>),
 }
 
@@ -108,7 +112,7 @@ impl TextInferencer {
             asked: BTreeMap::new(),
             tickets: 0,
             version: 0,
-            newest: 0,
+            turn: 0,
             told: (sender, Some(receiver)),
         }
     }
@@ -330,7 +334,7 @@ impl Handler<Serve> for TextInferencer {
     type Result = ();
 
     fn handle(&mut self, serve: Serve, ctx: &mut Self::Context) {
-        let Some(adapter) = serve.opened(&mut self.newest, &self.parts.figures) else { return };
+        let Some(adapter) = serve.opened(&mut self.turn, &self.parts.figures) else { return };
         let version = serve.version;
         let me = ctx.address();
         let done = Box::new(move |result| {
@@ -348,8 +352,19 @@ impl Handler<Serve> for TextInferencer {
 impl Handler<Loaded> for TextInferencer {
     type Result = ();
 
-    fn handle(&mut self, loaded: Loaded, _: &mut Self::Context) {
+    fn handle(&mut self, loaded: Loaded, ctx: &mut Self::Context) {
+        let version = loaded.version;
+        // An adapter that the base takes is believed: no text is written to look at.
+        let check = match &loaded.result {
+            Ok(()) => Check::Passed,
+            // No slot was free for it, perhaps: that says nothing of the adapter.
+            Err(LearnError::OutOfRange { .. }) => Check::Failed,
+            Err(_) => Check::Unfit,
+        };
         loaded.settle(&mut self.version, &self.parts.figures);
+        let checked = self.parts.checked.clone();
+        let told = async move { checked.send(Checked { version, check }).await.unwrap_or(()) };
+        ctx.spawn(told.into_actor(self));
     }
 }
 

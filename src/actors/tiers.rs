@@ -18,13 +18,14 @@ use super::figures::Figures;
 use super::inferencer::Asked;
 use super::measuring::{Batch, Measure, Measuring};
 use super::runner::{Run, Runner};
-use crate::bus::{Ack, Bus, Priority, Publish};
+use crate::bus::{Ack, Border, Bus, BusError, Crossing, Priority, Publish, ToCloud};
 use crate::ids::{BootId, Digest, Name, NodeId, Version};
 use crate::learn::{LearnError, Prediction};
 use crate::ledger::Event;
 use crate::protocol::cascade::{Calibrated, Cascade, CascadeConfig, Effect, Ending, Input, Ticket};
 use crate::protocol::{self, Escalations, Left};
 use crate::scada::escalation::{self, Heard};
+use crate::scada::infer;
 use crate::scada::telegram::{Degraded, Inference, Provenance, Quality, Tier};
 use crate::time::{Clock, Now};
 use crate::topic::Branch;
@@ -53,10 +54,38 @@ pub struct CascadeParts {
 pub struct Above {
     /// Its part of the topic tree.
     pub branch: Branch,
-    /// The link to it.
-    pub bus: Arc<dyn Bus>,
-    /// What goes there leaves the site's zone: it is recorded.
-    pub leaves_site: bool,
+    /// The way to it.
+    pub way: Way,
+}
+
+/// How a request gets to the tier above.
+#[derive(Clone)]
+pub enum Way {
+    /// Within the site.
+    Site(Arc<dyn Bus>),
+    /// Out of the site's zone: it is recorded.
+    Cloud(Border, ToCloud),
+}
+
+impl Way {
+    fn ask(
+        &self,
+        above: &Branch,
+        model: &Name,
+        request: Vec<u8>,
+        at_least_once: bool,
+    ) -> Result<(), BusError> {
+        match self {
+            Self::Site(bus) => {
+                let (topic, payload) = (above.infer(model), request);
+                let (retain, priority) = (false, Priority::Control);
+                bus.publish(Publish { topic, payload, at_least_once, retain, priority })
+            }
+            Self::Cloud(border, door) => {
+                border.publish(Crossing::question(door, above, model, request))
+            }
+        }
+    }
 }
 
 /// What the inferencer has to do.
@@ -128,6 +157,13 @@ impl Tiers {
         let (ticket, deadline, hops) = (asked.ticket, asked.deadline, asked.via.len());
         self.open.insert(ticket, asked);
         self.feed(Input::Answered { ticket, prediction, version, deadline, hops })
+    }
+
+    /// The front of a split model has done its part: `asked.input` is what its edge goes on from.
+    pub(super) fn halfway(&mut self, asked: Asked, version: Version) -> Vec<Act> {
+        let (ticket, deadline, hops) = (asked.ticket, asked.deadline, asked.via.len());
+        self.open.insert(ticket, asked);
+        self.feed(Input::Halfway { ticket, version, deadline, hops })
     }
 
     /// Something came on `reply/infer` of the tier above.
@@ -299,30 +335,35 @@ impl Tiers {
         // A part of the time is kept for the way back.
         let deadline_ms = (wait_ms - wait_ms / 8).max(1);
         let id = escalation::id_of(self.parts.boot, ticket).ok_or(Degraded::Refused)?;
+        let input = asked.input.as_ref().ok_or(Degraded::Refused)?;
         let payload =
-            escalation::request(&id, &asked.window, deadline_ms, &via).ok_or(Degraded::Refused)?;
-        let leaves_site = above.leaves_site;
+            escalation::request(&id, input, deadline_ms, &via).ok_or(Degraded::Refused)?;
+        let leaves_site = matches!(above.way, Way::Cloud(..));
+        // At most once: brokers keep what comes at least once for whoever is away, also on disk.
+        let at_least_once = matches!(input, infer::Input::Window(_));
+        if leaves_site && !at_least_once {
+            return Err(Degraded::Refused); // activations stay where they are
+        }
         if leaves_site && self.figures.is_stalled() {
             return Err(Degraded::Busy); // it could not be recorded
         }
         let left = leaves_site.then(|| Digest::of(&payload));
-        let topic = above.branch.infer(&self.model);
-        let (at_least_once, retain, priority) = (true, false, Priority::Control);
-        let message = Publish { topic, payload, at_least_once, retain, priority };
         let entry = left.and_then(|left| self.escalations.left(self.clock.now().mono, &left));
         if let Some(entry) = entry {
             // That something leaves is on disk before it does; what leaves in the minute behind it is
             // counted in the next entry.
-            let (bus, figures) = (Arc::clone(&above.bus), Arc::clone(&self.figures));
+            let (way, figures) = (above.way.clone(), Arc::clone(&self.figures));
+            let (branch, model) = (above.branch.clone(), self.model.clone());
             self.tell(
                 entry,
                 Ack::new(move || {
-                    if let Err(error) = bus.publish(message) {
+                    if let Err(error) = way.ask(&branch, &model, payload, at_least_once) {
                         figures.count(error.kind()); // its asker waits no longer than its deadline
                     }
                 }),
             );
-        } else if let Err(error) = above.bus.publish(message) {
+        } else if let Err(error) = above.way.ask(&above.branch, &self.model, payload, at_least_once)
+        {
             self.figures.count(error.kind());
             return Err(Degraded::Busy);
         }
@@ -359,7 +400,8 @@ impl Tiers {
                 let Heard { value, label, confidence, quality, tier, .. } = heard;
                 let (value, confidence) = (Some(value), Some(confidence));
                 let (node, bound, degraded) = (heard.node, heard.bound, heard.degraded);
-                let cascade = Some(Provenance { node, bound, escalated: true, degraded });
+                let split = matches!(asked.input, Some(infer::Input::AtCut(_)));
+                let cascade = Some(Provenance { node, bound, escalated: true, degraded, split });
                 let bare = bare(heard.model_version);
                 Inference { value, label, confidence, quality, tier, cascade, ..bare }
             }
@@ -376,7 +418,8 @@ impl Tiers {
             self.figures.count(why.kind());
         }
         let node = self.parts.me.clone();
-        let cascade = Some(Provenance { node, bound, escalated: false, degraded });
+        let (escalated, split) = (false, false);
+        let cascade = Some(Provenance { node, bound, escalated, degraded, split });
         Inference { cascade, ..inference }
     }
 }

@@ -6,6 +6,7 @@
 //!
 //! Called by `actors/gateway.rs` (deliveries) and `actors/runner.rs` (publishing).
 
+mod border;
 #[cfg(feature = "broker")]
 pub mod embedded;
 mod filter;
@@ -14,6 +15,10 @@ pub mod memory;
 pub mod mqtt;
 
 use std::fmt;
+
+pub use border::{Border, Crossing, Line, Outgoing, SealError, ToCloud};
+
+use crate::wire::StaysInSite;
 
 /// What a link reports, in order, through a bounded channel.
 #[derive(Debug)]
@@ -139,6 +144,9 @@ pub enum BusError {
         /// The limit.
         limit: usize,
     },
+    /// The link leaves the site, and the message may not.
+    #[error(transparent)]
+    StaysInSite(#[from] StaysInSite),
     /// The link was shut down.
     #[error("the link is closed")]
     Closed,
@@ -150,6 +158,7 @@ impl BusError {
         match self {
             Self::Full { .. } => "bus_full",
             Self::TooLarge { .. } => "packet_too_large",
+            Self::StaysInSite(_) => StaysInSite::KIND,
             Self::Closed => "bus_closed",
         }
     }

@@ -41,7 +41,7 @@ pub(super) struct AclArgs {
     /// Sensor topics that devices read and the user `feed` writes; may be repeated
     #[arg(long, value_name = "FILTER")]
     tags: Vec<Filter>,
-    /// Devices may ask their edge for answers
+    /// Devices may ask their edge for answers: with [cascade], and with the front of a split model
     #[arg(long)]
     cascade: bool,
     /// Edges may ask the cloud for answers of this model, so that its inputs leave their site; may be repeated

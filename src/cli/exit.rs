@@ -23,6 +23,9 @@ pub enum Exit {
     Usage,
     /// 3: a check said no.
     Refused,
+    /// 4: an invariant was broken in a simulation.
+    #[cfg(feature = "sim")]
+    Violated,
 }
 
 impl From<Exit> for ExitCode {
@@ -32,6 +35,8 @@ impl From<Exit> for ExitCode {
             Exit::Failed => Self::from(1),
             Exit::Usage => Self::from(2),
             Exit::Refused => Self::from(3),
+            #[cfg(feature = "sim")]
+            Exit::Violated => Self::from(4),
         }
     }
 }
@@ -57,6 +62,10 @@ pub(super) fn conclude(result: anyhow::Result<Exit>, err: &mut dyn Write) -> Exi
     }
     drop(writeln!(err, "gaisnet: {error:#}"));
     if error.is::<SettingsError>() || error.is::<Misuse>() {
+        return Exit::Usage;
+    }
+    #[cfg(feature = "sim")]
+    if error.is::<crate::sim::ScenarioError>() {
         return Exit::Usage;
     }
     let other_bytes = error

@@ -27,10 +27,15 @@ mod keys;
 #[cfg(feature = "torch")]
 mod model;
 #[cfg(feature = "torch")]
+mod plan;
+#[cfg(feature = "torch")]
 mod pretrain;
 mod reference;
+mod rollback;
 mod run;
 mod settings_args;
+#[cfg(feature = "sim")]
+mod sim;
 mod trust_files;
 
 use std::ffi::OsString;
@@ -86,12 +91,20 @@ enum Command {
     Data(data::DataArgs),
     /// Compare ways to learn on this machine, on real texts and recordings
     Experiment(experiment::ExperimentArgs),
+    /// Run the protocol of thousands of simulated machines, with faults, and look whether it holds
+    #[cfg(feature = "sim")]
+    #[command(after_help = sim::HELP)]
+    Sim(sim::SimArgs),
     /// Make reference inputs, on which models of different kinds teach each other
     Reference(reference::ReferenceArgs),
     /// Make a base for vibration from a seed, on generated signals
     #[cfg(feature = "torch")]
     #[command(after_help = pretrain::HELP)]
     Pretrain(pretrain::PretrainArgs),
+    /// Propose for each member what it should do in a round, from what was measured of it
+    #[cfg(feature = "torch")]
+    #[command(after_help = plan::HELP)]
+    Plan(plan::PlanArgs),
     /// Sign or check a base
     #[cfg(feature = "torch")]
     Model(model::ModelArgs),
@@ -102,6 +115,9 @@ enum Command {
     /// Bring a language model's adapter from Python's peft, or to it
     #[cfg(feature = "torch")]
     Adapter(adapter::AdapterArgs),
+    /// Let a stopped node serve the version before again
+    #[command(after_help = rollback::HELP)]
+    Rollback(rollback::RollbackArgs),
     /// Run this node until it is told to stop
     #[command(after_help = run::HELP)]
     Run,
@@ -145,9 +161,13 @@ fn run(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Exit> {
         Command::Cmd(args) => cmd::run(&args, &settings, out, &mut std::io::stderr().lock()),
         Command::Data(args) => data::run(&args, out),
         Command::Experiment(args) => experiment::run(&args, out),
+        #[cfg(feature = "sim")]
+        Command::Sim(args) => sim::run(&args, out),
         Command::Reference(args) => reference::run(&args, out),
         #[cfg(feature = "torch")]
         Command::Pretrain(args) => pretrain::run(&args, out),
+        #[cfg(feature = "torch")]
+        Command::Plan(args) => plan::run(&args, &settings, out),
         #[cfg(feature = "torch")]
         Command::Model(args) => model::run(&args, out),
         #[cfg(feature = "torch")]
@@ -157,6 +177,7 @@ fn run(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Exit> {
         #[cfg(feature = "broker")]
         Command::Broker(args) => broker::run(&args, out),
         Command::Feed(args) => feed::run(&args, out),
+        Command::Rollback(args) => rollback::run(&args, &settings, out),
         Command::Run => run::run(&settings, out),
     }
 }
@@ -174,7 +195,8 @@ Exit codes:
   0  done
   1  failed: disk, network, broker; the message names the cause
   2  wrong usage or settings; nothing was done
-  3  a check said no (doctor, keys, keyring, audit verify)";
+  3  a check said no (doctor, keys, keyring, audit verify, rollback)
+  4  an invariant was broken (sim)";
 
 #[cfg(test)]
 mod tests {

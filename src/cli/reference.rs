@@ -1,12 +1,16 @@
-//! `gaisnet reference`: reference inputs, made from generator, seed and count.
+//! `gaisnet reference`: reference inputs, made from generator, seed and count, or written by a language model.
 
 use std::io::Write;
+use std::path::PathBuf;
 
+use anyhow::Context;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::Exit;
-use crate::learn::{BEARING_PHYSICS, ReferenceSet};
+use crate::data::texts::read_capped;
+use crate::ids::Digest;
+use crate::learn::{BEARING_PHYSICS, ReferenceSet, ReferenceTexts};
 
 /// Arguments of `gaisnet reference`.
 #[derive(Debug, Args)]
@@ -20,6 +24,42 @@ enum ReferenceCommand {
     /// Make a set and tell its digest: nodes with the same digest understand each other
     #[command(after_help = MAKE_HELP)]
     Make(MakeArgs),
+    /// Have a language model write a set of texts into a file, once for a federation
+    #[command(after_help = WRITE_HELP)]
+    Write(WriteArgs),
+    /// Check a file of texts and tell its digest
+    Show(ShowArgs),
+}
+
+#[derive(Debug, Args)]
+struct WriteArgs {
+    /// What to write: classes, with words and examples of each
+    #[arg(long, value_name = "FILE")]
+    recipe: PathBuf,
+    /// Card of the language model that writes
+    #[arg(long, value_name = "FILE", default_value = "smollm2-135m")]
+    base: PathBuf,
+    /// Its seed
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// How many
+    #[arg(long, default_value_t = 1_100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    count: u32,
+    /// Threads
+    #[arg(long, default_value_t = 1)]
+    threads: u16,
+    /// The file to write
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct ShowArgs {
+    /// The file
+    file: PathBuf,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -41,9 +81,16 @@ struct MakeArgs {
 /// Runs the command.
 ///
 /// # Errors
-/// A generator that isn't known here.
+/// A generator that isn't known here; a recipe, base or file that can't be used.
 pub(super) fn run(args: &ReferenceArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
-    let ReferenceCommand::Make(args) = &args.command;
+    match &args.command {
+        ReferenceCommand::Make(args) => make(args, out),
+        ReferenceCommand::Write(args) => write(args, out),
+        ReferenceCommand::Show(args) => show(args, out),
+    }
+}
+
+fn make(args: &MakeArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
     let set = ReferenceSet::make(&args.generator, args.seed, args.count)?;
     let (classes, len) = (set.windows.classes, set.windows.len);
     if args.json {
@@ -58,6 +105,84 @@ pub(super) fn run(args: &ReferenceArgs, out: &mut dyn Write) -> anyhow::Result<E
     }
     Ok(Exit::Ok)
 }
+
+fn show(args: &ShowArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
+    let named = || args.file.display().to_string();
+    let bytes = read_capped(&args.file)?;
+    let set = ReferenceTexts::parse(&bytes).with_context(named)?;
+    let digest = Digest::of(&bytes);
+    if args.json {
+        let told = json!({
+            "name": set.name, "seed": set.seed, "written_by": set.written_by, "labelled": set.labelled,
+            "classes": set.classes, "count": set.texts.len(), "digest": digest.to_string(),
+        });
+        writeln!(out, "{told:#}")?;
+    } else {
+        let (n, classes) = (set.texts.len(), set.classes.join(", "));
+        writeln!(out, "{}: {n} texts by {}, seed {}", set.name, set.written_by, set.seed)?;
+        let labels = if set.labelled { "in turn" } else { "nobody says which" };
+        writeln!(out, "classes ({labels}): {classes}")?;
+        writeln!(out, "digest {digest}")?;
+    }
+    Ok(Exit::Ok)
+}
+
+#[cfg(not(feature = "torch"))]
+fn write(_: &WriteArgs, _: &mut dyn Write) -> anyhow::Result<Exit> {
+    anyhow::bail!(
+        "this gaisnet was built without libtorch: build it with the feature torch (make build)"
+    )
+}
+
+#[cfg(feature = "torch")]
+fn write(args: &WriteArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
+    use std::num::NonZeroU16;
+
+    use crate::data::Cache;
+    use crate::learn::{ReferenceRecipe, Sampling, WriteConfig};
+    use crate::torch::generate::LanguageGenerator;
+    use crate::torch::language::{LanguageBase, Precision};
+    use crate::torch::{PeftConfig, load_language, shipped};
+
+    let named = || args.recipe.display().to_string();
+    let text = std::fs::read_to_string(&args.recipe).with_context(named)?;
+    let recipe: ReferenceRecipe = toml::from_str(&text).with_context(named)?;
+    recipe.check().with_context(named)?;
+    let models = Cache::from_env()?.models();
+    let (card, loaded) = load_language(&args.base, &shipped::trust()?, &models)?;
+    let base = LanguageBase::new(loaded.config, loaded.weights, Precision::F32, tch::Device::Cpu)?;
+    let threads = NonZeroU16::new(args.threads).unwrap_or(NonZeroU16::MIN);
+    let mut generator = LanguageGenerator::new(base, &PeftConfig::none(), threads)?;
+    let sampling = Sampling::new(TEMPERATURE, TOP_P)?;
+    let config = WriteConfig { seed: args.seed, count: args.count, sampling };
+    let bar = indicatif::ProgressBar::new(args.count.into());
+    let written_by = format!("{} {}", card.name, card.digest());
+    let mut told = |text: &str| {
+        bar.inc(1);
+        bar.set_message(text.to_owned());
+    };
+    let set = recipe.write(&config, &mut generator, &loaded.tokenizer, &written_by, &mut told)?;
+    bar.finish_and_clear();
+    let bytes = set.to_bytes()?;
+    std::fs::write(&args.out, &bytes).with_context(|| args.out.display().to_string())?;
+    writeln!(out, "{} texts in {}", set.texts.len(), args.out.display())?;
+    writeln!(out, "digest {}", Digest::of(&bytes))?;
+    Ok(Exit::Ok)
+}
+
+/// Chosen by looking at what a small model writes: above, it wanders off; below, it repeats itself.
+#[cfg(feature = "torch")]
+const TEMPERATURE: f64 = 0.7;
+#[cfg(feature = "torch")]
+const TOP_P: f64 = 0.9;
+
+const WRITE_HELP: &str = "\
+Examples:
+  gaisnet reference write --recipe config/reference-orders.toml --out excavator-orders-1.txt
+  gaisnet reference show excavator-orders-1.txt
+
+The file goes to each node: knowledge.reference_file names it, knowledge.reference_digest pins it. Two machines
+needn't write the same texts from one seed, so make it once. Look through it: a small model writes nonsense too.";
 
 const MAKE_HELP: &str = "\
 Examples:

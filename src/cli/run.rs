@@ -86,11 +86,11 @@ fn ready(settings: &Settings, keyring: &Arc<Keyring>) -> anyhow::Result<NodePart
         let identity = identity_of(settings, key, Arc::clone(keyring))?;
         return Ok(front_parts_of(settings, identity, half)?);
     }
-    let brain = brain(settings, keyring)?;
+    let mut brain = brain(settings, keyring)?;
     let identity = identity_of(settings, key, Arc::clone(keyring))?;
     // What doesn't train measures its answers by it.
     let wanted = settings.node.has(NodeRole::Trainer) || settings.cascade.enabled;
-    let data = if wanted { data_of(settings, &brain)? } else { None };
+    let data = if wanted { data_of(settings, &mut brain)? } else { None };
     Ok(parts_of(settings, identity, brain, data)?)
 }
 

@@ -38,6 +38,8 @@ pub struct Labelled {
     pub text: String,
     /// Index into [`Systems::names`].
     pub system: usize,
+    /// Index into [`MACHINES`].
+    pub machine: usize,
 }
 
 /// All labelled orders.
@@ -99,12 +101,12 @@ pub fn parse_systems(path: &Path, bytes: &[u8]) -> Result<Systems, DataError> {
         found.unwrap_or(names.len().saturating_sub(1))
     };
     let mut set = Systems { names: names.clone(), ..Systems::default() };
-    for mut orders in dated {
+    for (machine, mut orders) in dated.into_iter().enumerate() {
         // Stable: a day's orders stay as they were.
         orders.sort_by_key(|(date, ..)| *date);
         let train = orders.len() * 4 / 5;
         for (at, (_, text, system)) in orders.into_iter().enumerate() {
-            let labelled = Labelled { text, system: index(&system) };
+            let labelled = Labelled { text, system: index(&system), machine };
             if at < train { &mut set.train } else { &mut set.test }.push(labelled);
         }
     }
@@ -136,8 +138,8 @@ mod tests {
         let set = parse(&rows).unwrap();
         assert_eq!(set.names, ["Bucket", "Other"]);
         assert_eq!((set.train.len(), set.test.len()), (40, 11));
-        assert_eq!(set.train[0], Labelled { text: "bucket 1".into(), system: 0 });
-        assert_eq!(set.test[5], Labelled { text: "slew".into(), system: 1 });
+        assert_eq!(set.train[0], Labelled { text: "bucket 1".into(), system: 0, machine: 0 });
+        assert_eq!(set.test[5], Labelled { text: "slew".into(), system: 1, machine: 0 });
     }
 
     #[test]

@@ -35,8 +35,35 @@ pub fn read_texts(path: &Path, column: Option<&str>) -> Result<Vec<String>, Data
     Err(DataError::BadTable { path: path.to_owned(), why })
 }
 
+/// The texts of a table with what another column says of each, in their order; rows where one of the two is
+/// empty are left out.
+///
+/// # Errors
+/// As [`read_texts`].
+pub fn read_labelled(
+    path: &Path,
+    column: &str,
+    labels: &str,
+) -> Result<Vec<(String, String)>, DataError> {
+    let mut all = Vec::new();
+    rows(path, &read_capped(path)?, [column, labels], |[text, label]| {
+        let (text, label) = (tidy(text), tidy(label));
+        if !text.is_empty() && !label.is_empty() {
+            all.push((text, label));
+        }
+    })?;
+    if all.is_empty() {
+        let why = "no row has a text and a label".to_owned();
+        return Err(DataError::BadTable { path: path.to_owned(), why });
+    }
+    Ok(all)
+}
+
 /// The bytes of a file of at most [`MAX_FILE_BYTES`].
-pub(super) fn read_capped(path: &Path) -> Result<Vec<u8>, DataError> {
+///
+/// # Errors
+/// [`DataError::BadTable`] for a larger one; a disk error.
+pub(crate) fn read_capped(path: &Path) -> Result<Vec<u8>, DataError> {
     let io = |error| DataError::io(path, error);
     let mut bytes = Vec::new();
     let file = fs::File::open(path).map_err(io)?;
@@ -124,6 +151,19 @@ mod tests {
         assert_eq!(texts, ["pump, left hot", "belt torn"]);
         let lines = read(b"pump hot\r\n\n\tbelt\xb0 torn", None).unwrap();
         assert_eq!(lines, ["pump hot", "belt\u{fffd} torn"]);
+    }
+
+    #[test]
+    fn labels_stand_in_another_column_of_the_row() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("orders.csv");
+        fs::write(&path, "part,text\nPump,leaks\n,torn\nBelt, \n\"Belt\",torn\n").unwrap();
+        let pair = |text: &str, label: &str| (text.to_owned(), label.to_owned());
+        let all = read_labelled(&path, "text", "part").unwrap();
+        assert_eq!(all, [pair("leaks", "Pump"), pair("torn", "Belt")]);
+        assert_eq!(read_labelled(&path, "text", "system").unwrap_err().kind(), "bad_table");
+        fs::write(&path, "part,text\nPump,\n").unwrap();
+        assert_eq!(read_labelled(&path, "text", "part").unwrap_err().kind(), "bad_table");
     }
 
     #[test]

@@ -142,6 +142,8 @@ fn called(options: &DemoOptions) -> &'static str {
         LearnerName::Softmax => "softmax regression on spectra",
         LearnerName::SignalTransformer => "pre-trained transformer with LoRA",
         LearnerName::Language => "language model with LoRA",
+        LearnerName::TextSoftmax => "softmax regression on runs of characters",
+        LearnerName::TextEncoder => "softmax regression on vectors of texts",
     }
 }
 

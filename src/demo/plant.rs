@@ -120,6 +120,8 @@ impl Place {
                 LearnerName::Softmax => "softmax",
                 LearnerName::SignalTransformer => "signal-transformer",
                 LearnerName::Language => "language",
+                LearnerName::TextSoftmax => "text-softmax",
+                LearnerName::TextEncoder => "text-encoder",
             }),
         );
         if options.learner == LearnerName::SignalTransformer {

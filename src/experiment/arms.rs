@@ -1,25 +1,24 @@
-//! Learning without a federation, with as many steps: one machine's texts, or all in one place.
+//! Learning without a federation, with as many steps: one machine's examples, or all in one place.
 
 use super::{ExperimentError, Machine, Shared};
 use crate::learn::{Control, Examples, Learner, RateSchedule, TensorSet, Texts, TrainJob};
 use crate::node::plan_of;
 use crate::settings::Settings;
 
-/// Trains from the untrained adapter on `texts` alone, `times` as many steps as one machine takes.
+/// Trains from the untrained adapter on `data` alone, `times` as many steps as one machine takes.
 ///
 /// In slices as long as a round, so the optimiser starts anew as often as in the federation, with the
 /// learning rate of the round.
 pub(super) fn train(
     learner: &Shared,
     settings: &Settings,
-    texts: &Texts,
+    data: &Examples,
     times: u32,
     stepped: &mut dyn FnMut(),
 ) -> Result<TensorSet, ExperimentError> {
     let plan = plan_of(settings);
     let rounds = settings.round.rounds;
     let schedule = RateSchedule::from(settings.strategy.schedule);
-    let data = Examples::Texts(texts.clone());
     let mut learner = learner.clone();
     let mut adapter = learner.initial_adapter();
     for round in 0..rounds {
@@ -42,7 +41,7 @@ pub(super) fn train(
             stepped();
             Control::Continue
         };
-        adapter = learner.train(&data, &job, &mut progress)?.adapter;
+        adapter = learner.train(data, &job, &mut progress)?.adapter;
     }
     Ok(adapter)
 }

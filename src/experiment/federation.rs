@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,18 +11,21 @@ use tokio::sync::mpsc;
 use super::ExperimentError;
 use super::places::{Place, Places};
 use super::turns::Turns;
+use super::versions::Versions;
 use crate::actors::lanes::train_lane;
-use crate::actors::{Bounds, Busy, Figures, LaneBench};
+use crate::actors::split_lane::{BackCopies, FrontRuns, back_lane, front_lane};
+use crate::actors::{Bounds, Busy, Figures, Half, LaneBench};
 use crate::bus::memory::{Faults, MemoryBroker};
 use crate::bus::mqtt::{MqttBus, MqttSettings};
 use crate::bus::{Bus, BusEvent};
 use crate::ids::{Digest, Name, NodeId, Side};
 use crate::learn::{
-    Control, Examples, LearnError, Learner, Progress, TensorSet, TrainJob, Trained,
+    Control, Examples, LearnError, Learner, Progress, SplitBack, SplitFront, TensorSet, TrainJob,
+    Trained,
 };
 use crate::ledger::{Entry, Event, Origin, verify};
-use crate::node::{Identity, Node, NodeParts, SettingsProblem, SystemClock, learning_of};
-use crate::protocol::update;
+use crate::node::{Identity, Node, NodeParts, SettingsProblem, SystemClock, learning_of, split_of};
+use crate::protocol::{Backs, update};
 use crate::report::AuditSummary;
 use crate::scada::command::CommandPolicy;
 use crate::scada::telegram::ModelMeta;
@@ -74,17 +76,38 @@ pub(super) struct Party {
     pub(super) name: String,
     pub(super) site: String,
     pub(super) data: Arc<Examples>,
-    pub(super) learner: Box<dyn Learner>,
+    pub(super) part: Part,
+}
+
+/// What a party trains.
+pub(super) enum Part {
+    /// The whole model.
+    Whole(Box<dyn Learner>),
+    /// The front of a split one; the edge of its site has the rest.
+    Front(Box<dyn SplitFront>),
+}
+
+/// What a node of a federation works with.
+enum Works {
+    /// It combines.
+    Owner,
+    /// It trains the whole model.
+    Whole(Watching, Arc<Examples>),
+    /// It trains the front.
+    Front(Box<dyn SplitFront>, Arc<Examples>),
+    /// It combines, and trains the back for its devices.
+    Back(Box<dyn SplitBack>),
 }
 
 /// What a federation tells on its way.
 pub(super) enum Told<'a> {
-    /// Optimiser steps of all parties so far, in this process.
+    /// Optimiser steps of all devices so far, in this process.
     Steps(u64),
-    /// A version that the cloud serves.
+    /// A version that the federation has come to.
     Version {
         version: u64,
-        adapter: &'a TensorSet,
+        /// The common model; where each party has its own, all of those in the parties' order.
+        models: &'a [TensorSet],
         /// Bytes that a device published since the last one, mean over the devices.
         bytes_up: u64,
     },
@@ -93,36 +116,53 @@ pub(super) enum Told<'a> {
 /// What came of it.
 #[derive(Default)]
 pub(super) struct Outcome {
-    /// The last version.
+    /// The last version: the common model, or the first party's own.
     pub(super) adapter: TensorSet,
-    /// Mean loss of the parties after each of this process's rounds.
+    /// Mean loss of the parties after each of this process's rounds; none of split models.
     pub(super) losses: Vec<f64>,
     /// Bytes that a device published in a round, mean.
     pub(super) bytes_up: u64,
     /// Of it, the coded work.
     pub(super) work: u64,
+    /// All payload bytes of this process.
+    pub(super) traffic: Traffic,
     pub(super) audit: Option<AuditSummary>,
+}
+
+/// Payload bytes of a node, means over the nodes of its kind.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Traffic {
+    /// That a device published.
+    pub(super) device_up: u64,
+    /// That a device received.
+    pub(super) device_down: u64,
+    /// That an edge published towards the cloud.
+    pub(super) edge_up: u64,
+    /// That an edge received from the cloud.
+    pub(super) edge_down: u64,
 }
 
 pub(super) type Links = BTreeMap<Side, (Arc<dyn Bus>, mpsc::Receiver<BusEvent>)>;
 
 impl Federation<'_> {
     /// Runs all rounds that are still to do; blocks until the last version is out and the nodes have
-    /// ended.
+    /// ended. `backs` are those of a split model, one an edge.
     pub(super) fn run(
         &self,
         start: &TensorSet,
         parties: Vec<Party>,
+        backs: Vec<Box<dyn SplitBack>>,
         told: &mut dyn FnMut(Told<'_>),
     ) -> Result<Outcome, ExperimentError> {
         let system = actix::System::new();
-        system.block_on(self.learn(start, parties, told))
+        system.block_on(self.learn(start, parties, backs, told))
     }
 
     async fn learn(
         &self,
         start: &TensorSet,
         parties: Vec<Party>,
+        backs: Vec<Box<dyn SplitBack>>,
         told: &mut dyn FnMut(Told<'_>),
     ) -> Result<Outcome, ExperimentError> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
@@ -136,12 +176,18 @@ impl Federation<'_> {
         let lanes = Arc::new(Watched::new(self.at_once));
         let adapter = update::pack(start, Coding::F32, 0)?;
         let mut parties: Vec<Option<Party>> = parties.into_iter().map(Some).collect();
+        let mut backs = backs.into_iter();
         let mut nodes = Vec::new();
         for place in &places.all {
             let party = place.party.and_then(|at| parties.get_mut(at)?.take());
-            let trains = party.map(|Party { learner, data, .. }| {
-                (Watching { learner, lanes: Arc::clone(&lanes), jobs: 0 }, data)
-            });
+            let works = match party {
+                Some(Party { part: Part::Whole(learner), data, .. }) => {
+                    Works::Whole(Watching { learner, lanes: Arc::clone(&lanes), jobs: 0 }, data)
+                }
+                Some(Party { part: Part::Front(front), data, .. }) => Works::Front(front, data),
+                None if place.role == Role::Edge => backs.next().map_or(Works::Owner, Works::Back),
+                None => Works::Owner,
+            };
             let key = places.keys.remove(&place.node);
             let key = key.ok_or_else(|| ExperimentError::Name(place.node.to_string()))?;
             let identity = Identity {
@@ -156,23 +202,35 @@ impl Federation<'_> {
                 identity,
                 adapter.clone(),
                 brokers.links(place)?,
-                trains,
+                works,
                 Arc::clone(&clock),
                 gave_up.clone(),
             )?;
             nodes.push(crate::node::start(parts)?);
         }
 
-        let devices: Vec<Arc<Figures>> = nodes
-            .iter()
-            .zip(&places.all)
-            .filter(|(_, place)| place.party.is_some())
-            .map(|(node, _)| Arc::clone(&node.figures))
-            .collect();
-        let waited = self.wait(&nodes, &devices, &lanes.steps, &mut reasons, told).await;
-        let mut outcome = waited?;
+        let figures_of = |role| -> Vec<Arc<Figures>> {
+            let of_role = nodes.iter().zip(&places.all).filter(|(_, place)| place.role == role);
+            of_role.map(|(node, _)| Arc::clone(&node.figures)).collect()
+        };
+        let (devices, edges) = (figures_of(Role::Device), figures_of(Role::Edge));
+        let own = self.settings.knowledge.own_models;
+        let models =
+            if own { of_parties(&nodes, &places.all) } else { nodes.iter().take(1).collect() };
+        let served = models.iter().map(|node| node.serving.clone()).collect();
+        let mut versions = Versions::follow(served, own, self.settings.round.rounds);
+        let mut outcome = self.wait(&mut versions, &devices, &mut reasons, told).await?;
+        if !own {
+            self.settle(&nodes).await;
+        }
         outcome.losses = lanes.losses(self.settings.round.rounds);
         outcome.bytes_up = bytes_up(&devices) / self.settings.round.rounds.max(1);
+        outcome.traffic = Traffic {
+            device_up: bytes_up(&devices),
+            device_down: bytes_down(&devices),
+            edge_up: bytes_up(&edges),
+            edge_down: bytes_down(&edges),
+        };
         for node in nodes {
             node.stop("experiment_over", 200).await;
         }
@@ -180,17 +238,15 @@ impl Federation<'_> {
         Ok(outcome)
     }
 
-    /// Waits for version after version until the last is everywhere.
+    /// Waits for version after version until the last is there.
     async fn wait(
         &self,
-        nodes: &[Node],
+        versions: &mut Versions,
         devices: &[Arc<Figures>],
-        steps: &AtomicU64,
         reasons: &mut mpsc::Receiver<String>,
         told: &mut dyn FnMut(Told<'_>),
     ) -> Result<Outcome, ExperimentError> {
         let rounds = self.settings.round.rounds;
-        let cloud = nodes.first().ok_or_else(|| ExperimentError::Name("cloud".to_owned()))?;
         let mut outcome = Outcome::default();
         let (mut version, mut quiet, mut seen, mut sent) = (0, 0, 0, 0);
         while version < rounds {
@@ -200,53 +256,74 @@ impl Federation<'_> {
                 () = tokio::time::sleep(Duration::from_millis(TICK_MS)) => quiet += 1,
             }
             // Before the steps are counted: those behind this version are done.
-            let served = cloud.serving.borrow().clone();
-            let done = steps.load(Ordering::Acquire);
+            let news = versions.next();
+            let done = steps(devices);
             if done != seen {
                 (seen, quiet) = (done, 0);
                 told(Told::Steps(done));
             }
-            if served.0 > version {
-                (version, quiet) = (served.0, 0);
-                outcome.adapter = update::unpack(&served.1)?;
+            if let Some((next, packed)) = news {
+                (version, quiet) = (next, 0);
+                let models: Result<Vec<TensorSet>, _> =
+                    packed.iter().map(|bytes| update::unpack(bytes)).collect();
+                let models = models?;
                 let all = bytes_up(devices);
-                let (adapter, bytes_up) = (&outcome.adapter, all.saturating_sub(sent));
+                let bytes_up = all.saturating_sub(sent);
                 sent = all;
-                told(Told::Version { version, adapter, bytes_up });
+                told(Told::Version { version, models: &models, bytes_up });
+                outcome.adapter = models.into_iter().next().unwrap_or_default();
             }
             if quiet * TICK_MS > self.patience_s * 1_000 {
                 return Err(ExperimentError::Stuck { seconds: self.patience_s, version });
             }
         }
-        // The last version still has to reach the devices, so that their ledgers tell of it.
+        Ok(outcome)
+    }
+
+    /// The last version still has to reach the devices, so that their ledgers tell of it.
+    async fn settle(&self, nodes: &[Node]) {
         for _ in 0..SETTLE_TICKS {
-            let at_last = nodes.iter().all(|node| node.serving.borrow().0 >= rounds);
-            if at_last {
+            let last = self.settings.round.rounds;
+            if nodes.iter().all(|node| node.serving.borrow().0 >= last) {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(TICK_MS)).await;
         }
-        Ok(outcome)
     }
 
     fn parts(
         &self,
         identity: Identity,
-        adapter: Vec<u8>,
+        mut adapter: Vec<u8>,
         links: Links,
-        trains: Option<(Watching, Arc<Examples>)>,
+        works: Works,
         clock: Arc<dyn Clock>,
         gave_up: mpsc::Sender<String>,
     ) -> Result<NodeParts, ExperimentError> {
         let settings = self.settings;
-        let figures = Arc::new(Figures::default());
-        let lane = match trains {
-            Some((learner, data)) => {
-                Some((train_lane(learner, 1).map_err(ExperimentError::Thread)?, data))
+        let (figures, busy) = (Arc::new(Figures::default()), Arc::new(Busy::default()));
+        let me = identity.me.clone();
+        let bench =
+            |lane| LaneBench::new(me.clone(), lane, Arc::clone(&figures), Arc::clone(&busy));
+        let no_thread = ExperimentError::Thread;
+        let bench = match works {
+            Works::Owner => bench(None),
+            Works::Whole(learner, data) => {
+                bench(Some((train_lane(learner, 1).map_err(no_thread)?, data)))
             }
-            None => None,
+            Works::Front(front, data) => {
+                adapter = update::pack(&front.initial_adapter(), Coding::F32, 0)?;
+                let runs = FrontRuns::new(me.clone(), front, data);
+                let lane = front_lane(runs, Arc::clone(&figures), Arc::clone(&busy), QUEUE);
+                bench(None).with_half(Half::Front(lane.map_err(no_thread)?))
+            }
+            Works::Back(back) => {
+                let backs = split_of(settings).map_or(Backs::Each, |split| split.backs);
+                let copies = BackCopies::new(back, backs);
+                let lane = back_lane(copies, Arc::clone(&figures), QUEUE).map_err(no_thread)?;
+                bench(None).with_half(Half::Back(lane))
+            }
         };
-        let busy = Arc::new(Busy::default());
         let model = ModelMeta {
             name: settings.model.name.clone(),
             version: 0,
@@ -263,7 +340,7 @@ impl Federation<'_> {
         })?;
         Ok(NodeParts {
             store: Box::new(SqliteStore::open(&self.store_of(&identity.me), BlobCaps::default())?),
-            bench: Box::new(LaneBench::new(identity.me.clone(), lane, Arc::clone(&figures), busy)),
+            bench: Box::new(bench),
             learning: learning_of(settings, model, self.base, adapter, None),
             links,
             clock,
@@ -322,6 +399,14 @@ impl Federation<'_> {
     }
 }
 
+/// The parties' nodes, in the parties' order.
+fn of_parties<'a>(nodes: &'a [Node], places: &[Place]) -> Vec<&'a Node> {
+    let mut all: Vec<_> =
+        nodes.iter().zip(places).filter_map(|(node, place)| Some((place.party?, node))).collect();
+    all.sort_by_key(|(party, _)| *party);
+    all.into_iter().map(|(_, node)| node).collect()
+}
+
 /// A node's recorded events, and whether its ledger verifies.
 pub(super) fn audit_of(
     store: &SqliteStore,
@@ -339,11 +424,23 @@ pub(super) fn audit_of(
     Ok((events.collect(), verified.is_ok()))
 }
 
-/// Bytes that a device has published, mean over the devices.
-fn bytes_up(devices: &[Arc<Figures>]) -> u64 {
+/// Bytes that a node has published towards above, mean over the nodes.
+fn bytes_up(nodes: &[Arc<Figures>]) -> u64 {
     let up = |figures: &Arc<Figures>| figures.view().bytes_out.get(&Side::Up).copied();
-    let all: u64 = devices.iter().filter_map(up).sum();
-    all / u64::try_from(devices.len()).unwrap_or(1).max(1)
+    let all: u64 = nodes.iter().filter_map(up).sum();
+    all / u64::try_from(nodes.len()).unwrap_or(1).max(1)
+}
+
+/// Bytes that a node has received from above, mean over the nodes.
+fn bytes_down(nodes: &[Arc<Figures>]) -> u64 {
+    let down = |figures: &Arc<Figures>| figures.view().bytes_in.get(&Side::Up).copied();
+    let all: u64 = nodes.iter().filter_map(down).sum();
+    all / u64::try_from(nodes.len()).unwrap_or(1).max(1)
+}
+
+/// Optimiser steps that the devices have done.
+fn steps(devices: &[Arc<Figures>]) -> u64 {
+    devices.iter().map(|figures| figures.view().train_steps).sum()
 }
 
 /// The brokers of a federation.
@@ -397,15 +494,13 @@ impl<'a> Brokers<'a> {
 /// What the training lanes of all parties did, and whose turn it is.
 struct Watched {
     turns: Turns,
-    steps: AtomicU64,
     /// Losses of the parties' first jobs, of their second, and so on.
     losses: Mutex<BTreeMap<u64, Vec<f64>>>,
 }
 
 impl Watched {
     fn new(at_once: usize) -> Self {
-        let turns = Turns::new(at_once);
-        Self { turns, steps: AtomicU64::new(0), losses: Mutex::new(BTreeMap::new()) }
+        Self { turns: Turns::new(at_once), losses: Mutex::new(BTreeMap::new()) }
     }
 
     /// Mean loss of the parties at the end of each of the first `rounds` jobs.
@@ -417,7 +512,7 @@ impl Watched {
     }
 }
 
-/// A party's learner that waits for its turn and tells what it does.
+/// A party's learner that waits for its turn and tells its loss.
 struct Watching {
     learner: Box<dyn Learner>,
     lanes: Arc<Watched>,
@@ -437,10 +532,7 @@ impl Learner for Watching {
     ) -> Result<Trained, LearnError> {
         let lanes = &self.lanes;
         let turn = lanes.turns.take(u64::from(job.steps_over(data.num_examples())));
-        let trained = self.learner.train(data, job, &mut |at| {
-            lanes.steps.fetch_add(1, Ordering::Release);
-            progress(at)
-        })?;
+        let trained = self.learner.train(data, job, progress)?;
         drop(turn);
         let mut losses = lanes.losses.lock().unwrap_or_else(PoisonError::into_inner);
         losses.entry(self.jobs).or_default().push(f64::from(trained.loss_last));
@@ -451,6 +543,8 @@ impl Learner for Watching {
 
 /// Room for a chunk of any size that settings allow.
 const MAX_PACKET_BYTES: usize = 1 << 20;
+/// Tasks that wait for a half of a model: each device has one on its way.
+const QUEUE: usize = 128;
 /// How often is looked.
 const TICK_MS: u64 = 20;
 /// How long the last version may take to the devices: half a minute.

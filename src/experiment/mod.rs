@@ -7,12 +7,16 @@
 //! federation.rs   the same machines as devices on two sites: real nodes over the memory bus
 //! places.rs       who they are, and their keys
 //! turns.rs        who of them trains when
+//! versions.rs     what they have come to
 //! niid/           images dealt out unevenly, a table of published figures to compare with
 //! cascade.rs      another question: tiers that answer together, on bearings and work orders
 //! cascade_models  their models (libtorch)
 //! judge.rs        bits per character, a machine and together
 //! language.rs     the language model that learns and judges (libtorch)
 //! relay/          another experiment: models of three kinds teach each other (libtorch)
+//! paper/          five comparisons that the GaisNet paper asks for, cell by cell (libtorch)
+//! over.rs         a figure over several seeds, with its interval
+//! score.rs        answers beside labels
 //! ```
 //! Everything runs in one process and shares one base in memory; one learner works for all machines
 //! in turn, so a small computer is enough. Called by `gaisnet experiment`; the choice of every setting
@@ -28,10 +32,17 @@ mod judge;
 #[cfg(feature = "torch")]
 pub mod language;
 pub mod niid;
+#[cfg(feature = "torch")]
+pub mod over;
+#[cfg(feature = "torch")]
+pub mod paper;
 mod places;
 #[cfg(feature = "torch")]
 pub mod relay;
+#[cfg(feature = "torch")]
+mod score;
 mod turns;
+mod versions;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -240,7 +251,8 @@ pub fn run(
         let mut done = 0;
         let mut adapters = Vec::new();
         for machine in machines {
-            adapters.push(arms::train(&shared, settings, &machine.train, 1, &mut || {
+            let texts = Examples::Texts(machine.train.clone());
+            adapters.push(arms::train(&shared, settings, &texts, 1, &mut || {
                 done += 1;
                 news(News::Step { done, of: total });
             })?);
@@ -265,10 +277,10 @@ pub fn run(
             name: machine.name.clone(),
             site: machine.site.clone(),
             data: Arc::new(Examples::Texts(machine.train.clone())),
-            learner: Box::new(shared.clone()),
+            part: federation::Part::Whole(Box::new(shared.clone())),
         };
         let parties = machines.iter().map(party).collect();
-        federated = federation.run(&start, parties, &mut |told| {
+        federated = federation.run(&start, parties, Vec::new(), &mut |told| {
             if let federation::Told::Steps(done) = told {
                 news(News::Step { done, of: total });
             }
@@ -282,7 +294,7 @@ pub fn run(
         news(News::Begins("all texts in one place"));
         let since = clock.now();
         let mut done = 0;
-        let all = arms::pooled(machines);
+        let all = Examples::Texts(arms::pooled(machines));
         let times = u32::try_from(machines.len()).unwrap_or(u32::MAX);
         let adapter = arms::train(&shared, settings, &all, times, &mut || {
             done += 1;

@@ -181,7 +181,7 @@ fn a_name_that_cannot_be_a_nodes_is_refused() {
         name: "A/B".into(),
         site: "north".into(),
         data: Arc::new(Texts::default().into()),
-        learner: Box::new(Mean),
+        part: federation::Part::Whole(Box::new(Mean)),
     };
     let folder = tempfile::tempdir().unwrap();
     let error = places::Places::open(

@@ -25,6 +25,14 @@ pub fn upper_bound(hits: u64, draws: u64, delta: f64) -> f64 {
     inv_beta_reg(count_weight(hits) + 1.0, count_weight(draws - hits), 1.0 - delta)
 }
 
+/// Lower bound of such a rate, wrong with a probability of at most `delta`; 0 without draws.
+///
+/// # Source
+/// Clopper and Pearson 1934: the upper bound of the draws that missed, from above.
+pub fn lower_bound(hits: u64, draws: u64, delta: f64) -> f64 {
+    1.0 - upper_bound(draws.saturating_sub(hits), draws, delta)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -48,9 +56,7 @@ mod tests {
         // Two-sided 95 % intervals: Newcombe 1998, Statistics in Medicine 17, table I, method 5.
         let cases = [(81, 263, 0.2527, 0.3676), (15, 148, 0.0578, 0.1617), (1, 29, 0.0009, 0.1776)];
         for (hits, draws, low, high) in cases {
-            // The lower bound is the upper one of the draws that missed.
-            let lower = 1.0 - upper_bound(draws - hits, draws, 0.025);
-            assert!((lower - low).abs() < 6e-5, "{hits} of {draws}");
+            assert!((lower_bound(hits, draws, 0.025) - low).abs() < 6e-5, "{hits} of {draws}");
             assert!((upper_bound(hits, draws, 0.025) - high).abs() < 6e-5, "{hits} of {draws}");
         }
     }
@@ -60,6 +66,8 @@ mod tests {
         assert!((upper_bound(0, 0, 0.05) - 1.0).abs() < f64::EPSILON);
         assert!((upper_bound(7, 7, 0.05) - 1.0).abs() < f64::EPSILON);
         assert!((upper_bound(9, 7, 0.05) - 1.0).abs() < f64::EPSILON);
+        assert!(lower_bound(0, 0, 0.05).abs() < f64::EPSILON);
+        assert!(lower_bound(0, 7, 0.05).abs() < f64::EPSILON);
     }
 
     proptest! {

@@ -327,6 +327,19 @@ impl TrainJob {
         })
     }
 
+    /// Refuses a rate that falls within the run, for a learner that knows one rate.
+    ///
+    /// # Errors
+    /// [`LearnError::OutOfRange`] when the job has one.
+    pub fn without_final_rate(&self, model: &str) -> Result<(), LearnError> {
+        let Some(last) = self.final_rate else { return Ok(()) };
+        Err(LearnError::OutOfRange {
+            what: "final learning rate",
+            expected: format!("none: {model} learns at one rate (no cosine_steps)"),
+            actual: last.to_string(),
+        })
+    }
+
     /// Checks the numbers that no learner can follow.
     ///
     /// # Errors

@@ -16,6 +16,7 @@ mod clip;
 mod effect_norm;
 mod error_feedback;
 mod factors;
+mod feature_map;
 mod fedavg;
 mod generation;
 mod generator;
@@ -29,10 +30,14 @@ mod lora_product;
 mod metrics;
 mod packing;
 pub mod physics;
+mod plan;
+mod probe;
 mod prototypes;
 mod quant;
 mod reference_logits;
+mod reference_recipe;
 mod reference_set;
+mod reference_texts;
 mod robust;
 mod sampling;
 mod schedule;
@@ -45,6 +50,7 @@ mod split;
 mod splits;
 mod staleness;
 mod tensors;
+mod text_features;
 #[cfg(test)]
 #[path = "../../tests/support/toy_generator.rs"]
 pub(crate) mod toy_generator;
@@ -55,7 +61,7 @@ pub use adapter_slots::{AdapterId, AdapterSlots};
 pub use answer_text::{AnswerText, Piece};
 pub use augment::Augment;
 pub use batches::{Batches, PassEnd};
-pub use binomial::upper_bound;
+pub use binomial::{lower_bound, upper_bound};
 pub use bits::Bits;
 pub use calibration::{
     Calibration, Judged, LEAST_HELD_OUT, Threshold, at_temperature, calibrate, temperature,
@@ -65,6 +71,7 @@ pub use class_logits::{LOGIT_BOUND, MAX_MARGIN, average_class_logits, merge_clas
 pub use clip::{LEAST_NORMS, NORMS_REMEMBERED, NormClip};
 pub use effect_norm::effect_norm;
 pub use error_feedback::ErrorFeedback;
+pub use feature_map::{FeatureMap, MAX_FEATURES};
 pub use fedavg::{Accumulator, Share, WeightedDelta, fed_avg, weights, weights_up_to};
 pub use generation::{Ask, BatchLimits, Finish, GenerateError, Generated, Told};
 pub use generator::{Generator, Tokens};
@@ -80,16 +87,22 @@ pub use linear_classifier::{FitConfig, LinearClassifier, hashed_ngrams};
 pub use lora_product::{Combined, Contribution, LoraAverage, combine, stack};
 pub use metrics::{Confusion, percentile};
 pub use packing::{Frame, MAX_LENGTH, Packed, lay_end_to_end, pack};
+pub use plan::{
+    AnsweredBy, Considered, Cost, MemberFigures, ModelCost, Obstacle, PartCost, Proposal,
+    RoundWork, SHARE, Way, align, propose, training_bytes,
+};
+pub use probe::{probe_window, sound};
 pub use prototypes::{EMBEDDING_BOUND, Prototypes, merge_prototypes};
 pub use quant::{Quantizer, Width};
 pub use reference_logits::{
     ENTROPY_TEMPERATURE, REFERENCE_LOGIT_BOUND, check_reference_logits, entropy_reduction,
     lowest_loss,
 };
+pub use reference_recipe::{RecipeClass, ReferenceRecipe, WriteConfig};
 pub use reference_set::{
-    BEARING_PHYSICS, MAX_REFERENCE, ReferenceSet, labels_digest, reference_classes,
-    reference_labels,
+    BEARING_PHYSICS, MAX_REFERENCE, ReferenceSet, labels_digest, labels_in_turn, reference_classes,
 };
+pub use reference_texts::ReferenceTexts;
 pub use robust::{MIN_MEMBERS, MergeRule, TRIM};
 pub use sampling::{Sampler, Sampling};
 pub use schedule::{RateSchedule, Rates};
@@ -98,13 +111,15 @@ pub use soft_labels::mean_class_logits;
 pub use softmax::{SoftmaxLearner, SoftmaxPredictor};
 pub use spectrum::{MachineSpeeds, Spectrum};
 pub use split::{
-    BackCopy, BackJob, BackStep, Cut, FrontBegun, FrontRun, Smashed, SplitBack, SplitFront,
+    BackCopy, BackJob, BackPredictor, BackStep, Cut, FrontBegun, FrontPredictor, FrontRun, Kept,
+    Smashed, SplitBack, SplitFront,
 };
 pub use splits::{
     LEAST_ROWS, MOST_DRAWS, Split, split_by_dirichlet, split_by_labels, split_evenly,
 };
 pub use staleness::{MAX_STALENESS, buffer_size, is_too_stale, staleness_factor};
 pub use tensors::{Layout, Tensor, TensorSet};
+pub use text_features::{HASHED_PLACES, HashedRuns, TextFeatures};
 pub use window::normalise_window;
 
 /// What can be wrong with numbers that are to be learned from or combined.

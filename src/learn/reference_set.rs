@@ -1,11 +1,12 @@
 //! Inputs that nobody owns, made by a generator: what reference logits are about.
 //!
 //! A generated set needs not travel. Who knows generator, seed and count makes it, and compares digests:
-//! another version of a generator gives other bytes, and is found out before anything is learned.
+//! another version of a generator gives other bytes, and is found out before anything is learned. Texts that a
+//! model wrote ([`ReferenceTexts`]) lie in a file instead, and the digest is the file's.
 
 use std::sync::Arc;
 
-use super::{LearnError, Windows, physics};
+use super::{LearnError, ReferenceTexts, TextFeatures, Windows, physics};
 use crate::ids::Digest;
 use crate::rng::Stream;
 
@@ -19,10 +20,17 @@ pub const MAX_REFERENCE: u32 = 10_000;
 /// A made set with its labels.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ReferenceSet {
-    /// The windows, with the labels that they were generated for; lessons share them.
+    /// The windows, with the labels that they were generated for; lessons share them. Of a set of texts: their
+    /// features in this node's eyes.
     pub windows: Arc<Windows>,
-    /// SHA-256 over generator, seed, count, classes, labels and samples.
+    /// SHA-256 over generator, seed, count, classes, labels and samples; of texts, that of their file.
     pub digest: Digest,
+    /// Name of the generator, or of the set of texts.
+    pub name: String,
+    /// Its seed.
+    pub seed: u64,
+    /// Whether the labels may be learned from.
+    pub labelled: bool,
 }
 
 impl ReferenceSet {
@@ -50,15 +58,46 @@ impl ReferenceSet {
             window.copy_from_slice(&normalised);
         }
         let digest = digest_of(generator, seed, count, &windows);
-        Ok(Self { windows: Arc::new(windows), digest })
+        let (windows, name) = (Arc::new(windows), generator.to_owned());
+        Ok(Self { windows, digest, name, seed, labelled: true })
+    }
+
+    /// A set of texts, read by what a node reads texts with.
+    ///
+    /// # Errors
+    /// [`LearnError`] when a text can't be read.
+    pub fn of_texts(
+        set: &ReferenceTexts,
+        reader: &mut dyn TextFeatures,
+    ) -> Result<Self, LearnError> {
+        let texts: Vec<&str> = set.texts.iter().map(String::as_str).collect();
+        let x = reader.features(&texts)?;
+        let (len, classes) = (reader.width(), set.classes.len());
+        let labels = labels_in_turn(classes, texts.len());
+        Ok(Self {
+            windows: Arc::new(Windows { x, len, labels, classes }),
+            digest: set.digest()?,
+            name: set.name.to_string(),
+            seed: set.seed,
+            labelled: set.labelled,
+        })
+    }
+
+    /// The same inputs for rounds in which nobody says what they are of.
+    #[must_use]
+    pub fn without_labels(self) -> Self {
+        Self { labelled: false, ..self }
+    }
+
+    /// Number of inputs.
+    pub fn count(&self) -> u32 {
+        u32::try_from(self.windows.num_examples()).unwrap_or(u32::MAX)
     }
 }
 
-/// The labels of a generated set, without making it; `None` for a generator that isn't known here.
-pub fn reference_labels(generator: &str, count: u32) -> Option<Vec<usize>> {
-    let classes = physics::CLASSES.len();
-    let n = usize::try_from(count.min(MAX_REFERENCE)).ok()?;
-    (generator == BEARING_PHYSICS).then(|| (0..classes).cycle().take(n).collect())
+/// Labels of a set with labels: each class in turn, so that nobody needs the inputs to know them.
+pub fn labels_in_turn(classes: usize, count: usize) -> Vec<usize> {
+    (0..classes).cycle().take(count).collect()
 }
 
 /// Classes that a generator's labels speak of; `None` for one that isn't known here.
@@ -98,7 +137,9 @@ mod tests {
         assert_eq!(set, make(1, 7));
         assert_ne!(set.digest, make(2, 7).digest);
         assert_ne!(set.digest, make(1, 6).digest);
-        assert_eq!(set.windows.labels, reference_labels(BEARING_PHYSICS, 7).unwrap());
+        assert_eq!(set.windows.labels, labels_in_turn(3, 7));
+        assert_eq!((set.count(), set.labelled), (7, true));
+        assert!(!set.clone().without_labels().labelled);
         assert_eq!(reference_classes(BEARING_PHYSICS), Some(set.windows.classes));
         let first = set.windows.row(0).unwrap();
         let power = first.iter().map(|x| x * x).sum::<f32>() / 2_048.0;
@@ -119,7 +160,22 @@ mod tests {
         assert!(ReferenceSet::make("somebody's", 1, 3).is_err());
         assert!(ReferenceSet::make(BEARING_PHYSICS, 1, 0).is_err());
         assert!(ReferenceSet::make(BEARING_PHYSICS, 1, u32::MAX).is_err());
-        assert_eq!(reference_labels("somebody's", 3), None);
+    }
+
+    #[test]
+    fn texts_are_what_a_node_reads_them_as_and_their_digest_is_the_files() {
+        let texts = ReferenceTexts {
+            name: crate::ids::Name::new("orders-1").unwrap(),
+            seed: 3,
+            written_by: "a test".into(),
+            labelled: false,
+            classes: vec!["a".into(), "b".into()],
+            texts: ["oil", "tooth", "hose"].map(str::to_owned).to_vec(),
+        };
+        let set = ReferenceSet::of_texts(&texts, &mut crate::learn::HashedRuns).unwrap();
+        assert_eq!(set.digest, texts.digest().unwrap());
+        assert_eq!((set.windows.labels.clone(), set.labelled), (vec![0, 1, 0], false));
+        assert_eq!(set.windows.x.len(), 3 * set.windows.len);
     }
 
     #[test]

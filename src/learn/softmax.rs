@@ -1,4 +1,5 @@
-//! The first learner: softmax regression on the gain-free features of [`Spectrum`], plain Rust.
+//! The first learner: softmax regression on the features of a [`FeatureMap`], plain Rust: gain-free ones of a window,
+//! or those of a text.
 //!
 //! Its adapter is the whole model: `head.weight` `[C, F]` and `head.bias` `[C]`. Small enough to
 //! check by hand, strong enough to show what federation gives, and a node needs no libtorch for it.
@@ -19,16 +20,16 @@ use std::sync::Arc;
 
 use super::softmax_head::Head;
 use super::{
-    Batches, ClassLogits, Control, Examples, LearnError, Learner, Lesson, MachineSpeeds, PassEnd,
-    Prediction, Predictor, Progress, Prototypes, Spectrum, TensorSet, TrainJob, Trained, Windows,
-    mean_class_logits, narrow,
+    Batches, ClassLogits, Control, Examples, FeatureMap, LearnError, Learner, Lesson,
+    MachineSpeeds, PassEnd, Prediction, Predictor, Progress, Prototypes, Spectrum, TensorSet,
+    TrainJob, Trained, Windows, mean_class_logits, narrow,
 };
 use crate::rng::Stream;
 
-/// Trains a softmax head on one device's windows.
+/// Trains a softmax head on one device's windows or texts.
 #[derive(Debug)]
 pub struct SoftmaxLearner {
-    spectrum: Spectrum,
+    map: FeatureMap,
     classes: usize,
     /// Features of the windows seen last: they don't change from round to round.
     seen: Option<(Vec<f32>, Vec<f64>)>,
@@ -46,9 +47,16 @@ impl SoftmaxLearner {
         window_len: usize,
         classes: usize,
     ) -> Result<Self, LearnError> {
-        let spectrum = Spectrum::new(speeds, window_len)?;
+        Self::on(FeatureMap::Spectrum(Spectrum::new(speeds, window_len)?), classes)
+    }
+
+    /// A learner on any features.
+    ///
+    /// # Errors
+    /// [`LearnError::OutOfRange`] when there are fewer than 2 classes.
+    pub fn on(map: FeatureMap, classes: usize) -> Result<Self, LearnError> {
         check_classes(classes)?;
-        Ok(Self { spectrum, classes, seen: None, seen_reference: None })
+        Ok(Self { map, classes, seen: None, seen_reference: None })
     }
 }
 
@@ -68,7 +76,7 @@ fn remembered<K>(
 
 impl Learner for SoftmaxLearner {
     fn initial_adapter(&self) -> TensorSet {
-        Head::zeros(self.classes, self.spectrum.num_features()).to_tensors()
+        Head::zeros(self.classes, self.map.num_features()).to_tensors()
     }
 
     fn train(
@@ -79,13 +87,13 @@ impl Learner for SoftmaxLearner {
     ) -> Result<Trained, LearnError> {
         let data = data.windows()?;
         let steps = job.check_for(data.num_examples())?;
-        let (len, classes) = (self.spectrum.window_len(), self.classes);
+        let (len, classes) = (self.map.input_len(), self.classes);
         check_data(data, len, classes, job.lesson.as_ref())?;
-        let width = self.spectrum.num_features();
+        let width = self.map.num_features();
         let start = Head::from_tensors(&job.start, self.classes, width)?;
         let targets = soft_targets(job, self.classes)?;
-        let spectrum = &self.spectrum;
-        let of = |x: &[f32]| features_of(spectrum, x);
+        let map = &self.map;
+        let of = |x: &[f32]| map.features(x);
         let (same, key) = (|x: &Vec<f32>| *x == data.x, || data.x.clone());
         let features = remembered(&mut self.seen, same, key, || of(&data.x))?;
         let rows: Vec<&[f64]> = features.chunks_exact(width).collect();
@@ -109,7 +117,8 @@ impl Learner for SoftmaxLearner {
         for step in 1..=steps {
             let picked = batches.next(size);
             let batch = picked.iter().filter_map(|i| Some((*rows.get(*i)?, *data.labels.get(*i)?)));
-            let objective = Objective { start: &start, targets: &targets, job };
+            let weight_decay = map.weight_decay();
+            let objective = Objective { start: &start, targets: &targets, weight_decay, job };
             let (own, mut gradient) = objective.gradient(&head, batch);
             let lesson = match &taught {
                 Some(taught) => {
@@ -160,7 +169,7 @@ impl Learner for SoftmaxLearner {
 /// Answers with a softmax head; before the first [`Predictor::load`] all classes are equally likely.
 #[derive(Debug)]
 pub struct SoftmaxPredictor {
-    spectrum: Spectrum,
+    map: FeatureMap,
     head: Head,
 }
 
@@ -174,30 +183,37 @@ impl SoftmaxPredictor {
         window_len: usize,
         classes: usize,
     ) -> Result<Self, LearnError> {
-        let spectrum = Spectrum::new(speeds, window_len)?;
+        Self::on(FeatureMap::Spectrum(Spectrum::new(speeds, window_len)?), classes)
+    }
+
+    /// A predictor on any features.
+    ///
+    /// # Errors
+    /// As [`SoftmaxLearner::on`].
+    pub fn on(map: FeatureMap, classes: usize) -> Result<Self, LearnError> {
         check_classes(classes)?;
-        let head = Head::zeros(classes, spectrum.num_features());
-        Ok(Self { spectrum, head })
+        let head = Head::zeros(classes, map.num_features());
+        Ok(Self { map, head })
     }
 }
 
 impl Predictor for SoftmaxPredictor {
     fn load(&mut self, adapter: &TensorSet) -> Result<(), LearnError> {
         let classes = self.head.classes();
-        self.head = Head::from_tensors(adapter, classes, self.spectrum.num_features())?;
+        self.head = Head::from_tensors(adapter, classes, self.map.num_features())?;
         Ok(())
     }
 
     fn predict(&mut self, x: &[f32], len: usize) -> Result<Vec<Prediction>, LearnError> {
-        if len != self.spectrum.window_len() || !x.len().is_multiple_of(len) {
+        if len != self.map.input_len() || !x.len().is_multiple_of(len) {
             return Err(LearnError::OutOfRange {
                 what: "window length",
-                expected: format!("{}, and whole windows", self.spectrum.window_len()),
+                expected: format!("{}, and whole windows", self.map.input_len()),
                 actual: format!("{len}, {} samples in all", x.len()),
             });
         }
-        let features = features_of(&self.spectrum, x)?;
-        let rows = features.chunks_exact(self.spectrum.num_features());
+        let features = self.map.features(x)?;
+        let rows = features.chunks_exact(self.map.num_features());
         Ok(rows.map(|row| self.head.prediction(row)).collect())
     }
 }
@@ -207,6 +223,7 @@ struct Objective<'a> {
     start: &'a Head,
     /// One entry a class: the federation's probabilities for it, where there are any.
     targets: &'a [Option<Vec<f64>>],
+    weight_decay: f64,
     job: &'a TrainJob,
 }
 
@@ -236,7 +253,7 @@ impl Objective<'_> {
         gradient.scale(1.0 / n);
         gradient.add_scaled(f64::from(self.job.prox_mu), head);
         gradient.add_scaled(-f64::from(self.job.prox_mu), self.start);
-        gradient.add_scaled_weight(WEIGHT_DECAY, head);
+        gradient.add_scaled_weight(self.weight_decay, head);
         (loss / n, gradient)
     }
 }
@@ -291,14 +308,6 @@ impl<'a> Taught<'a> {
         }
         loss
     }
-}
-
-fn features_of(spectrum: &Spectrum, x: &[f32]) -> Result<Vec<f64>, LearnError> {
-    let mut features = Vec::new();
-    for window in x.chunks_exact(spectrum.window_len()) {
-        features.extend(spectrum.features(window)?.into_iter().map(f64::from));
-    }
-    Ok(features)
 }
 
 /// Softmax of each class's target logits; none where the class was suppressed.
@@ -380,9 +389,6 @@ fn count_of(n: usize) -> f64 {
 fn to_usize(n: u32) -> usize {
     usize::try_from(n).unwrap_or(usize::MAX)
 }
-
-/// L2 on the weights, tuned by leaving recordings out of the training part.
-const WEIGHT_DECAY: f64 = 0.01;
 
 /// More classes than any machine has states; bounds what a job can make us allocate.
 const MAX_CLASSES: usize = 4_096;
@@ -485,7 +491,7 @@ mod tests {
         let job =
             TrainJob { prox_mu: 0.3, distill_lambda: 0.7, class_targets: Some(targets()), ..job() };
         let soft = soft_targets(&job, 2).unwrap();
-        let objective = Objective { start: &start, targets: &soft, job: &job };
+        let objective = Objective { start: &start, targets: &soft, weight_decay: 0.01, job: &job };
         let value = |head: &Head| {
             let (ce, _) = objective.gradient(head, batch());
             let mut distill = 0.0;
@@ -501,7 +507,7 @@ mod tests {
             let mut only_weight = Head::zeros(2, width);
             only_weight.add_scaled_weight(1.0, head);
             let decay = only_weight.values_mut().map(|x| *x * *x).sum::<f64>();
-            ce + f64::from(0.7_f32) * distill + prox + WEIGHT_DECAY / 2.0 * decay
+            ce + f64::from(0.7_f32) * distill + prox + 0.01 / 2.0 * decay
         };
         let (_, mut gradient) = objective.gradient(&head, batch());
         for (at, slope) in gradient.values_mut().enumerate() {

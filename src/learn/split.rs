@@ -21,13 +21,16 @@
 //! Split learning with averaged halves: Thapa et al. 2020, arXiv:2004.12088 (`SplitFed`); with LoRA: Lin et
 //! al. 2024, arXiv:2407.00952. Holding the back's change until the front has taken its own is ours.
 
-use super::{Activations, ClassLogits, Examples, Layout, LearnError, TensorSet, TrainJob};
+use super::{
+    Activations, ClassLogits, Examples, Layout, LearnError, Prediction, Predictor, TensorSet,
+    TrainJob,
+};
 use crate::ids::NodeId;
 
 /// Where a model is cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cut {
-    /// Blocks in the front, behind the embedding.
+    /// Blocks in the front, behind the embedding; of an image network its convolutions.
     pub blocks: u32,
     /// Labels stay on the device, and the head with them.
     pub head_in_front: bool,
@@ -51,7 +54,8 @@ impl Cut {
 
     /// Whether a tensor of the model, or one that an adapter puts beside it, lies in the front.
     ///
-    /// Names are those of `torch`: `embed.*`, `blocks.<i>.*`, `norm.*`, `head.*`.
+    /// Names are those of `torch`: `embed.*`, `blocks.<i>.*` counted from 0, `norm.*`, `head.*`; of an image
+    /// network `conv<i>.*` counted from 1, and `fc<i>.*` behind them.
     pub fn is_front(&self, name: &str) -> bool {
         let mut levels = name.split('.');
         match levels.next() {
@@ -60,7 +64,11 @@ impl Cut {
             Some("blocks") => {
                 levels.next().and_then(|i| i.parse::<u32>().ok()).is_some_and(|i| i < self.blocks)
             }
-            _ => false,
+            Some(level) => level
+                .strip_prefix("conv")
+                .and_then(|i| i.parse::<u32>().ok())
+                .is_some_and(|i| i <= self.blocks),
+            None => false,
         }
     }
 
@@ -84,12 +92,14 @@ pub struct FrontBegun {
     pub num_examples: u64,
     /// `[C]`, examples of each class; empty where labels stay here.
     pub class_counts: Vec<u64>,
+    /// Batches of the run.
+    pub steps: u32,
 }
 
 /// What the front gives for one batch.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Smashed {
-    /// `[n, tokens, d]` at the cut.
+    /// `[n, tokens, d]` or `[n, d]` at the cut.
     pub activations: Activations,
     /// `[n]` class of each example; empty where labels stay on the device.
     pub labels: Vec<u32>,
@@ -216,6 +226,56 @@ pub trait BackCopy: Send {
     fn adapter(&self) -> Result<TensorSet, LearnError>;
 }
 
+/// Answers windows as far as the front of a model goes, with the adapter that was loaded last.
+pub trait FrontPredictor: Send {
+    /// Swaps the front's part of the adapter; on an error the old one stays.
+    ///
+    /// # Errors
+    /// [`LearnError`] when it doesn't fit the front.
+    fn load(&mut self, adapter: &TensorSet) -> Result<(), LearnError>;
+
+    /// Windows `[n, len]` to activations at the cut, `[n, tokens, d]`.
+    ///
+    /// # Errors
+    /// [`LearnError`] when `len` isn't the model's or a value isn't finite.
+    fn pass(&mut self, x: &[f32], len: usize) -> Result<Activations, LearnError>;
+}
+
+/// A whole model that also goes on from where a front has stopped.
+pub trait BackPredictor: Predictor {
+    /// Activations at the cut, `[n, tokens, d]`, to n predictions.
+    ///
+    /// # Errors
+    /// [`LearnError`] when the shape isn't that of the cut, a value isn't finite, or no adapter was loaded
+    /// before the one in use.
+    fn finish(&mut self, at_cut: &Activations, with: Kept) -> Result<Vec<Prediction>, LearnError>;
+}
+
+/// Which of the adapters that a [`BackPredictor`] keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept {
+    /// The one in use.
+    Last,
+    /// The one that was in use before it: fronts swap a little later.
+    Before,
+}
+
+impl<P: FrontPredictor + ?Sized> FrontPredictor for Box<P> {
+    fn load(&mut self, adapter: &TensorSet) -> Result<(), LearnError> {
+        (**self).load(adapter)
+    }
+
+    fn pass(&mut self, x: &[f32], len: usize) -> Result<Activations, LearnError> {
+        (**self).pass(x, len)
+    }
+}
+
+impl<P: BackPredictor + ?Sized> BackPredictor for Box<P> {
+    fn finish(&mut self, at_cut: &Activations, with: Kept) -> Result<Vec<Prediction>, LearnError> {
+        (**self).finish(at_cut, with)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -230,6 +290,8 @@ mod tests {
         assert!(front.iter().all(|name| two.is_front(name)));
         assert!(!back.iter().any(|name| two.is_front(name)));
         assert!(Cut { head_in_front: true, ..two }.is_front("head.bias"));
+        assert!(two.is_front("conv1.bias") && two.is_front("conv2.weight"));
+        assert!(!["conv3.bias", "conv.bias", "fc1.weight"].iter().any(|name| two.is_front(name)));
         let names = front.iter().chain(&back).map(|name| ((*name).to_owned(), vec![1]));
         let all = Layout(names.collect());
         assert_eq!(two.front_of(&all).0.len() + two.back_of(&all).0.len(), all.0.len());

@@ -296,6 +296,20 @@ pub enum Event {
         /// The version from now on.
         to: Version,
     },
+    /// A rollout went a step on, or ended.
+    RolloutStep {
+        /// Who wanted it, if anybody did.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        by: Option<NodeId>,
+        /// `planned`, `approved`, `entered`, `passed`, `done` or `halted`.
+        outcome: Word,
+        /// Digest of the plan.
+        plan: Digest,
+        /// The stage.
+        stage: Word,
+        /// The version.
+        version: Version,
+    },
     /// Inputs left the site: requests that the tier above was asked to answer, since the last entry of
     /// this kind.
     Escalate {
@@ -338,6 +352,7 @@ impl Event {
             Self::Distil { .. } => "distil",
             Self::Rollout { .. } => "rollout",
             Self::Rollback { .. } => "rollback",
+            Self::RolloutStep { .. } => "rollout_step",
             Self::Escalate { .. } => "escalate",
         }
     }
@@ -450,6 +465,13 @@ pub(crate) mod tests {
             Event::Distil { adapter: digest, knowledge: digest, round: n, steps: u32::MAX },
             Event::Rollout { adapter: digest, version: n },
             Event::Rollback { from: n, reason: word(), to: n },
+            Event::RolloutStep {
+                by: Some(name()),
+                outcome: word(),
+                plan: digest,
+                stage: word(),
+                version: n,
+            },
             Event::Escalate { digest, model: name(), requests: n, to: name() },
         ];
         events.into_iter().map(|event| Entry::new(name(), Wall(n), event)).collect()

@@ -18,7 +18,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::{Identity, NodeError, roles_of, tier_of};
 use crate::actors::{Figures, HeldBase, NotGiven, Operator};
-use crate::bus::{Bus, BusEvent, Delivery, Priority, Publish};
+use crate::bus::{Border, Bus, BusEvent, Crossing, Delivery, Line};
 use crate::data::models::BaseFiles;
 use crate::data::partial::Partial;
 use crate::data::{Cache, DataError};
@@ -30,7 +30,7 @@ use crate::topic::{self, Branch, Leaf, Prefix};
 use crate::trust::keyring::Keyring;
 use crate::trust::pins::FilePin;
 use crate::trust::{self, Door, Sealer};
-use crate::wire::{BaseChunk, BaseFile, Body, Get, Wanted};
+use crate::wire::{BaseChunk, BaseFile, Body, Get, Leaving, Wanted};
 
 /// A base that a signed card pins, and where it goes.
 #[derive(Debug, Clone)]
@@ -378,20 +378,20 @@ impl<'a> Asker<'a> {
         let wanted = Wanted::Base { sha256: pin.sha256, indices };
         let to = trust::To::Directly(self.progress.parent.clone());
         let now = self.clock.now().wall;
-        match self.sealer.seal(&to, &Body::Get(Get { wanted }), 0, 0, now) {
-            Ok((topic, payload)) => self.publish(Side::Up, topic, payload, false),
+        let leaving = Leaving::new(Get { wanted });
+        match Crossing::seal(&mut self.sealer, &to, &leaving, 0, 0, now) {
+            Ok(crossing) => self.publish(Side::Up, crossing),
             Err(error) => tracing::error!(%error, "a request can't be sealed"),
         }
     }
 
-    fn publish(&self, side: Side, topic: String, payload: Vec<u8>, retain: bool) {
-        let bus = match side {
-            Side::Up => Some(&self.up.0),
-            Side::Down => self.down.as_ref().map(|(bus, _)| bus),
+    fn publish(&self, side: Side, crossing: Crossing) {
+        let line = match side {
+            // Whichever zone the parent is in: nothing else is said here.
+            Side::Up => Some(Line::Border(Border::new(Arc::clone(&self.up.0)))),
+            Side::Down => self.down.as_ref().map(|(bus, _)| Line::Inside(Arc::clone(bus))),
         };
-        let (at_least_once, priority) = (true, Priority::Control);
-        let message = Publish { topic, payload, at_least_once, retain, priority };
-        if let Some(Err(error)) = bus.map(|bus| bus.publish(message)) {
+        if let Some(Err(error)) = line.map(|line| line.publish(crossing.into())) {
             self.figures.count(error.kind());
         }
     }
@@ -401,8 +401,8 @@ impl<'a> Asker<'a> {
         let fetching_base = online.then(|| self.progress.percent());
         let status = Operator::status(&self.roles, online, 0, self.started, now);
         let status = Status { fetching_base, ..status };
-        if let Ok(payload) = serde_json::to_vec(&status) {
-            self.publish(side, self.branch.status(), payload, true);
+        if let Ok(crossing) = Crossing::presence(&self.branch, &status) {
+            self.publish(side, crossing);
         }
     }
 

@@ -90,6 +90,7 @@ pub fn language_brain(settings: &Settings, keyring: &Keyring) -> Result<Brain, S
             tokens: std::sync::Arc::new(tokenizer),
         }),
         back: None,
+        reader: None,
     })
 }
 

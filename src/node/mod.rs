@@ -11,10 +11,15 @@ mod clock;
 mod health;
 #[cfg(all(feature = "cli", feature = "torch"))]
 mod language;
+#[cfg(all(feature = "cli", feature = "torch"))]
+mod plan;
+mod rollback;
 #[cfg(feature = "cli")]
 mod settings;
 #[cfg(feature = "cli")]
 mod split;
+#[cfg(feature = "cli")]
+mod texts;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -27,22 +32,22 @@ use tokio::sync::{Notify, mpsc, watch};
 use crate::actors::lanes::{Lane, ServeRequest};
 use crate::actors::text_lane::TextLane;
 use crate::actors::{
-    Above, AboveLink, AboveSaid, Adopt, BaseDesk, Bounds, Busy, CascadeParts, Figures, Finish,
-    Gateway, GatewayParts, HeldBase, Inferencer, InferencerParts, Introduce, Leave, Leaves, Link,
-    Machine, MachineView, Measure, Observe, Operator, OperatorParts, Request, Role, Run, Runner,
-    RunnerParts, Serve, Served, Stimulus, TagSample, TextInferencer, TextParts, Workbench, pump,
-    subscribe, subscriptions,
+    Above, AboveLink, AboveSaid, Adopt, BaseDesk, Bounds, Busy, CascadeParts, Checked, Figures,
+    Finish, Gateway, GatewayParts, HalfOf, HalfParts, HeldBase, Inferencer, InferencerParts,
+    Introduce, Leave, Leaves, Link, Machine, MachineView, Measure, Observe, Operator,
+    OperatorParts, Request, Role, Run, Runner, RunnerParts, Serve, Served, Steer, Stimulus,
+    TagSample, TextInferencer, TextParts, Way, Workbench, pump, subscribe, subscriptions,
 };
-use crate::bus::{Ack, Bus, BusEvent};
+use crate::bus::{Ack, Border, Bus, BusEvent, Line, ToCloud};
 use crate::ids::{BootId, Digest, Name, NodeId, Side};
 use crate::learn::{RateSchedule, ReferenceSet, labels_digest};
 use crate::ledger::{Event, LedgerError, Log, Origin, Replay, SignedCheckpoint, Word};
 use crate::privacy::Gate;
 use crate::protocol::cascade::{Calibrated, CascadeConfig, Uncalibrated};
 use crate::protocol::{
-    Backs, Distils, Effect, Failover, FailoverConfig, FrontConfig, Input, Knows, Member,
-    MemberConfig, Owner, Relay, RelayConfig, Round, RoundConfig, ShareBounds, SplitDevice,
-    SplitTerms, update,
+    Backs, Distils, Effect, Failover, FailoverConfig, FrontConfig, Input, IslandTerms, Knows,
+    Member, MemberConfig, Owner, Relay, RelayConfig, Round, RoundConfig, ShareBounds, Slots,
+    SlotsConfig, SplitDevice, SplitTerms, update,
 };
 use crate::scada::command::CommandPolicy;
 use crate::scada::replay::ReplayWindow;
@@ -63,6 +68,9 @@ pub use clock::SystemClock;
 pub use health::Health;
 #[cfg(all(feature = "cli", feature = "torch"))]
 pub use language::language_brain;
+#[cfg(all(feature = "cli", feature = "torch"))]
+pub use plan::{PlannedModel, floor_of, planned_model, round_work};
+pub use rollback::{AtRestError, roll_back_at_rest};
 #[cfg(feature = "cli")]
 pub use settings::{
     Brain, Links, Server, SettingsProblem, brain, bus_of, data_of, identity_of, learning_of,
@@ -70,6 +78,8 @@ pub use settings::{
 };
 #[cfg(feature = "cli")]
 pub use split::{FrontHalf, front_half, front_parts_of, split_of};
+#[cfg(feature = "cli")]
+pub use texts::{TextReader, text_brain};
 
 /// Who a node is.
 pub struct Identity {
@@ -127,6 +137,8 @@ pub struct Learning {
     pub distils: Option<Distils>,
     /// What keeps one member of a round from owning its outcome.
     pub share_bounds: ShareBounds,
+    /// How an edge goes on while its parent is away; off: it waits.
+    pub island: Option<IslandTerms>,
     /// A site whose devices train the front of the model only: the same on the edge and on them.
     pub split: Option<Split>,
 }
@@ -140,6 +152,13 @@ pub struct Split {
     pub backs: Backs,
     /// An answer in a step that takes longer is lost.
     pub step_timeout_ms: u64,
+}
+
+impl Split {
+    /// Devices with a front give answers: where the head is behind the cut, the edge has them.
+    pub fn answers(&self) -> bool {
+        !self.terms.cut.head_in_front
+    }
 }
 
 /// The thread that answers, by what the model takes.
@@ -162,7 +181,8 @@ pub struct Answering {
     pub max_gap_ms: u64,
     /// An answer is stale when no sample came for so long.
     pub stale_after_ms: u64,
-    /// Tiers that answer windows together; none where each answers for itself.
+    /// Tiers that answer windows together; none where each answers for itself. A device with the front of a
+    /// split model has no answer without its edge, and needs it.
     pub cascade: Option<Cascading>,
 }
 
@@ -292,6 +312,8 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
     if entry.parent.is_some() && !buses.contains_key(&Side::Up) {
         return Err(missing("parent", "bus.parent"));
     }
+    let lines: BTreeMap<Side, Line> =
+        buses.iter().map(|(side, bus)| (*side, line_of(tier, *side, Arc::clone(bus)))).collect();
     let federation = keyring.federation().clone();
     let log = replay(store.as_ref(), &federation, &me)?;
     let state = store.state("")?;
@@ -310,7 +332,7 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
         store,
         sealer: Sealer::new(identity.key, federation.clone(), branch.clone(), identity.boot),
         log,
-        buses: buses.clone(),
+        lines: lines.clone(),
         parent: entry.parent.clone(),
         clock: Arc::clone(&clock),
         bench,
@@ -331,17 +353,23 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
     let first = Run { effects: vec![adapter, started], ack: Ack::none() };
     // The mailbox is empty; this can't fail, and a failure would show as a missing entry.
     let _ = runner.try_send(first);
-    let (role, observe) = match tier {
+    let slots = SlotsConfig {
+        base: learning.base,
+        untrained: Digest::of(&learning.adapter),
+        checks: answering.is_some(),
+    };
+    let slots = Slots::new(slots, &of(Slots::KEY, &state)).map_err(NodeError::State)?;
+    let Played { role, observe, steer, checked } = match tier {
         Tier::Device => match split_device(&shared, &keyring, &state)? {
-            Some(device) => play(device, &runner, &clock),
-            None => play(member(&shared, &keyring, false, &state)?, &runner, &clock),
+            Some(device) => play(device, slots, &runner, &clock),
+            None => play(member(&shared, &keyring, false, &state)?, slots, &runner, &clock),
         },
         Tier::Cloud => match pair {
             Some(pair) => {
                 let failover = failover(&shared, &keyring, pair, &state)?;
-                play(failover, &runner, &clock)
+                play(failover, slots, &runner, &clock)
             }
-            None => play(round(&shared, &keyring, Owner::Root, &state)?, &runner, &clock),
+            None => play(round(&shared, &keyring, Owner::Root, &state)?, slots, &runner, &clock),
         },
         Tier::Edge => {
             let inner = round(&shared, &keyring, Owner::Relay, &state)?;
@@ -352,8 +380,10 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
                 margin_ms: learning.relay_margin_ms,
                 split: learning.split.map(|split| split.terms),
                 chunk_bytes: learning.chunk_bytes,
+                island: learning.island,
             };
-            play(Relay::new(config, outer, inner), &runner, &clock)
+            let relay = Relay::new(config, outer, inner, &state).map_err(NodeError::State)?;
+            play(relay, slots, &runner, &clock)
         }
     };
     let again = Arc::new(Notify::new());
@@ -365,10 +395,11 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
         policy: parts.policy.clone(),
         role: role.clone(),
         observe: observe.clone(),
+        steer,
         runner: runner.clone(),
         bus: Arc::clone(&plant_bus),
         plant,
-        buses: buses.clone(),
+        lines,
         clock: Arc::clone(&clock),
         figures: Arc::clone(&parts.figures),
         replays: ReplayWindow::from_state(&state).map_err(NodeError::State)?,
@@ -403,12 +434,21 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
                 config.uncalibrated = Uncalibrated::Own;
             }
             let parent = parent_branch.clone().zip(buses.get(&Side::Up).cloned());
-            let above = parent.filter(|_| config.above);
+            // What a front makes of a window goes to an edge, never out of the site.
+            let is_edge = entry.parent.as_ref().and_then(|parent| keyring.node(parent));
+            let is_edge = is_edge.is_some_and(|parent| parent.roles.contains(&KeyRole::Edge));
+            let has_front = learning.split.is_some() && tier == Tier::Device;
+            let way = |bus| match (leaves_site, ToCloud::opened(config.above)) {
+                (false, _) => Some(Way::Site(bus)),
+                (true, door) => door.map(|door| Way::Cloud(Border::new(bus), door)),
+            };
+            let above = parent.filter(|_| config.above && (is_edge || !has_front));
+            let above = above.and_then(|(branch, bus)| Some(Above { branch, way: way(bus)? }));
             CascadeParts {
                 config,
                 me: me.clone(),
                 boot: identity.boot,
-                above: above.map(|(branch, bus)| Above { branch, bus, leaves_site }),
+                above,
                 safe_default,
                 measure,
                 stored: stored.map(|(_, bytes)| bytes.clone()),
@@ -419,6 +459,11 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
             AnswerLane::Windows(lane) => {
                 let asks = cascade.as_ref().and_then(|cascade| cascade.above.as_ref());
                 let asks = asks.map(|above| above.branch.clone());
+                let half = learning.split.filter(Split::answers).map(|split| HalfParts {
+                    terms: split.terms,
+                    base: learning.base,
+                    half: if tier == Tier::Device { HalfOf::Front } else { HalfOf::Back },
+                });
                 let inferencer = Inferencer::new(InferencerParts {
                     branch,
                     model,
@@ -435,6 +480,8 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
                     clock,
                     figures,
                     cascade,
+                    half,
+                    checked,
                 })
                 .start();
                 asked_above = asks.map(|branch| AskedAbove {
@@ -460,6 +507,7 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
                     clock,
                     figures,
                     seed,
+                    checked,
                 };
                 Answerer::of(TextInferencer::new(text).start())
             }
@@ -562,6 +610,14 @@ impl Node {
         for pump in self.pumps {
             let _ = tokio::time::timeout(limit, pump).await;
         }
+    }
+}
+
+/// Behind an edge's link to its parent the site ends.
+fn line_of(tier: Tier, side: Side, bus: Arc<dyn Bus>) -> Line {
+    match (tier, side) {
+        (Tier::Edge, Side::Up) => Line::Border(Border::new(bus)),
+        (Tier::Device | Tier::Cloud, _) | (Tier::Edge, Side::Down) => Line::Inside(bus),
     }
 }
 
@@ -745,13 +801,27 @@ fn of(prefix: &str, state: &[(String, Vec<u8>)]) -> Vec<(String, Vec<u8>)> {
     state.iter().filter(|(key, _)| key.starts_with(prefix)).cloned().collect()
 }
 
+/// A machine at work, by what it takes.
+struct Played {
+    role: Recipient<Stimulus>,
+    observe: Recipient<Observe>,
+    steer: Recipient<Steer>,
+    checked: Recipient<Checked>,
+}
+
 fn play<M: Machine>(
     machine: M,
+    slots: Slots,
     runner: &Addr<Runner>,
     clock: &Arc<dyn Clock>,
-) -> (Recipient<Stimulus>, Recipient<Observe>) {
-    let role = Role::new(machine, runner.clone(), Arc::clone(clock)).start();
-    (role.clone().recipient(), role.recipient())
+) -> Played {
+    let role = Role::new(machine, slots, runner.clone(), Arc::clone(clock)).start();
+    Played {
+        role: role.clone().recipient(),
+        observe: role.clone().recipient(),
+        steer: role.clone().recipient(),
+        checked: role.recipient(),
+    }
 }
 
 /// Re-derives the ledger and holds it against the last head that was signed.
@@ -784,7 +854,7 @@ fn tier_of(entry: &NodeEntry) -> Option<Tier> {
         .map(|(_, tier)| tier)
 }
 
-/// What `status` says of a node; one with the front of a model alone gives no answers.
+/// What `status` says of a node; one with the front of a model and its head gives no answers.
 fn roles_of(tier: Tier, answers: bool) -> Vec<String> {
     let first = match tier {
         Tier::Device => "trainer",

@@ -13,15 +13,18 @@ use super::base::HeldFiles;
 use super::base::WantedBase;
 #[cfg(feature = "torch")]
 use super::language_brain;
+use super::texts::{TextReader, text_brain};
 use super::{
     AnswerLane, Answering, Cascading, Identity, Learning, NodeError, NodeParts, SystemClock, split,
 };
 #[cfg(any(test, feature = "torch"))]
 use crate::actors::lanes::CoreShare;
-use crate::actors::lanes::{serve_lane, train_lane};
+use crate::actors::lanes::{back_serve_lane, serve_lane, train_lane};
 use crate::actors::split_lane::{BackCopies, back_lane};
 use crate::actors::text_lane::{TextLane, Writer};
-use crate::actors::{Adopt, Bounds, Busy, Figures, Half, HeldBase, LaneBench, Measure, Operator};
+use crate::actors::{
+    Adopt, Bounds, Busy, Figures, Half, HeldBase, LaneBench, Measure, Operator, RiskMeter,
+};
 use crate::bus::mqtt::{MqttBus, MqttError, MqttSettings, TlsSettings};
 use crate::bus::{Bus, BusEvent};
 use crate::data::bearings::{self, Bearings};
@@ -30,13 +33,14 @@ use crate::data::texts::read_texts;
 use crate::data::{Cache, DataError};
 use crate::ids::{BootId, Digest, Name, Side};
 use crate::learn::{
-    BatchLimits, Examples, LearnError, Learner, MachineSpeeds, Predictor, ReferenceSet,
-    SoftmaxLearner, SoftmaxPredictor, SplitBack, Texts, Windows, hold_out, labels_digest,
+    BackPredictor, BatchLimits, Examples, LearnError, Learner, MachineSpeeds, Predictor,
+    ReferenceSet, SoftmaxLearner, SoftmaxPredictor, SplitBack, Texts, Windows, hold_out,
+    labels_digest, reference_classes,
 };
 use crate::ledger::Event;
 use crate::privacy::{Gate, Profile};
 use crate::protocol::cascade::{CascadeConfig, OnNoReply, Uncalibrated};
-use crate::protocol::{Distils, ShareBounds, update};
+use crate::protocol::{Distils, IslandTerms, ShareBounds, update};
 use crate::scada::command::CommandPolicy;
 use crate::scada::tags::{Binds, Format, Tag};
 use crate::scada::telegram::ModelMeta;
@@ -106,14 +110,20 @@ pub struct Brain {
     pub server: Server,
     /// Trains what is behind the cut, on an edge whose devices have the front alone.
     pub back: Option<Box<dyn SplitBack>>,
+    /// Reads texts, where the model classifies them.
+    pub reader: Option<TextReader>,
 }
 
 /// What serves, by what the model takes.
 pub enum Server {
     /// Answers windows.
     Windows(Box<dyn Predictor>),
+    /// The same, and goes on from where the front of a device stopped.
+    Split(Box<dyn BackPredictor>),
     /// Continues prompts.
     Text(Writer),
+    /// It answers nothing.
+    Nothing,
 }
 
 impl Brain {
@@ -124,10 +134,10 @@ impl Brain {
     pub fn predictor(&mut self) -> Result<&mut dyn Predictor, SettingsProblem> {
         match &mut self.server {
             Server::Windows(predictor) => Ok(predictor.as_mut()),
-            Server::Text(_) => Err(SettingsProblem::Key {
+            Server::Split(predictor) => Ok(predictor.as_mut()),
+            Server::Text(_) | Server::Nothing => Err(SettingsProblem::Key {
                 key: "model.learner",
-                problem: "this needs a model that takes windows, and the one set writes text"
-                    .into(),
+                problem: "this needs a model that takes windows, and the one set takes text".into(),
             }),
         }
     }
@@ -177,10 +187,13 @@ pub fn brain(settings: &Settings, keyring: &Keyring) -> Result<Brain, SettingsPr
         }
         LearnerName::SignalTransformer => signal_transformer(settings, keyring)?,
         LearnerName::Language => return language_brain(settings, keyring),
+        LearnerName::TextSoftmax | LearnerName::TextEncoder => {
+            return text_brain(settings, keyring);
+        }
     };
     let adapter = pack(&learner.initial_adapter())?;
     let back = split::back_of(settings, keyring)?;
-    Ok(Brain { model, base, adapter, learner, server, back })
+    Ok(Brain { model, base, adapter, learner, server, back, reader: None })
 }
 
 /// The model of windows that the settings name.
@@ -207,7 +220,7 @@ fn language_brain(_: &Settings, _: &Keyring) -> Result<Brain, SettingsProblem> {
 /// The pre-trained base with LoRA on it.
 #[cfg(feature = "torch")]
 fn signal_transformer(settings: &Settings, keyring: &Keyring) -> Result<Engine, SettingsProblem> {
-    use crate::torch::{SignalLearner, SignalPredictor, load_base};
+    use crate::torch::{SignalLearner, SignalPredictor, SplitPredictor, load_base};
 
     let path = base_path(settings);
     let trust = release_trust(settings, keyring)?;
@@ -217,9 +230,18 @@ fn signal_transformer(settings: &Settings, keyring: &Keyring) -> Result<Engine, 
     })?;
     let config = trainer_of(settings, card.architecture);
     let share = core_share(&settings.limits, std::thread::available_parallelism().ok());
-    let predictor = SignalPredictor::new(&base, card.architecture, &config.peft, share.serve)?;
+    let (model, peft, threads) = (card.architecture, &config.peft, share.serve);
+    let split = split::split_of(settings).filter(super::Split::answers);
+    let server = match split.filter(|_| settings.node.has(NodeRole::Relay)) {
+        Some(split) => {
+            let cut = split.terms.cut;
+            cut.check(model.layers).map_err(|error| split::bad_cut(&error))?;
+            Server::Split(Box::new(SplitPredictor::new(&base, model, peft, cut, threads)?))
+        }
+        None => Server::Windows(Box::new(SignalPredictor::new(&base, model, peft, threads)?)),
+    };
     let learner = SignalLearner::new(&base, config, ADAPTER_SEED)?;
-    Ok((card.sha256, Box::new(learner), Server::Windows(Box::new(predictor))))
+    Ok((card.sha256, Box::new(learner), server))
 }
 
 /// The card of the signal transformer's base.
@@ -412,10 +434,15 @@ fn knowledge_plan_of(
     let sends = |kind| strategy.contribute.contains(&kind);
     let reference = reference.and_then(|set| {
         Some(Reference {
-            generator: Name::new(knowledge.reference.clone()?).ok()?,
-            seed: knowledge.reference_seed,
-            count: knowledge.reference_count,
+            generator: Name::new(set.name.clone()).ok()?,
+            seed: set.seed,
+            count: set.count(),
             digest: set.digest,
+            classes: match reference_classes(&set.name) {
+                Some(_) => None,
+                None => Some(u32::try_from(set.windows.classes).ok()?),
+            },
+            unlabelled: !set.labelled,
         })
     });
     knowledge.own_models.then(|| KnowledgePlan {
@@ -434,17 +461,23 @@ fn knowledge_plan_of(
     })
 }
 
-/// Makes the reference inputs that the settings speak of.
+/// Makes the reference inputs that the settings speak of, or reads the texts of a file with `reader`.
 ///
 /// # Errors
-/// [`SettingsProblem`] for a generator that isn't known here.
-pub fn reference_of(settings: &Settings) -> Result<Option<Arc<ReferenceSet>>, SettingsProblem> {
+/// [`SettingsProblem`] for a generator that isn't known here, or texts that can't be read.
+pub fn reference_of(
+    settings: &Settings,
+    reader: Option<&mut TextReader>,
+) -> Result<Option<Arc<ReferenceSet>>, SettingsProblem> {
     let knowledge = &settings.knowledge;
-    let Some(generator) = knowledge.reference.as_ref().filter(|_| knowledge.own_models) else {
-        return Ok(None);
+    let (seed, count) = (knowledge.reference_seed, knowledge.reference_count);
+    let set = match (reader, &knowledge.reference) {
+        _ if !knowledge.own_models => None,
+        (Some(reader), _) => Some(reader.reference_set()?),
+        (None, Some(generator)) => Some(ReferenceSet::make(generator, seed, count)?),
+        (None, None) => None,
     };
-    let set = ReferenceSet::make(generator, knowledge.reference_seed, knowledge.reference_count)?;
-    Ok(Some(Arc::new(set)))
+    Ok(set.map(|set| Arc::new(if knowledge.reference_labels { set } else { set.without_labels() })))
 }
 
 /// Connects one link; with `will` the broker says for the node that it is away when it vanishes.
@@ -527,37 +560,56 @@ pub fn links_of(settings: &Settings, boot: &BootId) -> Result<Links, SettingsPro
 pub fn parts_of(
     settings: &Settings,
     identity: Identity,
-    brain: Brain,
+    mut brain: Brain,
     data: Option<Examples>,
 ) -> Result<NodeParts, SettingsProblem> {
     let figures = Arc::new(Figures::default());
     let (data, cascade) = cascading_of(settings, data);
-    let reference = reference_of(settings)?;
+    let reference = reference_of(settings, brain.reader.as_mut())?;
     // An owner's own model has no examples of its own: it learns from what its members say.
     let owns = !settings.node.has(NodeRole::Trainer);
     let taught = settings.knowledge.own_models && owns && settings.knowledge.distil_steps > 0;
     let data = data.or_else(|| taught.then(|| Windows::default().into()));
+    let (learner, data) = match data {
+        Some(Examples::Windows(windows)) if settings.privacy.risk_meter && !owns => {
+            let Server::Windows(predictor) = self::brain(settings, &identity.keyring)?.server
+            else {
+                return Err(SettingsProblem::Key {
+                    key: "privacy.risk_meter",
+                    problem: "only models that answer windows are measured".into(),
+                });
+            };
+            let (gate, figures) = (gate_of(settings), Arc::clone(&figures));
+            let (meter, learned) =
+                RiskMeter::new(brain.learner, predictor, &windows, gate, figures);
+            let learner: Box<dyn Learner> = Box::new(meter);
+            (learner, Some(learned.into()))
+        }
+        data => (brain.learner, data),
+    };
     let lane = match data {
-        Some(data) => Some((train_lane(brain.learner, QUEUE)?, Arc::new(data))),
+        Some(data) => Some((train_lane(learner, QUEUE)?, Arc::new(data))),
         None => None,
     };
     let busy = Arc::new(Busy::default());
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let lane_that_answers = match brain.server {
-        Server::Windows(predictor) => AnswerLane::Windows(serve_lane(predictor, QUEUE)?),
+        Server::Windows(predictor) => Some(AnswerLane::Windows(serve_lane(predictor, QUEUE)?)),
+        Server::Split(predictor) => {
+            let split = split::split_of(settings);
+            let front =
+                split.and_then(|split| split.terms.front_of(0, &brain.base, &brain.adapter));
+            Some(AnswerLane::Windows(back_serve_lane(predictor, front, QUEUE)?))
+        }
         Server::Text(writer) => {
             let limits = BatchLimits::default();
-            AnswerLane::Text(TextLane::spawn(writer, limits, Arc::clone(&clock), QUEUE)?)
+            Some(AnswerLane::Text(TextLane::spawn(writer, limits, Arc::clone(&clock), QUEUE)?))
         }
+        Server::Nothing => None,
     };
-    let answering = Answering {
-        lane: lane_that_answers,
-        tags: tags_of(settings)?,
-        busy: Arc::clone(&busy),
-        max_gap_ms: 5_000,
-        stale_after_ms: 10_000,
-        cascade,
-    };
+    let answering = lane_that_answers
+        .map(|lane| answering_of(settings, lane, Arc::clone(&busy), cascade))
+        .transpose()?;
     let mut bench = LaneBench::new(identity.me.clone(), lane, Arc::clone(&figures), busy)
         .with_reference(reference.clone());
     if let (Some(back), Some(split)) = (brain.back, split::split_of(settings)) {
@@ -566,8 +618,19 @@ pub fn parts_of(
         bench = bench.with_half(Half::Back(lane));
     }
     let learning = learning_of(settings, brain.model, brain.base, brain.adapter, reference);
-    let work = Work { learning, bench, answering: Some(answering), clock, figures };
+    let work = Work { learning, bench, answering, clock, figures };
     with_work(settings, identity, work)
+}
+
+/// Answers from this lane, to what the settings bind and to requests.
+pub(super) fn answering_of(
+    settings: &Settings,
+    lane: AnswerLane,
+    busy: Arc<Busy>,
+    cascade: Option<Cascading>,
+) -> Result<Answering, SettingsProblem> {
+    let (tags, max_gap_ms, stale_after_ms) = (tags_of(settings)?, 5_000, 10_000);
+    Ok(Answering { lane, tags, busy, max_gap_ms, stale_after_ms, cascade })
 }
 
 /// What a node does beside talking.
@@ -685,6 +748,10 @@ pub fn learning_of(
             max_share: settings.strategy.max_share,
             clip_norms: settings.strategy.clip_norms,
         },
+        island: (round.island_after_s > 0).then(|| IslandTerms {
+            after_ms: round.island_after_s * 1_000,
+            pause_ms: (round.pause_s * 1_000).max(1_000),
+        }),
         split: split::split_of(settings),
         reference,
         distils: (owner && knowledge.own_models && knowledge.distil_steps > 0).then(|| Distils {
@@ -751,8 +818,14 @@ fn bounds_of(settings: &Settings) -> Bounds {
 /// # Errors
 /// [`SettingsProblem`] when the set or client isn't known, the set wasn't fetched, or the model learns
 /// from the other kind.
-pub fn data_of(settings: &Settings, brain: &Brain) -> Result<Option<Examples>, SettingsProblem> {
+pub fn data_of(
+    settings: &Settings,
+    brain: &mut Brain,
+) -> Result<Option<Examples>, SettingsProblem> {
     let bad = |key, problem: String| SettingsProblem::Key { key, problem };
+    if let Some(reader) = &mut brain.reader {
+        return reader.data_of(settings);
+    }
     if let Some(file) = &settings.data.file {
         let Server::Text(writer) = &brain.server else {
             let learner =
@@ -763,15 +836,17 @@ pub fn data_of(settings: &Settings, brain: &Brain) -> Result<Option<Examples>, S
     }
     let Some(set) = &settings.data.set else { return Ok(None) };
     match (set.as_str(), &brain.server) {
-        ("bearings", Server::Windows(_)) => {}
+        ("bearings", Server::Windows(_) | Server::Split(_)) => {}
         ("excavators", Server::Text(writer)) => return orders_of(settings, writer).map(Some),
-        ("bearings" | "excavators", _) => {
-            let learner =
-                "bearings are windows, excavators are texts: model.learner is for the other";
+        ("bearings" | "excavators" | "excavator-systems", _) => {
+            let learner = "bearings are windows, excavators are texts, excavator-systems texts with classes: \
+                           model.learner is for another";
             return Err(bad("data.set", learner.into()));
         }
         _ => {
-            let known = format!("no data set {set:?}: this version has bearings and excavators");
+            let known = format!(
+                "no data set {set:?}: this version has bearings, excavators and excavator-systems"
+            );
             return Err(bad("data.set", known));
         }
     }
@@ -838,8 +913,12 @@ fn tags_of(settings: &Settings) -> Result<Vec<Tag>, SettingsProblem> {
     Ok(tags)
 }
 
-fn gate_of(settings: &Settings) -> Gate {
-    Gate::from(match settings.privacy.profile {
+pub(super) fn gate_of(settings: &Settings) -> Gate {
+    gate_for(settings.privacy.profile)
+}
+
+pub(super) fn gate_for(profile: PrivacyProfile) -> Gate {
+    Gate::from(match profile {
         PrivacyProfile::Standard => Profile::Standard,
         PrivacyProfile::Strict => Profile::Strict,
         PrivacyProfile::Lab => Profile::Lab,

@@ -2,15 +2,20 @@
 
 use std::sync::Arc;
 
-use super::settings::{QUEUE, Work, windows_of, with_work};
+use super::settings::{QUEUE, Work, answering_of, windows_of, with_work};
 #[cfg(feature = "torch")]
 use super::settings::{model_of, pack};
-use super::{Identity, NodeParts, SettingsProblem, Split, SystemClock, learning_of};
+use super::{
+    AnswerLane, Cascading, Identity, NodeParts, SettingsProblem, Split, SystemClock, learning_of,
+};
+use crate::actors::lanes::front_serve_lane;
 use crate::actors::split_lane::{FrontRuns, front_lane};
 use crate::actors::{Busy, Figures, Half, LaneBench};
 use crate::ids::Digest;
-use crate::learn::{Cut, SplitBack, SplitFront};
+use crate::learn::{Cut, FrontPredictor, SplitBack, SplitFront};
+use crate::protocol::cascade::{CascadeConfig, OnNoReply, Uncalibrated};
 use crate::protocol::{Backs, SplitTerms};
+use crate::scada::at_cut::FrontMark;
 use crate::scada::telegram::ModelMeta;
 #[cfg(feature = "torch")]
 use crate::settings::NodeRole;
@@ -27,8 +32,10 @@ pub struct FrontHalf {
     pub base: Digest,
     /// The front's part of the untrained adapter, packed.
     pub adapter: Vec<u8>,
-    /// Runs it.
+    /// Trains it.
     pub front: Box<dyn SplitFront>,
+    /// Answers with it; none where the head is in the front.
+    pub server: Option<Box<dyn FrontPredictor>>,
 }
 
 /// How the site's model is split, where the settings say so.
@@ -62,7 +69,7 @@ pub fn front_half(
 ) -> Result<Option<FrontHalf>, SettingsProblem> {
     use std::num::NonZeroU32;
 
-    use super::settings::{ADAPTER_SEED, base_path, release_trust, trainer_of};
+    use super::settings::{ADAPTER_SEED, base_path, core_share, release_trust, trainer_of};
     use crate::torch::{SignalFront, load_part};
 
     let Some(split) = split_of(settings).filter(|_| settings.node.has(NodeRole::Trainer)) else {
@@ -80,9 +87,12 @@ pub fn front_half(
     let config = trainer_of(settings, card.architecture);
     let front = SignalFront::new(&base, config, cut, ADAPTER_SEED);
     let front = front.map_err(|error| bad_cut(&error))?;
-    let (_, trains) = front.num_values();
+    let (holds, trains) = front.num_values();
     let batch = settings.strategy.batch_size;
-    let need = SignalFront::num_bytes(&card.architecture, cut, trains, batch).div_ceil(1 << 20);
+    // What answers has merged weights of its own.
+    let answering = if split.answers() { 4 * holds } else { 0 };
+    let need = SignalFront::num_bytes(&card.architecture, cut, trains, batch) + answering;
+    let need = need.div_ceil(1 << 20);
     let cap = NonZeroU32::new(settings.limits.max_memory_mib).map(NonZeroU32::get);
     if let Some(cap) = cap.filter(|cap| need > u64::from(*cap)) {
         return Err(SettingsProblem::Key {
@@ -98,7 +108,14 @@ pub fn front_half(
     let front = front.within(cap);
     let adapter = pack(&front.initial_adapter())?;
     let model = model_of(settings);
-    Ok(Some(FrontHalf { model, base: card.sha256, adapter, front: Box::new(front) }))
+    let share = core_share(&settings.limits, std::thread::available_parallelism().ok());
+    let server: Option<Box<dyn FrontPredictor>> = if split.answers() {
+        let server = front.predictor(share.serve).map_err(|error| bad_cut(&error))?;
+        Some(Box::new(server))
+    } else {
+        None
+    };
+    Ok(Some(FrontHalf { model, base: card.sha256, adapter, front: Box::new(front), server }))
 }
 
 /// The back of an edge whose settings have a cut.
@@ -131,7 +148,7 @@ pub(super) fn back_of(
 }
 
 #[cfg(feature = "torch")]
-fn bad_cut(error: &crate::learn::LearnError) -> SettingsProblem {
+pub(super) fn bad_cut(error: &crate::learn::LearnError) -> SettingsProblem {
     SettingsProblem::Key { key: "split.cut", problem: error.to_string() }
 }
 
@@ -163,7 +180,8 @@ pub(super) fn back_of(
     no_torch(settings)
 }
 
-/// Puts a device with the front of a model together. It gives no answers: half a model has none.
+/// Puts a device with the front of a model together. It answers with its edge, or not at all where the head
+/// is here: then half of an answer would come back, for which there is no message.
 ///
 /// # Errors
 /// [`SettingsProblem`] when it has no windows to learn from, or a part of the node can't be made.
@@ -182,15 +200,38 @@ pub fn front_parts_of(
     let data = Arc::new(windows_of(settings)?);
     let runs = FrontRuns::new(identity.me.clone(), half.front, data);
     let lane = front_lane(runs, Arc::clone(&figures), Arc::clone(&busy), QUEUE)?;
+    let untrained = FrontMark::new(0, &half.base, &half.adapter);
+    let answering = match half.server {
+        Some(front) => Some(answering_of(
+            settings,
+            AnswerLane::Windows(front_serve_lane(front, untrained, QUEUE)?),
+            Arc::clone(&busy),
+            Some(asking_of(settings)),
+        )?),
+        None => None,
+    };
     let bench = LaneBench::new(identity.me.clone(), None, Arc::clone(&figures), busy);
     let work = Work {
         learning: learning_of(settings, half.model, half.base, half.adapter, None),
         bench: bench.with_half(Half::Front(lane)),
-        answering: None,
+        answering,
         clock,
         figures,
     };
     with_work(settings, identity, work)
+}
+
+/// How a device with a front asks its edge. It has no answer of its own that could be unsure.
+fn asking_of(settings: &Settings) -> Cascading {
+    let cascade = &settings.cascade;
+    let config = CascadeConfig {
+        above: true,
+        wait_ms: cascade.wait_ms,
+        in_flight: cascade.in_flight,
+        on_no_reply: OnNoReply::Abstain,
+        uncalibrated: Uncalibrated::Escalate,
+    };
+    Cascading { config, safe_default: cascade.safe_default.clone(), measure: None }
 }
 
 #[cfg(feature = "torch")]

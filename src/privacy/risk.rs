@@ -5,8 +5,9 @@
 //! false alarm in a hundred. Half and one in a hundred mean: no better than guessing. A low figure is no
 //! proof of privacy; it says that these attacks don't succeed.
 //!
-//! Called by the tests in `privacy/risk_tests.rs`, which attack class means and confidences of a model that
-//! learned generated windows. No node calls it: a plant that wants to know measures on its own data.
+//! Called by `actors/risk_meter.rs`, where a device measures each round on its own data, and by the tests in
+//! `privacy/risk_tests.rs`, which attack class means and confidences of a model that learned generated windows;
+//! those alone train the shadow models that a likelihood ratio needs.
 
 /// What an attack reaches.
 #[derive(Debug, Clone, Copy, PartialEq)]

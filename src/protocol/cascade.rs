@@ -9,6 +9,9 @@
 //!                     v
 //!               own answer, marked -- or the safe default
 //! ```
+//! A device with the front of a split model has no own answer: it asks its edge each time, and without a reply
+//! gives the safe default or none.
+//!
 //! Each request that comes in ends exactly once, whatever the tier above does: replies that are late,
 //! repeated or nobody's are dropped and counted. How many may be under way is bounded.
 //!
@@ -118,6 +121,18 @@ pub enum Input {
         /// Nodes that passed the request on before.
         hops: usize,
     },
+    /// The front of a split model has done its part of a request: there is no own answer, only the back
+    /// of the same version has one.
+    Halfway {
+        /// The request.
+        ticket: Ticket,
+        /// The front's version.
+        version: Version,
+        /// When the asker needs an answer, if it said so.
+        deadline: Option<Mono>,
+        /// Nodes that passed the request on before.
+        hops: usize,
+    },
     /// The tier above answered, or said why it doesn't.
     Reply {
         /// The request.
@@ -180,7 +195,7 @@ pub enum Ending {
     },
     /// With the safe default.
     Abstained {
-        /// Version that was unsure.
+        /// Version that was unsure, or has a front only.
         version: Version,
         /// Why the tier above didn't answer.
         degraded: Degraded,
@@ -203,8 +218,17 @@ pub struct Cascade {
 /// A request that the tier above was asked.
 #[derive(Debug)]
 struct Waiting {
-    own: Own,
+    own: Held,
     deadline: Mono,
+}
+
+/// What there is without the tier above.
+#[derive(Debug, Clone, Copy)]
+enum Held {
+    /// An answer.
+    Answer(Own),
+    /// Half of one: only a back of this version makes it whole.
+    Half(Version),
 }
 
 /// The own answer.
@@ -226,6 +250,16 @@ impl Cascade {
         match input {
             Input::Answered { ticket, prediction, version, deadline, hops } => {
                 self.answered(now, ticket, &prediction, version, deadline, hops)
+            }
+            Input::Halfway { ticket, version, deadline, hops } => {
+                if !self.is_first(ticket) {
+                    return vec![Effect::Count("cascade_ticket_twice")];
+                }
+                let half = Held::Half(version);
+                if !self.config.above || hops >= MAX_HOPS {
+                    return vec![self.without_reply(ticket, half, Degraded::Refused)];
+                }
+                vec![self.ask(now, ticket, half, deadline)]
             }
             Input::Reply { ticket, reply } => self.reply(ticket, reply),
             Input::Deadline(ticket) => self.deadline(now, ticket),
@@ -256,10 +290,9 @@ impl Cascade {
         deadline: Option<Mono>,
         hops: usize,
     ) -> Vec<Effect> {
-        if ticket < self.next {
+        if !self.is_first(ticket) {
             return vec![Effect::Count("cascade_ticket_twice")];
         }
-        self.next = ticket.saturating_add(1);
         let known = self.calibrated.as_ref().filter(|known| known.version == version);
         let calibration = known.map(|known| known.calibration);
         let own = own(prediction, version, calibration);
@@ -276,6 +309,19 @@ impl Cascade {
         if calibration.is_none() && self.config.uncalibrated == Uncalibrated::Own {
             return end(None, Some(Degraded::Uncalibrated));
         }
+        vec![self.ask(now, ticket, Held::Answer(own), deadline)]
+    }
+
+    fn is_first(&mut self, ticket: Ticket) -> bool {
+        let first = ticket >= self.next;
+        if first {
+            self.next = ticket.saturating_add(1);
+        }
+        first
+    }
+
+    /// Asks the tier above, where that can be done.
+    fn ask(&mut self, now: Mono, ticket: Ticket, own: Held, deadline: Option<Mono>) -> Effect {
         let deadline = deadline.unwrap_or(Mono(now.0.saturating_add(self.config.wait_ms)));
         let why_not = if !self.link_up {
             Some(Degraded::LinkDown)
@@ -285,10 +331,10 @@ impl Cascade {
             (deadline <= now).then_some(Degraded::Deadline)
         };
         if let Some(why) = why_not {
-            return vec![self.without_reply(ticket, own, why)];
+            return self.without_reply(ticket, own, why);
         }
         self.waiting.insert(ticket, Waiting { own, deadline });
-        vec![Effect::Escalate { ticket, wait_ms: deadline.0.saturating_sub(now.0) }]
+        Effect::Escalate { ticket, wait_ms: deadline.0.saturating_sub(now.0) }
     }
 
     fn reply(&mut self, ticket: Ticket, reply: Result<Heard, Degraded>) -> Vec<Effect> {
@@ -301,9 +347,13 @@ impl Cascade {
                 "cascade_no_such_request"
             })];
         };
-        vec![match reply {
-            Ok(heard) => Effect::End { ticket, ending: Ending::Above(heard) },
-            Err(why) => self.without_reply(ticket, own, why),
+        vec![match (reply, own) {
+            // Two halves of other versions would make an answer that no model gives.
+            (Ok(heard), Held::Half(version)) if heard.model_version != version => {
+                self.without_reply(ticket, own, Degraded::Version)
+            }
+            (Ok(heard), _) => Effect::End { ticket, ending: Ending::Above(heard) },
+            (Err(why), _) => self.without_reply(ticket, own, why),
         }]
     }
 
@@ -331,10 +381,12 @@ impl Cascade {
         waiting.into_iter().map(end).collect()
     }
 
-    fn without_reply(&self, ticket: Ticket, own: Own, why: Degraded) -> Effect {
-        let ending = match self.config.on_no_reply {
-            OnNoReply::Own => own.ending(None, Some(why)),
-            OnNoReply::Abstain => Ending::Abstained { version: own.version, degraded: why },
+    fn without_reply(&self, ticket: Ticket, own: Held, why: Degraded) -> Effect {
+        let ending = match (own, self.config.on_no_reply) {
+            (Held::Answer(own), OnNoReply::Own) => own.ending(None, Some(why)),
+            (Held::Answer(Own { version, .. }), OnNoReply::Abstain) | (Held::Half(version), _) => {
+                Ending::Abstained { version, degraded: why }
+            }
         };
         Effect::End { ticket, ending }
     }

@@ -63,6 +63,7 @@ impl Bench {
 
 fn input(at: usize, delta: Digest, base: Digest) -> CombineInput {
     CombineInput {
+        whole: false,
         knowledge: None,
         sender: format!("m{at}").parse().unwrap(),
         update: UpdateId([u8::try_from(at).unwrap(); 16]),

@@ -88,6 +88,8 @@ pub enum Timer {
     Chunks,
     /// An answer in a split step is lost.
     Step,
+    /// The parent has been silent for long: a relay may go on alone.
+    Island,
     /// A part of a lease has passed.
     Lease,
 }
@@ -166,6 +168,8 @@ pub enum Effect {
         /// The work, or why there is none.
         work: Result<Work, &'static str>,
     },
+    /// What an inner round that no outer one asked for came to. Only a [`super::Relay`] sees it.
+    Local(LocalWork),
     /// A result from above for the devices below. Only a [`super::Relay`] sees it.
     PassOn(RoundResult),
     /// Count something that was refused or is worth a look.
@@ -326,6 +330,9 @@ pub struct CombineInput {
     pub back: Option<Digest>,
     /// The delta is a relay's stack.
     pub stacked: bool,
+    /// What is called the delta is the whole adapter that was learned: this node's own work, never a neighbour's.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub whole: bool,
     /// Blob of the adapter that the delta is against.
     pub base: Digest,
     /// Its mean logits a class.
@@ -371,6 +378,27 @@ impl Default for ShareBounds {
     fn default() -> Self {
         Self { max_share: 0.5, clip_norms: true }
     }
+}
+
+/// What a relay's round of its own came to: the next adapter of its site, of the version that it was learned from.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LocalWork {
+    /// That version.
+    pub version: Version,
+    /// Blob of the adapter that was offered.
+    pub from: Digest,
+    /// Blob of the one that came of it.
+    pub adapter: Digest,
+    /// Distinct examples.
+    pub num_examples: u64,
+    /// Devices.
+    pub num_devices: u32,
+    /// Steps.
+    pub steps: u32,
+    /// Loss before.
+    pub loss_first: f32,
+    /// Loss after.
+    pub loss_last: f32,
 }
 
 /// How much of a contribution counted.

@@ -220,6 +220,15 @@ impl Failover {
         FailoverView { round, post, in_step, epoch: self.stand.epoch }
     }
 
+    /// What its rounds hold while it leads.
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) fn held(&self) -> Option<super::Held> {
+        match &self.place {
+            Place::Leading { round, .. } => Some(round.held()),
+            Place::Following { .. } | Place::Standing { .. } => None,
+        }
+    }
+
     /// Blobs that must be kept.
     pub fn blobs(&self) -> BTreeSet<Digest> {
         let mut keep: BTreeSet<Digest> = self.blobs.keys().copied().collect();

@@ -131,6 +131,11 @@ impl Fetches {
         self.open.values_mut().filter(late).map(again).collect()
     }
 
+    /// Blobs under way.
+    pub fn len(&self) -> usize {
+        self.open.len()
+    }
+
     /// Whether nothing is under way.
     pub fn is_empty(&self) -> bool {
         self.open.is_empty()

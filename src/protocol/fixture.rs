@@ -67,6 +67,8 @@ pub(crate) fn knowledge_plan(samples: u32) -> Plan {
                 seed: 1,
                 count: samples,
                 digest: REFERENCE,
+                classes: None,
+                unlabelled: false,
             }),
             labels: LABELS,
             alpha: 0.5,

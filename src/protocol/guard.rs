@@ -9,8 +9,14 @@ pub(crate) enum Guard {
     Repeats,
     /// Who speaks with a lower epoch isn't listened to.
     Epochs,
+    /// No older version is taken.
+    Versions,
+    /// Closed rounds are forgotten after a while.
+    Memory,
     /// No contribution counts as longer than the usual one.
     Norms,
+    /// After a rollback nothing newer is served until it is released.
+    Hold,
     /// Nobody takes over who lacks what was said since.
     Promises,
     /// Nothing leaves an owner that its standby hasn't on disk.

@@ -13,10 +13,10 @@ use crate::ids::{Digest, Name, NodeId};
 use crate::learn::{
     ClassLogits, ENTROPY_TEMPERATURE, LOGIT_BOUND, LearnError, Lesson, MAX_REFERENCE, MergeRule,
     Prototypes, ReferenceSet, Tensor, TensorSet, check_reference_logits, entropy_reduction,
-    lowest_loss, merge_class_logits, merge_prototypes, reference_classes, reference_labels,
+    labels_in_turn, lowest_loss, merge_class_logits, merge_prototypes, reference_classes,
     reference_targets,
 };
-use crate::wire::{ClassSummary, KnowledgePlan, Merging, Plan};
+use crate::wire::{ClassSummary, KnowledgePlan, Merging, Plan, Reference};
 
 /// Most classes that are spoken of.
 pub const MAX_CLASSES: usize = 64;
@@ -115,7 +115,7 @@ pub fn unpack(plan: &KnowledgePlan, bytes: &[u8], counts: &[u64]) -> Result<Know
     }
     if plan.prototypes {
         let classes = counts.len();
-        let known = plan.reference.as_ref().and_then(|r| reference_classes(r.generator.as_str()));
+        let known = plan.reference.as_ref().and_then(classes_of);
         let tensor = set.get(PROTOTYPES).filter(|tensor| match tensor.shape.as_slice() {
             [rows, width] => {
                 *rows == classes
@@ -141,7 +141,7 @@ pub(super) fn makes_sense(plan: &Plan, knowledge: &KnowledgePlan) -> bool {
     !plan.adapter_delta
         && (plan.class_logits || knowledge.asks_for_a_set())
         && (!knowledge.reference_logits || reference.is_some())
-        && reference.is_none_or(|reference| (1..=MAX_REFERENCE).contains(&reference.count))
+        && reference.is_none_or(|reference| is_sound(reference, knowledge.reference_logits))
         && (0.0..=1.0).contains(&knowledge.alpha)
         && (0.0..=100.0).contains(&knowledge.reference_weight)
         && (0.0..=100.0).contains(&knowledge.prototype_weight)
@@ -167,7 +167,7 @@ pub(super) fn check_claims(
         }
     }
     let Some(summary) = summary else { return Ok(()) };
-    let known = plan.reference.as_ref().and_then(|r| reference_classes(r.generator.as_str()));
+    let known = plan.reference.as_ref().and_then(classes_of);
     if known.is_some_and(|known| known != summary.counts.len()) {
         return Err("wrong_class_count");
     }
@@ -266,10 +266,23 @@ pub fn lesson(
             prototype_weight: plan.prototype_weight,
         }));
     };
-    let set = set.filter(|set| set.digest == reference.digest).ok_or_else(|| {
+    let set = set.filter(|set| is_of(set, reference)).ok_or_else(|| {
         mismatch("reference set", reference.digest.to_string(), "another, or none".into())
     })?;
     let (labels, classes) = (&set.windows.labels, set.windows.classes);
+    if reference.unlabelled {
+        let logits = said.and_then(|said| said.reference_logits.as_deref());
+        // Before anybody has said anything there is nothing to learn, but something to say.
+        let silence = || vec![0.0; labels.len().saturating_mul(classes)];
+        let teacher = logits.map_or_else(silence, <[f32]>::to_vec);
+        return Ok(Some(Lesson {
+            targets: reference_targets(Some(&teacher), labels, classes, 0.0)?,
+            windows: Arc::clone(&set.windows),
+            weight: if logits.is_some() { plan.reference_weight } else { 0.0 },
+            prototypes,
+            prototype_weight: plan.prototype_weight,
+        }));
+    }
     let logits = match said.and_then(|said| said.reference_logits.as_ref()) {
         Some(logits) => Some(logits.clone()),
         None => class_targets.map(|targets| rows_by_label(targets, labels, classes)),
@@ -281,6 +294,13 @@ pub fn lesson(
         prototypes,
         prototype_weight: plan.prototype_weight,
     }))
+}
+
+/// Whether a node's set is the one that a plan speaks of; its digest says most of it.
+fn is_of(set: &ReferenceSet, reference: &Reference) -> bool {
+    set.digest == reference.digest
+        && set.count() == reference.count
+        && classes_of(reference) == Some(set.windows.classes)
 }
 
 /// A class's mean logits as what is said of each of its samples; a class that nobody speaks of is taught
@@ -345,17 +365,35 @@ fn read(
     unpack(plan, &bytes, &said.counts)
 }
 
-/// Labels of the reference inputs, where its generator knows them.
+/// Whether reference inputs can be learned from: without labels only where somebody says what they are of.
+fn is_sound(reference: &Reference, logits: bool) -> bool {
+    let known = reference_classes(reference.generator.as_str()).is_some();
+    (1..=MAX_REFERENCE).contains(&reference.count)
+        && (logits || !reference.unlabelled)
+        && reference.classes.is_none_or(|classes| {
+            !known && usize::try_from(classes).is_ok_and(|n| (2..=MAX_CLASSES).contains(&n))
+        })
+}
+
+/// Classes that the reference inputs are of, where they are known here.
+fn classes_of(reference: &Reference) -> Option<usize> {
+    match reference.classes {
+        Some(classes) => usize::try_from(classes).ok(),
+        None => reference_classes(reference.generator.as_str()),
+    }
+}
+
+/// Labels of the reference inputs, where they have any.
 fn labels_of(plan: &KnowledgePlan) -> Option<Vec<usize>> {
-    let reference = plan.reference.as_ref()?;
-    reference_labels(reference.generator.as_str(), reference.count)
+    let reference = plan.reference.as_ref().filter(|reference| !reference.unlabelled)?;
+    Some(labels_in_turn(classes_of(reference)?, usize::try_from(reference.count).ok()?))
 }
 
 /// Samples and classes of the reference inputs.
 fn sizes(plan: &KnowledgePlan) -> Result<(usize, usize), LearnError> {
     let sizes = plan.reference.as_ref().and_then(|reference| {
         let rows = usize::try_from(reference.count).ok()?;
-        Some((rows, reference_classes(reference.generator.as_str())?))
+        Some((rows, classes_of(reference)?))
     });
     sizes.ok_or_else(|| LearnError::OutOfRange {
         what: "reference set",

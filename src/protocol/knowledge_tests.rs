@@ -59,6 +59,7 @@ fn table(plan: &Plan, strengths: &[f32]) -> Table {
         let set = Digest::of(&packed.bytes);
         blobs.insert(set, packed.bytes);
         inputs.push(CombineInput {
+            whole: false,
             sender: NodeId::new(format!("n{at}")).unwrap(),
             update: UpdateId([at as u8; 16]),
             num_examples: 100,
@@ -252,4 +253,70 @@ fn a_lesson_needs_the_very_set_that_the_plan_names() {
     let third = 1.0_f32 / 3.0;
     assert!((taught.targets[0] - (0.5 + 0.5 * third)).abs() < 1e-6);
     assert!(taught.targets[4] > 0.99);
+}
+
+#[test]
+fn without_labels_the_median_of_what_is_said_teaches_and_a_loud_member_does_not() {
+    let (mut plan, _) = plan();
+    plan.knowledge.as_mut().unwrap().reference.as_mut().unwrap().unlabelled = true;
+    let (merged, ..) = table(&plan, &[1.0, 1.0, -100.0, 1.0, 1.0]).merged();
+    assert!((right(&merged.reference_logits.unwrap()) - 1.0).abs() < 1e-9);
+    // Most say the opposite: with labels one that is right teaches all the same, without them nobody can know.
+    let most_lie = [1.0, -1.0, -1.0, -1.0, -1.0];
+    let (merged, ..) = table(&plan, &most_lie).merged();
+    assert!(right(&merged.reference_logits.unwrap()) < 0.1);
+    plan.knowledge.as_mut().unwrap().reference.as_mut().unwrap().unlabelled = false;
+    let (merged, ..) = table(&plan, &most_lie).merged();
+    assert!((right(&merged.reference_logits.unwrap()) - 1.0).abs() < 1e-9);
+}
+
+#[test]
+fn a_lesson_without_labels_takes_nothing_from_them() {
+    let (_, mut plan) = plan();
+    let set = ReferenceSet::make(crate::learn::BEARING_PHYSICS, 1, SAMPLES).unwrap();
+    let reference = plan.reference.as_mut().unwrap();
+    (reference.digest, reference.unlabelled) = (set.digest, true);
+    let before = lesson(&plan, Some(&set), None, None).unwrap().unwrap();
+    assert!(before.check(3).is_ok() && before.weight == 0.0, "nobody has said anything");
+    assert!(before.targets.iter().all(|p| (p - 1.0 / 3.0).abs() < 1e-6));
+    let mut opposite = said(1, 1.0);
+    opposite.reference_logits.as_mut().unwrap().iter_mut().for_each(|z| *z = -*z);
+    let taught = lesson(&plan, Some(&set), Some(&opposite), None).unwrap().unwrap();
+    assert!(taught.targets[0] < 0.1 && taught.weight > 0.0, "its label is class 0");
+}
+
+#[test]
+fn written_sets_say_their_classes_and_a_set_that_differs_is_none() {
+    let (mut plan, mut knowledge) = plan();
+    let sound = |reference: &Reference, logits| is_sound(reference, logits);
+    let reference = knowledge.reference.as_mut().unwrap();
+    assert!(sound(reference, false));
+    reference.unlabelled = true;
+    assert!(sound(reference, true) && !sound(reference, false), "nothing would teach");
+    reference.classes = Some(3);
+    assert!(!sound(reference, true), "a known generator tells its own");
+    reference.generator = Name::new("orders-1").unwrap();
+    assert!(sound(reference, true));
+    for classes in [0, 1, 65, u32::MAX] {
+        reference.classes = Some(classes);
+        assert!(!sound(reference, true), "{classes}");
+    }
+    // Without a word about the classes nothing can be read.
+    reference.classes = None;
+    let good = pack(&plan, &said(1, 1.0)).unwrap().unwrap();
+    assert!(unpack(&knowledge, &good.bytes, &good.counts).is_err());
+    knowledge.reference.as_mut().unwrap().classes = Some(3);
+    assert!(unpack(&knowledge, &good.bytes, &good.counts).is_ok());
+    plan.knowledge = Some(knowledge.clone());
+    assert!(table(&plan, &[1.0, 1.0]).merged().0.reference_logits.is_some());
+    // The digest agrees, count or classes don't.
+    let set = ReferenceSet::make(crate::learn::BEARING_PHYSICS, 1, SAMPLES).unwrap();
+    let reference = knowledge.reference.as_mut().unwrap();
+    reference.digest = set.digest;
+    assert!(lesson(&knowledge, Some(&set), None, None).is_ok());
+    knowledge.reference.as_mut().unwrap().classes = Some(4);
+    assert!(lesson(&knowledge, Some(&set), None, None).is_err());
+    let reference = knowledge.reference.as_mut().unwrap();
+    (reference.classes, reference.count) = (Some(3), SAMPLES - 1);
+    assert!(lesson(&knowledge, Some(&set), None, None).is_err());
 }

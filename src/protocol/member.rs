@@ -65,7 +65,7 @@ pub struct MemberConfig {
     pub chunk_bytes: u32,
     /// What it needs to take part in rounds of knowledge; without it, it declines them.
     pub knows: Option<Knows>,
-    /// Its site trains fronts and backs: by steps, at one learning rate a round.
+    /// Its site trains fronts and backs: at one learning rate a round.
     pub split: bool,
 }
 
@@ -287,6 +287,21 @@ impl Member {
     /// The offer that is being worked on.
     pub fn working_on(&self) -> Option<(Digest, &Offer)> {
         self.active.as_ref().map(|active| (active.digest, &active.offer))
+    }
+
+    /// Blob of the adapter of that version, if it has one from above.
+    pub fn adapter(&self) -> Option<Digest> {
+        self.current.as_ref().map(|current| current.adapter)
+    }
+
+    /// Name of a work of this node, known by `digest`, that no offer asked for.
+    pub fn name_of(&self, round: RoundNo, digest: &Digest) -> UpdateId {
+        update_id(&self.config.federation, round, &self.config.me, digest)
+    }
+
+    /// This node.
+    pub fn me(&self) -> &NodeId {
+        &self.config.me
     }
 
     /// Number of the newest round that it knows of.
@@ -524,9 +539,7 @@ impl Member {
         if offer.version < self.version() {
             return Err("version_goes_back");
         }
-        if self.config.split
-            && (offer.plan.local_epochs.is_some() || offer.plan.final_rate.is_some())
-        {
+        if self.config.split && offer.plan.final_rate.is_some() {
             return Err("plan_not_for_split");
         }
         if self.config.relay || offer.plan.local_epochs.is_some() {
@@ -757,7 +770,10 @@ impl Member {
 
     fn result(&mut self, news: Announced, out: &mut Vec<Effect>) {
         let version = news.result.version;
-        if self.current.is_some() && version <= self.version() {
+        if self.current.is_some()
+            && version <= self.version()
+            && (guard::stands(Guard::Versions) || version == self.version())
+        {
             if version < self.version() {
                 out.push(Effect::Count("older_version"));
             }
@@ -875,7 +891,8 @@ impl Member {
 
     fn set_current(&mut self, current: Current, out: &mut Vec<Effect>) {
         let version = current.version;
-        if self.current.as_ref() == Some(&current) || version < self.version() {
+        let goes_back = version < self.version() && guard::stands(Guard::Versions);
+        if self.current.as_ref() == Some(&current) || goes_back {
             return;
         }
         self.current = Some(current);
@@ -884,7 +901,7 @@ impl Member {
     }
 
     /// Answers with the current version from now on: the device's own adapter, where it has one.
-    fn apply(&self, out: &mut Vec<Effect>) {
+    pub(super) fn apply(&self, out: &mut Vec<Effect>) {
         if let Some(Current { version, adapter, knowledge }) = self.current
             // A relay's own model learns, and is served, by its other half.
             && !(knowledge && self.config.relay)

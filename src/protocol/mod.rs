@@ -12,7 +12,9 @@
 //! chunks for any of them, [`BaseFetch`] the file of a base before they begin, and [`update`] and [`knowledge`] are
 //! the arithmetic between wire and `learn`.
 //!
-//! Beside them, [`cascade`] decides who answers a request, this node or the tier above.
+//! Beside them, [`cascade`] decides who answers a request, this node or the tier above; of a split model always
+//! the edge, which goes on from the front's values (`halves`). [`Slots`] decides which version a node serves of those
+//! that its machine has.
 //!
 //! Called by the role actors; their effects are carried out by `actors/runner.rs`, which commits
 //! before it publishes. A machine is rebuilt from what its `Put` effects left in the store.
@@ -26,25 +28,32 @@ mod fetch;
 #[cfg(test)]
 pub(crate) mod fixture;
 pub(crate) mod guard;
+mod halves;
 pub mod knowledge;
 mod member;
 mod relay;
+pub mod rollout;
 mod round;
 mod sense;
 mod session;
+mod slots;
 mod split_device;
 pub mod update;
 
 pub use base::{BaseFetch, Giving, Step};
 pub use effect::{
-    CombineInput, CombineJob, Delivery, DistilTask, Distils, Effect, Input, Job, Said, ShareBounds,
-    Timer, To, TrainTask, Weighed, Work,
+    CombineInput, CombineJob, Delivery, DistilTask, Distils, Effect, Input, Job, LocalWork, Said,
+    ShareBounds, Timer, To, TrainTask, Weighed, Work,
 };
 pub use escalations::{Escalations, Left};
 pub use failover::{Failover, FailoverConfig, FailoverView};
 pub use fetch::{Ask, Fetches, Taken};
+pub use halves::Asked;
 pub use member::{Knows, Member, MemberConfig};
-pub use relay::{Relay, RelayConfig};
+pub use relay::{IslandTerms, Relay, RelayConfig};
+#[cfg(any(test, feature = "sim"))]
+pub(crate) use round::Held;
 pub use round::{Backs, Owner, Round, RoundConfig, RoundView};
 pub use session::{BackEnd, BackTask, FrontConfig, FrontEnd, FrontTask, SplitTerms};
+pub use slots::{Check, RollbackBy, SlotOrder, SlotRefusal, Slots, SlotsConfig, SlotsView};
 pub use split_device::SplitDevice;

@@ -6,16 +6,28 @@
 //!                 <-contribution-      <--outcome--       <-contribution-
 //!                 ---result--->        ---adopt--->       ---result-->
 //! ```
+//! Where [`RelayConfig::island`] says so, a relay whose parent has been silent for long goes on alone: it opens
+//! rounds of its own, whose outcome is the site's next adapter. The version stays the parent's last one, offers are
+//! marked (`wire::Offer::island`), and what the site has learned by then is kept as **one** contribution, from
+//! that version to now. As soon as the parent is heard again, it waits for the next inner round as late work does:
+//! it is recorded, weighed by how far behind it is, and goes up with what the devices do then.
+//!
+//! ```text
+//!   silent for `after_ms`      round of its own     ...      heard: kept for the next inner round, recorded
+//! ```
 //! Called by the relay's actor.
 
-use super::effect::{Effect, Input, Timer};
+use super::effect::{CombineInput, Effect, Input, LocalWork, Timer};
 use super::member::Member;
-use super::round::{Round, RoundView};
+use super::round::{Round, RoundView, put};
 use super::session::{BackSessions, SplitTerms};
 use super::update;
+use serde::{Deserialize, Serialize};
+
 use crate::ids::{Digest, NodeId, Side, Version};
 use crate::time::Now;
-use crate::wire::{Blob, Body, Result as RoundResult};
+use crate::trust::Verified;
+use crate::wire::{Blob, Body, Result as RoundResult, decode};
 
 /// What only a relay has to know.
 #[derive(Debug, Clone)]
@@ -29,6 +41,40 @@ pub struct RelayConfig {
     pub split: Option<SplitTerms>,
     /// Bytes a chunk of big blobs.
     pub chunk_bytes: u32,
+    /// How it goes on while its parent is away; off: it waits.
+    pub island: Option<IslandTerms>,
+}
+
+/// How a relay goes on while its parent is away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IslandTerms {
+    /// Its parent is away when nothing came for so long. More than a few times the time after which a member asks.
+    pub after_ms: u64,
+    /// Pause between its own rounds.
+    pub pause_ms: u64,
+}
+
+/// What the site has learned alone.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Island {
+    /// The parent's last version.
+    version: Version,
+    /// Blob of its adapter.
+    since: Digest,
+    /// Blob of the site's own by now.
+    adapter: Digest,
+    /// Rounds behind it.
+    rounds: u64,
+    /// Distinct examples behind the last of them.
+    num_examples: u64,
+    /// Devices behind the last of them.
+    num_devices: u32,
+    /// Steps of all of them.
+    steps: u32,
+    /// Loss before the first.
+    loss_first: f32,
+    /// Loss after the last.
+    loss_last: f32,
 }
 
 /// A relay. See the module.
@@ -43,14 +89,36 @@ pub struct Relay {
     backs: Option<BackSessions>,
     /// The blob that came in this step: its front is cut off of it.
     at_hand: Option<(Digest, Vec<u8>)>,
+    /// What was learned alone and isn't given to a round yet.
+    island: Option<Island>,
+    /// The parent is away.
+    alone: bool,
 }
 
 impl Relay {
-    /// Puts the two halves together; each was built from its own part of the store.
-    pub fn new(config: RelayConfig, member: Member, round: Round) -> Self {
+    /// Key prefix of its own durable state.
+    pub const PREFIX: &'static str = "relay/";
+    const ISLAND: &'static str = "relay/island";
+    const STATE_CAP: usize = 4_096;
+
+    /// Puts the two halves together, each built from its own part of the store; `state` is the relay's own.
+    ///
+    /// # Errors
+    /// The key whose value can't be read: the store is damaged.
+    pub fn new(
+        config: RelayConfig,
+        member: Member,
+        round: Round,
+        state: &[(String, Vec<u8>)],
+    ) -> Result<Self, String> {
         let serving = round.serving();
         let backs = config.split.map(BackSessions::new);
-        Self { config, member, round, serving, backs, at_hand: None }
+        let stored = state.iter().find(|(key, _)| key == Self::ISLAND);
+        let island = stored.map(|(key, value)| {
+            decode(value, Self::STATE_CAP).map_err(|error| format!("{key}: {error}"))
+        });
+        let island = island.transpose()?;
+        Ok(Self { config, member, round, serving, backs, at_hand: None, island, alone: false })
     }
 
     /// One step.
@@ -60,8 +128,9 @@ impl Relay {
         }
         let effects = match input {
             Input::Message(message) if self.member.hears(message.sender()) => {
-                self.member.step(now, Input::Message(message))
+                self.above(now, message)
             }
+            Input::Timer(Timer::Island) => self.go_on_alone(),
             Input::Timer(Timer::Resync) | Input::Worked { .. } | Input::Expired(_) => {
                 self.member.step(now, input)
             }
@@ -83,8 +152,12 @@ impl Relay {
             | Input::Distilled { .. }
             | Input::Front { .. } => self.round.step(now, input),
             Input::Start | Input::Pause(_) | Input::Full(_) | Input::Fetched { .. } => {
+                let starts = matches!(input, Input::Start);
                 let mut effects = self.round.step(now, input.clone());
                 effects.extend(self.member.step(now, input));
+                if starts {
+                    self.start(&mut effects);
+                }
                 effects
             }
             // A relay's rounds are its parent's to start.
@@ -95,8 +168,20 @@ impl Relay {
         out
     }
 
+    /// Something came from the parent, or from its standby.
+    fn above(&mut self, now: Now, message: Verified) -> Vec<Effect> {
+        let sender = message.sender().clone();
+        // Who only asks for the rounds opens none: it may ask in vain.
+        let asks = matches!(message.body(), Body::Lease(lease) if lease.asks);
+        let mut effects = self.member.step(now, Input::Message(message));
+        if !asks && *self.member.owner() == sender {
+            self.parent_is_there(&mut effects);
+        }
+        effects
+    }
+
     /// What a device says in a split run.
-    fn session(&mut self, message: &crate::trust::Verified) -> Vec<Effect> {
+    fn session(&mut self, message: &Verified) -> Vec<Effect> {
         let mut out = Vec::new();
         match (&mut self.backs, message.body()) {
             (Some(backs), Body::Frame(frame)) if self.round.has_member(message.sender()) => {
@@ -148,10 +233,17 @@ impl Relay {
         self.member.version()
     }
 
+    /// What its rounds hold.
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) fn held(&self) -> super::Held {
+        self.round.held()
+    }
+
     /// Blobs that must be kept.
     pub fn blobs(&self) -> std::collections::BTreeSet<Digest> {
         let mut keep = self.member.blobs();
         keep.extend(self.round.blobs());
+        keep.extend(self.island.iter().flat_map(|island| [island.since, island.adapter]));
         keep
     }
 
@@ -164,7 +256,9 @@ impl Relay {
         let mut across = Vec::new();
         for effect in effects {
             match effect {
-                Effect::Contribute { .. } | Effect::PassOn(_) => across.push(effect),
+                Effect::Contribute { .. } | Effect::PassOn(_) | Effect::Local(_) => {
+                    across.push(effect);
+                }
                 other => out.push(other),
             }
         }
@@ -174,6 +268,7 @@ impl Relay {
                     let more = self.member.step(now, Input::Worked { offer: outer, work });
                     out.extend(self.join(now, more));
                 }
+                Effect::Local(work) => self.learned_alone(work, &mut out),
                 Effect::PassOn(result) => {
                     if let Some((adapter, whole)) = self.for_devices(&result.adapter, &mut out) {
                         let result = RoundResult { adapter, ..result };
@@ -187,11 +282,115 @@ impl Relay {
         out
     }
 
+    fn start(&mut self, out: &mut Vec<Effect>) {
+        let Some(terms) = self.config.island else { return };
+        self.answer_with_own(out);
+        // It was away when this node died, and nothing has come since.
+        self.alone = self.island.is_some() || self.round.alone().is_some();
+        out.push(Effect::Timer { timer: Timer::Island, after_ms: terms.after_ms });
+    }
+
+    /// Nothing came from the parent for long.
+    fn go_on_alone(&mut self) -> Vec<Effect> {
+        let mut out = Vec::new();
+        let Some(terms) = self.config.island else { return out };
+        self.alone = true;
+        let may = self.config.split.is_none()
+            && self.member.working_on().is_none()
+            && self.round.can_be_alone()
+            && self.member.adapter().is_some()
+            && self.round.view().version == self.member.version();
+        if may {
+            let rounds = self.island.as_ref().map_or(0, |island| island.rounds);
+            self.round.open_alone(rounds + 1, &mut out);
+        }
+        out.push(Effect::Timer { timer: Timer::Island, after_ms: terms.pause_ms.max(1) });
+        out
+    }
+
+    /// A round of its own has ended.
+    fn learned_alone(&mut self, work: LocalWork, out: &mut Vec<Effect>) {
+        let LocalWork { version, from, adapter, num_examples, num_devices, .. } = work;
+        let before = self.island.take();
+        let (since, rounds, steps, loss_first) = before
+            .map_or((from, 0, 0, work.loss_first), |island| {
+                (island.since, island.rounds, island.steps, island.loss_first)
+            });
+        self.island = Some(Island {
+            version,
+            since,
+            adapter,
+            rounds: rounds + 1,
+            num_examples,
+            num_devices,
+            steps: work.steps.saturating_add(steps),
+            loss_first,
+            loss_last: work.loss_last,
+        });
+        put(Self::ISLAND, &self.island, out);
+        self.answer_with_own(out);
+        if !self.alone {
+            self.give_to_round(out); // the parent came back while it was combined
+        }
+    }
+
+    /// Answers with what was learned alone, unless a newer version is here.
+    fn answer_with_own(&self, out: &mut Vec<Effect>) {
+        if let Some(Island { version, adapter, .. }) = self.island
+            && version == self.member.version()
+        {
+            out.push(Effect::Apply { version, adapter });
+        }
+    }
+
+    /// Something came from the parent.
+    fn parent_is_there(&mut self, out: &mut Vec<Effect>) {
+        let Some(terms) = self.config.island else { return };
+        out.push(Effect::Timer { timer: Timer::Island, after_ms: terms.after_ms });
+        self.alone = false;
+        if self.round.alone() == Some(false) {
+            // What came for it counts in the next round.
+            self.round.abandon("parent_is_back", out);
+        }
+        if self.round.alone().is_none() {
+            self.give_to_round(out);
+        }
+    }
+
+    /// What was learned alone counts in the next inner round, as one contribution of this node.
+    fn give_to_round(&mut self, out: &mut Vec<Effect>) {
+        let Some(island) = self.island.take() else { return };
+        out.push(Effect::Delete(Self::ISLAND.to_owned()));
+        let update = self.member.name_of(self.round.view().round, &island.adapter);
+        let input = CombineInput {
+            sender: self.member.me().clone(),
+            update,
+            num_examples: island.num_examples,
+            num_devices: island.num_devices,
+            steps: island.steps,
+            version: island.version,
+            staleness: 0,
+            failed: 0,
+            loss_first: island.loss_first,
+            loss_last: island.loss_last,
+            delta: Some(island.adapter),
+            back: None,
+            stacked: false,
+            whole: true,
+            base: island.since,
+            class_logits: None,
+            knowledge: None,
+        };
+        self.round.bring(input, out);
+        // Answers come from the federation's version again.
+        self.member.apply(out);
+    }
+
     /// Opens the inner round as soon as the member has an outer offer to work on.
     fn open_inner(&mut self, out: &mut Vec<Effect>) {
         let Some((digest, offer)) = self.member.working_on() else { return };
-        if self.serving == Some(digest) {
-            return;
+        if self.serving == Some(digest) || self.round.alone() == Some(true) {
+            return; // a round of its own that combines ends first
         }
         let knowledge = offer.plan.knowledge.is_some();
         let cut = (!knowledge).then(|| self.for_devices(&offer.adapter, out));
@@ -256,8 +455,9 @@ mod tests {
             margin_ms: 5_000,
             split: None,
             chunk_bytes: CHUNK_BYTES,
+            island: None,
         };
-        Relay::new(config, member, round)
+        Relay::new(config, member, round, &of(Relay::PREFIX)).unwrap()
     }
 
     impl Bench {
@@ -310,6 +510,7 @@ mod tests {
 
     fn outer(round: u64, version: Version, deadline_ms: u64) -> Offer {
         Offer {
+            island: None,
             knowledge: None,
             round,
             model: node("m"),

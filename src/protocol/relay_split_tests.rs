@@ -71,8 +71,9 @@ impl Bench {
             margin_ms: 5_000,
             split: Some(terms()),
             chunk_bytes: CHUNK_BYTES,
+            island: None,
         };
-        Relay::new(config, member, round)
+        Relay::new(config, member, round, &[]).unwrap()
     }
 
     fn step(&mut self, input: Input) -> Vec<Effect> {
@@ -102,6 +103,7 @@ impl Bench {
 
     fn open(&mut self) -> (Digest, Offer) {
         let outer = Offer {
+            island: None,
             round: 1,
             model: crate::ids::Name::new("m").unwrap(),
             base: Digest([1; 32]),

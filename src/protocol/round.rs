@@ -26,8 +26,8 @@ use self::state::{
     accepted, late,
 };
 use super::effect::{
-    CombineInput, CombineJob, Delivery, DistilTask, Distils, Effect, Input, Job, Said, ShareBounds,
-    Timer, To, Weighed, Work,
+    CombineInput, CombineJob, Delivery, DistilTask, Distils, Effect, Input, Job, LocalWork, Said,
+    ShareBounds, Timer, To, Weighed, Work,
 };
 use super::update;
 use crate::ids::{Digest, Epoch, Name, NodeId, RoundNo, Side, UpdateId, Version};
@@ -147,11 +147,25 @@ pub struct RoundView {
     pub expected: usize,
 }
 
+/// Sizes of what an owner holds.
+#[cfg(any(test, feature = "sim"))]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Held {
+    /// Contributions whose blob is being fetched.
+    pub(crate) waiting: usize,
+    /// Contributions in the open round.
+    pub(crate) accepted: usize,
+    /// Contributions that wait for the next one.
+    pub(crate) late: usize,
+    /// Rounds that are remembered.
+    pub(crate) recent: usize,
+}
+
 impl Round {
     /// Key prefix of its durable state.
     pub const PREFIX: &'static str = "round/";
     /// Closed rounds that are remembered.
-    const MEMORY: usize = 12;
+    pub(crate) const MEMORY: usize = 12;
     /// Failed combinations that a contribution may be in before it is given up.
     const MOST_FAILED: u32 = 2;
 
@@ -231,6 +245,24 @@ impl Round {
 
     /// Opens a round. A relay names the outer offer; an open inner round of an older one is dropped.
     pub fn open(&mut self, outer: Option<Digest>, deadline_ms: u64, out: &mut Vec<Effect>) {
+        self.open_as(outer, None, deadline_ms, out);
+    }
+
+    /// Opens a relay's round of its own, the `number`-th since its parent is away: its outcome is the site's next
+    /// adapter, of the same version.
+    pub fn open_alone(&mut self, number: u64, out: &mut Vec<Effect>) {
+        if !self.paused {
+            self.open_as(None, Some(number), self.config.deadline_ms, out);
+        }
+    }
+
+    fn open_as(
+        &mut self,
+        outer: Option<Digest>,
+        island: Option<u64>,
+        deadline_ms: u64,
+        out: &mut Vec<Effect>,
+    ) {
         if self.full {
             return out.push(Effect::Count("disk_full"));
         }
@@ -260,6 +292,7 @@ impl Round {
             plan,
             deadline_ms,
             outer,
+            island,
         };
         let body = Body::Offer(offer.clone());
         let digest = match body.to_bytes() {
@@ -364,6 +397,28 @@ impl Round {
         self.put_phase(out);
     }
 
+    /// Keeps the relay's own work for the next round that closes, and records it.
+    pub fn bring(&mut self, input: CombineInput, out: &mut Vec<Effect>) {
+        let (sender, update) = (input.sender.clone(), input.update);
+        out.push(Effect::Record(Event::Late { round: self.number, sender, update }));
+        self.keep_late(input, out);
+    }
+
+    /// The round of a relay's own that is under way: whether it is closed already.
+    pub fn alone(&self) -> Option<bool> {
+        match &self.phase {
+            Phase::Open(open) => open.offer.island.map(|_| false),
+            Phase::Closing(closing) => closing.offer.island.map(|_| true),
+            Phase::Idle => None,
+        }
+    }
+
+    /// Whether a relay can go on alone: nothing is under way, and adapters are what its members learn.
+    pub fn can_be_alone(&self) -> bool {
+        let plan = &self.config.plan;
+        self.phase == Phase::Idle && plan.adapter_delta && plan.knowledge.is_none()
+    }
+
     /// The outer offer that the inner round serves or served last.
     pub fn serving(&self) -> Option<Digest> {
         match &self.phase {
@@ -393,6 +448,17 @@ impl Round {
             accepted,
             expected,
         }
+    }
+
+    /// What it holds of its members' words: the simulator looks whether that stays within bounds.
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) fn held(&self) -> Held {
+        let accepted = match &self.phase {
+            Phase::Open(open) => open.accepted.len(),
+            Phase::Idle | Phase::Closing(_) => 0,
+        };
+        let (waiting, late, recent) = (self.waiting.len(), self.late.len(), self.recent.len());
+        Held { waiting, accepted, late, recent }
     }
 
     /// Blobs that must be kept.
@@ -583,7 +649,7 @@ impl Round {
                     self.open(None, self.config.deadline_ms, out);
                 }
             }
-            Timer::Resync | Timer::Chunks | Timer::Step | Timer::Lease => {}
+            Timer::Resync | Timer::Chunks | Timer::Step | Timer::Island | Timer::Lease => {}
         }
     }
 
@@ -651,7 +717,7 @@ impl Round {
             plan: closing.offer.plan.clone(),
             class_targets: closing.offer.class_targets.clone(),
             inputs: closing.set.clone(),
-            relay: self.config.owner == Owner::Relay,
+            relay: self.config.owner == Owner::Relay && closing.offer.island.is_none(),
             norms: self.norms.clone(),
             bounds: self.config.bounds,
             offered: closing.offer.knowledge.as_ref().map(|knowledge| {
@@ -776,6 +842,9 @@ impl Round {
             self.remember_norms(closing.offer.round, &work.weighed, out);
         }
         match (outcome, closing.offer.outer) {
+            (Ok(work), None) if closing.offer.island.is_some() => {
+                self.commit_alone(&closing, work, out);
+            }
             (Ok(work), None) => self.commit(&closing, work, out),
             (Ok(work), Some(outer)) => {
                 out.push(Effect::Record(Event::RoundCommit {
@@ -865,6 +934,36 @@ impl Round {
             }
             out.push(Effect::Apply { version, adapter: result });
         }
+    }
+
+    /// The site's next adapter. Its members hear of it by the next offer: a result would be a version.
+    fn commit_alone(&mut self, closing: &Closing, work: Work, out: &mut Vec<Effect>) {
+        let Some(bytes) = work.update else { return out.push(Effect::Count("nothing_learned")) };
+        let (version, from) = (closing.offer.version, closing.offer.adapter.sha256());
+        let blob = Blob::of(&bytes, self.config.chunk_bytes);
+        let adapter = blob.sha256();
+        out.push(Effect::SaveBlob(bytes));
+        let class_targets = work.class_logits.or_else(|| closing.offer.class_targets.clone());
+        // The next version may have come while this was combined.
+        if version == self.global.version {
+            self.set_global(version, blob, None, class_targets, None, out);
+        }
+        out.push(Effect::Record(Event::RoundCommit {
+            epoch: self.epoch,
+            result: adapter,
+            round: closing.offer.round,
+            version,
+        }));
+        out.push(Effect::Local(LocalWork {
+            version,
+            from,
+            adapter,
+            num_examples: work.num_examples,
+            num_devices: work.num_devices,
+            steps: work.steps,
+            loss_first: work.loss_first,
+            loss_last: work.loss_last,
+        }));
     }
 
     /// What was accepted isn't lost when its combination fails: it counts in the next round, unless

@@ -129,6 +129,7 @@ mod tests {
 
     fn offer(plan: Plan) -> Offer {
         Offer {
+            island: None,
             knowledge: None,
             round: 1,
             model: Name::new("m").unwrap(),

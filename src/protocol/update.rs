@@ -212,7 +212,12 @@ pub fn combine(
                 Some(back) => joined(&set(delta)?, &set(back)?)?,
                 None => set(delta)?,
             };
-            let adapter = adapter_of(delta, base, input.stacked)?;
+            let adapter = if input.whole {
+                delta.check_layout(&base.layout())?;
+                delta
+            } else {
+                adapter_of(delta, base, input.stacked)?
+            };
             Ok::<_, UpdateError>((adapter, older))
         };
         // The bound has to be known before anything is added, so each blob is read twice.

@@ -9,6 +9,9 @@ mod html;
 mod json;
 mod niid;
 mod page;
+mod paper;
+#[cfg(feature = "sim")]
+mod sim;
 mod table;
 
 use std::collections::BTreeMap;
@@ -20,8 +23,13 @@ pub use experiment::{
     experiment_to_table,
 };
 pub use json::to_json;
-pub use niid::{CellRow, NiidReport, niid_to_html, niid_to_json, niid_to_table};
+pub use niid::{CellRow, HalvesFigures, NiidReport, niid_to_html, niid_to_json, niid_to_table};
 pub use page::to_html;
+pub use paper::{
+    PaperArm, PaperCell, PaperCheck, PaperReport, paper_to_html, paper_to_json, paper_to_table,
+};
+#[cfg(feature = "sim")]
+pub use sim::{SimReport, SimRow, SimViolation, sim_to_html, sim_to_json, sim_to_table};
 pub use table::to_table;
 
 /// All that is told of one run.

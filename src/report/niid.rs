@@ -30,6 +30,8 @@ pub struct CellRow {
     pub split: String,
     /// Name of the strategy.
     pub strategy: String,
+    /// What its accuracies are of: `common_model`, or `mean_of_own_models` where each client has its own.
+    pub judged: String,
     /// Rounds that are wanted.
     pub rounds: u64,
     /// Rounds that are done.
@@ -48,6 +50,9 @@ pub struct CellRow {
     pub finished: bool,
     /// Images of each client.
     pub client_sizes: Vec<usize>,
+    /// What a client has of the network and what crosses the cut; none where it has all, or of a cell that
+    /// wasn't begun.
+    pub halves: Option<HalvesFigures>,
     /// Best accuracy after any round, 0 to 1.
     pub accuracy_best: f64,
     /// Accuracy after each round, the untrained model first.
@@ -60,6 +65,22 @@ pub struct CellRow {
     pub seconds: f64,
     /// The nodes' ledgers, once it is finished.
     pub audit: Option<AuditSummary>,
+}
+
+/// What a client has of a split network, and what it sends across the cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HalvesFigures {
+    /// Values that the whole network has.
+    pub values: u64,
+    /// Of these, values that a client holds.
+    pub resident: u64,
+    /// Of these, values that train at the client.
+    pub trained: u64,
+    /// Bytes of an image's activations as they are coded, before zstd; its gradient comes back in as many.
+    pub activation_bytes_per_image: u64,
+    /// The same as f32.
+    pub activation_bytes_per_image_f32: u64,
 }
 
 impl NiidReport {
@@ -86,6 +107,11 @@ impl CellRow {
         }
     }
 
+    /// Whether its figures are of ten models, and can't be compared with those of one.
+    fn has_own_models(&self) -> bool {
+        self.judged == "mean_of_own_models"
+    }
+
     /// Whether a finished cell is as close to its published figure as one seed should be.
     fn agrees(&self) -> Option<bool> {
         let (figure, tolerance) = self.published.filter(|_| self.finished)?;
@@ -100,6 +126,7 @@ pub fn niid_to_json(report: &NiidReport) -> Value {
             "dataset": row.dataset,
             "split": row.split,
             "strategy": row.strategy,
+            "judged": row.judged,
             "state": row.state(),
             "finished": row.finished,
             "rounds": row.rounds,
@@ -110,6 +137,7 @@ pub fn niid_to_json(report: &NiidReport) -> Value {
             "commit": row.commit,
             "machine": row.machine,
             "client_sizes": row.client_sizes,
+            "halves": row.halves,
             "accuracy_best": if row.curve.is_empty() { Value::Null } else { json!(row.accuracy_best) },
             "accuracy": row.curve,
             "published": row.published.map(|(figure, tolerance)| {
@@ -165,7 +193,14 @@ fn told(row: &CellRow) -> String {
         Some(false) => ", NOT as published",
         None => "",
     };
-    format!("{}{agrees}{ledgers}", row.state())
+    let own = if row.has_own_models() { ", mean of the clients' own models" } else { "" };
+    let halves = row.halves.map_or(String::new(), |halves| {
+        format!(
+            ", {} % of the network at a client",
+            percent(to_f64(halves.resident) / to_f64(halves.values))
+        )
+    });
+    format!("{}{agrees}{own}{halves}{ledgers}", row.state())
 }
 
 /// Tells the table as HTML that loads nothing.
@@ -175,8 +210,9 @@ pub fn niid_to_html(report: &NiidReport) -> String {
     let _ = write!(
         page,
         "<p class=\"over\">gaisnet experiment</p>\n<h1>Ten clients with different images</h1>\n\
-         <p class=\"lead\">Share of the test images that the common model names right. The plain mean \
-         of all clients: no cap on a share, no norm clipping. {finished} of {} cells are finished.</p>\n",
+         <p class=\"lead\">Share of the test images that the common model names right; where clients \
+         keep their own models, the mean of what these do. The plain mean of all clients: no cap on a share, no \
+         norm clipping. {finished} of {} cells are finished.</p>\n",
         report.rows.len()
     );
     let begun = || report.rows.iter().filter(|row| !row.curve.is_empty());
@@ -235,6 +271,7 @@ mod tests {
             dataset: "fashion-mnist".into(),
             split: "dir0.5".into(),
             strategy: "fedavg".into(),
+            judged: "common_model".into(),
             rounds: 50,
             rounds_done: 50,
             local_epochs: 10,
@@ -244,6 +281,7 @@ mod tests {
             machine: "a machine, 2 cores".into(),
             finished: true,
             client_sizes: vec![40, 60],
+            halves: None,
             accuracy_best: 0.8812,
             curve: vec![0.1, 0.8, 0.8812],
             published: Some((0.8809, 0.006)),
@@ -283,10 +321,36 @@ mod tests {
     }
 
     #[test]
+    fn figures_of_own_models_are_told_apart() {
+        let mut report = sample();
+        report.rows[1].judged = "mean_of_own_models".into();
+        let table = niid_to_table(&report);
+        assert_eq!(table.matches("mean of the clients' own models").count(), 1, "{table}");
+        assert_eq!(niid_to_json(&report)["cells"][1]["judged"], "mean_of_own_models");
+    }
+
+    #[test]
+    fn what_a_client_has_of_a_split_network_is_told() {
+        let mut report = sample();
+        report.rows[0].halves = Some(HalvesFigures {
+            values: 200,
+            resident: 25,
+            trained: 25,
+            activation_bytes_per_image: 258,
+            activation_bytes_per_image_f32: 1_024,
+        });
+        let table = niid_to_table(&report);
+        assert!(table.contains("12.50 % of the network at a client"), "{table}");
+        let json = niid_to_json(&report);
+        assert_eq!(json["cells"][0]["halves"]["activation_bytes_per_image"], 258);
+        assert_eq!(json["cells"][1]["halves"], Value::Null);
+    }
+
+    #[test]
     fn the_promised_keys_are_there() {
         let json = niid_to_json(&sample());
         let cell = &json["cells"][0];
-        for key in ["dataset", "split", "strategy", "config"] {
+        for key in ["dataset", "split", "strategy", "judged", "config"] {
             assert!(cell[key].is_string(), "{key}");
         }
         for key in ["rounds", "bytes_up_per_client_round", "seed"] {

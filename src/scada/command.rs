@@ -54,8 +54,8 @@ pub enum Action {
     Rollback {
         /// The model.
         model: Name,
-        /// The version to go back to.
-        version: Version,
+        /// The version to go back to; the one before, if none is named.
+        version: Option<Version>,
     },
     /// Take over the keyring with this digest, which was put in place of the one in use.
     KeyringUpdate {
@@ -63,6 +63,20 @@ pub enum Action {
         version: u64,
         /// SHA-256 of its bytes.
         digest: Digest,
+    },
+    /// Serve this version and newer ones again, after a rollback.
+    VersionRelease {
+        /// The model.
+        model: Name,
+        /// The least version.
+        version: Version,
+    },
+    /// From now on nobody but a signer goes below this version.
+    VersionFloor {
+        /// The model.
+        model: Name,
+        /// The least version.
+        version: Version,
     },
 }
 
@@ -85,11 +99,13 @@ pub enum CommandKind {
     ConfigSet,
     Rollback,
     KeyringUpdate,
+    VersionRelease,
+    VersionFloor,
 }
 
 impl CommandKind {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Status,
         Self::RoundStart,
         Self::Pause,
@@ -98,6 +114,8 @@ impl CommandKind {
         Self::ConfigSet,
         Self::Rollback,
         Self::KeyringUpdate,
+        Self::VersionRelease,
+        Self::VersionFloor,
     ];
 
     /// Last level of its topic.
@@ -111,6 +129,8 @@ impl CommandKind {
             Self::ConfigSet => "config.set",
             Self::Rollback => "rollback",
             Self::KeyringUpdate => "keyring.update",
+            Self::VersionRelease => "version.release",
+            Self::VersionFloor => "version.floor",
         }
     }
 
@@ -128,7 +148,11 @@ impl CommandKind {
     pub fn needs_signature(self) -> bool {
         match self {
             Self::Status | Self::RoundStart | Self::Pause | Self::Resume | Self::ModelList => false,
-            Self::ConfigSet | Self::Rollback | Self::KeyringUpdate => true,
+            Self::ConfigSet
+            | Self::Rollback
+            | Self::KeyringUpdate
+            | Self::VersionRelease
+            | Self::VersionFloor => true,
         }
     }
 }
@@ -275,6 +299,16 @@ pub enum CommandFault {
         /// What is wrong.
         problem: String,
     },
+    /// What is served stays as it is.
+    #[error("{problem}; nothing was changed")]
+    Version {
+        /// A short word.
+        kind: &'static str,
+        /// What is wrong.
+        problem: String,
+        /// The way out.
+        hint: &'static str,
+    },
     /// It couldn't be recorded, so it must not be carried out.
     #[error("the node's disk is full, so the command can't be recorded; it was not carried out")]
     DiskFull,
@@ -294,6 +328,7 @@ impl CommandError {
             CommandFault::Repeated { .. } => "repeated",
             CommandFault::NotSupported { .. } => "not_supported",
             CommandFault::Keyring { .. } => "keyring_refused",
+            CommandFault::Version { kind, .. } => kind,
             CommandFault::DiskFull => "disk_full",
         }
     }
@@ -329,6 +364,7 @@ impl CommandError {
             }
             CommandFault::Repeated { .. } => "use a new id for a new command".to_owned(),
             CommandFault::NotSupported { instead, .. } => (*instead).to_owned(),
+            CommandFault::Version { hint, .. } => (*hint).to_owned(),
             CommandFault::Keyring { .. } => {
                 "put the newer one in place first, by gaisnet keyring accept on the node; the command \
                  names its version and the SHA-256 of the file"
@@ -450,9 +486,16 @@ fn read_action(kind: CommandKind, mut args: Fields) -> Result<Action, FieldError
         CommandKind::Rollback => {
             let model = args.name("model")?;
             let version = args.whole_number("version", VERSION)?;
-            Action::Rollback {
-                model: args.need(model, "model", "a model's name")?,
-                version: args.need(version, "version", VERSION)?,
+            Action::Rollback { model: args.need(model, "model", "a model's name")?, version }
+        }
+        CommandKind::VersionRelease | CommandKind::VersionFloor => {
+            let model = args.name("model")?;
+            let version = args.whole_number("version", VERSION)?;
+            let model = args.need(model, "model", "a model's name")?;
+            let version = args.need(version, "version", VERSION)?;
+            match kind {
+                CommandKind::VersionRelease => Action::VersionRelease { model, version },
+                _ => Action::VersionFloor { model, version },
             }
         }
         CommandKind::KeyringUpdate => {

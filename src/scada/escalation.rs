@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{BootId, NodeId, Version};
 #[cfg(doc)]
 use crate::scada::infer::MAX_HOPS;
-use crate::scada::infer::MAX_REQUEST_BYTES;
+use crate::scada::infer::{InferError, Input, MAX_REQUEST_BYTES};
 use crate::scada::request_id::RequestId;
 use crate::scada::telegram::{Degraded, Quality, ReplyStatus, Tier};
 
@@ -70,13 +70,15 @@ pub fn id_of(boot: BootId, ticket: u64) -> Option<RequestId> {
 }
 
 /// The request to the tier above; nothing when it takes more than a request may.
-pub fn request(
-    id: &RequestId,
-    window: &[f32],
-    deadline_ms: u64,
-    via: &[NodeId],
-) -> Option<Vec<u8>> {
-    let payload = serde_json::to_vec(&Request { id, input: window, deadline_ms, via }).ok()?;
+pub fn request(id: &RequestId, input: &Input, deadline_ms: u64, via: &[NodeId]) -> Option<Vec<u8>> {
+    let payload = match input {
+        Input::Window(input) => serde_json::to_vec(&Request { id, input, deadline_ms, via }),
+        Input::AtCut(at_cut) => {
+            let input = Halfway { activations: at_cut.to_json() };
+            serde_json::to_vec(&Request { id, input, deadline_ms, via })
+        }
+    };
+    let payload = payload.ok()?;
     (payload.len() <= MAX_REQUEST_BYTES).then_some(payload)
 }
 
@@ -104,8 +106,12 @@ pub fn parse_reply(
     let number = ticket.parse::<u64>().ok().filter(|number| number.to_string() == ticket);
     let ticket = number.ok_or(ReplyFault::Implausible)?;
     if reply.status == ReplyStatus::Error {
-        let busy = reply.error.is_some_and(|error| error.kind == "busy");
-        return Ok(Some((ticket, Err(if busy { Degraded::Busy } else { Degraded::Refused }))));
+        let why = match reply.error.as_ref().map(|error| error.kind.as_str()) {
+            Some("busy") => Degraded::Busy,
+            Some(InferError::OTHER_FRONT) => Degraded::Version,
+            _ => Degraded::Refused,
+        };
+        return Ok(Some((ticket, Err(why))));
     }
     if reply.quality == Some(Quality::Bad) || reply.confidence.is_none() {
         return Ok(Some((ticket, Err(Degraded::Refused)))); // no answer, or a safe default
@@ -123,11 +129,16 @@ fn own(boot: BootId) -> String {
 }
 
 #[derive(Serialize)]
-struct Request<'a> {
+struct Request<'a, T> {
     id: &'a RequestId,
-    input: &'a [f32],
+    input: T,
     deadline_ms: u64,
     via: &'a [NodeId],
+}
+
+#[derive(Serialize)]
+struct Halfway<T> {
+    activations: T,
 }
 
 /// What is read of a reply; of other keys nothing is.
@@ -193,7 +204,8 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::ids::Name;
+    use crate::ids::{Digest, Name};
+    use crate::scada::at_cut::{AtCut, Coding, FrontMark};
     use crate::scada::command::CommandPolicy;
     use crate::scada::infer;
 
@@ -222,15 +234,22 @@ mod tests {
     #[test]
     fn what_is_escalated_is_a_request_like_any_other() {
         let id = id_of(BOOT, 7).unwrap();
-        let window = [0.1_f32, -1e-30, 16_777_215.0];
+        let window = Input::Window(vec![0.1_f32, -1e-30, 16_777_215.0]);
         let payload = request(&id, &window, 900, &[name("p1")]).unwrap();
         let policy = CommandPolicy::new(["infer"]).unwrap();
         let len = NonZeroUsize::new(3).unwrap();
         let parsed = infer::parse(&payload, false, len, &policy).unwrap();
-        assert_eq!(parsed.window, window, "to the bit");
+        assert_eq!(parsed.input, window, "to the bit");
         assert_eq!((parsed.id, parsed.deadline_ms), (Some(id.clone()), Some(900)));
         assert_eq!(parsed.via, [name("p1")]);
-        assert!(request(&id, &vec![0.123_456_7; 65_536], 900, &[]).is_none());
+        let long = Input::Window(vec![0.123_456_7; 65_536]);
+        assert!(request(&id, &long, 900, &[]).is_none());
+        let front = FrontMark { version: 3, digest: Digest([1; 32]) };
+        let (shape, data) = (vec![1, 1, 2], vec![0x80, 0x3f, 1, 255]);
+        let half = Input::AtCut(AtCut { front, coding: Coding::Int8, shape, data });
+        let payload = request(&id, &half, 900, &[name("p1")]).unwrap();
+        let parsed = infer::parse(&payload, false, len, &policy).unwrap();
+        assert_eq!((parsed.input, parsed.deadline_ms), (half, Some(900)));
     }
 
     #[test]
@@ -257,6 +276,7 @@ mod tests {
         };
         assert_eq!(read(&error("busy")), Ok(Some((7, Err(Degraded::Busy)))));
         assert_eq!(read(&error("wrong_length")), Ok(Some((7, Err(Degraded::Refused)))));
+        assert_eq!(read(&error("split_version")), Ok(Some((7, Err(Degraded::Version)))));
         assert_eq!(read(&with("quality", json!("bad"))), Ok(Some((7, Err(Degraded::Refused)))));
         let default = with("confidence", Value::Null);
         assert_eq!(read(&default), Ok(Some((7, Err(Degraded::Refused)))), "it abstained itself");

@@ -1,7 +1,8 @@
 //! Requests for an answer: `infer/{model}` with `{"id": .., "input": [..]}`, answers on
 //! `reply/infer`.
 //!
-//! The input is a whole window of the model's length, as an array or as `{"window": [..]}`. A
+//! The input is a whole window of the model's length, as an array or as `{"window": [..]}`; from a device with
+//! the front of a split model it is `{"activations": {..}}` ([`super::at_cut`]). A
 //! request is refused rather than repaired: a sample that is no finite number, or a wrong length,
 //! would get an answer that means nothing. `deadline_ms` says how long the asker can wait, and `via` which
 //! nodes passed it on, where a cascade of tiers answers ([`super::escalation`]).
@@ -11,7 +12,8 @@ use std::num::NonZeroUsize;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::ids::{Name, NodeId};
+use crate::ids::{Name, NodeId, Version};
+use crate::scada::at_cut::{self, AtCut};
 use crate::scada::command::CommandPolicy;
 use crate::scada::object::{FieldError, Fields, describe};
 use crate::scada::request_id::RequestId;
@@ -31,12 +33,21 @@ pub const MAX_HOPS: usize = 4;
 pub struct InferRequest {
     /// The asker's id, to be echoed.
     pub id: Option<RequestId>,
-    /// Finite samples, as many as the model takes.
-    pub window: Vec<f32>,
+    /// What is asked about.
+    pub input: Input,
     /// Milliseconds from the request's arrival that the asker waits, 1 to 600 000, if it said so.
     pub deadline_ms: Option<u64>,
     /// Nodes that passed it on, the first first; at most [`MAX_HOPS`].
     pub via: Vec<NodeId>,
+}
+
+/// What an answer is asked about.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Input {
+    /// Finite samples, as many as the model takes.
+    Window(Vec<f32>),
+    /// What the front of the model made of a window.
+    AtCut(AtCut),
 }
 
 /// A request that gets no answer.
@@ -110,6 +121,43 @@ impl InferError {
     /// As many requests as may wait are waiting.
     pub fn busy(id: Option<RequestId>, waiting: usize) -> Self {
         Self { id, fault: InferFault::Busy { waiting } }
+    }
+
+    /// [`Self::kind`] of a question of a front whose back isn't here.
+    pub const OTHER_FRONT: &str = "split_version";
+
+    /// A front asks whose back isn't here: device and edge have other versions of the model.
+    pub fn other_front(id: Option<RequestId>, front: Version, served: Version) -> Self {
+        let message = format!(
+            "the front is of version {front}, and no back of the same adapter is here: version {served} \
+             is served"
+        );
+        let hint = "ask again in a moment: one of the two is behind, and fetches the newer version";
+        Self { id, fault: InferFault::NoAnswer { kind: Self::OTHER_FRONT, message, hint } }
+    }
+
+    /// The values of a front can't be gone on from; `kind` says why.
+    pub fn no_half(id: Option<RequestId>, kind: &'static str) -> Self {
+        let (message, hint) = match kind {
+            "no_back" => (
+                "this node has no back of a split model",
+                "ask the device's own edge, with split.cut in its settings",
+            ),
+            "split_coding" => (
+                "the activations are in another coding than this node's",
+                "set split.coding alike on the edge and its devices",
+            ),
+            "split_not_finite" => (
+                "the activations have a value that is not finite",
+                "look at the device's windows and its base",
+            ),
+            _ => (
+                "the activations have another shape than this node's model has at its cut",
+                "set split.cut and model.base alike on the edge and its devices",
+            ),
+        };
+        let message = message.to_owned();
+        Self { id, fault: InferFault::NoAnswer { kind, message, hint } }
     }
 
     /// A short word for metrics and logs.
@@ -193,9 +241,9 @@ pub fn parse(
     policy: &CommandPolicy,
 ) -> Result<InferRequest, InferError> {
     let (mut fields, id) = opened(payload, retained, policy)?;
-    let rest = read_way(&mut fields).and_then(|way| Ok((way, read_window(fields, len)?)));
+    let rest = read_way(&mut fields).and_then(|way| Ok((way, read_input(fields, len)?)));
     match rest {
-        Ok(((deadline_ms, via), window)) => Ok(InferRequest { id, window, deadline_ms, via }),
+        Ok(((deadline_ms, via), input)) => Ok(InferRequest { id, input, deadline_ms, via }),
         Err(fault) => Err(InferError { id, fault }),
     }
 }
@@ -233,7 +281,7 @@ pub(super) fn opened(
     Ok((fields, id))
 }
 
-fn read_window(mut fields: Fields, len: NonZeroUsize) -> Result<Vec<f32>, InferFault> {
+fn read_input(mut fields: Fields, len: NonZeroUsize) -> Result<Input, InferFault> {
     const EXPECTED: &str = "an array of numbers, or an object like {\"window\":[1,2]}";
     let input = fields.take("input");
     fields.finish()?;
@@ -251,6 +299,15 @@ fn read_window(mut fields: Fields, len: NonZeroUsize) -> Result<Vec<f32>, InferF
         Some(Value::Array(items)) => ("input", items),
         Some(Value::Object(map)) => match map.get("window") {
             Some(Value::Array(items)) if map.len() == 1 => ("input.window", items),
+            None if map.len() == 1 && map.contains_key("activations") => {
+                let value = map.get("activations").unwrap_or(&Value::Null);
+                let at_cut = AtCut::from_json(value).ok_or_else(|| FieldError::Wrong {
+                    field: "input.activations".to_owned(),
+                    expected: at_cut::EXPECTED.to_owned(),
+                    got: describe(value),
+                })?;
+                return Ok(Input::AtCut(at_cut));
+            }
             _ => return Err(wrong(&Value::Object(map.clone())).into()),
         },
         Some(other) => return Err(wrong(other).into()),
@@ -265,7 +322,7 @@ fn read_window(mut fields: Fields, len: NonZeroUsize) -> Result<Vec<f32>, InferF
             got: describe(item),
         })?);
     }
-    Ok(window)
+    Ok(Input::Window(window))
 }
 
 #[cfg(test)]
@@ -304,7 +361,7 @@ mod tests {
         {
             let request = ask(payload).unwrap();
             assert_eq!(request.id.unwrap().as_str(), "a");
-            assert_eq!(request.window, [1.0, 2.5, -3.0]);
+            assert_eq!(request.input, Input::Window(vec![1.0, 2.5, -3.0]));
         }
     }
 
@@ -322,6 +379,8 @@ mod tests {
             (r#"{"input":[1,"NaN",3]}"#, "wrong_field", "got the text \"NaN\""),
             (r#"{"input":{"window":[1,2,1e300]}}"#, "wrong_field", "field \"input.window[2]\""),
             (r#"{"input":{"windows":[1,2,3]}}"#, "wrong_field", "got an object of 1 fields"),
+            (r#"{"input":{"activations":{}}}"#, "wrong_field", "field \"input.activations\""),
+            (r#"{"input":{"activations":[],"x":1}}"#, "wrong_field", "got an object of 2 fields"),
             (r#"{"input":"1,2,3"}"#, "wrong_field", "got the text \"1,2,3\""),
             (r#"{"input":[1,2,3],"deadline_ms":0}"#, "wrong_field", "field \"deadline_ms\""),
             (r#"{"input":[1,2,3],"deadline_ms":600001}"#, "wrong_field", "field \"deadline_ms\""),

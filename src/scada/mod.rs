@@ -8,10 +8,12 @@
 //! plant topic -> tags -> window -> (model) -> telegram::Inference -> inference/{model}
 //! infer/{model} -> infer -> (model) -> infer::InferReply          -> reply/infer
 //!                           escalation: to the tier above, and its replies
+//!                           at_cut: what a front made of a window, to the back at the edge
 //! infer/{model} -> text -> (model) -> text::TextPiece, TextAnswer -> stream/{id}, reply/infer
 //! cmd/{name} -> command -> (node)   -> telegram::Reply            -> reply/{name}
 //! ```
 
+pub mod at_cut;
 pub mod command;
 pub mod escalation;
 pub mod feed;

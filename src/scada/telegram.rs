@@ -141,6 +141,9 @@ pub struct Provenance {
     pub escalated: bool,
     /// Why a tier that should have answered didn't; `null` when nothing went wrong.
     pub degraded: Option<Degraded>,
+    /// The model is split: its front ran on the device, its back on `node`. Absent where it isn't.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub split: bool,
 }
 
 /// Why the tier above didn't answer in the place of an unsure model.
@@ -157,6 +160,8 @@ pub enum Degraded {
     Refused,
     /// It wasn't asked, though nothing is known yet about how often the served version is wrong.
     Uncalibrated,
+    /// It has another version of a split model than the device that asks.
+    Version,
 }
 
 impl Degraded {
@@ -168,6 +173,7 @@ impl Degraded {
             Self::Busy => "cascade_busy",
             Self::Refused => "cascade_refused",
             Self::Uncalibrated => "cascade_uncalibrated",
+            Self::Version => "split_version",
         }
     }
 }
@@ -199,6 +205,13 @@ pub struct Kpi {
     pub round: RoundNo,
     /// Messages that wait for a receipt.
     pub outbox: u64,
+    /// Share of the last round's examples that an attacker would find out, at one false alarm in a hundred;
+    /// 0.01 is guessing.
+    #[serde(default)]
+    pub privacy_risk: Option<f64>,
+    /// Chance that such an attacker takes an example of the round for likelier than another; 0.5 is guessing.
+    #[serde(default)]
+    pub privacy_risk_auc: Option<f64>,
     /// When this was written.
     pub ts: Wall,
 }
@@ -364,7 +377,8 @@ mod tests {
 
     fn of_the_edge() -> Inference {
         let node = NodeId::new("edge-north").unwrap();
-        let cascade = Provenance { node, bound: Some(0.04), escalated: true, degraded: None };
+        let cascade =
+            Provenance { node, bound: Some(0.04), escalated: true, degraded: None, split: false };
         Inference { tier: Tier::Edge, cascade: Some(cascade), ..answer() }
     }
 
@@ -440,6 +454,8 @@ mod tests {
             "refused",
             "round",
             "outbox",
+            "privacy_risk",
+            "privacy_risk_auc",
             "ts",
         ];
         assert_flat(&serde_json::to_value(Kpi::default()).unwrap(), &keys);

@@ -10,9 +10,10 @@ use config::{Config, ConfigError, Map, Source, Value};
 use super::keys::{self, KEYS};
 use super::layers::{Leaves, toml_text};
 use super::{
-    Contribute, LearnerName, LinkSettings, NodeRole, Problem, Settings, SettingsError,
+    Contribute, LearnerName, LinkSettings, NodeRole, Problem, Settings, SettingsError, SplitLabels,
     StrategyName, TagBinds, TagFormat, WithoutReply,
 };
+use crate::ids::Digest;
 
 /// Checks merged values. `base` are the defaults; `problems` are those of reading the layers.
 pub(super) fn check(
@@ -182,6 +183,24 @@ fn broken_rules(settings: &Settings) -> Vec<(String, String)> {
         "not below round.deadline_s: no time would be left for the relay's own round",
     );
     let strategy = &settings.strategy;
+    let island = round.island_after_s;
+    rule(
+        island == 0 || relays,
+        "round.island_after_s",
+        "set, but only a relay has a parent to miss and members to go on with",
+    );
+    rule(
+        island == 0 || island > 6 * round.republish_s,
+        "round.island_after_s",
+        "too short: a parent that has nothing to say is asked every three times round.republish_s, so take \
+         more than six times that",
+    );
+    rule(
+        island == 0 || !(settings.split.cut.is_some() || settings.knowledge.own_models),
+        "round.island_after_s",
+        "set, but a relay goes on alone only where whole adapters travel: not with split.cut or \
+         knowledge.own_models",
+    );
     rule(!strategy.contribute.is_empty(), "strategy.contribute", "empty: nothing to aggregate");
     rule(
         strategy.name != StrategyName::Fedprox || strategy.prox_mu > 0.0,
@@ -201,14 +220,44 @@ fn broken_rules(settings: &Settings) -> Vec<(String, String)> {
         "strategy.contribute",
         "adapter_delta, but with knowledge.own_models no adapter travels: take it out",
     );
+    let texts = settings.model.learner.classifies_texts();
     rule(
-        knowledge.reference.is_some() || !sends(Contribute::ReferenceLogits),
+        knowledge.reference.is_some()
+            || knowledge.reference_file.is_some()
+            || !sends(Contribute::ReferenceLogits),
         "knowledge.reference",
         "missing: reference_logits need reference inputs",
     );
+    rule(
+        knowledge.reference.is_none() || knowledge.reference_file.is_none(),
+        "knowledge.reference_file",
+        "set, but so is knowledge.reference: inputs come from one of them",
+    );
+    let digest = knowledge.reference_digest.as_deref();
+    rule(
+        digest.is_some() == knowledge.reference_file.is_some(),
+        "knowledge.reference_digest",
+        "goes with knowledge.reference_file: set both, or none",
+    );
+    rule(
+        digest.is_none_or(|text| text.parse::<Digest>().is_ok()),
+        "knowledge.reference_digest",
+        "is no SHA-256: 64 hexadecimal digits, as gaisnet reference show prints them",
+    );
+    rule(
+        knowledge.reference_file.is_some() == texts,
+        "knowledge.reference_file",
+        "goes with model.learner = \"text-softmax\" or \"text-encoder\": set both, or none",
+    );
+    rule(
+        knowledge.reference_labels || sends(Contribute::ReferenceLogits),
+        "knowledge.reference_labels",
+        "false, but nobody says anything about the inputs then: contribute reference_logits, or set true",
+    );
     let model = &settings.model;
     rule(
-        model.learner == LearnerName::Softmax || model.base.is_some(),
+        matches!(model.learner, LearnerName::Softmax | LearnerName::TextSoftmax)
+            || model.base.is_some(),
         "model.base",
         "missing: this learner needs its base model",
     );
@@ -228,12 +277,14 @@ fn broken_rules(settings: &Settings) -> Vec<(String, String)> {
     rule(
         !(fronts && settings.cascade.enabled),
         "cascade.enabled",
-        "true, but a device with the front of a model gives no answers: set it on its edge",
+        "true, but a device with the front of a model asks its edge each time: take it out (wait_ms, in_flight \
+         and safe_default count without it)",
     );
     rule(
-        !fronts || settings.tags.is_empty(),
+        !fronts || settings.split.labels == SplitLabels::Edge || settings.tags.is_empty(),
         "tags",
-        "set, but a device with the front of a model gives no answers and reads none: take them out",
+        "set, but a device with the front of a model and its head gives no answers and reads none: take them out, \
+         or set split.labels = \"edge\"",
     );
     rule(
         !split || model.learner == LearnerName::SignalTransformer,
@@ -265,6 +316,21 @@ fn broken_rules(settings: &Settings) -> Vec<(String, String)> {
         data.column.is_none() || data.file.is_some(),
         "data.column",
         "set, but data.file isn't: a column of which table?",
+    );
+    rule(
+        data.labels.is_some() == (texts && data.file.is_some()),
+        "data.labels",
+        "goes with data.file and a model that classifies texts: set them all, or none",
+    );
+    rule(
+        data.labels.is_none() || data.column.is_some(),
+        "data.column",
+        "missing: data.labels and it are columns of the same table",
+    );
+    rule(
+        !texts || settings.tags.is_empty(),
+        "tags",
+        "set, but a model that classifies texts takes no samples: take them out",
     );
     let names: Vec<_> = model.adapters.iter().map(|adapter| &adapter.name).collect();
     for (at, name) in names.iter().enumerate() {
@@ -309,6 +375,11 @@ fn broken_rules(settings: &Settings) -> Vec<(String, String)> {
         "set, but a model that writes has no confidence to decide by",
     );
     rule(
+        !(cascade.enabled && texts),
+        "cascade.enabled",
+        "set, but only models of windows answer in a cascade",
+    );
+    rule(
         cascade.on_no_reply == WithoutReply::Local || cascade.safe_default.is_some(),
         "cascade.safe_default",
         "missing: to abstain is to fall back to this label",
@@ -322,6 +393,11 @@ fn broken_rules(settings: &Settings) -> Vec<(String, String)> {
         !cascade.to_cloud || data.set.is_some(),
         "data.set",
         "missing: with cascade.to_cloud an edge must measure which of its answers are sure",
+    );
+    rule(
+        !settings.privacy.risk_meter || model.learner != LearnerName::Language,
+        "privacy.risk_meter",
+        "set, but only models that answer windows are measured",
     );
     let telemetry = &settings.telemetry;
     rule(
@@ -556,6 +632,21 @@ mod tests {
         let binary = "format = \"f32le\"\n";
         assert_eq!(broken(&format!("{feature}{binary}")), None);
         assert_eq!(broken(&format!("binds = \"label\"\n{binary}")), Some("tags[0].format".into()));
+    }
+
+    #[test]
+    fn a_front_reads_tags_where_its_edge_has_the_head_and_has_no_cascade_of_its_own() {
+        let broken = |labels: &str, more: &str| {
+            let mut layers = Layers::new();
+            layers.tier(Tier::Device).set("node.name=n").set("node.site=s").set("node.parent=p");
+            layers.set("split.cut=1").set("model.learner=signal-transformer").set("model.base=b");
+            layers.set(&format!("split.labels={labels}")).set(more);
+            layers.text("tags", "[[tags]]\ntopic = \"a/b\"\nbinds = \"feature\"\nmodel = \"m\"");
+            layers.load().into_settings().err().map(|error| error.problems[0].key.clone())
+        };
+        assert_eq!(broken("edge", "cascade.safe_default=stop"), None);
+        assert_eq!(broken("device", "cascade.wait_ms=500"), Some("tags".into()));
+        assert_eq!(broken("edge", "cascade.enabled=true"), Some("cascade.enabled".into()));
     }
 
     #[test]

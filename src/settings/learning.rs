@@ -27,6 +27,8 @@ pub struct RoundSettings {
     pub pause_s: u64,
     /// Versions that a late contribution may be behind; 0 drops it.
     pub late_max_staleness: u64,
+    /// A relay goes on alone when its parent has been silent for so long; 0: it waits.
+    pub island_after_s: u64,
     /// An owner that was not heard for so long is taken for gone by its standby.
     pub lease_s: u64,
 }
@@ -105,6 +107,12 @@ pub struct KnowledgeSettings {
     pub reference_seed: u64,
     /// How many.
     pub reference_count: u32,
+    /// Texts that a model wrote, instead of a generator's inputs.
+    pub reference_file: Option<PathBuf>,
+    /// SHA-256 that the file must have.
+    pub reference_digest: Option<String>,
+    /// Labels of reference inputs are learned from, where there are any.
+    pub reference_labels: bool,
     /// Share of a reference input's own label in its target.
     pub label_share: f64,
     /// Weight of the reference inputs in the members' loss.
@@ -206,6 +214,17 @@ pub enum LearnerName {
     SignalTransformer,
     /// Language model with `LoRA`; libtorch.
     Language,
+    /// Softmax regression on runs of a text's characters; plain Rust.
+    TextSoftmax,
+    /// Softmax regression on a text's vector, by an encoder or a language model; libtorch.
+    TextEncoder,
+}
+
+impl LearnerName {
+    /// Whether it tells what texts are about.
+    pub fn classifies_texts(self) -> bool {
+        matches!(self, Self::TextSoftmax | Self::TextEncoder)
+    }
 }
 
 /// Section `[split]`: a site whose devices train the front of the model, and its edge the rest.
@@ -266,6 +285,8 @@ pub struct DataSettings {
     pub file: Option<PathBuf>,
     /// Title of their column; without it each line is a text.
     pub column: Option<String>,
+    /// Title of the column with their classes, for a model that classifies texts.
+    pub labels: Option<String>,
     /// Folder of downloads.
     pub cache: Option<PathBuf>,
 }
@@ -320,6 +341,8 @@ pub enum TagBinds {
 pub struct PrivacySettings {
     /// How many examples must stand behind what leaves.
     pub profile: PrivacyProfile,
+    /// A device measures what an attacker would find out about its examples.
+    pub risk_meter: bool,
 }
 
 /// How many examples must stand behind what leaves.

@@ -1,167 +1,199 @@
-//! The network and its clock.
+//! The federation, its clock, and what happens when.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use ring::digest::{Context, SHA256};
 
-use super::faults::{Crash, Faults, Moment, Pause};
-use super::history::History;
-use super::node::{Machine, Node, Settings};
-use super::{invariants, learner, letter};
-use crate::ids::{Digest, NodeId, Side};
-use crate::ledger::Entry;
-use crate::protocol::{
-    Ask, Delivery, Effect, FailoverView, Fetches, Input, Job, Taken, Timer, To, fixture,
-};
+use super::broken::Broken;
+#[cfg(test)]
+use super::faults::Crash;
+use super::faults::Guards;
+use super::figures::Figures;
+use super::invariants::{self, Invariants};
+use super::letter::{Identity, Letter, PostOffice};
+use super::node::{Node, Settings};
+use super::nodes::{Nodes, Place};
+use super::scenario::{Pause, Scenario, TrustKind};
+use super::{Progress, learner};
+use crate::ids::{Digest, Name, NodeId};
+use crate::protocol::{Fetches, Input, Timer, update};
 use crate::rng::Stream;
-use crate::store::{Batch, OutboxItem, Store};
 use crate::time::{Mono, Now, Wall};
-use crate::wire::{Blob, Body, Chunk, Coding, Get, Manifest};
+use crate::trust::keyring::Role;
+use crate::wire::{Chunk, Coding, Plan};
 
 /// A run. See the module of `sim`.
 pub(crate) struct World {
     pub(crate) settings: Settings,
-    pub(crate) nodes: BTreeMap<NodeId, Node>,
-    pub(crate) history: History,
+    pub(crate) nodes: Nodes,
+    pub(crate) invariants: Invariants,
+    pub(crate) figures: Figures,
+    pub(crate) guards: Guards,
+    #[cfg(test)]
     pub(crate) crashes: Vec<Crash>,
-    /// The order of the runner; a test turns it around to show what it is for.
-    pub(crate) commit_first: bool,
     pub(crate) now_ms: u64,
-    faults: Faults,
-    rng: Stream,
-    queue: BTreeMap<(u64, u64), Event>,
-    count: u64,
-    cut: Option<NodeId>,
-    /// Nodes that are stopped, from when to when: what is due goes on behind it.
-    pub(crate) pauses: Vec<Pause>,
-    /// When an owner and its standby don't hear each other.
-    pub(crate) apart: std::ops::Range<u64>,
-    trace: Context,
+    pub(super) scenario: Scenario,
+    pub(super) post: PostOffice,
+    pub(super) rng: Stream,
+    /// The site that is cut off from the cloud.
+    pub(super) cut: Option<Place>,
+    /// When the last version was there: then faults end, unless the scenario says when.
+    pub(super) complete_ms: Option<u64>,
+    pub(super) trace: Context,
+    queue: BTreeMap<u64, VecDeque<Event>>,
+    outages_left: usize,
+    looked_ms: u64,
+    /// The node that kept the network from being at rest when it was looked at last.
+    behind: Place,
 }
 
+/// Something that will happen.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "a queue of some hundreds")]
-enum Event {
-    Letter { from: NodeId, to: NodeId, wire: Vec<u8> },
-    Chunk { to: NodeId, chunk: Chunk },
-    Timer { node: NodeId, timer: Timer, due: u64 },
-    Worked { node: NodeId, life: u64, input: Input },
-    Resend { node: NodeId, life: u64 },
-    Overdue { node: NodeId, life: u64 },
-    Revive { node: NodeId },
+pub(super) enum Event {
+    /// A message arrives, unless the broker forgot it on the way.
+    Letter {
+        to: Place,
+        letter: Arc<Letter>,
+        lapses: u32,
+    },
+    Chunk {
+        from: Place,
+        to: Place,
+        chunk: Box<Chunk>,
+        lapses: u32,
+    },
+    Timer {
+        node: Place,
+        timer: Timer,
+        due: u64,
+    },
+    Worked {
+        node: Place,
+        life: u32,
+        input: Box<Input>,
+    },
+    Resend {
+        node: Place,
+        due: u64,
+    },
+    Overdue {
+        node: Place,
+        life: u32,
+    },
+    Revive {
+        node: Place,
+        life: u32,
+    },
+    /// A device may go.
+    Churn {
+        node: Place,
+    },
+    /// A node that was away is back.
+    Back {
+        node: Place,
+    },
     Partition,
+    Amnesia,
+    OutageBegins {
+        node: Place,
+        crash: bool,
+    },
+    OutageEnds {
+        node: Place,
+    },
+}
+
+impl Event {
+    /// The node that it is for, if it is for one and that can be stopped.
+    fn is_for(&self) -> Option<Place> {
+        match self {
+            Self::Letter { to, .. } | Self::Chunk { to, .. } => Some(*to),
+            Self::Timer { node, .. }
+            | Self::Worked { node, .. }
+            | Self::Resend { node, .. }
+            | Self::Overdue { node, .. }
+            | Self::Revive { node, .. } => Some(*node),
+            Self::Churn { .. }
+            | Self::Back { .. }
+            | Self::Partition
+            | Self::Amnesia
+            | Self::OutageBegins { .. }
+            | Self::OutageEnds { .. } => None,
+        }
+    }
 }
 
 impl World {
-    const RESEND_MS: u64 = 1_500;
-
-    /// One cloud, three sites with four devices each.
-    pub(crate) fn new(faults: Faults, seed: u64) -> Self {
-        Self::of_size(faults, seed, 8, Coding::Int8)
-    }
-
-    /// The same where each node has a model of its own, and they say what they think of `samples` inputs.
-    pub(crate) fn of_knowledge(faults: Faults, seed: u64, samples: u32) -> Self {
-        let mut world = Self::of_size(faults, seed, 8, Coding::Int8);
-        world.settings.plan = fixture::knowledge_plan(samples);
-        world
-    }
-
-    /// The same with an adapter of another size.
-    pub(crate) fn of_size(faults: Faults, seed: u64, width: usize, coding: Coding) -> Self {
-        let settings = Settings {
-            adapter: fixture::first_adapter(width),
-            plan: fixture::plan(coding),
-            versions: 3,
+    /// The federation of a scenario, at the beginning of a run.
+    ///
+    /// # Errors
+    /// [`Broken`] when the scenario's numbers are beyond what messages can carry.
+    pub(crate) fn new(scenario: &Scenario, seed: u64) -> Result<Self, Broken> {
+        let settings = settings_of(scenario)?;
+        let (nodes, identities) = tiers_of(scenario)?;
+        let federation = settings.federation.clone();
+        let post = match scenario.trust {
+            TrustKind::Assumed => PostOffice::assuming(federation, seed),
+            TrustKind::Signed => PostOffice::signing(federation, seed, &identities)?,
         };
         let mut world = Self {
             settings,
-            nodes: BTreeMap::new(),
-            history: History::default(),
+            nodes,
+            invariants: Invariants::default(),
+            figures: Figures::default(),
+            guards: Guards::ALL,
+            #[cfg(test)]
             crashes: Vec::new(),
-            commit_first: true,
             now_ms: 0,
-            faults,
+            scenario: scenario.clone(),
+            post,
             rng: Stream::new(seed, "sim"),
-            queue: BTreeMap::new(),
-            count: 0,
             cut: None,
-            pauses: Vec::new(),
-            apart: 0..0,
+            complete_ms: None,
             trace: Context::new(&SHA256),
+            queue: BTreeMap::new(),
+            outages_left: scenario.outages.len(),
+            looked_ms: 0,
+            behind: Place::CLOUD,
         };
-        let cloud = id("cloud");
-        let sites: BTreeSet<NodeId> = ["a", "b", "c"].map(|s| id(&format!("edge-{s}"))).into();
-        for edge in &sites {
-            let site = edge.as_str().trim_start_matches("edge-");
-            let devices: BTreeSet<NodeId> = (1..=4).map(|n| id(&format!("{site}{n}"))).collect();
-            for device in &devices {
-                world.add(Node::new(device.clone(), Some(edge.clone()), BTreeSet::new()));
-            }
-            world.add(Node::new(edge.clone(), Some(cloud.clone()), devices));
-        }
-        world.add(Node::new(cloud, None, sites));
-        if faults.partition_ms > 0 {
-            world.after(faults.partition_ms, Event::Partition);
-        }
-        world
-    }
-
-    /// The same with a standby of the cloud.
-    pub(crate) fn with_standby(faults: Faults, seed: u64) -> Self {
-        Self::with_standby_of_size(faults, seed, 8)
-    }
-
-    /// The same with an adapter of another size.
-    pub(crate) fn with_standby_of_size(faults: Faults, seed: u64, width: usize) -> Self {
-        let mut world = Self::of_size(faults, seed, width, Coding::Int8);
-        let (cloud, standby) = (id("cloud"), id("cloud-2"));
-        let sites = world.nodes[&cloud].children.clone();
-        for site in &sites {
-            world.node(site).peer = Some(standby.clone());
-        }
-        world.node(&cloud).peer = Some(standby.clone());
-        let mut second = Node::new(standby, None, sites);
-        second.peer = Some(cloud);
-        world.add(second);
-        world
+        world.plan_events()?;
+        Ok(world)
     }
 
     /// Runs until all have the last version and nothing waits for a receipt.
     ///
     /// # Errors
     /// The invariant that is broken.
-    pub(crate) fn run(&mut self) -> Result<(), String> {
-        const END_OF_TIME_MS: u64 = 900_000;
-        while let Some(((at, _), event)) = self.queue.pop_first() {
-            self.now_ms = at;
-            if let Some(until) = self.stopped_until(&event) {
-                self.put_off(until, event);
-                continue;
-            }
-            if at > END_OF_TIME_MS {
+    pub(crate) fn run(&mut self, watch: &mut dyn FnMut(Progress)) -> Result<(), Broken> {
+        let mut told = 0;
+        while let Some((at, event)) = self.next_event() {
+            if at > self.scenario.pace.end_ms {
                 break;
             }
-            self.event(event)?;
-            if at > self.faults.until_ms && invariants::converges::check(self).is_ok() {
-                return Ok(());
+            self.now_ms = at;
+            self.unless_stopped(event)?;
+            if self.figures.versions != told {
+                told = self.figures.versions;
+                watch(Progress { versions: told, of: self.settings.rounds.count });
+            }
+            if self.is_at_rest() {
+                return invariants::at_rest(self);
             }
         }
-        invariants::converges::check(self)
+        invariants::converges::check(self, self.behind).map_err(|(_, broken)| broken)
     }
 
     /// Runs up to a time.
     ///
     /// # Errors
     /// The invariant that is broken.
-    pub(crate) fn run_until(&mut self, ms: u64) -> Result<(), String> {
-        while self.queue.first_key_value().is_some_and(|((at, _), _)| *at <= ms) {
-            let Some(((at, _), event)) = self.queue.pop_first() else { break };
+    #[cfg(test)]
+    pub(crate) fn run_until(&mut self, ms: u64) -> Result<(), Broken> {
+        while self.queue.first_key_value().is_some_and(|(at, _)| *at <= ms) {
+            let Some((at, event)) = self.next_event() else { break };
             self.now_ms = at;
-            match self.stopped_until(&event) {
-                Some(until) => self.put_off(until, event),
-                None => self.event(event)?,
-            }
+            self.unless_stopped(event)?;
         }
         Ok(())
     }
@@ -173,437 +205,266 @@ impl World {
         Digest(out)
     }
 
-    /// Something for a node from outside.
-    ///
-    /// # Errors
-    /// The invariant that is broken.
-    pub(crate) fn tell(&mut self, node: &str, input: Input) -> Result<(), String> {
-        self.step(&id(node), input)
+    /// Whether something may go wrong now.
+    pub(super) fn has_faults(&self) -> bool {
+        match self.scenario.faults.until_ms {
+            0 => self.complete_ms.is_none(),
+            until_ms => self.now_ms < until_ms,
+        }
     }
 
-    /// When the node that an event is for goes on, if it is stopped.
-    fn stopped_until(&self, event: &Event) -> Option<u64> {
-        let node = match event {
-            Event::Letter { to, .. } | Event::Chunk { to, .. } => to,
-            Event::Timer { node, .. }
-            | Event::Worked { node, .. }
-            | Event::Resend { node, .. }
-            | Event::Overdue { node, .. }
-            | Event::Revive { node } => node,
-            Event::Partition => return None,
+    pub(super) fn now(&self) -> Now {
+        let ms = self.now_ms;
+        Now { mono: Mono(ms), micros: ms * 1_000, wall: Wall(ms) }
+    }
+
+    pub(super) fn after(&mut self, delay_ms: u64, event: Event) {
+        self.at(self.now_ms + delay_ms, event);
+    }
+
+    pub(super) fn at(&mut self, ms: u64, event: Event) {
+        self.queue.entry(ms).or_default().push_back(event);
+    }
+
+    /// Uniform in `0..n`, 0 for 0.
+    pub(super) fn below(&mut self, n: u64) -> u64 {
+        let n = usize::try_from(n).unwrap_or(usize::MAX);
+        if n == 0 { 0 } else { self.rng.below(n) as u64 }
+    }
+
+    pub(super) fn kill(&mut self, at: Place) {
+        self.figures.crashes += 1;
+        let node = self.nodes.at_mut(at);
+        node.die();
+        let life = node.life;
+        let delay = 200 + self.below(3_000);
+        self.after(delay, Event::Revive { node: at, life });
+    }
+
+    fn next_event(&mut self) -> Option<(u64, Event)> {
+        let mut first = self.queue.first_entry()?;
+        let at = *first.key();
+        let event = first.get_mut().pop_front();
+        if first.get().is_empty() {
+            first.remove();
+        }
+        event.map(|event| (at, event))
+    }
+
+    /// What is due at a node that is stopped waits until it goes on.
+    fn unless_stopped(&mut self, event: Event) -> Result<(), Broken> {
+        let stops = |at: Place| {
+            let id = self.nodes.at(at).id.as_str();
+            let stops = |pause: &&Pause| {
+                pause.node == id && (pause.from_ms..pause.until_ms).contains(&self.now_ms)
+            };
+            self.scenario.pauses.iter().find(stops).map(|pause| pause.until_ms)
         };
-        let stopped =
-            |pause: &&Pause| id(&pause.node) == *node && pause.span.contains(&self.now_ms);
-        self.pauses.iter().find(stopped).map(|pause| pause.span.end)
+        match event.is_for().and_then(stops) {
+            Some(until) => {
+                self.at(until, event);
+                Ok(())
+            }
+            None => self.event(event),
+        }
     }
 
-    /// In the order in which it came.
-    fn put_off(&mut self, until: u64, event: Event) {
-        self.count += 1;
-        self.queue.insert((until, self.count), event);
-    }
-
-    fn add(&mut self, node: Node) {
-        let name = node.id.clone();
-        self.nodes.insert(name.clone(), node);
-        let at = self.below(50);
-        self.after(at, Event::Revive { node: name });
-    }
-
-    fn event(&mut self, event: Event) -> Result<(), String> {
+    fn event(&mut self, event: Event) -> Result<(), Broken> {
         match event {
-            Event::Letter { from, to, wire } => self.deliver(&from, &to, &wire),
-            Event::Chunk { to, chunk } => self.chunk(&to, chunk),
+            Event::Letter { to, letter, lapses } => return self.deliver(to, &letter, lapses),
+            Event::Chunk { from, to, chunk, lapses } => {
+                if self.arrives(from, to, lapses) {
+                    return self.chunk(to, *chunk);
+                }
+            }
             Event::Timer { node, timer, due } => {
-                let known = self.node(&node).timers.get(&timer) == Some(&due);
-                if known { self.step(&node, Input::Timer(timer)) } else { Ok(()) }
+                if self.nodes.at(node).timers.get(&timer) == Some(&due) {
+                    self.step(node, Input::Timer(timer))?;
+                }
             }
             Event::Worked { node, life, input } => {
-                if self.lives(&node, life) {
-                    self.step(&node, input)
-                } else {
-                    Ok(())
+                if self.nodes.at(node).lives(life) {
+                    self.step(node, *input)?;
                 }
             }
-            Event::Resend { node, life } => {
-                if self.lives(&node, life) {
-                    self.resend(&node, false);
-                    self.after(Self::RESEND_MS, Event::Resend { node, life });
+            Event::Resend { node, due } => return self.resend_due(node, due),
+            Event::Overdue { node, life } => return self.overdue(node, life),
+            Event::Revive { node, life } => {
+                let dead = self.nodes.at(node);
+                if dead.machine.is_none() && dead.life == life {
+                    return self.revive(node);
                 }
-                Ok(())
             }
-            Event::Overdue { node, life } => {
-                if self.lives(&node, life) {
-                    let now = Mono(self.now_ms);
-                    for ask in self.node(&node).fetches.overdue(now) {
-                        self.ask(&node, ask);
-                    }
-                    self.after(Fetches::RETRY_MS, Event::Overdue { node, life });
-                }
-                Ok(())
+            Event::Churn { node } => self.may_leave(node),
+            Event::Back { node } => return self.comes_back(node),
+            Event::Partition => self.partition(),
+            Event::Amnesia => self.forget(),
+            Event::OutageBegins { node, crash } => self.leaves(node, crash),
+            Event::OutageEnds { node } => {
+                self.outages_left -= 1;
+                return self.comes_back(node);
             }
-            Event::Revive { node } => {
-                let settings = self.settings.clone();
-                let reborn = self.node(&node);
-                reborn.revive(&settings);
-                let life = reborn.life;
-                self.after(1, Event::Resend { node: node.clone(), life });
-                self.after(Fetches::RETRY_MS, Event::Overdue { node: node.clone(), life });
-                self.step(&node, Input::Start)
-            }
-            Event::Partition => {
-                let sites = self.nodes[&id("cloud")].children.clone();
-                let pick = self.rng.below(sites.len());
-                self.cut = match self.cut {
-                    Some(_) => None,
-                    None => sites.into_iter().nth(pick),
-                };
-                if self.now_ms < self.faults.until_ms {
-                    self.after(self.faults.partition_ms, Event::Partition);
-                } else {
-                    self.cut = None;
-                }
-                Ok(())
-            }
-        }
-    }
-
-    fn deliver(&mut self, from: &NodeId, to: &NodeId, wire: &[u8]) -> Result<(), String> {
-        let message = letter::open(from, wire);
-        let before = self.node(to).store.num_commits();
-        let outdated = invariants::epochs_fence::is_outdated(&self.nodes[to], &message);
-        self.step(to, Input::Message(message))?;
-        if outdated && self.nodes[to].store.num_commits() != before {
-            return Err(format!("epochs_fence: {to} changed by a lower epoch"));
         }
         Ok(())
     }
 
-    fn chunk(&mut self, to: &NodeId, chunk: Chunk) -> Result<(), String> {
+    fn overdue(&mut self, at: Place, life: u32) -> Result<(), Broken> {
         let now = Mono(self.now_ms);
-        let node = self.node(to);
-        match node.fetches.chunk(now, chunk) {
-            Ok(Taken::More(Some(ask))) => self.ask(to, ask),
-            Ok(Taken::Complete(digest, bytes)) => {
-                node.store.put_blob(&bytes).unwrap();
-                return self.step(to, Input::Fetched { digest, bytes });
-            }
-            Ok(Taken::More(None)) | Err(_) => {}
-        }
-        Ok(())
-    }
-
-    /// One step: transaction, then what leaves. The node may die anywhere in it.
-    fn step(&mut self, name: &NodeId, input: Input) -> Result<(), String> {
-        let now =
-            Now { mono: Mono(self.now_ms), micros: self.now_ms * 1_000, wall: Wall(self.now_ms) };
-        let node = self.node(name);
-        if node.machine.is_none() {
+        let node = self.nodes.at_mut(at);
+        if !node.lives(life) {
             return Ok(());
         }
-        let effects = node.step(now, input);
-        let (batch, after) = self.prepare(name, &effects, now.wall);
-        let changes = batch != Batch { at: now.wall, ..Batch::default() };
-        let death = if changes { self.death(name) } else { None };
-        if !self.commit_first {
-            self.carry_out_all(name, &after, death);
+        let asks = node.fetches.overdue(now);
+        node.looks_overdue = !node.fetches.is_empty();
+        if node.looks_overdue {
+            self.after(Fetches::RETRY_MS, Event::Overdue { node: at, life });
         }
-        if death == Some(Moment::BeforeCommit) {
-            self.kill(name);
-            return self.check(name);
-        }
-        if changes {
-            self.node(name).store.commit(&[batch]).unwrap();
-        }
-        if self.is_paired(name) {
-            self.history.committed_by_pair(name, &effects);
-        } else {
-            self.history.committed(name, &effects);
-        }
-        if self.commit_first {
-            self.carry_out_all(name, &after, death);
-        }
-        if death.is_some() {
-            self.kill(name);
-        } else if effects.iter().any(Effect::frees_blobs) {
-            let node = self.node(name);
-            let keep = node.blobs();
-            node.store.retain_blobs(&keep).unwrap();
-        }
-        if changes { self.check(name) } else { Ok(()) }
+        asks.into_iter().try_for_each(|ask| self.ask(at, ask))
     }
 
-    fn check(&self, name: &NodeId) -> Result<(), String> {
-        invariants::check(&self.history, &self.nodes[name])
-            .map_err(|what| format!("at {} ms: {what}", self.now_ms))
-    }
-
-    fn prepare(&mut self, name: &NodeId, effects: &[Effect], at: Wall) -> (Batch, Vec<Leaving>) {
-        let mut batch = Batch { at, ..Batch::default() };
-        let mut after = Vec::new();
-        for effect in effects {
-            match effect {
-                Effect::Put(key, value) => batch.state.push((key.clone(), Some(value.clone()))),
-                Effect::Delete(key) => batch.state.push((key.clone(), None)),
-                Effect::Record(event) => {
-                    batch.entries.push(Entry::new(name.clone(), at, event.clone()).to_bytes());
-                }
-                Effect::SaveBlob(bytes) => {
-                    self.node(name).store.put_blob(bytes).unwrap();
-                }
-                Effect::Settle(key) => batch.outbox_delete.push(key.clone()),
-                Effect::Send { to, body, round, epoch, delivery } => {
-                    let wire = letter::seal(body, *round, *epoch);
-                    let item = |key: &str, retain| OutboxItem {
-                        key: key.into(),
-                        side: match to {
-                            To::Parent | To::Standby(_) => Side::Up,
-                            To::Children | To::Child(_) => Side::Down,
-                        },
-                        topic: body.kind().as_str().into(),
-                        wire: wire.clone(),
-                        retain,
-                        sealed_at: at,
-                    };
-                    match delivery {
-                        Delivery::Volatile => {}
-                        Delivery::UntilSettled(key) => batch.outbox_put.push(item(key, false)),
-                        Delivery::Latest => {
-                            batch.outbox_put.push(item(body.kind().as_str(), true));
-                        }
-                    }
-                    after.push(Leaving::Letter { to: to.clone(), body: body.clone(), wire });
-                }
-                other => after.push(Leaving::Effect(other.clone())),
-            }
+    pub(super) fn revive(&mut self, at: Place) -> Result<(), Broken> {
+        self.post.starts(at);
+        let node = self.nodes.at_mut(at);
+        node.revive(&self.settings)?;
+        let life = node.life;
+        self.step(at, Input::Start)?;
+        if self.nodes.at(at).lives(life) {
+            self.plan_resend(at, 1);
+            self.hand_over_retained(at);
         }
-        (batch, after)
+        Ok(())
     }
 
-    fn carry_out_all(&mut self, name: &NodeId, after: &[Leaving], death: Option<Moment>) {
-        let most = match death {
-            Some(Moment::AfterEffects(count)) => count,
-            Some(Moment::BeforeCommit) | None => usize::MAX,
-        };
-        for leaving in after.iter().take(most) {
-            match leaving {
-                Leaving::Letter { to, body, wire } => {
-                    match body {
-                        _ if self.is_paired(name) => self.history.said_by_pair(name, body),
-                        Body::Receipt(receipt) => self.history.receipt(name, receipt),
-                        _ => {}
-                    }
-                    let to_both = matches!(body, Body::Contribution(_));
-                    for to in self.addressees(name, to, to_both) {
-                        self.post(name, &to, wire);
-                    }
-                }
-                Leaving::Effect(effect) => self.carry_out(name, effect),
+    /// Whether faults are over and all have come to the same; looked at every so often.
+    fn is_at_rest(&mut self) -> bool {
+        const LOOK_MS: u64 = 250;
+        let apart = self.scenario.standby.map_or(0, |standby| standby.apart_ms[1]);
+        let pauses = self.scenario.pauses.iter().map(|pause| pause.until_ms);
+        let planned = pauses.fold(apart, u64::max) > self.now_ms || self.outages_left > 0;
+        let over = !self.has_faults() && !planned && self.complete_ms.is_some();
+        if !over || self.now_ms < self.looked_ms + LOOK_MS {
+            return false;
+        }
+        self.looked_ms = self.now_ms;
+        match invariants::converges::check(self, self.behind) {
+            Ok(()) => true,
+            Err((behind, _)) => {
+                self.behind = behind;
+                false
             }
         }
     }
 
-    fn carry_out(&mut self, name: &NodeId, effect: &Effect) {
-        match effect.clone() {
-            Effect::Republish => self.resend(name, true),
-            Effect::SendChunks { to, sha256, chunk_bytes, indices, .. } => {
-                let Some(bytes) = self.nodes[name].store.blob(&sha256).unwrap() else { return };
-                for index in indices {
-                    let at = usize::try_from(index).unwrap();
-                    let piece = bytes.chunks(usize::try_from(chunk_bytes).unwrap()).nth(at);
-                    let Some(data) = piece.map(<[u8]>::to_vec) else { continue };
-                    if let Some(delays) = self.fate(name, &to) {
-                        for delay in delays {
-                            let chunk = Chunk { sha256, index, data: data.clone() };
-                            self.after(delay, Event::Chunk { to: to.clone(), chunk });
-                        }
-                    }
-                }
-            }
-            Effect::Fetch { from, side, manifest } => self.fetch(name, from, side, manifest),
-            Effect::Timer { timer, after_ms } => {
-                let due = self.now_ms + after_ms;
-                self.node(name).timers.insert(timer, due);
-                self.after(after_ms, Event::Timer { node: name.clone(), timer, due });
-            }
-            Effect::Job(job) => {
-                let life = self.nodes[name].life;
-                let store = self.nodes[name].store.clone();
-                let blob = |digest: &Digest| store.blob(digest).unwrap();
-                let input = match &job {
-                    Job::Train(task) => Input::Worked {
-                        offer: task.offer,
-                        work: Ok(learner::train(name, task, &blob)),
-                    },
-                    Job::Combine(job) => {
-                        Input::Combined { offer: job.offer, outcome: learner::combine(job, &blob) }
-                    }
-                    Job::Front(_) | Job::Back { .. } => return, // no model is split here
-                    Job::Distil(task) => Input::Distilled {
-                        offer: task.offer,
-                        outcome: Ok(learner::distil(name, task, &blob)),
-                    },
-                };
-                let delay = 50 + self.below(400);
-                self.after(delay, Event::Worked { node: name.clone(), life, input });
-            }
-            _ => {}
-        }
-    }
-
-    fn fetch(&mut self, name: &NodeId, from: NodeId, side: Side, manifest: Manifest) {
-        let now = Mono(self.now_ms);
-        let digest = manifest.sha256;
-        let node = self.node(name);
-        if let Some(bytes) = node.store.blob(&digest).unwrap() {
-            let (life, input) = (node.life, Input::Fetched { digest, bytes });
-            return self.after(0, Event::Worked { node: name.clone(), life, input });
-        }
-        if let Ok(Some(ask)) = node.fetches.begin(now, from, side, manifest) {
-            self.ask(name, ask);
-        }
-    }
-
-    fn ask(&mut self, name: &NodeId, ask: Ask) {
-        let body = Body::Get(Get { wanted: ask.wanted });
-        // The runner knows the parent's epoch no better than 0, and a get changes nothing.
-        let wire = letter::seal(&body, 0, 0);
-        self.post(name, &ask.from, &wire);
-    }
-
-    /// Sends what waits for a receipt, or the retained state, once more.
-    fn resend(&mut self, name: &NodeId, retained: bool) {
-        for item in self.nodes[name].store.outbox().unwrap() {
-            if item.retain == retained {
-                let to = if item.side == Side::Up { To::Parent } else { To::Children };
-                for to in self.addressees(name, &to, true) {
-                    self.post(name, &to, &item.wire);
-                }
+    fn plan_events(&mut self) -> Result<(), Broken> {
+        let places: Vec<Place> = self.nodes.places().collect();
+        let churn = self.scenario.churn;
+        for at in places {
+            let node = self.nodes.at(at);
+            let (life, is_device) = (node.life, node.children.is_empty());
+            let delay = self.below(50);
+            self.after(delay, Event::Revive { node: at, life });
+            if is_device && churn.every_ms > 0 {
+                let first = self.below(churn.every_ms);
+                self.after(first, Event::Churn { node: at });
             }
         }
-    }
-
-    /// Whether it is one of an owner and its standby.
-    fn is_paired(&self, name: &NodeId) -> bool {
-        let node = &self.nodes[name];
-        node.parent.is_none() && node.peer.is_some()
-    }
-
-    fn addressees(&self, name: &NodeId, to: &To, to_both: bool) -> Vec<NodeId> {
-        let node = &self.nodes[name];
-        let peer = node.peer.iter().filter(|_| node.parent.is_none() || to_both);
-        match to {
-            To::Children => {
-                let peer = peer.filter(|_| node.parent.is_none());
-                node.children.iter().chain(peer).cloned().collect()
-            }
-            To::Standby(node) => vec![node.clone()],
-            To::Child(child) => vec![child.clone()],
-            To::Parent => node.parent.iter().chain(peer).cloned().collect(),
+        if self.scenario.partitions.each_ms > 0 {
+            self.after(self.scenario.partitions.each_ms, Event::Partition);
         }
-    }
-
-    fn post(&mut self, from: &NodeId, to: &NodeId, wire: &[u8]) {
-        self.trace.update(format!("{} {from} {to} ", self.now_ms).as_bytes());
-        self.trace.update(wire);
-        for delay in self.fate(from, to).unwrap_or_default() {
-            let letter = Event::Letter { from: from.clone(), to: to.clone(), wire: wire.to_vec() };
-            self.after(delay, letter);
+        if self.scenario.amnesia.every_ms > 0 {
+            self.after(self.scenario.amnesia.every_ms, Event::Amnesia);
         }
-    }
-
-    /// Delays of a message's copies; `None` when it is lost.
-    fn fate(&mut self, from: &NodeId, to: &NodeId) -> Option<Vec<u64>> {
-        let on = self.now_ms < self.faults.until_ms;
-        let cut = self.cut.as_ref().is_some_and(|site| {
-            let cloud = id("cloud");
-            (from == site && *to == cloud) || (to == site && *from == cloud)
-        });
-        let apart = self.apart.contains(&self.now_ms);
-        if apart && self.is_paired(from) && self.is_paired(to) {
-            return None;
+        for outage in self.scenario.outages.clone() {
+            let place = name(&outage.node).map(|id| self.nodes.find(&id));
+            let Some(node) = place? else {
+                return Err(Broken::new("simulator", format!("no node {}", outage.node)));
+            };
+            self.at(outage.from_ms, Event::OutageBegins { node, crash: outage.crash });
+            self.at(outage.until_ms, Event::OutageEnds { node });
         }
-        if on && (cut || self.rng.unit() < self.faults.loss) {
-            return None;
-        }
-        let copies = if on && self.rng.unit() < self.faults.duplicate { 2 } else { 1 };
-        let longest = if on { self.faults.delay_ms } else { Faults::NONE.delay_ms };
-        Some((0..copies).map(|_| 1 + self.below(longest)).collect())
-    }
-
-    fn death(&mut self, name: &NodeId) -> Option<Moment> {
-        let step = self.nodes[name].steps;
-        self.node(name).steps += 1;
-        let planned = |crash: &&Crash| crash.node == name.as_str() && crash.step == step;
-        if let Some(crash) = self.crashes.iter().find(planned) {
-            return Some(crash.at);
-        }
-        if self.now_ms < self.faults.until_ms && self.rng.unit() < self.faults.crash {
-            let at = self.rng.below(5);
-            return Some(at.checked_sub(1).map_or(Moment::BeforeCommit, Moment::AfterEffects));
-        }
-        None
-    }
-
-    fn kill(&mut self, name: &NodeId) {
-        self.node(name).die();
-        let delay = 200 + self.below(3_000);
-        self.after(delay, Event::Revive { node: name.clone() });
-    }
-
-    fn node(&mut self, name: &NodeId) -> &mut Node {
-        self.nodes.get_mut(name).expect("a node of this network")
-    }
-
-    fn lives(&self, name: &NodeId, life: u64) -> bool {
-        let node = &self.nodes[name];
-        node.machine.is_some() && node.life == life
-    }
-
-    fn after(&mut self, delay_ms: u64, event: Event) {
-        self.count += 1;
-        self.queue.insert((self.now_ms + delay_ms, self.count), event);
-    }
-
-    fn below(&mut self, n: u64) -> u64 {
-        self.rng.below(usize::try_from(n).unwrap()) as u64
+        Ok(())
     }
 }
 
-/// What leaves a node after its transaction.
-#[derive(Debug)]
-enum Leaving {
-    Letter { to: To, body: Body, wire: Vec<u8> },
-    Effect(Effect),
+fn settings_of(scenario: &Scenario) -> Result<Settings, Broken> {
+    let failed = |what: &str| Broken::new("simulator", format!("the first adapter: {what}"));
+    let adapter = learner::first_adapter(scenario.model.width).map_err(failed)?;
+    let layout = update::unpack(&adapter).map_err(|e| failed(e.kind()))?.layout();
+    let coding = scenario.model.coding;
+    Ok(Settings {
+        adapter,
+        layout,
+        plan: Plan {
+            adapter_delta: true,
+            class_logits: false,
+            local_steps: 4,
+            batch_size: 8,
+            learning_rate: 0.1,
+            final_rate: None,
+            prox_mu: 0.0,
+            distill_lambda: 0.0,
+            rank: 2,
+            alpha: 4.0,
+            coding,
+            block: if coding == Coding::F32 { 0 } else { 64 },
+            min_cell: 5,
+            seed: 7,
+            local_epochs: None,
+            knowledge: None,
+        },
+        rounds: scenario.rounds,
+        federation: name("simulated")?,
+        model: name("m")?,
+        knows: None,
+        distils: None,
+        island: None,
+        lease_ms: scenario.standby.unwrap_or_default().lease_ms,
+    })
 }
 
-/// Whether the root waits for nothing, and its standby has all of it.
-pub(crate) fn root_is_idle(world: &World) -> bool {
-    match &world.nodes[&id("cloud")].machine {
-        Some(Machine::Root(round)) => round.view().phase == "idle",
-        Some(Machine::Failover(_)) => {
-            let views: Vec<_> = ["cloud", "cloud-2"].map(|node| view(world, node)).into();
-            let in_step = views.iter().flatten().filter(|view| view.in_step).count();
-            let leads = views.iter().flatten().filter(|view| view.post == "paired").count();
-            (in_step, leads) == (2, 1) && views.iter().flatten().all(|v| v.round.phase == "idle")
+/// One cloud, its edges `edge-1` and on, their devices `device-1-1` and on; last the standby, if there is one.
+fn tiers_of(scenario: &Scenario) -> Result<(Nodes, Vec<Identity>), Broken> {
+    let mut nodes = Nodes::default();
+    let mut identities = Vec::new();
+    let mut add = |nodes: &mut Nodes, id: NodeId, parent: Option<Place>, role, site: &Name| {
+        let parent = parent.map(|place| (place, nodes.at(place).id.clone()));
+        let place = nodes.add(Node::new(id.clone(), parent.clone()));
+        let line = if role == Role::Device { name("line")? } else { name("_")? };
+        let (parent, site) = (parent.map(|(_, id)| id), site.clone());
+        let stands_by = None;
+        identities.push(Identity { place, id: id.clone(), role, parent, site, line, stands_by });
+        Ok::<_, Broken>((place, id))
+    };
+    let (cloud, cloud_id) = add(&mut nodes, name("cloud")?, None, Role::Cloud, &name("_")?)?;
+    let mut edges = Vec::new();
+    for e in 1..=scenario.tiers.edges {
+        let site = name(&format!("site-{e}"))?;
+        let edge = name(&format!("edge-{e}"))?;
+        let edge = add(&mut nodes, edge, Some(cloud), Role::Edge, &site)?;
+        let mut devices = Vec::new();
+        for d in 1..=scenario.tiers.devices {
+            let device = name(&format!("device-{e}-{d}"))?;
+            devices.push(add(&mut nodes, device, Some(edge.0), Role::Device, &site)?);
         }
-        _ => false,
+        nodes.at_mut(edge.0).adopt(&devices);
+        edges.push(edge);
     }
-}
-
-/// What one of an owner and its standby shows, `None` while it is dead.
-pub(crate) fn view(world: &World, node: &str) -> Option<FailoverView> {
-    match &world.nodes[&id(node)].machine {
-        Some(Machine::Failover(failover)) => Some(failover.view()),
-        _ => None,
+    nodes.at_mut(cloud).adopt(&edges);
+    if scenario.standby.is_some() {
+        let standby = name(Scenario::STANDBY)?;
+        let standby = add(&mut nodes, standby, None, Role::Cloud, &name("_")?)?;
+        nodes.at_mut(standby.0).adopt(&edges);
+        nodes.at_mut(standby.0).peer = Some((cloud, cloud_id.clone()));
+        for at in edges.iter().map(|(edge, _)| *edge).chain([cloud]) {
+            nodes.at_mut(at).peer = Some(standby.clone());
+        }
+        if let Some(last) = identities.last_mut() {
+            last.stands_by = Some(cloud_id);
+        }
     }
+    Ok((nodes, identities))
 }
 
-pub(crate) fn id(name: &str) -> NodeId {
-    NodeId::new(name).unwrap()
-}
-
-/// Digest of an adapter in chunks or not.
-pub(crate) fn is_cut(bytes: &[u8]) -> bool {
-    matches!(Blob::of(bytes, fixture::CHUNK_BYTES), Blob::Manifest(_))
+fn name(text: &str) -> Result<Name, Broken> {
+    Name::new(text).map_err(|error| Broken::new("simulator", error.to_string()))
 }

@@ -10,5 +10,6 @@ mod resources;
 
 pub use metrics::{Direction, Metrics};
 pub use resources::{
-    DiskSpace, ResourceError, Usage, disk_space, machine, mib, peak_rss_bytes_of, usage,
+    DiskSpace, ResourceError, Usage, available_memory_bytes, disk_space, machine, mib,
+    peak_rss_bytes_of, usage,
 };

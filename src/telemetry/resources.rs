@@ -112,6 +112,17 @@ pub fn peak_rss_bytes_of(process: u32) -> Result<u64, ResourceError> {
     peak_rss_bytes_at(&Path::new("/proc").join(process.to_string()).join("status"))
 }
 
+/// Memory that a new process may take without others being swapped out, as the kernel estimates it.
+///
+/// # Errors
+/// [`ResourceError`] where there is no Linux `/proc`.
+pub fn available_memory_bytes() -> Result<u64, ResourceError> {
+    let path = Path::new("/proc/meminfo");
+    let kib = kib_of("MemAvailable:", &read(path)?)
+        .ok_or_else(|| ResourceError::Format { path: path.into(), field: "MemAvailable" })?;
+    Ok(kib.saturating_mul(1024))
+}
+
 /// Room where `path` is, or will be: a path that isn't there yet is asked for its nearest parent.
 ///
 /// # Errors
@@ -143,13 +154,14 @@ fn cpu_ticks(stat: &str) -> Option<(u64, u64)> {
 }
 
 fn peak_rss_bytes_at(status: &Path) -> Result<u64, ResourceError> {
-    let peak_kib = peak_rss_kib(&read(status)?)
+    let peak_kib = kib_of("VmHWM:", &read(status)?)
         .ok_or_else(|| ResourceError::Format { path: status.into(), field: "VmHWM" })?;
     Ok(peak_kib.saturating_mul(1024))
 }
 
-fn peak_rss_kib(status: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+/// A line of kibibytes in a file of `/proc`.
+fn kib_of(field: &str, text: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(field))?;
     line.trim().strip_suffix("kB")?.trim().parse().ok()
 }
 
@@ -167,8 +179,17 @@ mod tests {
 
     #[test]
     fn peak_memory_is_the_high_water_mark() {
-        assert_eq!(peak_rss_kib("VmPeak:\t  9 kB\nVmHWM:\t  2048 kB\nVmRSS:\t 5 kB\n"), Some(2048));
-        assert_eq!(peak_rss_kib("VmPeak:\t  9 kB\n"), None);
+        let status = "VmPeak:\t  9 kB\nVmHWM:\t  2048 kB\nVmRSS:\t 5 kB\n";
+        assert_eq!(kib_of("VmHWM:", status), Some(2048));
+        assert_eq!(kib_of("VmHWM:", "VmPeak:\t  9 kB\n"), None);
+    }
+
+    #[test]
+    fn available_memory_is_the_kernels_line() {
+        let text = "MemTotal:       16384 kB\nMemFree:         100 kB\nMemAvailable:    8192 kB\n";
+        assert_eq!(kib_of("MemAvailable:", text), Some(8_192));
+        assert_eq!(kib_of("MemAvailable:", "MemTotal: 1 kB\n"), None);
+        assert!(available_memory_bytes().unwrap() > 0);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tch::Tensor;
 
-use super::parts::Attached;
+use super::parts::{Attached, Parts};
 use super::peft::{LoraConfig, PeftConfig, fits, no_such_layer};
 use super::weights::Weights;
 use super::{dim, tensor, values};
@@ -23,6 +23,23 @@ pub struct AdapterPlan {
     scaling: BTreeMap<String, f64>,
     dropout: f64,
     num_values: i64,
+}
+
+/// A base with an adapter in it or beside it.
+#[derive(Debug)]
+pub struct Applied {
+    weights: Weights,
+    attached: Option<Attached>,
+}
+
+impl Applied {
+    /// What a model is built from.
+    pub fn parts(&self) -> Parts<'_> {
+        match &self.attached {
+            Some(attached) => Parts::with(&self.weights, attached),
+            None => Parts::bare(&self.weights),
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -192,6 +209,22 @@ impl AdapterPlan {
             tensors.insert(entry.name.clone(), part.f_view(entry.sizes.as_slice())?);
         }
         Ok(Attached { tensors, scaling: self.scaling.clone(), dropout: self.dropout })
+    }
+
+    /// The base with the adapter in it where all of it can be merged, else beside it; gradients flow to
+    /// `flat`.
+    ///
+    /// # Errors
+    /// [`LearnError::LayoutMismatch`] when the base isn't that of the plan; [`LearnError::Engine`].
+    pub fn apply(&self, base: &Weights, flat: &Tensor) -> Result<Applied, LearnError> {
+        let merges = |entry: &Entry| {
+            let leaf = entry.name.rsplit('.').next().unwrap_or_default();
+            entry.start == Start::Base || ["lora_a", "lora_b", "ia3_out", "ia3_in"].contains(&leaf)
+        };
+        if self.entries.iter().all(merges) {
+            return Ok(Applied { weights: self.merge(base, flat)?, attached: None });
+        }
+        Ok(Applied { weights: base.share(), attached: Some(self.attach(flat)?) })
     }
 
     /// The base with the adapter in it, under the base's names; gradients flow to `flat`.

@@ -7,13 +7,13 @@
 //! All of it trains: there is no frozen base, and the "adapter" of the federation is the whole model.
 //! Pooling goes before the rectifier, which gives the same values and gradients with a quarter of the work.
 //!
-//! What trains and serves it is in `cnn_trainer.rs`.
+//! What trains and serves it is in `cnn_trainer.rs`, its halves are in `cnn_split.rs`.
 
+use rand_mt::Mt;
 use tch::{Kind, Tensor};
 
 use super::tensor;
 use crate::learn::{Layout, LearnError, Tensor as Values, TensorSet};
-use crate::rng::Stream;
 
 /// Sizes of the network that may differ.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -29,6 +29,15 @@ pub struct CnnConfig {
 /// Rows and columns of an image.
 pub const SIDE: usize = 28;
 
+/// Values of an embedding, the last hidden layer.
+pub const WIDTH: usize = 84;
+
+/// Values that the convolutions make of an image: 16 maps of 4 x 4.
+pub const FLAT: usize = 256;
+
+/// How many convolutions there are.
+pub const CONVOLUTIONS: u32 = 2;
+
 impl CnnConfig {
     /// Names and shapes of all weights: 44,426 values for ten classes.
     pub fn layout(&self) -> Layout {
@@ -37,8 +46,8 @@ impl CnnConfig {
             ("conv1", &[6, 1, 5, 5]),
             ("conv2", &[16, 6, 5, 5]),
             ("fc1", &[120, FLAT]),
-            ("fc2", &[84, 120]),
-            ("fc3", &[classes, 84]),
+            ("fc2", &[WIDTH, 120]),
+            ("fc3", &[classes, WIDTH]),
         ];
         let mut all = Vec::with_capacity(2 * LAYERS);
         for (name, shape) in shapes {
@@ -66,23 +75,33 @@ impl CnnConfig {
         Ok(())
     }
 
-    /// Starting weights, uniform within 1 / sqrt(inputs of a unit), biases too.
+    /// Starting weights: those that `PyTorch` gives these layers after `torch.manual_seed(seed)`, so that curves
+    /// published with a seed can be followed from their first point.
+    ///
+    /// Uniform within 1 / sqrt(inputs of a unit), biases too; of the seed its lower 32 bits.
     ///
     /// # Errors
     /// [`LearnError`] when the layout can't be that of a set.
     pub fn initial(&self, seed: u64) -> Result<TensorSet, LearnError> {
-        let layout = self.layout();
-        let mut stream = Stream::new(seed, "cnn/weights");
-        let mut tensors = Vec::with_capacity(layout.0.len());
-        // A bias has the bound of the weight that comes after it.
-        let fan_in = |at: usize| -> usize {
-            layout.0.get(at | 1).map_or(1, |(_, shape)| shape.iter().skip(1).product())
-        };
-        for (at, (name, shape)) in layout.0.iter().enumerate() {
-            let bound = inverse_root(fan_in(at));
-            let count: usize = shape.iter().product();
-            let data = (0..count).map(|_| narrow(stream.range(-bound, bound))).collect();
-            tensors.push(Values { name: name.clone(), shape: shape.clone(), data });
+        #[expect(clippy::cast_possible_truncation, reason = "as PyTorch seeds its generator")]
+        let mut twister = Mt::new(seed as u32);
+        let mut tensors = Vec::with_capacity(2 * LAYERS);
+        for layer in self.layout().0.chunks_exact(2) {
+            let [(bias, per_unit), (weight, shape)] = layer else { continue };
+            let fan_in = shape.iter().skip(1).product();
+            let mut draw = |shape: &[usize]| -> Vec<f32> {
+                let count = shape.iter().product();
+                (0..count).map(|_| uniform(&mut twister, inverse_root(fan_in))).collect()
+            };
+            // Weights are drawn before their biases and stand behind them.
+            let (weights, biases) = (draw(shape), draw(per_unit));
+            let values = |name: &String, shape: &Vec<usize>, data| Values {
+                name: name.clone(),
+                shape: shape.clone(),
+                data,
+            };
+            tensors.push(values(bias, per_unit, biases));
+            tensors.push(values(weight, shape, weights));
         }
         TensorSet::new(tensors)
     }
@@ -129,16 +148,37 @@ impl Cnn {
 
     /// Logits `[n, C]` of `[n, 1, SIDE, SIDE]`.
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor, LearnError> {
-        let [b1, w1, b2, w2, b3, w3, b4, w4, b5, w5] = self.leaves.as_slice() else {
-            return Err(LearnError::Engine { engine: "cnn", message: "a layer is missing".into() });
-        };
-        let x = convolved(x, w1, b1)?;
-        let x = convolved(&x, w2, b2)?;
-        let x = x.f_flatten(1, -1)?;
-        let x = x.f_linear(w3, Some(b3))?.f_relu()?;
-        let x = x.f_linear(w4, Some(b4))?.f_relu()?;
-        Ok(x.f_linear(w5, Some(b5))?)
+        self.classify(&self.embed(x)?)
     }
+
+    /// What the last layer sees, `[n, WIDTH]`, of `[n, 1, SIDE, SIDE]`.
+    pub(super) fn embed(&self, x: &Tensor) -> Result<Tensor, LearnError> {
+        self.hidden(&self.convolve(x)?)
+    }
+
+    /// What the convolutions make, `[n, FLAT]`, of `[n, 1, SIDE, SIDE]`; the first leaves are theirs.
+    pub(super) fn convolve(&self, x: &Tensor) -> Result<Tensor, LearnError> {
+        let [b1, w1, b2, w2, ..] = self.leaves.as_slice() else { return Err(missing()) };
+        let x = convolved(x, w1, b1)?;
+        Ok(convolved(&x, w2, b2)?.f_flatten(1, -1)?)
+    }
+
+    /// What the last layer sees, `[n, WIDTH]`, of `[n, FLAT]`; the last leaves are the dense layers'.
+    pub(super) fn hidden(&self, x: &Tensor) -> Result<Tensor, LearnError> {
+        let [.., b3, w3, b4, w4, _, _] = self.leaves.as_slice() else { return Err(missing()) };
+        let x = x.f_linear(w3, Some(b3))?.f_relu()?;
+        Ok(x.f_linear(w4, Some(b4))?.f_relu()?)
+    }
+
+    /// Logits `[n, C]` of embeddings `[n, WIDTH]`.
+    pub(super) fn classify(&self, embeddings: &Tensor) -> Result<Tensor, LearnError> {
+        let [.., bias, weight] = self.leaves.as_slice() else { return Err(missing()) };
+        Ok(embeddings.f_linear(weight, Some(bias))?)
+    }
+}
+
+fn missing() -> LearnError {
+    LearnError::Engine { engine: "cnn", message: "a layer is missing".into() }
 }
 
 fn convolved(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor, LearnError> {
@@ -158,18 +198,25 @@ fn inverse_root(n: usize) -> f64 {
     1.0 / (n.max(1) as f64).sqrt()
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "weights are f32")]
-fn narrow(value: f64) -> f32 {
-    value as f32
+/// A draw as libtorch's `uniform_(-bound, bound)` makes it on the processor: 24 bits of the generator.
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    reason = "24 bits; weights are f32"
+)]
+fn uniform(twister: &mut Mt, bound: f64) -> f32 {
+    const BITS: u32 = 1 << 24;
+    let (from, to) = (-bound as f32, bound as f32);
+    let x = (twister.next_u32() % BITS) as f32 / BITS as f32;
+    x * (to - from) + from
 }
 
 const LAYERS: usize = 5;
-/// 16 maps of 4 x 4.
-const FLAT: usize = 256;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rng::Stream;
     use crate::torch::values;
 
     const CONFIG: CnnConfig = CnnConfig { classes: 10, mean: 0.286, deviation: 0.353 };
@@ -187,6 +234,24 @@ mod tests {
         assert!(within("conv1.weight", 0.2) && within("conv1.bias", 0.2));
         assert!(within("fc1.weight", 1.0 / 16.0) && within("fc1.bias", 1.0 / 16.0));
         assert!(!within("fc1.weight", 0.9 / 16.0));
+    }
+
+    /// First and last values and the sums of `torch.nn` layers made after `torch.manual_seed(0)`, torch 2.13.
+    #[test]
+    fn it_starts_where_pytorch_starts() {
+        let set = CONFIG.initial(0).unwrap();
+        for (name, first, last, sum) in [
+            ("conv1.weight", -0.001_497_364, -0.153_262_36, -1.023_465_2),
+            ("conv1.bias", -0.187_170_42, -0.192_886_38, -0.371_616_38),
+            ("fc1.weight", 0.034_364_745, 0.043_235_846, 11.078_575),
+            ("fc3.bias", -0.015_489_018, 0.038_255_263, 0.111_476_9),
+        ] {
+            let data = &set.get(name).unwrap().data;
+            assert!((data[0] - first).abs() < 1e-7, "{name}: {}", data[0]);
+            assert!((data[data.len() - 1] - last).abs() < 1e-7, "{name}");
+            let ours: f64 = data.iter().copied().map(f64::from).sum();
+            assert!((ours - sum).abs() < 1e-5, "{name}: {ours}");
+        }
     }
 
     #[test]
@@ -243,6 +308,11 @@ mod tests {
             x = rows.zip(&bias.data).map(unit).collect();
         }
         x
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "activations are f32")]
+    fn narrow(value: f64) -> f32 {
+        value as f32
     }
 
     #[test]

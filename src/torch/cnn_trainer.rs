@@ -5,12 +5,13 @@ use std::num::NonZeroU16;
 
 use tch::{Kind, Tensor};
 
-use super::cnn::{Cnn, CnnConfig, SIDE, flattened};
-use super::trainer::{Distill, Terms, batch_loss, check_targets, mean};
+use super::cnn::{Cnn, CnnConfig, SIDE, WIDTH, flattened};
+use super::split::finite;
+use super::trainer::{Distill, Pull, Terms, Towards, batch_loss, check_targets, mean};
 use super::{dim, use_threads, values};
 use crate::learn::{
-    Batches, ClassLogits, Control, Examples, Images, LearnError, Learner, PassEnd, Prediction,
-    Predictor, Progress, Tensor as Values, TensorSet, TrainJob, Trained,
+    Batches, ClassLogits, Control, Examples, Images, Layout, LearnError, Learner, Lesson, PassEnd,
+    Prediction, Predictor, Progress, Prototypes, Tensor as Values, TensorSet, TrainJob, Trained,
 };
 use crate::rng::Stream;
 
@@ -23,6 +24,21 @@ pub struct CnnTrainerConfig {
     pub momentum: f64,
     /// Threads of libtorch on the lane that trains.
     pub threads: NonZeroU16,
+}
+
+impl CnnTrainerConfig {
+    /// Checks network and momentum.
+    pub(super) fn check(&self) -> Result<(), LearnError> {
+        self.model.check()?;
+        if (0.0..1.0).contains(&self.momentum) {
+            return Ok(());
+        }
+        Err(LearnError::OutOfRange {
+            what: "momentum",
+            expected: "0 up to but not 1".into(),
+            actual: self.momentum.to_string(),
+        })
+    }
 }
 
 /// Trains the whole network on one client's images.
@@ -38,14 +54,7 @@ impl CnnLearner {
     /// # Errors
     /// [`LearnError::OutOfRange`] when the network or the momentum can't be.
     pub fn new(config: CnnTrainerConfig, seed: u64) -> Result<Self, LearnError> {
-        config.model.check()?;
-        if !(0.0..1.0).contains(&config.momentum) {
-            return Err(LearnError::OutOfRange {
-                what: "momentum",
-                expected: "0 up to but not 1".into(),
-                actual: config.momentum.to_string(),
-            });
-        }
+        config.check()?;
         Ok(Self { initial: config.model.initial(seed)?, config })
     }
 }
@@ -64,12 +73,13 @@ impl Learner for CnnLearner {
         let images = data.images()?;
         check_images(images, &self.config.model)?;
         let steps = job.check_for(images.num_examples())?;
-        job.without_lesson("this network")?;
+        if let Some(lesson) = &job.lesson {
+            check_lesson(lesson, images.classes)?;
+        }
         if let Some(targets) = &job.class_targets {
             check_targets(targets, images.classes)?;
         }
-        let layout = self.config.model.layout();
-        job.start.check_layout(&layout)?;
+        job.start.check_layout(&self.config.model.layout())?;
         use_threads(self.config.threads);
         // Scaled once a round, then batches are rows of it.
         let x = self.config.model.input(&Tensor::f_from_slice(&images.pixels)?)?;
@@ -81,38 +91,34 @@ impl Learner for CnnLearner {
             _ => None,
         };
         let terms = Terms { distill: distill.as_ref(), log_prior: None };
-        let mut run = Run::new(&job.start, &self.config)?;
+        let pull = Pull::of(job.lesson.as_ref(), WIDTH)?;
+        let towards = Towards { prox_mu: job.prox_mu.into(), pull: pull.as_ref() };
+        let mut run = Run::new(&job.start, job.start.layout(), self.config.momentum)?;
         let mut passes = Batches::new(images.num_examples(), Stream::new(job.seed, "batch"))
             .ending(PassEnd::Short);
         let mut losses = Vec::new();
         for step in 1..=steps {
             let rows = rows_of(&passes.next(job.batch_size as usize))?;
             let (x, y) = (x.f_index_select(0, &rows)?, y.f_index_select(0, &rows)?);
-            let loss = run.step(&x, &y, job.rate_at(step, steps), job.prox_mu, &terms)?;
+            let loss = run.step(&x, &y, job.rate_at(step, steps), &terms, &towards)?;
             losses.push(loss);
             if progress(Progress { step, loss }) == Control::Stop {
                 break;
             }
         }
-        let class_logits = if job.class_logits {
+        let (class_logits, prototypes) = if job.class_logits {
             let labels: Vec<usize> = images.labels.iter().map(|label| (*label).into()).collect();
-            ClassLogits::of(&logits(&run.net, &x)?, &labels, images.classes)
+            let (embeddings, logits) = both(&run.net, &x)?;
+            let prototypes = Prototypes::of(&embeddings, &labels, images.classes)?;
+            (ClassLogits::of(&logits, &labels, images.classes), Some(prototypes))
         } else {
-            ClassLogits::default()
+            (ClassLogits::default(), None)
         };
-        let mut flat = values(&run.flat)?.into_iter();
-        let mut tensors = Vec::with_capacity(layout.0.len());
-        for (name, shape) in layout.0 {
-            let data = flat.by_ref().take(shape.iter().product()).collect();
-            tensors.push(Values { name, shape, data });
-        }
-        let adapter = TensorSet::new(tensors)?;
-        adapter.check_finite()?;
         let tenth = losses.len().div_ceil(10);
         Ok(Trained {
-            adapter,
+            adapter: run.weights()?,
             class_logits,
-            prototypes: None,
+            prototypes,
             reference_logits: Vec::new(),
             num_examples: images.num_examples() as u64,
             steps: u32::try_from(losses.len()).unwrap_or(u32::MAX),
@@ -122,39 +128,61 @@ impl Learner for CnnLearner {
     }
 }
 
-/// One training run: all weights in one buffer, so that the optimiser is a few kernels.
-struct Run {
+/// One training run of the network or a half of it: all weights in one buffer, so that the optimiser is a
+/// few kernels.
+#[derive(Debug)]
+pub(super) struct Run {
+    layout: Layout,
     start: Tensor,
     flat: Tensor,
     velocity: Tensor,
     momentum: f64,
-    net: Cnn,
+    pub(super) net: Cnn,
 }
 
 impl Run {
-    fn new(start: &TensorSet, config: &CnnTrainerConfig) -> Result<Self, LearnError> {
+    pub(super) fn new(
+        start: &TensorSet,
+        layout: Layout,
+        momentum: f64,
+    ) -> Result<Self, LearnError> {
         let start = flattened(start)?;
         let flat = start.f_detach_copy()?;
-        let net = Cnn::over(&flat, &config.model.layout(), true)?;
-        Ok(Self { velocity: flat.f_zeros_like()?, momentum: config.momentum, start, flat, net })
+        let net = Cnn::over(&flat, &layout, true)?;
+        Ok(Self { layout, velocity: flat.f_zeros_like()?, momentum, start, flat, net })
     }
 
-    /// v <- m v + g, w <- w - rate v; gives the mean loss without the proximal term.
+    /// One step of the whole network; gives the mean loss without the proximal term.
     fn step(
         &mut self,
         x: &Tensor,
         y: &Tensor,
         rate: f32,
-        prox_mu: f32,
         terms: &Terms<'_>,
+        towards: &Towards<'_>,
     ) -> Result<f32, LearnError> {
-        let loss = batch_loss(&self.net.forward(x)?, y, terms)?;
-        let value = loss.f_double_value(&[])?;
-        if !value.is_finite() {
-            return Err(LearnError::NotFinite { name: "loss".into(), index: 0 });
+        let embeddings = self.net.embed(x)?;
+        let mut loss = batch_loss(&self.net.classify(&embeddings)?, y, terms)?;
+        if let Some(pull) = towards.pull {
+            loss = loss.f_add(&pull.loss(&embeddings, y)?)?;
         }
-        let leaves: Vec<&Tensor> = self.net.leaves().iter().collect();
-        let gradients = Tensor::f_run_backward(&[&loss], &leaves, false, false)?;
+        let value = finite(&loss)?;
+        let (gradient, _) = self.gradient(&loss, None, towards.prox_mu)?;
+        self.apply(&gradient, rate)?;
+        Ok(value)
+    }
+
+    /// The gradient of `of` with the proximal term, as one row; and that at a leaf outside, where one is
+    /// asked for.
+    pub(super) fn gradient(
+        &self,
+        of: &Tensor,
+        outside: Option<&Tensor>,
+        prox_mu: f64,
+    ) -> Result<(Tensor, Option<Tensor>), LearnError> {
+        let leaves: Vec<&Tensor> = self.net.leaves().iter().chain(outside).collect();
+        let mut gradients = Tensor::f_run_backward(&[of], &leaves, false, false)?;
+        let at_outside = outside.and_then(|_| gradients.pop());
         let _guard = tch::no_grad_guard();
         let mut parts = Vec::with_capacity(gradients.len());
         for gradient in &gradients {
@@ -163,13 +191,31 @@ impl Run {
         let mut gradient = Tensor::f_cat(&parts, 0)?;
         if prox_mu > 0.0 {
             let away = self.flat.f_sub(&self.start)?;
-            gradient = gradient.f_add(&away.f_mul_scalar(f64::from(prox_mu))?)?;
+            gradient = gradient.f_add(&away.f_mul_scalar(prox_mu)?)?;
         }
-        let _ = self.velocity.f_mul_scalar_(self.momentum)?.f_add_(&gradient)?;
+        Ok((gradient, at_outside))
+    }
+
+    /// v <- m v + g, w <- w - rate v.
+    pub(super) fn apply(&mut self, gradient: &Tensor, rate: f32) -> Result<(), LearnError> {
+        let _guard = tch::no_grad_guard();
+        let _ = self.velocity.f_mul_scalar_(self.momentum)?.f_add_(gradient)?;
         let moved = self.velocity.f_mul_scalar(f64::from(rate))?;
         let _ = self.flat.f_sub_(&moved)?;
-        #[expect(clippy::cast_possible_truncation, reason = "the loss was an f32")]
-        Ok(value as f32)
+        Ok(())
+    }
+
+    /// The weights as they are now.
+    pub(super) fn weights(&self) -> Result<TensorSet, LearnError> {
+        let mut flat = values(&self.flat)?.into_iter();
+        let mut tensors = Vec::with_capacity(self.layout.0.len());
+        for (name, shape) in &self.layout.0 {
+            let data = flat.by_ref().take(shape.iter().product()).collect();
+            tensors.push(Values { name: name.clone(), shape: shape.clone(), data });
+        }
+        let weights = TensorSet::new(tensors)?;
+        weights.check_finite()?;
+        Ok(weights)
     }
 }
 
@@ -236,28 +282,43 @@ impl Predictor for CnnPredictor {
             return Ok(Vec::new());
         }
         use_threads(self.threads);
-        let logits = logits(&self.net, &self.config.input(&Tensor::f_from_slice(x)?)?)?;
+        let (_, logits) = both(&self.net, &self.config.input(&Tensor::f_from_slice(x)?)?)?;
         Ok(logits.chunks(self.config.classes as usize).map(Prediction::of_logits).collect())
     }
 }
 
 /// Numbers of rows as libtorch takes them.
-fn rows_of(batch: &[usize]) -> Result<Tensor, LearnError> {
+pub(super) fn rows_of(batch: &[usize]) -> Result<Tensor, LearnError> {
     let rows = batch.iter().map(|row| dim(*row)).collect::<Result<Vec<_>, _>>()?;
     Ok(Tensor::f_from_slice(&rows)?)
 }
 
-/// Logits `[n, C]` row-major of scaled images, a thousand at a time.
-fn logits(net: &Cnn, x: &Tensor) -> Result<Vec<f32>, LearnError> {
+/// Embeddings `[n, WIDTH]` and logits `[n, C]`, row-major, of scaled images, a thousand at a time.
+fn both(net: &Cnn, x: &Tensor) -> Result<(Vec<f32>, Vec<f32>), LearnError> {
     let _guard = tch::no_grad_guard();
-    let mut all = Vec::new();
+    let (mut embeddings, mut logits) = (Vec::new(), Vec::new());
     for part in x.f_split(dim(ROWS)?, 0)? {
-        all.extend(values(&net.forward(&part)?)?);
+        let embedded = net.embed(&part)?;
+        logits.extend(values(&net.classify(&embedded)?)?);
+        embeddings.extend(values(&embedded)?);
     }
-    Ok(all)
+    Ok((embeddings, logits))
 }
 
-fn check_images(images: &Images, model: &CnnConfig) -> Result<(), LearnError> {
+/// Prototypes can be taught; reference inputs are windows of samples, which no image is.
+fn check_lesson(lesson: &Lesson, classes: usize) -> Result<(), LearnError> {
+    let windows = lesson.windows.num_examples();
+    if windows > 0 {
+        return Err(LearnError::OutOfRange {
+            what: "reference inputs",
+            expected: "none: this network takes images".into(),
+            actual: format!("{windows} windows"),
+        });
+    }
+    lesson.check(classes)
+}
+
+pub(super) fn check_images(images: &Images, model: &CnnConfig) -> Result<(), LearnError> {
     let bad = |what, expected: String, actual: String| {
         Err(LearnError::OutOfRange { what, expected, actual })
     };
@@ -283,4 +344,4 @@ const ROWS: usize = 1_000;
 
 #[cfg(test)]
 #[path = "cnn_trainer_tests.rs"]
-mod tests;
+pub(in crate::torch) mod tests;

@@ -2,7 +2,7 @@ use super::*;
 
 const MODEL: CnnConfig = CnnConfig { classes: 10, mean: 0.286, deviation: 0.353 };
 
-fn config() -> CnnTrainerConfig {
+pub(in crate::torch) fn config() -> CnnTrainerConfig {
     CnnTrainerConfig { model: MODEL, momentum: 0.9, threads: NonZeroU16::MIN }
 }
 
@@ -11,7 +11,7 @@ fn learner() -> CnnLearner {
 }
 
 /// A bright bar in noise; its row is its class.
-fn bars(n: usize, seed: u64) -> Images {
+pub(in crate::torch) fn bars(n: usize, seed: u64) -> Images {
     let mut stream = Stream::new(seed, "bars");
     let mut images = Images { width: SIDE, height: SIDE, classes: 10, ..Images::default() };
     for at in 0..n {
@@ -135,6 +135,51 @@ fn class_targets_pull_the_logits_of_their_class() {
     assert!(spread(&pulled) < 0.7 * spread(&free), "{} {}", spread(&pulled), spread(&free));
 }
 
+/// A point for each class but the last, all values the same.
+fn points(value: f32) -> Prototypes {
+    let counts = (0..10).map(|class| u64::from(class < 9)).collect();
+    Prototypes { means: vec![value; 10 * WIDTH], counts }
+}
+
+fn lesson(prototypes: Prototypes, prototype_weight: f32) -> Lesson {
+    let (windows, targets) = (std::sync::Arc::default(), Vec::new());
+    let prototypes = Some(prototypes);
+    Lesson { windows, targets, weight: 0.0, prototypes, prototype_weight }
+}
+
+#[test]
+fn prototypes_are_means_of_what_the_last_layer_sees_and_draw_it() {
+    let images = bars(40, 1);
+    let free = train(&images, &job(15));
+    let Prototypes { means, counts } = free.prototypes.clone().unwrap();
+    assert_eq!((means.len(), &counts[..]), (10 * WIDTH, &[4; 10][..]));
+    // The last layer is affine: of a class's mean embedding it makes the class's mean logits.
+    let [weight, bias] = ["fc3.weight", "fc3.bias"].map(|name| free.adapter.get(name).unwrap());
+    for (row, said) in means.chunks(WIDTH).zip(free.class_logits.mean_logits.chunks(10)) {
+        for ((unit, bias), said) in weight.data.chunks(WIDTH).zip(&bias.data).zip(said) {
+            let logit: f32 = unit.iter().zip(row).map(|(w, x)| w * x).sum();
+            assert!((logit + bias - said).abs() < 1e-3, "{logit} {bias} {said}");
+        }
+    }
+    let far = |lesson: Lesson| {
+        let drawn = train(&images, &TrainJob { lesson: Some(lesson), ..job(15) });
+        let rows = drawn.prototypes.unwrap().means;
+        let away = |class: usize| -> f32 {
+            rows[class * WIDTH..][..WIDTH].iter().map(|x| (x - 0.5).powi(2)).sum()
+        };
+        (away(0), drawn.adapter)
+    };
+    let (near, drawn) = far(lesson(points(0.5), 10.0));
+    let (none, plain) = far(lesson(points(0.5), 0.0));
+    assert!(near < 0.5 * none, "{near} {none}");
+    assert_eq!(plain, free.adapter, "a lesson without weight changes nothing");
+    let narrow = Prototypes { means: vec![0.5; 10], counts: vec![1; 10] };
+    assert_eq!(far(lesson(narrow, 10.0)).1, plain, "points of another width are left out");
+    let nobody = Prototypes { counts: vec![0; 10], ..points(0.5) };
+    assert_eq!(far(lesson(nobody, 10.0)).1, plain, "nobody has seen these classes");
+    assert_ne!(drawn, plain);
+}
+
 #[test]
 fn jobs_and_images_that_do_not_fit_are_refused() {
     let good = bars(10, 1);
@@ -152,15 +197,14 @@ fn jobs_and_images_that_do_not_fit_are_refused() {
     assert_eq!(kind(&Images { labels: vec![10; 10], ..good.clone() }, &job(1)), "out_of_range");
     assert_eq!(kind(&Images { labels: vec![0; 9], ..good.clone() }, &job(1)), "out_of_range");
     assert_eq!(kind(&Images { pixels: vec![], labels: vec![], ..good }, &job(1)), "out_of_range");
-    let lesson = crate::learn::Lesson {
-        windows: std::sync::Arc::default(),
-        targets: Vec::new(),
-        weight: 1.0,
-        prototypes: None,
-        prototype_weight: 0.0,
-    };
-    let taught = TrainJob { lesson: Some(lesson), ..job(1) };
-    assert_eq!(kind(&bars(10, 1), &taught), "out_of_range");
+    let window = crate::learn::Windows { x: vec![0.0], len: 1, labels: vec![0], classes: 10 };
+    let mut reference = lesson(points(0.0), 1.0);
+    reference.windows = std::sync::Arc::new(window);
+    reference.targets = [vec![1.0], vec![0.0; 9]].concat();
+    let taught = |lesson| TrainJob { lesson: Some(lesson), ..job(1) };
+    assert_eq!(kind(&bars(10, 1), &taught(reference)), "out_of_range", "images aren't windows");
+    assert_eq!(kind(&bars(10, 1), &taught(lesson(points(f32::NAN), 1.0))), "not_finite");
+    assert_eq!(kind(&bars(10, 1), &taught(lesson(points(0.0), f32::NAN))), "out_of_range");
     let momentum = CnnTrainerConfig { momentum: 1.0, ..config() };
     assert_eq!(CnnLearner::new(momentum, 1).unwrap_err().kind(), "out_of_range");
 }

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU16;
 
-use super::adapter::AdapterPlan;
+use super::adapter::{AdapterPlan, Applied};
 use super::parts::Parts;
 use super::peft::PeftConfig;
 use super::signal::{SignalTransformer, SignalTransformerConfig, Spectra};
@@ -10,8 +10,8 @@ use super::weights::Weights;
 use super::{evaluate, use_threads};
 use crate::learn::{LearnError, Prediction, Predictor, TensorSet};
 
-/// Serves windows. The adapter is merged when it is loaded, so that an answer costs what it costs
-/// without one.
+/// Serves windows. An adapter that can be merged is, when it is loaded, so that an answer costs what it
+/// costs without one.
 #[derive(Debug)]
 pub struct SignalPredictor {
     config: SignalTransformerConfig,
@@ -34,6 +34,7 @@ impl SignalPredictor {
         threads: NonZeroU16,
     ) -> Result<Self, LearnError> {
         config.check()?;
+        SignalTransformerConfig::check_peft(peft)?;
         base.check_layout(&config.layout())?;
         base.check_finite()?;
         let weights = Weights::from_set(base)?;
@@ -52,28 +53,34 @@ impl SignalPredictor {
     /// # Errors
     /// [`LearnError`] when `len` isn't the model's or an input isn't finite.
     pub fn logits(&self, x: &[f32], len: usize) -> Result<Vec<f32>, LearnError> {
-        if len != self.config.window as usize {
-            return Err(LearnError::OutOfRange {
-                what: "samples a window",
-                expected: self.config.window.to_string(),
-                actual: len.to_string(),
-            });
-        }
-        if let Some(index) = x.iter().position(|v| !v.is_finite()) {
-            return Err(LearnError::NotFinite { name: "window".into(), index });
-        }
+        self.config.check_windows(x, len)?;
         use_threads(self.threads);
         evaluate::logits(&self.model, &self.spectra, x, len)
+    }
+
+    /// The base alone.
+    pub(super) fn base(&self) -> &Weights {
+        &self.base
+    }
+
+    /// Threads that an answer takes.
+    pub(super) fn threads(&self) -> NonZeroU16 {
+        self.threads
+    }
+
+    /// Swaps the adapter, and gives the base with it.
+    pub(super) fn load_applied(&mut self, adapter: &TensorSet) -> Result<Applied, LearnError> {
+        let _guard = tch::no_grad_guard();
+        use_threads(self.threads);
+        let applied = self.plan.apply(&self.base, &self.plan.flatten(adapter)?)?;
+        self.model = SignalTransformer::new(&applied.parts(), &self.config)?;
+        Ok(applied)
     }
 }
 
 impl Predictor for SignalPredictor {
     fn load(&mut self, adapter: &TensorSet) -> Result<(), LearnError> {
-        let _guard = tch::no_grad_guard();
-        use_threads(self.threads);
-        let weights = self.plan.merge(&self.base, &self.plan.flatten(adapter)?)?;
-        self.model = SignalTransformer::new(&Parts::bare(&weights), &self.config)?;
-        Ok(())
+        self.load_applied(adapter).map(drop)
     }
 
     fn predict(&mut self, x: &[f32], len: usize) -> Result<Vec<Prediction>, LearnError> {

@@ -11,11 +11,12 @@
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::attention::Pass;
 use super::linear::Linear;
 use super::norm::{Norm, NormKind};
 use super::parts::Parts;
-use super::transformer::{Block, BlockConfig, linear_tensors, norm_tensors};
+use super::peft::PeftConfig;
+use super::prompted::Prompted;
+use super::transformer::{BlockConfig, drawn_weights, linear_tensors, norm_tensors};
 use super::{dim, tensor};
 use crate::learn::{Layout, LearnError, TensorSet};
 use crate::rng::Stream;
@@ -76,6 +77,40 @@ impl SignalTransformerConfig {
         Ok(())
     }
 
+    /// Checks that this model has a place for all that is to train: there is none for tokens in front of
+    /// the whole input (those in front of each block are `deep_prompts`).
+    ///
+    /// # Errors
+    /// [`LearnError::OutOfRange`].
+    pub(super) fn check_peft(peft: &PeftConfig) -> Result<(), LearnError> {
+        match peft.prompts {
+            0 => Ok(()),
+            n => Err(LearnError::OutOfRange {
+                what: "prompts of a signal transformer",
+                expected: "none (take deep_prompts)".into(),
+                actual: n.to_string(),
+            }),
+        }
+    }
+
+    /// Checks windows `[n, len]` that are to be answered.
+    ///
+    /// # Errors
+    /// [`LearnError`] when `len` isn't the model's or a sample isn't finite.
+    pub fn check_windows(&self, x: &[f32], len: usize) -> Result<(), LearnError> {
+        if len != self.window as usize {
+            return Err(LearnError::OutOfRange {
+                what: "samples a window",
+                expected: self.window.to_string(),
+                actual: len.to_string(),
+            });
+        }
+        match x.iter().position(|v| !v.is_finite()) {
+            Some(index) => Err(LearnError::NotFinite { name: "window".into(), index }),
+            None => Ok(()),
+        }
+    }
+
     /// Patches (tokens) a window.
     pub fn tokens(&self) -> u32 {
         self.window.saturating_sub(self.patch) / self.stride.max(1) + 1
@@ -101,26 +136,12 @@ impl SignalTransformerConfig {
         Layout(all)
     }
 
-    /// Weights to pre-train from: normal matrices of variance 1/input, norms 1, biases 0.
+    /// Weights to pre-train from; see [`drawn_weights`].
     ///
     /// # Determinism
     /// The same stream gives the same values.
-    #[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "f32 weights")]
     pub fn initial_weights(&self, stream: &mut Stream) -> TensorSet {
-        let mut set = TensorSet::zeros(&self.layout());
-        let names: Vec<_> = self.layout().0;
-        for ((name, shape), data) in names.iter().zip(set.values_mut()) {
-            let scale = match shape.as_slice() {
-                _ if name == "embed.position" => 0.02,
-                [_, input] => 1.0 / (*input as f64).sqrt(),
-                _ => 0.0,
-            };
-            let norm_weight = name.contains("norm") && name.ends_with(".weight");
-            for value in data {
-                *value = if norm_weight { 1.0 } else { (scale * stream.normal()) as f32 };
-            }
-        }
-        set
+        drawn_weights(&self.layout(), stream)
     }
 }
 
@@ -200,13 +221,13 @@ pub struct SignalTransformer {
 pub struct SignalStem {
     embed: Linear,
     position: Tensor,
-    blocks: Vec<Block>,
+    blocks: Vec<Prompted>,
 }
 
 /// The model's second part: the other blocks, norm and mean, without the head.
 #[derive(Debug)]
 pub struct SignalTop {
-    blocks: Vec<Block>,
+    blocks: Vec<Prompted>,
     norm: Norm,
 }
 
@@ -315,15 +336,15 @@ impl SignalTransformerConfig {
         &self,
         parts: &Parts<'_>,
         range: std::ops::Range<u32>,
-    ) -> Result<Vec<Block>, LearnError> {
+    ) -> Result<Vec<Prompted>, LearnError> {
         let spec = self.block.spec();
-        range.map(|i| Block::new(parts, &format!("blocks.{i}"), &spec)).collect()
+        range.map(|i| Prompted::new(parts, &format!("blocks.{i}"), &spec)).collect()
     }
 }
 
-fn through(blocks: &[Block], mut x: Tensor) -> Result<Tensor, LearnError> {
+fn through(blocks: &[Prompted], mut x: Tensor) -> Result<Tensor, LearnError> {
     for block in blocks {
-        x = block.forward(&x, &mut Pass::default())?;
+        x = block.forward(&x)?;
     }
     Ok(x)
 }

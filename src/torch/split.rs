@@ -8,6 +8,7 @@
 //! back goes on through the front as that of `sum(activations * g)`, which is the same.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU16;
 
 use tch::{Kind, Tensor};
 
@@ -15,6 +16,7 @@ use super::adamw::AdamW;
 use super::adapter::AdapterPlan;
 use super::parts::Parts;
 use super::signal::{SignalStem, SignalTop, SignalTransformerConfig, Spectra};
+use super::split_predictor::SignalFrontPredictor;
 use super::trainer::{
     Distill, Terms, TrainerConfig, batch_loss, check_targets, check_windows, class_counts,
     labels_of, log_prior, windows_of,
@@ -24,7 +26,7 @@ use super::{dim, tensor, use_threads, values};
 use crate::ids::NodeId;
 use crate::learn::{
     Activations, BackCopy, BackJob, BackStep, Batches, Cut, Examples, FrontBegun, FrontRun, Layout,
-    LearnError, Smashed, SplitBack, SplitFront, TensorSet, TrainJob,
+    LearnError, PassEnd, Smashed, SplitBack, SplitFront, TensorSet, TrainJob,
 };
 use crate::rng::Stream;
 
@@ -169,6 +171,15 @@ impl SignalFront {
         (self.half.base.num_bytes() / 4, self.half.plan.num_values().unsigned_abs())
     }
 
+    /// What answers with this half: it shares the base's values.
+    ///
+    /// # Errors
+    /// [`LearnError::Engine`] when libtorch refuses.
+    pub fn predictor(&self, threads: NonZeroU16) -> Result<SignalFrontPredictor, LearnError> {
+        let Half { config, cut, base, plan, .. } = &self.half;
+        SignalFrontPredictor::new(base.share(), plan.clone(), config.model, *cut, threads)
+    }
+
     /// About how many bytes a run with batches of this size takes, libtorch's own aside.
     ///
     /// Weights, the adapter with its gradient and moments, and what the blocks keep for the backward pass.
@@ -195,17 +206,10 @@ impl SplitFront for SignalFront {
         let Half { config, cut, .. } = &self.half;
         let data = data.windows()?;
         check_windows(data, &config.model)?;
-        job.check_for(data.num_examples())?;
+        let steps = job.check_for(data.num_examples())?;
         job.without_lesson("a split model")?;
+        job.without_final_rate("a split model")?;
         self.check_memory(job.batch_size)?;
-        if job.epochs.is_some() || job.final_rate.is_some() {
-            return Err(LearnError::OutOfRange {
-                what: "plan of a split model",
-                expected: "local_steps at one learning rate (no local_epochs, no cosine_steps)"
-                    .into(),
-                actual: format!("epochs {:?}, final rate {:?}", job.epochs, job.final_rate),
-            });
-        }
         use_threads(config.threads);
         let counts = class_counts(data);
         let head = if cut.head_in_front {
@@ -219,7 +223,8 @@ impl SplitFront for SignalFront {
             config: config.clone(),
             cut: *cut,
             half: self.half.trainable(&job.start)?,
-            batches: Batches::new(data.num_examples(), Stream::new(job.seed, "batch")),
+            batches: Batches::new(data.num_examples(), Stream::new(job.seed, "batch"))
+                .ending(PassEnd::of(job, PassEnd::FilledUp)),
             changes: Stream::new(job.seed, "augment"),
             batch_size: job.batch_size as usize,
             learning_rate: job.learning_rate.into(),
@@ -227,6 +232,7 @@ impl SplitFront for SignalFront {
             begun: FrontBegun {
                 num_examples: data.num_examples() as u64,
                 class_counts: if cut.head_in_front { Vec::new() } else { counts },
+                steps,
             },
             head,
             waiting: None,
@@ -530,7 +536,7 @@ impl LossTerms {
 }
 
 /// A tensor's values, as they travel.
-fn outside(tensor: &Tensor) -> Result<Activations, LearnError> {
+pub(super) fn outside(tensor: &Tensor) -> Result<Activations, LearnError> {
     let shape = tensor.size().iter().map(|d| usize::try_from(*d).unwrap_or_default()).collect();
     let data = values(tensor)?;
     if let Some(index) = data.iter().position(|x| !x.is_finite()) {
@@ -540,7 +546,7 @@ fn outside(tensor: &Tensor) -> Result<Activations, LearnError> {
 }
 
 /// Values that came, which must have this shape.
-fn inside(activations: &Activations, shape: &[i64]) -> Result<Tensor, LearnError> {
+pub(super) fn inside(activations: &Activations, shape: &[i64]) -> Result<Tensor, LearnError> {
     let same = activations.shape.iter().map(|d| dim(*d)).collect::<Result<Vec<_>, _>>()? == shape;
     if !same || shape.contains(&0) {
         return Err(LearnError::OutOfRange {
@@ -555,7 +561,7 @@ fn inside(activations: &Activations, shape: &[i64]) -> Result<Tensor, LearnError
     tensor(&activations.data, shape)
 }
 
-fn finite(loss: &Tensor) -> Result<f32, LearnError> {
+pub(super) fn finite(loss: &Tensor) -> Result<f32, LearnError> {
     let value = loss.f_double_value(&[])?;
     if !value.is_finite() {
         return Err(LearnError::NotFinite { name: "loss".into(), index: 0 });
@@ -568,11 +574,11 @@ fn two(gradients: Vec<Tensor>) -> Result<[Tensor; 2], LearnError> {
     gradients.try_into().map_err(|_| no_gradient())
 }
 
-fn no_gradient() -> LearnError {
+pub(super) fn no_gradient() -> LearnError {
     LearnError::Engine { engine: "libtorch", message: "no gradient came back".into() }
 }
 
-fn out_of_turn(what: &str) -> LearnError {
+pub(super) fn out_of_turn(what: &str) -> LearnError {
     LearnError::OutOfRange {
         what: "turn of a split step",
         expected: "the one that waits".into(),

@@ -289,6 +289,24 @@ fn a_shared_back_changes_between_the_two_halves_of_another_devices_step() {
 }
 
 #[test]
+fn whole_passes_end_with_a_short_batch_and_a_rate_that_falls_within_a_run_is_refused() {
+    let config = config(2);
+    let cut = Cut { blocks: 1, head_in_front: false };
+    let data: Examples = tones(30, 1).into();
+    let front = halves(&config, cut).0;
+    let passes = TrainJob { epochs: Some(2), ..job(front.initial_adapter(), 1) };
+    let mut device = front.begin(&data, &passes).unwrap();
+    let sizes: Vec<usize> = (0..device.begun().steps)
+        .map(|_| device.forward(&data).unwrap().activations.shape[0])
+        .collect();
+    assert_eq!(sizes, [12, 12, 6, 12, 12, 6]);
+    let by_steps = TrainJob { epochs: None, steps: 7, ..passes.clone() };
+    assert_eq!(front.begin(&data, &by_steps).unwrap().begun().steps, 7);
+    let falling = TrainJob { final_rate: Some(0.0), ..passes };
+    assert_eq!(front.begin(&data, &falling).map(drop).unwrap_err().kind(), "out_of_range");
+}
+
+#[test]
 fn batches_of_the_plan_are_held_against_the_cap_and_lessons_are_refused() {
     let config = config(2);
     let cut = Cut { blocks: 1, head_in_front: false };

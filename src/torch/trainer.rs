@@ -11,8 +11,7 @@ use std::num::NonZeroU16;
 use tch::{Kind, Reduction, Tensor};
 
 use super::adamw::{AdamW, AdamWConfig};
-use super::adapter::AdapterPlan;
-use super::parts::Parts;
+use super::adapter::{AdapterPlan, Applied};
 use super::peft::PeftConfig;
 use super::signal::{SignalTransformer, SignalTransformerConfig, Spectra};
 use super::weights::Weights;
@@ -72,6 +71,7 @@ impl SignalLearner {
     /// [`LearnError`] when base, sizes and targets don't fit together.
     pub fn new(base: &TensorSet, config: TrainerConfig, seed: u64) -> Result<Self, LearnError> {
         config.model.check()?;
+        SignalTransformerConfig::check_peft(&config.peft)?;
         base.check_layout(&config.model.layout())?;
         base.check_finite()?;
         let plan = AdapterPlan::new(&base.layout(), &config.peft)?;
@@ -171,14 +171,7 @@ impl Learner for SignalLearner {
         });
         let classes = self.config.model.classes as usize;
         let width = self.config.model.block.d_model as usize;
-        let pull = match &job.lesson {
-            Some(Lesson { prototypes: Some(points), prototype_weight, .. })
-                if points.width() == width && *prototype_weight > 0.0 =>
-            {
-                Some(Pull::new(points, *prototype_weight)?)
-            }
-            _ => None,
-        };
+        let pull = Pull::of(job.lesson.as_ref(), width)?;
         let prior = if own && self.config.correct_prior {
             Some(log_prior(&class_counts(data))?)
         } else {
@@ -208,8 +201,8 @@ impl Learner for SignalLearner {
                 break;
             }
         }
-        let weights = run.weights()?;
-        let model = SignalTransformer::new(&Parts::bare(&weights), &self.config.model)?;
+        let applied = run.applied()?;
+        let model = SignalTransformer::new(&applied.parts(), &self.config.model)?;
         let (class_logits, prototypes) = if job.class_logits {
             let (embeddings, logits) = evaluate::both(&model, &self.spectra, &data.x, data.len)?;
             let prototypes = Prototypes::of(&embeddings, &data.labels, classes).ok();
@@ -364,6 +357,18 @@ pub(super) struct Pull {
 }
 
 impl Pull {
+    /// What a lesson draws embeddings of this width to, if it has points of that width.
+    pub(super) fn of(lesson: Option<&Lesson>, width: usize) -> Result<Option<Self>, LearnError> {
+        match lesson {
+            Some(Lesson { prototypes: Some(points), prototype_weight, .. })
+                if points.width() == width && *prototype_weight > 0.0 =>
+            {
+                Self::new(points, *prototype_weight).map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
     fn new(prototypes: &Prototypes, weight: f32) -> Result<Self, LearnError> {
         let classes = dim(prototypes.counts.len())?;
         let known = |n: &u64| if *n > 0 { weight } else { 0.0 };
@@ -375,7 +380,7 @@ impl Pull {
     }
 
     /// Mean over the batch and over the values of an embedding.
-    fn loss(&self, embeddings: &Tensor, y: &Tensor) -> Result<Tensor, LearnError> {
+    pub(super) fn loss(&self, embeddings: &Tensor, y: &Tensor) -> Result<Tensor, LearnError> {
         let away = embeddings.f_sub(&self.points.f_index_select(0, y)?)?.f_square()?;
         let each = away.f_mean_dim([1].as_slice(), false, Kind::Float)?;
         Ok(each.f_mul(&self.weights.f_index_select(0, y)?)?.f_mean(Kind::Float)?)
@@ -432,8 +437,8 @@ impl Run<'_> {
         terms: &Terms<'_>,
         towards: &Towards<'_>,
     ) -> Result<f32, LearnError> {
-        let weights = self.weights()?;
-        let model = SignalTransformer::new(&Parts::bare(&weights), &self.learner.config.model)?;
+        let applied = self.applied()?;
+        let model = SignalTransformer::new(&applied.parts(), &self.learner.config.model)?;
         let mut parts = Vec::new();
         if let Some((x, y)) = own {
             let embeddings = model.embed(x)?;
@@ -477,8 +482,8 @@ impl Run<'_> {
     }
 
     /// The base with the adapter as it is now.
-    pub(super) fn weights(&self) -> Result<Weights, LearnError> {
-        self.learner.plan.merge(&self.learner.base, &self.flat)
+    fn applied(&self) -> Result<Applied, LearnError> {
+        self.learner.plan.apply(&self.learner.base, &self.flat)
     }
 
     /// The adapter as it is now.
@@ -609,7 +614,23 @@ pub(super) mod tests {
 
     #[test]
     fn the_gradient_is_that_of_finite_differences() {
-        let learner = learner();
+        gradient_is_that_of_differences(&learner());
+    }
+
+    /// They can't be merged into the base's weights.
+    #[test]
+    fn so_it_is_of_tokens_and_bottlenecks_beside_the_base() {
+        let peft = PeftConfig { deep_prompts: 2, bottleneck: 3, ..PeftConfig::none() };
+        let learner = SignalLearner::new(&base(), TrainerConfig { peft, ..config() }, 3).unwrap();
+        let names: Vec<String> = learner.plan.layout().0.into_iter().map(|(n, _)| n).collect();
+        assert!(names.contains(&"blocks.1.prompts".to_owned()), "{names:?}");
+        gradient_is_that_of_differences(&learner);
+        let peft = PeftConfig { prompts: 2, ..PeftConfig::none() };
+        let error = SignalLearner::new(&base(), TrainerConfig { peft, ..config() }, 3).unwrap_err();
+        assert!(error.to_string().contains("deep_prompts"), "{error}");
+    }
+
+    fn gradient_is_that_of_differences(learner: &SignalLearner) {
         let (plan, model) = (&learner.plan, &learner.config.model);
         // Away from the start, where B = 0 would hide the gradient of A.
         let mut at = learner.initial_adapter();
@@ -623,9 +644,9 @@ pub(super) mod tests {
         let x = learner.spectra.forward(&data.x).unwrap();
         let y = Tensor::f_from_slice(&[0_i64, 1, 2, 0, 1, 2]).unwrap();
         let loss = |flat: &Tensor| {
-            let weights = plan.merge(&learner.base, flat).unwrap();
-            let logits =
-                SignalTransformer::new(&Parts::bare(&weights), model).unwrap().forward(&x).unwrap();
+            let applied = plan.apply(&learner.base, flat).unwrap();
+            let model = SignalTransformer::new(&applied.parts(), model).unwrap();
+            let logits = model.forward(&x).unwrap();
             batch_loss(&logits, &y, &Terms::default()).unwrap()
         };
         let flat = plan.flatten(&at).unwrap().f_set_requires_grad(true).unwrap();

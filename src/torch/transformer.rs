@@ -16,7 +16,8 @@ use super::decoder::DecoderLayer;
 use super::linear::{Fused, Linear};
 use super::norm::{Norm, NormKind};
 use super::parts::Parts;
-use crate::learn::LearnError;
+use crate::learn::{Layout, LearnError, TensorSet};
+use crate::rng::Stream;
 
 /// Sizes of a block of the signal transformer and of ViT.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -169,6 +170,28 @@ pub fn norm_tensors(path: &str, width: usize, kind: NormKind) -> Vec<(String, Ve
         all.push((format!("{path}.bias"), vec![width]));
     }
     all
+}
+
+/// Weights to pre-train from: normal matrices of variance 1/input, tokens and positions of deviation 0.02,
+/// norms 1, biases 0.
+///
+/// # Determinism
+/// The same stream gives the same values.
+#[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "f32 weights")]
+pub(super) fn drawn_weights(layout: &Layout, stream: &mut Stream) -> TensorSet {
+    let mut set = TensorSet::zeros(layout);
+    for ((name, shape), data) in layout.0.iter().zip(set.values_mut()) {
+        let scale = match shape.as_slice() {
+            _ if name == "embed.position" || name == "embed.class" => 0.02,
+            [_, input] => 1.0 / (*input as f64).sqrt(),
+            _ => 0.0,
+        };
+        let norm_weight = name.contains("norm") && name.ends_with(".weight");
+        for value in data {
+            *value = if norm_weight { 1.0 } else { (scale * stream.normal()) as f32 };
+        }
+    }
+    set
 }
 
 /// The block's second half on one set of weights.

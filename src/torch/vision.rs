@@ -7,13 +7,14 @@
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use super::attention::Pass;
 use super::encoder::{check_eps, within};
 use super::linear::Linear;
 use super::norm::{Norm, NormKind};
 use super::parts::Parts;
-use super::transformer::{Block, BlockSpec, Mlp, Order, linear_tensors, norm_tensors};
-use crate::learn::{Layout, LearnError};
+use super::prompted::Prompted;
+use super::transformer::{BlockSpec, Mlp, Order, drawn_weights, linear_tensors, norm_tensors};
+use crate::learn::{Layout, LearnError, TensorSet};
+use crate::rng::Stream;
 
 /// Sizes of a vision transformer.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -97,6 +98,14 @@ impl VisionConfig {
         Layout(all)
     }
 
+    /// Weights to pre-train from; see [`drawn_weights`].
+    ///
+    /// # Determinism
+    /// The same stream gives the same values.
+    pub fn initial_weights(&self, stream: &mut Stream) -> TensorSet {
+        drawn_weights(&self.layout(), stream)
+    }
+
     /// Patches of an image.
     fn patches(&self) -> u32 {
         let side = self.image / self.patch.max(1);
@@ -117,7 +126,7 @@ pub struct VisionTransformer {
     class: Tensor,
     /// `[patches + 1, d]`
     position: Tensor,
-    blocks: Vec<Block>,
+    blocks: Vec<Prompted>,
     norm: Norm,
     head: Option<Linear>,
     config: VisionConfig,
@@ -130,7 +139,7 @@ impl VisionTransformer {
     /// [`LearnError::LayoutMismatch`] when one is absent or has another shape.
     pub fn new(parts: &Parts<'_>, config: &VisionConfig) -> Result<Self, LearnError> {
         let (spec, d) = (config.spec(), config.d_model);
-        let block = |i| Block::new(parts, &format!("blocks.{i}"), &spec);
+        let block = |i| Prompted::new(parts, &format!("blocks.{i}"), &spec);
         let head = |classes| Linear::new(parts, "head", classes, d);
         let tokens = i64::from(config.patches()) + 1;
         Ok(Self {
@@ -160,7 +169,7 @@ impl VisionTransformer {
         let mut x = Tensor::f_cat(&[class, self.embed.forward(&patches)?], 1)?;
         x = x.f_add(&self.position)?;
         for block in &self.blocks {
-            x = block.forward(&x, &mut Pass::default())?;
+            x = block.forward(&x)?;
         }
         let first = self.norm.forward(&x)?.f_select(1, 0)?;
         match &self.head {

@@ -195,6 +195,10 @@ pub struct Offer {
     /// What the tiers above know, in a round of knowledge; the adapter is empty then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub knowledge: Option<Knowledge>,
+    /// A relay's round of its own, while its parent is away: how many there were since. The adapter is the
+    /// site's own then, learned from that of `version`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub island: Option<u64>,
 }
 
 /// A member says whether it takes part. Not durable: the contribution is what counts.

@@ -45,6 +45,7 @@ fn summary() -> ClassSummary {
 
 fn offer() -> Offer {
     Offer {
+        island: None,
         knowledge: None,
         round: 7,
         model: Name::new("bearing").unwrap(),
@@ -110,6 +111,8 @@ fn offer_of_knowledge() -> Offer {
             seed: 1,
             count: 600,
             digest: Digest([0x4e; 32]),
+            classes: None,
+            unlabelled: false,
         }),
         labels: Digest([0x1a; 32]),
         alpha: 0.5,
@@ -119,6 +122,22 @@ fn offer_of_knowledge() -> Offer {
     };
     let plan = Plan { adapter_delta: false, knowledge: Some(knowledge), ..plan() };
     Offer { adapter: Blob::Inline(Vec::new()), plan, knowledge: Some(said()), ..offer() }
+}
+
+/// A relay's round of its own.
+fn offer_of_island() -> Offer {
+    Offer { outer: None, island: Some(41), ..offer() }
+}
+
+/// The same about texts that lie in a file, whose classes nobody knows.
+fn offer_of_reference_texts() -> Offer {
+    let mut offer = offer_of_knowledge();
+    if let Some(reference) = offer.plan.knowledge.as_mut().and_then(|plan| plan.reference.as_mut())
+    {
+        reference.generator = Name::new("excavator-orders-1").unwrap();
+        (reference.classes, reference.unlabelled) = (Some(11), true);
+    }
+    offer
 }
 
 /// One of each kind, and the other variants of those that have some.
@@ -141,12 +160,14 @@ fn bodies() -> Vec<(&'static str, Body)> {
             "answer_declined",
             Body::Answer(Answer { offer: offer_id, accepted: false, reason: "paused".into() }),
         ),
+        ("offer_of_island", Body::Offer(offer_of_island())),
         ("contribution", Body::Contribution(contribution())),
         (
             "contribution_logits_only",
             Body::Contribution(Contribution { delta: None, stacked: false, ..contribution() }),
         ),
         ("offer_of_knowledge", Body::Offer(offer_of_knowledge())),
+        ("offer_of_reference_texts", Body::Offer(offer_of_reference_texts())),
         (
             "contribution_of_knowledge",
             Body::Contribution(Contribution {

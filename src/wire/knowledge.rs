@@ -34,11 +34,12 @@ pub struct KnowledgePlan {
     pub merging: Merging,
 }
 
-/// Inputs that nobody owns. Whoever knows the generator makes them, and compares digests.
+/// Inputs that nobody owns. Whoever knows the generator makes them, or has the file that a model wrote, and compares
+/// digests. Inputs with labels have each class in turn.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Reference {
-    /// Name and version of the generator.
+    /// Name and version of the generator, or of the written set.
     pub generator: Name,
     /// Its seed.
     pub seed: u64,
@@ -46,6 +47,12 @@ pub struct Reference {
     pub count: u32,
     /// What they must come to.
     pub digest: Digest,
+    /// Classes of a set that was written once and lies in a file; absent where the generator's name tells them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub classes: Option<u32>,
+    /// Nobody says what the inputs are of: only what members say of them teaches.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unlabelled: bool,
 }
 
 /// How values of several members become one.

@@ -14,6 +14,7 @@ mod frame;
 mod golden_tests;
 mod head;
 mod knowledge;
+mod leaves;
 mod packed;
 
 pub use blob::{Blob, Manifest};
@@ -27,6 +28,7 @@ pub use failover::{CopyPart, Lease, Mirror, Promise, StateCopy};
 pub use frame::{Cells, Frame, MAX_SPLIT_BYTES, Settled, SplitCoding, SplitMessage};
 pub use head::Head;
 pub use knowledge::{Knowledge, KnowledgePlan, Merging, Reference};
+pub use leaves::{LeavesSite, Leaving, StaysInSite};
 pub use packed::{Coding, PackedSet, PackedTensor};
 
 /// Largest sealed control message in bytes: head, envelope and a body of inlined state.

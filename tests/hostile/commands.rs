@@ -178,7 +178,8 @@ fn json_nested_without_end_is_refused() {
 #[test]
 fn a_command_that_needs_a_signature_is_not_taken_plain() {
     on_stage("cloud", |mut stage| async move {
-        for plain in ["rollback", "config.set", "keyring.update"] {
+        let versions = ["rollback", "version.release", "version.floor"];
+        for plain in versions.into_iter().chain(["config.set", "keyring.update"]) {
             let topic = format!("{}/cmd/{plain}", stage.branch("cloud"));
             stage.refuses_bytes(From::Below, &topic, b"{}".to_vec(), "needs_signature").await;
         }

@@ -204,6 +204,7 @@ impl Stage {
     pub(crate) fn offer_with(&mut self, round: u64, change: impl FnOnce(&mut Offer)) -> Forged {
         let learning = learning(9);
         let mut offer = Offer {
+            island: None,
             round,
             model: name("toy"),
             base: learning.base,

@@ -413,6 +413,7 @@ pub(crate) fn learning(versions: u64) -> Learning {
         split: None,
         reference: None,
         distils: None,
+        island: None,
     }
 }
 

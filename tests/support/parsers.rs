@@ -9,12 +9,12 @@ use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 
 use gaisnet::ids::{BootId, Digest, Name};
-use gaisnet::learn::{ActivationCoding, Activations, BEARING_PHYSICS};
+use gaisnet::learn::{ActivationCoding, Activations, BEARING_PHYSICS, Cut, ReferenceTexts};
 use gaisnet::ledger::tiles::verify_export;
 use gaisnet::ledger::{Entry, InclusionProof, Origin, SignedCheckpoint};
-use gaisnet::protocol::{knowledge as said, update};
+use gaisnet::protocol::{SplitTerms, knowledge as said, update};
 use gaisnet::scada::tags::{Binds, Format, Tag};
-use gaisnet::scada::{command, escalation as cascade, infer, text};
+use gaisnet::scada::{at_cut, command, escalation as cascade, infer, text};
 use gaisnet::time::Wall;
 use gaisnet::topic::filter::Filter;
 use gaisnet::topic::{Leaf, Prefix};
@@ -28,7 +28,7 @@ use gaisnet::wire::{
 pub(crate) type Parser = fn(&[u8]);
 
 /// The parsers of the pure half, by the name of their target and of their corpus.
-pub(crate) const PURE: [(&str, Parser); 15] = [
+pub(crate) const PURE: [(&str, Parser); 16] = [
     ("envelope", envelope),
     ("body", body),
     ("chunk", chunk),
@@ -44,6 +44,7 @@ pub(crate) const PURE: [(&str, Parser); 15] = [
     ("topic", topic),
     ("ledger_entry", ledger_entry),
     ("escalation", escalation),
+    ("reference_texts", reference_texts),
 ];
 
 /// Those of the program's own files.
@@ -148,6 +149,8 @@ pub(crate) fn knowledge(bytes: &[u8]) {
             seed: 1,
             count: 3,
             digest: Digest([0; 32]),
+            classes: None,
+            unlabelled: false,
         }),
         labels: Digest([0; 32]),
         alpha: 0.5,
@@ -161,6 +164,13 @@ pub(crate) fn knowledge(bytes: &[u8]) {
             assert!(logits.len() == 9 && logits.iter().all(|z| z.is_finite()));
             assert!(prototypes.counts.len() == 3 && prototypes.means.iter().all(|x| x.is_finite()));
         }
+    }
+}
+
+/// A file of reference texts: what is read has one form.
+pub(crate) fn reference_texts(bytes: &[u8]) {
+    if let Ok(set) = ReferenceTexts::parse(bytes) {
+        assert_eq!(set.to_bytes().unwrap(), bytes);
     }
 }
 
@@ -237,7 +247,10 @@ pub(crate) fn infer(bytes: &[u8]) {
     let policy = command::CommandPolicy::new(["infer"]).unwrap();
     let length = NonZeroUsize::new(3).unwrap();
     match infer::parse(bytes, false, length, &policy) {
-        Ok(request) => assert_eq!(request.window.len(), 3),
+        Ok(request) => match request.input {
+            infer::Input::Window(window) => assert_eq!(window.len(), 3),
+            infer::Input::AtCut(question) => answerable(&question),
+        },
         Err(error) => assert!(serde_json::to_vec(&error.reply()).unwrap().len() < 4_096),
     }
     match text::parse(bytes, false, &policy) {
@@ -246,6 +259,19 @@ pub(crate) fn infer(bytes: &[u8]) {
         }
         Ok(text::TextRequest::Cancel(_)) => {}
         Err(error) => assert!(serde_json::to_vec(&error.reply()).unwrap().len() < 4_096),
+    }
+}
+
+/// What a front made of a window: what is taken of it is finite, and as long as it says.
+fn answerable(question: &at_cut::AtCut) {
+    for coding in [SplitCoding::F32, SplitCoding::Int8] {
+        let cut = Cut { blocks: 1, head_in_front: false };
+        let terms = SplitTerms { cut, coding, part_bytes: 1_024 };
+        if let Ok(values) = terms.answerable(question) {
+            assert!(values.data.iter().all(|value| value.is_finite()));
+            assert_eq!(values.shape.iter().product::<usize>(), values.data.len());
+            assert!(terms.question(question.front, &values).is_ok());
+        }
     }
 }
 

@@ -164,13 +164,14 @@ fn learner(settings: &Settings) -> Check {
     let has_torch = cfg!(feature = "torch");
     match (settings.model.learner, &settings.model.base) {
         (LearnerName::Softmax, _) => Check::good(name, "softmax, needs no libtorch"),
+        (LearnerName::TextSoftmax, _) => Check::good(name, "text-softmax, needs no libtorch"),
         (_, _) if !has_torch => Check::bad(
             name,
             "the learner is libtorch's, but this program was built without libtorch",
             "build it with the feature torch (make build), or set model.learner = \"softmax\"",
         ),
         #[cfg(feature = "torch")]
-        (LearnerName::Language, Some(base))
+        (LearnerName::Language | LearnerName::TextEncoder, Some(base))
             if crate::torch::shipped::instead_of(base).is_some() =>
         {
             built_in(base, settings)
@@ -187,6 +188,7 @@ fn learner(settings: &Settings) -> Check {
         ),
         (LearnerName::SignalTransformer, _) => Check::good(name, "signal-transformer on libtorch"),
         (LearnerName::Language, _) => Check::good(name, "language model on libtorch"),
+        (LearnerName::TextEncoder, _) => Check::good(name, "text-encoder on libtorch"),
     }
 }
 

@@ -3,6 +3,7 @@
 mod cascade;
 mod excavators;
 mod niid;
+mod paper;
 mod relay;
 
 use std::io::Write;
@@ -51,6 +52,21 @@ enum Experiment {
     /// Models of three kinds at three tiers teach each other, on bearings
     #[command(after_help = relay::RUN_HELP)]
     Relay(relay::RunArgs),
+    /// With and without pre-training, federated, on bearings and images
+    #[command(after_help = paper::RUN_HELP)]
+    PaperA(paper::RunArgs),
+    /// With and without fine-tuning, by method, on bearings and images
+    #[command(after_help = paper::RUN_HELP)]
+    PaperB(paper::RunArgs),
+    /// What training and answers cost: federated, split, hybrid, all in one place; on bearings and images
+    #[command(after_help = paper::RUN_HELP)]
+    PaperC(paper::RunArgs),
+    /// Devices with unlike examples, on bearings and images
+    #[command(after_help = paper::RUN_HELP)]
+    PaperD(paper::RunArgs),
+    /// Devices in clusters, by likeness and by lot, on bearings and images
+    #[command(after_help = paper::RUN_HELP)]
+    PaperE(paper::RunArgs),
 }
 
 /// Runs `gaisnet experiment`.
@@ -63,6 +79,21 @@ pub(super) fn run(args: &ExperimentArgs, out: &mut dyn Write) -> anyhow::Result<
         ExperimentCommand::Run { experiment: Experiment::Niid(args) } => niid::run(args, out),
         ExperimentCommand::Run { experiment: Experiment::Cascade(args) } => cascade::run(args, out),
         ExperimentCommand::Run { experiment: Experiment::Relay(args) } => relay::run(args, out),
+        ExperimentCommand::Run { experiment: Experiment::PaperA(args) } => {
+            paper::run('a', args, out)
+        }
+        ExperimentCommand::Run { experiment: Experiment::PaperB(args) } => {
+            paper::run('b', args, out)
+        }
+        ExperimentCommand::Run { experiment: Experiment::PaperC(args) } => {
+            paper::run('c', args, out)
+        }
+        ExperimentCommand::Run { experiment: Experiment::PaperD(args) } => {
+            paper::run('d', args, out)
+        }
+        ExperimentCommand::Run { experiment: Experiment::PaperE(args) } => {
+            paper::run('e', args, out)
+        }
     }
 }
 
@@ -122,7 +153,7 @@ impl Drop for Temporary {
     }
 }
 
-const KNOWN: [(&str, &str); 4] = [
+const KNOWN: [(&str, &str); 9] = [
     (
         "excavators",
         "a language model on the work orders of five machines: alone, federated, all in one place",
@@ -133,6 +164,11 @@ const KNOWN: [(&str, &str); 4] = [
     ),
     ("cascade", "a device, its edge and a bound on wrong answers: who answers what, and how well"),
     ("relay", "models of three kinds at three tiers teach each other, without weights or data"),
+    ("paper-a", "a base that is pre-trained beside random weights, federated"),
+    ("paper-b", "no fine-tuning beside seven methods of it, federated"),
+    ("paper-c", "federated, split, hybrid, all in one place: bytes, seconds, memory"),
+    ("paper-d", "devices with unlike examples, by how unlike they are"),
+    ("paper-e", "devices in clusters, of their like or by lot"),
 ];
 
 const LIST_HELP: &str = "\

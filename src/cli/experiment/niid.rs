@@ -194,6 +194,7 @@ fn row(cell: &Cell, args: &RunArgs, record: Option<CellRecord>) -> CellRow {
         dataset: cell.set.name().to_owned(),
         split: cell.split.to_string(),
         strategy: cell.strategy.name().to_owned(),
+        judged: cell.strategy.judged().name().to_owned(),
         rounds: wanted.rounds,
         local_epochs: wanted.local_epochs,
         seed: args.seed,
@@ -209,6 +210,7 @@ fn row(cell: &Cell, args: &RunArgs, record: Option<CellRecord>) -> CellRow {
         (row.rounds, row.local_epochs, row.seed) =
             (record.rounds, record.local_epochs, record.seed);
         row.client_sizes = record.client_sizes;
+        row.halves = record.halves;
         row.config = record.config;
         row.commit = record.commit;
         row.machine = record.machine;
@@ -247,7 +249,8 @@ Examples:
   gaisnet experiment run niid --out results --report     the table of what is there
   gaisnet experiment run niid --json | jq '.cells[] | {dataset, split, accuracy_best}'
 
-Sets: fashion-mnist, mnist. Splits: iid, dirALPHA, labelsN. Strategies: fedavg, fedprox.";
+Sets: fashion-mnist, mnist. Splits: iid, dirALPHA, labelsN. Strategies: fedavg, fedprox, feddistill,
+fedproto, splitfed, hfsl.";
 
 #[cfg(test)]
 mod tests {

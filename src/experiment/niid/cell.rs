@@ -3,8 +3,12 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 use crate::data::images::{ImageSet, fashion_mnist_dirichlet};
-use crate::learn::{Images, LearnError, Split, split_by_dirichlet, split_by_labels, split_evenly};
+use crate::learn::{
+    Cut, Images, LearnError, Split, split_by_dirichlet, split_by_labels, split_evenly,
+};
 
 /// One cell of the table; its text form is `fashion-mnist/dir0.5/fedavg`.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -35,15 +39,47 @@ pub enum Strategy {
     FedAvg,
     /// The same, with a pull towards the round's start.
     FedProx,
+    /// Each client keeps its own network; mean logits a class travel.
+    FedDistill,
+    /// Each client keeps its own network; mean embeddings a class travel.
+    FedProto,
+    /// Each client has the convolutions, its edge the dense layers; both halves are averaged each round. What
+    /// crosses the cut does so as it is.
+    SplitFed,
+    /// The same with eight bits a value across the cut.
+    Hfsl,
+}
+
+/// What an accuracy is of. Figures of one kind can be compared with each other, those of two can't.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Judged {
+    /// The one model that all clients come to.
+    #[default]
+    CommonModel,
+    /// The mean accuracy of the clients' own models, each on all test images, also those of classes that the
+    /// client has never seen. There is no common one.
+    MeanOfOwnModels,
+}
+
+impl Judged {
+    /// Its name, as in records.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::CommonModel => "common_model",
+            Self::MeanOfOwnModels => "mean_of_own_models",
+        }
+    }
 }
 
 /// Clients of each cell.
 pub const CLIENTS: usize = 10;
 
 impl Cell {
-    /// The cells that published figures are known for, those that are judged by them first.
+    /// The cells that published figures are known for, those that are judged by them first; then one of each
+    /// other strategy.
     pub fn all() -> Vec<Self> {
-        const NAMES: [&str; 8] = [
+        const NAMES: [&str; 12] = [
             "fashion-mnist/dir0.5/fedavg",
             "mnist/dir0.5/fedavg",
             "fashion-mnist/labels2/fedavg",
@@ -52,6 +88,10 @@ impl Cell {
             "mnist/labels2/fedavg",
             "fashion-mnist/dir0.5/fedprox",
             "fashion-mnist/labels2/fedprox",
+            "fashion-mnist/dir0.5/feddistill",
+            "fashion-mnist/dir0.5/fedproto",
+            "fashion-mnist/dir0.5/splitfed",
+            "fashion-mnist/dir0.5/hfsl",
         ];
         NAMES.iter().filter_map(|name| name.parse().ok()).collect()
     }
@@ -119,13 +159,35 @@ impl Cell {
 }
 
 impl Strategy {
-    const ALL: [Self; 2] = [Self::FedAvg, Self::FedProx];
+    const ALL: [Self; 6] =
+        [Self::FedAvg, Self::FedProx, Self::FedDistill, Self::FedProto, Self::SplitFed, Self::Hfsl];
 
     /// Its name.
     pub fn name(self) -> &'static str {
         match self {
             Self::FedAvg => "fedavg",
             Self::FedProx => "fedprox",
+            Self::FedDistill => "feddistill",
+            Self::FedProto => "fedproto",
+            Self::SplitFed => "splitfed",
+            Self::Hfsl => "hfsl",
+        }
+    }
+
+    /// Where the network is cut, if clients train a part of it only.
+    pub fn cut(self) -> Option<Cut> {
+        match self {
+            Self::FedAvg | Self::FedProx | Self::FedDistill | Self::FedProto => None,
+            // Behind its two convolutions.
+            Self::SplitFed | Self::Hfsl => Some(Cut { blocks: 2, head_in_front: false }),
+        }
+    }
+
+    /// What its accuracies are of.
+    pub fn judged(self) -> Judged {
+        match self {
+            Self::FedAvg | Self::FedProx | Self::SplitFed | Self::Hfsl => Judged::CommonModel,
+            Self::FedDistill | Self::FedProto => Judged::MeanOfOwnModels,
         }
     }
 
@@ -134,6 +196,24 @@ impl Strategy {
         match self {
             Self::FedAvg => &["strategy.name=fedavg"],
             Self::FedProx => &["strategy.name=fedprox", "strategy.prox_mu=0.01"],
+            Self::FedDistill => &[
+                "strategy.name=fedavg",
+                "strategy.contribute=class_logits",
+                "strategy.distill_lambda=1",
+                "knowledge.own_models=true",
+                "knowledge.merging=mean",
+                "knowledge.distil_steps=0",
+            ],
+            Self::FedProto => &[
+                "strategy.name=fedavg",
+                "strategy.contribute=prototypes",
+                "knowledge.own_models=true",
+                "knowledge.prototype_weight=1",
+                "knowledge.merging=mean",
+                "knowledge.distil_steps=0",
+            ],
+            Self::SplitFed => &["strategy.name=fedavg", "split.coding=f32"],
+            Self::Hfsl => &["strategy.name=fedavg", "split.coding=int8"],
         }
     }
 }
@@ -206,13 +286,17 @@ mod tests {
     #[test]
     fn cells_are_named_by_set_split_and_strategy() {
         let all = Cell::all();
-        assert_eq!(all.len(), 8);
+        assert_eq!(all.len(), 12);
         for cell in &all {
             assert_eq!(cell.to_string().parse::<Cell>().as_ref(), Ok(cell));
-            assert!(cell.published().is_some(), "{cell}");
+            let averages = matches!(cell.strategy, Strategy::FedAvg | Strategy::FedProx);
+            assert_eq!(cell.published().is_some(), averages, "{cell}");
+        }
+        for strategy in Strategy::ALL {
+            assert!(all.iter().any(|cell| cell.strategy == strategy), "{strategy:?}");
         }
         let rounds: Vec<u64> = all.iter().map(Cell::rounds).collect();
-        assert_eq!(rounds, [50, 50, 50, 10, 10, 10, 10, 10]);
+        assert_eq!(rounds, [50, 50, 50, 10, 10, 10, 10, 10, 10, 10, 10, 10]);
         let other: Cell = "mnist/dir0.1/fedavg".parse().unwrap();
         assert_eq!((other.split, other.published()), (SplitRule::Dirichlet(0.1), None));
     }

@@ -8,7 +8,8 @@
 //! ```
 //! Ten devices on two sites, an edge each, and a cloud; all take part in each round. The bounds that keep
 //! one member from owning the outcome are off, so that it is the plain mean which published figures are
-//! of.
+//! of. Where clients keep networks of their own, each of them is judged, and their mean is told. Where a
+//! network is cut, the devices have its convolutions and the edges the rest.
 
 mod cell;
 #[cfg(feature = "torch")]
@@ -20,18 +21,21 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
-pub use cell::{CLIENTS, Cell, SplitRule, Strategy};
+pub use cell::{CLIENTS, Cell, Judged, SplitRule, Strategy};
 #[cfg(feature = "torch")]
 pub use network::subject;
 pub use record::{CellRecord, RoundFigures};
 
 use super::ExperimentError;
 pub use super::federation::Broker;
-use super::federation::{Federation, Party, Told};
+use super::federation::{Federation, Part, Party, Told};
 use crate::ids::Digest;
-use crate::learn::{Images, LearnError, Learner, TensorSet};
+use crate::learn::{
+    ActivationCoding, Images, LearnError, Learner, SplitBack, SplitFront, TensorSet,
+};
 use crate::node::{SystemClock, plan_of};
-use crate::settings::{Layers, Settings, SettingsError, Tier};
+use crate::report::HalvesFigures;
+use crate::settings::{Layers, Settings, SettingsError, SplitCodingName, Tier};
 use crate::time::Clock;
 
 /// What is run, beside the cell.
@@ -59,15 +63,34 @@ pub struct CellOptions {
 pub struct CellSubject {
     /// Weights that all start from.
     pub start: TensorSet,
-    /// One for each client.
-    pub learners: Vec<Box<dyn Learner>>,
+    /// What trains.
+    pub learners: Learners,
     /// Judges each version.
     pub judge: Judge,
     /// In a few words; another model has another text.
     pub model: String,
 }
 
-/// Says what share of the test images some weights name right.
+/// What trains in a cell.
+pub enum Learners {
+    /// The whole model, one for each client.
+    Whole(Vec<Box<dyn Learner>>),
+    /// The halves of a model that is cut.
+    Split {
+        /// One for each client.
+        fronts: Vec<Box<dyn SplitFront>>,
+        /// One for each site's edge.
+        backs: Vec<Box<dyn SplitBack>>,
+        /// Values of the model that a client holds.
+        resident: u64,
+        /// Values that train at a client.
+        trained: u64,
+        /// Values of an example at the cut.
+        width: usize,
+    },
+}
+
+/// Says what share of the test images some weights name right; of several, their mean is told.
 pub type Judge = Box<dyn FnMut(&TensorSet) -> Result<f64, LearnError> + Send>;
 
 /// What a cell tells on its way.
@@ -108,6 +131,9 @@ pub fn settings(cell: &Cell, options: &CellOptions) -> Result<Settings, Settings
         "strategy.compression=none",
         "strategy.max_share=1",
         "strategy.clip_norms=false",
+        "split.version=v1",
+        "split.labels=edge",
+        "split.step_timeout_s=600",
         // Dirichlet draws leave a client with ten images sometimes.
         "privacy.profile=lab",
     ] {
@@ -119,7 +145,10 @@ pub fn settings(cell: &Cell, options: &CellOptions) -> Result<Settings, Settings
     layers.set(&format!("round.rounds={}", options.rounds));
     layers.set(&format!("strategy.local_epochs={}", options.local_epochs));
     layers.set(&format!("strategy.seed={}", options.seed));
-    layers.load().into_settings()
+    let mut settings = layers.load().into_settings()?;
+    // Set behind the rules, since they know no model of images that could be cut.
+    settings.split.cut = cell.strategy.cut().map(|cut| cut.blocks);
+    Ok(settings)
 }
 
 /// Runs a cell, or goes on with it where its folder has a part of it. Blocks until it is done.
@@ -139,7 +168,7 @@ pub fn run_cell(
     for rows in &mut split {
         rows.truncate(options.most_images.unwrap_or(usize::MAX));
     }
-    let config = config_digest(&settings, &split, &subject.model)?;
+    let config = config_digest(cell.strategy, &settings, &split, &subject.model)?;
     let nodes = options.folder.join("nodes");
     std::fs::create_dir_all(&nodes).map_err(|e| ExperimentError::Io(nodes.clone(), e))?;
     let found = CellRecord::read(&options.folder)?;
@@ -147,6 +176,7 @@ pub fn run_cell(
         dataset: cell.set.name().to_owned(),
         split: cell.split.to_string(),
         strategy: cell.strategy.name().to_owned(),
+        judged: cell.strategy.judged(),
         rounds: options.rounds,
         local_epochs: options.local_epochs,
         seed: options.seed,
@@ -154,6 +184,7 @@ pub fn run_cell(
         commit: String::new(),
         machine: String::new(),
         client_sizes: split.iter().map(Vec::len).collect(),
+        halves: halves_figures(&settings, &subject),
         curve: Vec::new(),
         audit: None,
     });
@@ -175,7 +206,13 @@ pub fn run_cell(
     }
     let images: usize = split.iter().map(|rows| rows.len().div_ceil(BATCH)).sum();
     let of = (images as u64 * u64::from(options.local_epochs)) * (options.rounds - known);
-    let parties = parties(train, &split, learners);
+    let (parts, backs) = match learners {
+        Learners::Whole(all) => (all.into_iter().map(Part::Whole).collect(), Vec::new()),
+        Learners::Split { fronts, backs, .. } => {
+            (fronts.into_iter().map(Part::Front).collect(), backs)
+        }
+    };
+    let parties = parties(train, &split, parts);
     let federation = Federation {
         settings: &settings,
         base: Digest::of(config.as_bytes()),
@@ -187,15 +224,15 @@ pub fn run_cell(
     let clock = SystemClock::new();
     let mut since = clock.now().micros;
     let (judging, rounds) = Judging::begin(judge, record, options.folder.clone())?;
-    let outcome = federation.run(&start, parties, &mut |told| match told {
+    let outcome = federation.run(&start, parties, backs, &mut |told| match told {
         Told::Steps(done) => news(CellNews::Step { done, of }),
         Told::Version { version, .. } if version <= known => {}
-        Told::Version { version, adapter, bytes_up } => {
+        Told::Version { version, models, bytes_up } => {
             let now = clock.now().micros;
             let seconds = super::seconds(now - since);
             since = now;
             // It is gone after an error only, which its end tells.
-            let _ = rounds.send((version, adapter.clone(), bytes_up, seconds));
+            let _ = rounds.send((version, models.to_vec(), bytes_up, seconds));
         }
     });
     drop(rounds);
@@ -206,32 +243,50 @@ pub fn run_cell(
 }
 
 /// Five devices on each of two sites.
-fn parties(train: &Images, split: &[Vec<usize>], learners: Vec<Box<dyn Learner>>) -> Vec<Party> {
-    let party = |(at, (rows, learner)): (usize, (&Vec<usize>, Box<dyn Learner>))| Party {
+fn parties(train: &Images, split: &[Vec<usize>], parts: Vec<Part>) -> Vec<Party> {
+    let [north, south] = SITES;
+    let party = |(at, (rows, part)): (usize, (&Vec<usize>, Part))| Party {
         name: format!("{at}"),
-        site: if at < CLIENTS / 2 { "north" } else { "south" }.to_owned(),
+        site: if at < CLIENTS / 2 { north } else { south }.to_owned(),
         data: Arc::new(train.choose(rows).into()),
-        learner,
+        part,
     };
-    split.iter().zip(learners).enumerate().map(party).collect()
+    split.iter().zip(parts).enumerate().map(party).collect()
+}
+
+/// What a client has of a split model, and what crosses the cut.
+fn halves_figures(settings: &Settings, subject: &CellSubject) -> Option<HalvesFigures> {
+    let Learners::Split { resident, trained, width, .. } = subject.learners else { return None };
+    let coding = match settings.split.coding {
+        SplitCodingName::Int8 => ActivationCoding::Int8,
+        SplitCodingName::F32 => ActivationCoding::F32,
+    };
+    let bytes = |coding: ActivationCoding| coding.num_bytes(&[1, width]).unwrap_or_default() as u64;
+    Some(HalvesFigures {
+        values: subject.start.num_values() as u64,
+        resident,
+        trained,
+        activation_bytes_per_image: bytes(coding),
+        activation_bytes_per_image_f32: bytes(ActivationCoding::F32),
+    })
 }
 
 /// A thread that judges version after version, so that no node waits for it.
 struct Judging(JoinHandle<Result<CellRecord, ExperimentError>>);
 
-/// Version, weights, bytes up, seconds.
-type Judged = (u64, TensorSet, u64, f64);
+/// Version, weights of its model or models, bytes up, seconds.
+type ToJudge = (u64, Vec<TensorSet>, u64, f64);
 
 impl Judging {
     fn begin(
         mut judge: Judge,
         mut record: CellRecord,
         folder: PathBuf,
-    ) -> Result<(Self, Sender<Judged>), ExperimentError> {
-        let (sender, rounds): (_, Receiver<Judged>) = channel();
+    ) -> Result<(Self, Sender<ToJudge>), ExperimentError> {
+        let (sender, rounds): (_, Receiver<ToJudge>) = channel();
         let work = move || {
-            for (round, weights, bytes_up, seconds) in rounds {
-                let accuracy = judge(&weights)?;
+            for (round, models, bytes_up, seconds) in rounds {
+                let accuracy = mean_accuracy(&mut judge, &models)?;
                 tracing::info!(round, accuracy, seconds, "judged");
                 record.push(RoundFigures { round, accuracy, bytes_up, seconds });
                 record.write(&folder)?;
@@ -248,16 +303,31 @@ impl Judging {
     }
 }
 
+#[expect(clippy::cast_precision_loss, reason = "ten models")]
+fn mean_accuracy(judge: &mut Judge, models: &[TensorSet]) -> Result<f64, LearnError> {
+    let mut sum = 0.0;
+    for weights in models {
+        sum += judge(weights)?;
+    }
+    Ok(sum / models.len().max(1) as f64)
+}
+
 /// What decides the figures. The number of rounds isn't in it: a cell may be gone on with for more; and no
 /// other settings are, so that a later version of the program may go on with it.
 fn config_digest(
+    how: Strategy,
     settings: &Settings,
     split: &[Vec<usize>],
     model: &str,
 ) -> Result<String, ExperimentError> {
     let strategy = &settings.strategy;
     let bounds = (strategy.max_share, strategy.clip_norms);
-    let text = serde_json::to_vec(&(plan_of(settings), bounds, split, model));
+    let plan = plan_of(settings);
+    let text = match how {
+        // Its plan tells all.
+        Strategy::FedAvg | Strategy::FedProx => serde_json::to_vec(&(plan, bounds, split, model)),
+        _ => serde_json::to_vec(&(plan, bounds, split, model, how.settings())),
+    };
     let text = text.map_err(|e| ExperimentError::Record(PathBuf::new(), e.to_string()))?;
     Ok(Digest::of(&text).to_string())
 }
@@ -266,6 +336,9 @@ fn config_digest(
 pub fn has_begun(folder: &Path) -> bool {
     folder.join("record.json").exists() || folder.join("nodes").exists()
 }
+
+/// The sites, an edge each.
+const SITES: [&str; 2] = ["north", "south"];
 
 /// Images a step, as in the settings of a cell.
 const BATCH: usize = 64;

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::Judged;
 use crate::experiment::ExperimentError;
-use crate::report::AuditSummary;
+use crate::report::{AuditSummary, HalvesFigures};
 
 /// One cell's figures.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -18,6 +19,9 @@ pub struct CellRecord {
     pub split: String,
     /// Name of the strategy.
     pub strategy: String,
+    /// What the accuracies are of.
+    #[serde(default)]
+    pub judged: Judged,
     /// Rounds that are wanted.
     pub rounds: u64,
     /// Passes of a client over its images in a round.
@@ -34,19 +38,22 @@ pub struct CellRecord {
     pub machine: String,
     /// Images of each client.
     pub client_sizes: Vec<usize>,
+    /// What a client has of the network and what crosses the cut; none where it has all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub halves: Option<HalvesFigures>,
     /// After each round, the untrained model as round 0.
     pub curve: Vec<RoundFigures>,
     /// The nodes' ledgers; none before the end.
     pub audit: Option<AuditSummary>,
 }
 
-/// The model after a round.
+/// What is judged, after a round.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RoundFigures {
     /// Its number.
     pub round: u64,
-    /// Share of the test images that it names right.
+    /// Share of the test images that are named right.
     pub accuracy: f64,
     /// Bytes that a client published in the round, mean over the clients.
     pub bytes_up: u64,
@@ -133,6 +140,7 @@ mod tests {
             dataset: "mnist".into(),
             split: "iid".into(),
             strategy: "fedavg".into(),
+            judged: Judged::CommonModel,
             rounds: 3,
             local_epochs: 1,
             seed: 1,
@@ -140,6 +148,7 @@ mod tests {
             commit: "aae5a19".into(),
             machine: "a machine".into(),
             client_sizes: vec![3, 4],
+            halves: None,
             curve: vec![
                 RoundFigures { bytes_up: 0, seconds: 0.0, ..at(0, 0.1) },
                 at(1, 0.7),
@@ -168,6 +177,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(CellRecord::read(folder.path()).unwrap(), None);
         record().write(folder.path()).unwrap();
+        assert_eq!(CellRecord::read(folder.path()).unwrap(), Some(record()));
+        // As an earlier version wrote it, which knew nothing but a common model.
+        let text = fs::read_to_string(place(folder.path())).unwrap();
+        let older = text.replace("  \"judged\": \"common_model\",\n", "");
+        assert_ne!(older, text);
+        fs::write(place(folder.path()), older).unwrap();
         assert_eq!(CellRecord::read(folder.path()).unwrap(), Some(record()));
         fs::write(place(folder.path()), "{\"rounds\": 3}").unwrap();
         let error = CellRecord::read(folder.path()).unwrap_err();

@@ -6,7 +6,8 @@
 
 use super::*;
 use crate::learn::{
-    ClassLogits, Control, Examples, Progress, Tensor, TrainJob, Trained, split_by_labels,
+    ClassLogits, Control, Examples, Progress, Prototypes, Tensor, TrainJob, Trained,
+    split_by_labels,
 };
 
 /// Moves by half of the way to its labels' mean in each step, from wherever the round starts.
@@ -39,10 +40,12 @@ impl Learner for Toy {
             at += (mean_label(images) - at) / 16.0;
             progress(Progress { step, loss: 1.0 });
         }
+        let labels: Vec<usize> = images.labels.iter().map(|label| (*label).into()).collect();
+        let says = vec![at; 10 * labels.len()];
         Ok(Trained {
             adapter: weights(at),
-            class_logits: ClassLogits { mean_logits: Vec::new(), counts: Vec::new() },
-            prototypes: None,
+            class_logits: ClassLogits::of(&says, &labels, 10),
+            prototypes: Prototypes::of(&says, &labels, 10).ok(),
             reference_logits: Vec::new(),
             num_examples: images.num_examples() as u64,
             steps,
@@ -56,7 +59,9 @@ impl Learner for Toy {
 fn subject() -> CellSubject {
     CellSubject {
         start: weights(0.0),
-        learners: (0..CLIENTS).map(|_| Box::new(Toy) as Box<dyn Learner>).collect(),
+        learners: Learners::Whole(
+            (0..CLIENTS).map(|_| Box::new(Toy) as Box<dyn Learner>).collect(),
+        ),
         judge: Box::new(|weights| Ok(f64::from(weights.tensors()[0].data[0]) / 10.0)),
         model: "a mean".into(),
     }
@@ -85,7 +90,24 @@ fn cell() -> Cell {
 }
 
 fn run(folder: &Path, rounds: u64) -> Result<CellRecord, ExperimentError> {
-    run_cell(&cell(), &options(folder, rounds), &train(), subject(), &mut |_| {})
+    run_of(&cell(), folder, rounds)
+}
+
+fn run_of(cell: &Cell, folder: &Path, rounds: u64) -> Result<CellRecord, ExperimentError> {
+    run_cell(cell, &options(folder, rounds), &train(), subject(), &mut |_| {})
+}
+
+/// The images of each client.
+fn clients() -> Vec<Images> {
+    let train = train();
+    let split = split_by_labels(&train.labels, 10, CLIENTS, 2, 1).unwrap();
+    split.iter().map(|rows| train.choose(rows)).collect()
+}
+
+/// Where two passes over a client's images lead.
+fn learned(from: f32, images: &Images) -> f32 {
+    let steps = 2 * images.num_examples().div_ceil(BATCH);
+    (0..steps).fold(from, |at, _| at + (mean_label(images) - at) / 16.0)
 }
 
 fn accuracies(record: &CellRecord) -> Vec<f64> {
@@ -97,20 +119,16 @@ fn accuracies(record: &CellRecord) -> Vec<f64> {
 fn the_mean_of_the_sites_means_is_the_mean_of_all_clients() {
     let folder = tempfile::tempdir().unwrap();
     let record = run(folder.path(), 3).unwrap();
-    let train = train();
-    let split = split_by_labels(&train.labels, 10, CLIENTS, 2, 1).unwrap();
-    let clients: Vec<Images> = split.iter().map(|rows| train.choose(rows)).collect();
+    let clients = clients();
     let sizes: Vec<usize> = clients.iter().map(Images::num_examples).collect();
     assert_eq!(record.client_sizes, sizes);
     assert!(sizes.iter().max() > sizes.iter().min(), "else any mean would do: {sizes:?}");
     let mut flat = vec![0.0_f32];
     for _ in 0..3 {
         let start = flat[flat.len() - 1];
-        let learned = clients.iter().map(|images| {
-            let steps = 2 * images.num_examples().div_ceil(BATCH);
-            let at = (0..steps).fold(start, |at, _| at + (mean_label(images) - at) / 16.0);
-            f64::from(at) * images.num_examples() as f64
-        });
+        let learned = clients
+            .iter()
+            .map(|images| f64::from(learned(start, images)) * images.num_examples() as f64);
         flat.push((learned.sum::<f64>() / 3_000.0) as f32);
     }
     for (ours, flat) in accuracies(&record).iter().zip(&flat) {
@@ -118,6 +136,37 @@ fn the_mean_of_the_sites_means_is_the_mean_of_all_clients() {
     }
     assert!(record.audit.unwrap().verified && record.is_finished());
     assert!(record.curve[1..].iter().all(|at| at.bytes_up > 0));
+}
+
+/// No weights travel: each client goes on from where it was, and after each round all ten are judged.
+#[test]
+fn where_clients_keep_their_networks_the_mean_of_what_each_has_then_is_told() {
+    let mut flat = vec![0.0];
+    let mut own = vec![0.0_f32; CLIENTS];
+    for _ in 0..3 {
+        own = own.iter().zip(&clients()).map(|(at, images)| learned(*at, images)).collect();
+        flat.push(own.iter().map(|at| f64::from(*at) / 10.0).sum::<f64>() / CLIENTS as f64);
+    }
+    let common = run(tempfile::tempdir().unwrap().path(), 3).unwrap();
+    assert_eq!(common.judged, Judged::CommonModel);
+    for strategy in ["feddistill", "fedproto"] {
+        let cell: Cell = format!("mnist/labels2/{strategy}").parse().unwrap();
+        let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let record = run_of(&cell, whole.path(), 3).unwrap();
+        assert_eq!(record.judged, Judged::MeanOfOwnModels);
+        assert!(record.audit.unwrap().verified && record.is_finished());
+        for (ours, flat) in accuracies(&record).iter().zip(&flat) {
+            assert!((ours - flat).abs() < 1e-6, "{strategy}: {ours} {flat}");
+        }
+        assert_eq!(record.curve.len(), 4);
+        assert!(
+            (accuracies(&record)[3] - accuracies(&common)[3]).abs() > 1e-4,
+            "else any would do"
+        );
+        // As after a kill: what was learned until then is on the nodes' disks.
+        run_of(&cell, parts.path(), 2).unwrap();
+        assert_eq!(accuracies(&run_of(&cell, parts.path(), 3).unwrap()), accuracies(&record));
+    }
 }
 
 #[test]
@@ -157,6 +206,11 @@ fn strategies_set_what_they_are_called_after_and_bounds_are_off() {
     let (avg, prox) = (plan_of(&of("mnist/iid/fedavg")), plan_of(&of("mnist/iid/fedprox")));
     assert_eq!((avg.prox_mu, prox.prox_mu), (0.0, 0.01));
     assert_eq!((avg.local_epochs, avg.batch_size, avg.block), (Some(2), 64, 128));
+    let (distill, proto) = (of("mnist/iid/feddistill"), of("mnist/iid/fedproto"));
+    let sends =
+        |settings: &Settings| (plan_of(settings).adapter_delta, plan_of(settings).class_logits);
+    assert_eq!((sends(&distill), sends(&proto)), ((false, true), (false, false)));
+    assert!(distill.knowledge.own_models && proto.knowledge.own_models);
     let settings = of("mnist/iid/fedavg");
     assert!(!settings.strategy.clip_norms && settings.strategy.max_share >= 1.0);
     assert_eq!(settings.round.rounds, 5);

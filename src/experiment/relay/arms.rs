@@ -3,88 +3,80 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{Bench, Model, SITES, SMALL_RATE, device_name, score_softmax, softmax};
-use crate::data::bearings::PLANTS;
+use super::{Score, Strategy, Subject, device_name, owners};
 use crate::experiment::ExperimentError;
 use crate::learn::{
     Control, Examples, Learner, Lesson, TensorSet, TrainJob, Windows, reference_targets,
 };
 use crate::rng::Stream;
+use crate::trust::keyring::Role;
 
-/// Devices with their own recordings alone, the others as they were pre-trained.
-pub(super) fn before(bench: &Bench<'_>) -> Result<BTreeMap<String, f64>, ExperimentError> {
+/// Devices with their own examples alone, the others as they are before they have learned anything.
+pub(super) fn before(subject: &dyn Subject) -> Result<BTreeMap<String, Score>, ExperimentError> {
     let mut scores = BTreeMap::new();
-    for (plant, windows) in PLANTS.iter().zip(&bench.set.plants) {
-        let adapter = device(bench, plant, windows, None)?;
-        scores.insert(device_name(plant), score_softmax(&adapter, &bench.set.test)?);
+    for (at, (party, _)) in subject.parties().iter().enumerate() {
+        let adapter = device(subject, at, party, None)?;
+        scores.insert(device_name(party), subject.score(Role::Device, ALONE, &adapter)?);
     }
-    for (node, model) in owners(bench) {
-        let untrained = model.learner()?.initial_adapter();
-        scores.insert(node, model.score(&untrained, &bench.set.test)?);
+    for (node, role) in owners() {
+        let untrained = subject.learner(role, ALONE)?.1.initial_adapter();
+        scores.insert(node, subject.score(role, ALONE, &untrained)?);
     }
     Ok(scores)
 }
 
 /// The same with a lesson of the reference inputs' labels, in as many steps as the federation takes.
-pub(super) fn labels(bench: &Bench<'_>) -> Result<BTreeMap<String, f64>, ExperimentError> {
-    let windows = &bench.reference.windows;
-    let lesson = Lesson {
+pub(super) fn labels(subject: &dyn Subject) -> Result<BTreeMap<String, Score>, ExperimentError> {
+    let mut scores = BTreeMap::new();
+    for (at, (party, _)) in subject.parties().iter().enumerate() {
+        let lesson = lesson(subject, Role::Device)?;
+        let adapter = device(subject, at, party, Some(&lesson))?;
+        scores.insert(device_name(party), subject.score(Role::Device, ALONE, &adapter)?);
+    }
+    for (node, role) in owners() {
+        let lesson = lesson(subject, role)?;
+        let windows = &lesson.windows;
+        let nothing = Windows { len: windows.len, classes: windows.classes, ..Windows::default() };
+        let (_, mut learner) = subject.learner(role, ALONE)?;
+        let start = learner.initial_adapter();
+        let how = (subject.settings().knowledge.distil_steps, subject.rate(role));
+        let data = nothing.into();
+        let adapter = slices(subject, learner.as_mut(), &data, start, how, &node, Some(&lesson))?;
+        scores.insert(node, subject.score(role, ALONE, &adapter)?);
+    }
+    Ok(scores)
+}
+
+/// The labels of the reference inputs, as a node sees those.
+fn lesson(subject: &dyn Subject, role: Role) -> Result<Lesson, ExperimentError> {
+    let windows = &subject.reference(role)?.windows;
+    Ok(Lesson {
         windows: Arc::clone(windows),
         targets: reference_targets(None, &windows.labels, windows.classes, 1.0)?,
         weight: 1.0,
         prototypes: None,
         prototype_weight: 0.0,
-    };
-    let mut scores = BTreeMap::new();
-    for (plant, windows) in PLANTS.iter().zip(&bench.set.plants) {
-        let adapter = device(bench, plant, windows, Some(&lesson))?;
-        scores.insert(device_name(plant), score_softmax(&adapter, &bench.set.test)?);
-    }
-    for (node, model) in owners(bench) {
-        let rate = rate_of(bench, &node);
-        let nothing = Windows { len: windows.len, classes: windows.classes, ..Windows::default() };
-        let mut learner = model.learner()?;
-        let start = learner.initial_adapter();
-        let steps = bench.settings.knowledge.distil_steps;
-        let data = nothing.into();
-        let adapter =
-            slices(bench, &mut learner, &data, start, (steps, rate), &node, Some(&lesson))?;
-        scores.insert(node, model.score(&adapter, &bench.set.test)?);
-    }
-    Ok(scores)
-}
-
-/// The owners and their models.
-pub(super) fn owners<'a>(bench: &'a Bench<'_>) -> Vec<(String, &'a Model)> {
-    let mut owners = vec![("cloud".to_owned(), &bench.large)];
-    owners.extend(SITES.map(|site| (format!("edge-{site}"), &bench.small)));
-    owners
-}
-
-/// Learning rate of an owner's model.
-#[expect(clippy::cast_possible_truncation, reason = "settings in the range of f32")]
-pub(super) fn rate_of(bench: &Bench<'_>, node: &str) -> f32 {
-    if node == "cloud" { bench.settings.knowledge.distil_rate as f32 } else { SMALL_RATE }
+    })
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "settings in the range of f32")]
 fn device(
-    bench: &Bench<'_>,
-    plant: &str,
-    windows: &Windows,
+    subject: &dyn Subject,
+    at: usize,
+    party: &str,
     lesson: Option<&Lesson>,
 ) -> Result<TensorSet, ExperimentError> {
-    let mut learner = softmax()?;
+    let (_, mut learner) = subject.learner(Role::Device, ALONE)?;
     let start = learner.initial_adapter();
-    let strategy = &bench.settings.strategy;
+    let strategy = &subject.settings().strategy;
     let how = (strategy.local_steps, strategy.learning_rate as f32);
-    let data = windows.clone().into();
-    slices(bench, &mut learner, &data, start, how, &device_name(plant), lesson)
+    let data = subject.own(at).cloned().unwrap_or_default().into();
+    slices(subject, learner.as_mut(), &data, start, how, &device_name(party), lesson)
 }
 
 /// In slices as long as a round: the optimiser starts anew as often as in the federation.
 fn slices(
-    bench: &Bench<'_>,
+    subject: &dyn Subject,
     learner: &mut dyn Learner,
     data: &Examples,
     start: TensorSet,
@@ -93,18 +85,18 @@ fn slices(
     lesson: Option<&Lesson>,
 ) -> Result<TensorSet, ExperimentError> {
     let mut adapter = start;
-    for round in 1..=bench.settings.round.rounds {
+    for round in 1..=subject.settings().round.rounds {
         let job = TrainJob {
             start: adapter,
             steps,
-            batch_size: bench.settings.strategy.batch_size,
+            batch_size: subject.settings().strategy.batch_size,
             learning_rate,
             final_rate: None,
             prox_mu: 0.0,
             distill_lambda: 0.0,
             class_targets: None,
             lesson: lesson.cloned(),
-            seed: Stream::new(bench.seed.wrapping_add(round), node).next_u64(),
+            seed: Stream::new(subject.seed().wrapping_add(round), node).next_u64(),
             epochs: None,
             class_logits: false,
         };
@@ -112,3 +104,6 @@ fn slices(
     }
     Ok(adapter)
 }
+
+/// Without a neighbour each node has the model of its tier.
+const ALONE: Strategy = Strategy::ReferenceLogits;

@@ -7,21 +7,18 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::arms::rate_of;
-use super::{Bench, SITES, Sent, Strategy, score_softmax, softmax};
+use super::{Score, Sent, Strategy, Subject};
 use crate::actors::lanes::train_lane;
 use crate::actors::{Bounds, Busy, Figures, LaneBench};
-use crate::data::bearings::{CLASSES, PLANTS, RATE_HZ};
 use crate::experiment::ExperimentError;
 use crate::experiment::federation::{Brokers, audit_of};
 use crate::experiment::places::{Place, Places};
 use crate::ids::{Digest, Side};
-use crate::learn::{Examples, Learner, TensorSet, Windows};
+use crate::learn::{Examples, Windows};
 use crate::ledger::Event;
 use crate::node::{Identity, Learning, Node, NodeParts, SystemClock, learning_of};
 use crate::protocol::{Distils, update};
 use crate::scada::command::CommandPolicy;
-use crate::scada::telegram::ModelMeta;
 use crate::settings::{Compression, Contribute, Settings};
 use crate::store::keyfile::new_boot_id;
 use crate::store::{BlobCaps, SqliteStore};
@@ -32,34 +29,32 @@ use crate::wire::Coding;
 
 /// What came of it.
 pub(super) struct Outcome {
-    /// Macro-F1 a node.
-    pub(super) scores: BTreeMap<String, f64>,
+    /// Each node's.
+    pub(super) scores: BTreeMap<String, Score>,
     pub(super) sent: Sent,
 }
 
 /// Runs all rounds; blocks until the last version is everywhere and the nodes have ended.
 pub(super) fn run(
-    bench: &Bench<'_>,
+    subject: &dyn Subject,
     strategy: Strategy,
     folder: &Path,
     patience_s: u64,
 ) -> Result<Outcome, ExperimentError> {
-    let settings = settings_of(bench, strategy);
+    let settings = settings_of(subject, strategy);
     let system = actix::System::new();
-    system.block_on(learn(bench, &settings, strategy, folder, patience_s))
+    system.block_on(learn(subject, &settings, strategy, folder, patience_s))
 }
 
 async fn learn(
-    bench: &Bench<'_>,
+    subject: &dyn Subject,
     settings: &Settings,
     strategy: Strategy,
     folder: &Path,
     patience_s: u64,
 ) -> Result<Outcome, ExperimentError> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-    let site = |at: usize| SITES.get(at * SITES.len() / PLANTS.len()).copied().unwrap_or("north");
-    let plants: Vec<(&str, &str)> =
-        PLANTS.iter().enumerate().map(|(at, plant)| (*plant, site(at))).collect();
+    let plants = subject.parties();
     let mut places = Places::open(folder, &settings.node.federation, &plants, clock.now().wall)?;
     let keyring = Arc::new(places.keyring.clone());
     let brokers = Brokers::new(None, &places.all);
@@ -77,13 +72,13 @@ async fn learn(
             boot: new_boot_id()?,
             config: Digest::of(b"experiment"),
         };
-        let (base, learner) = learner_of(bench, strategy, place)?;
+        let (base, learner) = subject.learner(place.role, strategy)?;
         let adapter = update::pack(&learner.initial_adapter(), Coding::F32, 0)?;
-        let data: Examples = match place.party.and_then(|at| bench.set.plants.get(at)) {
+        let data: Examples = match place.party.and_then(|at| subject.own(at)) {
             Some(windows) => windows.clone().into(),
             None => Windows::default().into(),
         };
-        let learning = learning(bench, settings, strategy, place, (base, adapter));
+        let learning = learning(subject, settings, strategy, place, (base, adapter))?;
         let figures = Arc::new(Figures::default());
         let lane = train_lane(learner, 1).map_err(ExperimentError::Thread)?;
         let lane = Some((lane, Arc::new(data)));
@@ -121,7 +116,7 @@ async fn learn(
     let mut scores = BTreeMap::new();
     for (node, place) in nodes.iter().zip(&places.all) {
         let adapter = update::unpack(&node.serving.borrow().1)?;
-        scores.insert(place.node.to_string(), score(bench, strategy, place, &adapter)?);
+        scores.insert(place.node.to_string(), subject.score(place.role, strategy, &adapter)?);
     }
     let mut sent = sent(&nodes, &places.all, settings.round.rounds);
     for node in nodes {
@@ -176,77 +171,44 @@ async fn wait(
     }
 }
 
-/// The base and learner of a node.
-fn learner_of(
-    bench: &Bench<'_>,
-    strategy: Strategy,
-    place: &Place,
-) -> Result<(Digest, Box<dyn Learner>), ExperimentError> {
-    Ok(match (strategy, place.role) {
-        (Strategy::Weights, _) | (_, Role::Cloud) => {
-            (bench.large.digest, Box::new(bench.large.learner()?))
-        }
-        (_, Role::Edge) => (bench.small.digest, Box::new(bench.small.learner()?)),
-        _ => (Digest::of(b"softmax"), Box::new(softmax()?)),
-    })
-}
-
-fn score(
-    bench: &Bench<'_>,
-    strategy: Strategy,
-    place: &Place,
-    adapter: &TensorSet,
-) -> Result<f64, ExperimentError> {
-    let test = &bench.set.test;
-    Ok(match (strategy, place.role) {
-        (Strategy::Weights, _) | (_, Role::Cloud) => bench.large.score(adapter, test)?,
-        (_, Role::Edge) => bench.small.score(adapter, test)?,
-        _ => score_softmax(adapter, test)?,
-    })
-}
-
 fn learning(
-    bench: &Bench<'_>,
+    subject: &dyn Subject,
     settings: &Settings,
     strategy: Strategy,
     place: &Place,
     (base, adapter): (Digest, Vec<u8>),
-) -> Learning {
-    let model = ModelMeta {
-        name: settings.model.name.clone(),
-        version: 0,
-        window: 0,
-        rate_hz: f64::from(RATE_HZ),
-        labels: CLASSES.iter().map(|class| (*class).to_owned()).collect(),
-        context: None,
-        adapters: vec![],
+) -> Result<Learning, ExperimentError> {
+    let set = subject.reference(place.role)?;
+    let reference = match strategy {
+        Strategy::Weights => None,
+        Strategy::Unlabelled => Some(Arc::new(set.as_ref().clone().without_labels())),
+        _ => Some(Arc::clone(set)),
     };
-    let reference = (strategy != Strategy::Weights).then(|| Arc::clone(&bench.reference));
-    let learning = learning_of(settings, model, base, adapter, reference);
+    let learning = learning_of(settings, subject.model(), base, adapter, reference);
     let distils = learning
         .distils
         .filter(|_| place.party.is_none())
-        .map(|how| Distils { learning_rate: rate_of(bench, place.node.as_str()), ..how });
-    Learning { distils, ..learning }
+        .map(|how| Distils { learning_rate: subject.rate(place.role), ..how });
+    Ok(Learning { distils, ..learning })
 }
 
 /// The settings with what a strategy changes.
-fn settings_of(bench: &Bench<'_>, strategy: Strategy) -> Settings {
-    let mut settings = bench.settings.clone();
-    settings.strategy.seed = bench.seed;
-    settings.knowledge.reference_seed = bench.seed;
+fn settings_of(subject: &dyn Subject, strategy: Strategy) -> Settings {
+    let mut settings = subject.settings().clone();
+    settings.strategy.seed = subject.seed();
+    settings.knowledge.reference_seed = subject.seed();
     settings.strategy.contribute = match strategy {
-        Strategy::ReferenceLogits => vec![Contribute::ReferenceLogits],
+        Strategy::ReferenceLogits | Strategy::Unlabelled => vec![Contribute::ReferenceLogits],
         Strategy::ClassLogits => vec![Contribute::ClassLogits],
         Strategy::Prototypes => vec![Contribute::Prototypes],
         Strategy::Both => vec![Contribute::ReferenceLogits, Contribute::Prototypes],
         Strategy::Weights => vec![Contribute::AdapterDelta],
     };
     if strategy == Strategy::Weights {
-        // As raw as in the comparison that is asked for, and the learning rate of a transformer.
+        // As raw as in the comparison that is asked for.
         settings.knowledge.own_models = false;
         settings.strategy.compression = Compression::None;
-        settings.strategy.learning_rate = settings.knowledge.distil_rate;
+        settings.strategy.learning_rate = subject.rate_of_weights();
     }
     settings
 }

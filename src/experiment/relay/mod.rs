@@ -7,6 +7,7 @@
 //!
 //!   arms.rs         what each model comes to without a neighbour: alone, and with the reference's labels
 //!   federation.rs   real nodes over brokers in memory, one strategy
+//!   texts.rs        another subject: work orders, and reference texts that a language model wrote
 //! ```
 //! Every choice is in `config/experiment-relay.toml` and in the constants here, made on training recordings
 //! (`Bearings::rehearsal`). Judged on the test
@@ -16,6 +17,7 @@
 
 mod arms;
 mod federation;
+pub mod texts;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU16;
@@ -25,17 +27,22 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::ExperimentError;
-use crate::data::bearings::{CLASSES, Dataset, PLANTS, WINDOW_LEN};
+pub use super::over::Over;
+use super::over::{less, over};
+use super::score::answers;
+use crate::data::bearings::{CLASSES, Dataset, PLANTS, RATE_HZ, WINDOW_LEN};
 use crate::ids::Digest;
 use crate::learn::{
-    BEARING_PHYSICS, Confusion, Control, LearnError, MachineSpeeds, Predictor, ReferenceSet,
+    BEARING_PHYSICS, Control, LearnError, Learner, MachineSpeeds, Predictor, ReferenceSet,
     SoftmaxLearner, SoftmaxPredictor, TensorSet, Windows,
 };
+use crate::scada::telegram::ModelMeta;
 use crate::settings::Settings;
 use crate::torch::{
     LoraConfig, PeftConfig, PretrainConfig, SignalLearner, SignalPredictor,
     SignalTransformerConfig, TrainerConfig, pretrain,
 };
+use crate::trust::keyring::Role;
 
 /// Settings of the experiment.
 pub const SETTINGS: &str = include_str!("../../../config/experiment-relay.toml");
@@ -65,6 +72,8 @@ pub enum Strategy {
     ClassLogits,
     /// Mean features a class, between the devices; the owners' models learn the reference's labels only.
     Prototypes,
+    /// Logits of the reference inputs, whose labels nobody uses: the median of what is said teaches.
+    Unlabelled,
     /// Logits of the reference inputs, and mean features a class.
     Both,
     /// Changes of an adapter of the cloud's model, which all nodes have then.
@@ -72,30 +81,30 @@ pub enum Strategy {
 }
 
 impl Strategy {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::ReferenceLogits,
+        Self::Unlabelled,
+        Self::ClassLogits,
+        Self::Prototypes,
+        Self::Both,
+        Self::Weights,
+    ];
+
     /// The word in tables.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::ReferenceLogits => "reference_logits",
             Self::ClassLogits => "class_logits",
             Self::Prototypes => "prototypes",
+            Self::Unlabelled => "unlabelled",
             Self::Both => "both",
             Self::Weights => "weights",
         }
     }
 }
 
-/// A figure over the seeds.
-#[derive(Debug, Clone, Serialize)]
-pub struct Over {
-    /// One a seed, in their order.
-    pub each: Vec<f64>,
-    /// Their mean.
-    pub mean: f64,
-    /// Half of Student's interval of 95 %; none with one seed.
-    pub plus_minus: Option<f64>,
-}
-
-/// What a node's model came to, macro-F1 on the test recordings.
+/// What a node's model came to, macro-F1 on what is judged by.
 #[derive(Debug, Clone, Serialize)]
 pub struct NodeScores {
     /// The node.
@@ -112,6 +121,8 @@ pub struct NodeScores {
     pub gain: BTreeMap<&'static str, Over>,
     /// After less labels, seed by seed: what the neighbours gave.
     pub gain_over_labels: BTreeMap<&'static str, Over>,
+    /// Accuracy, by strategy and before.
+    pub accuracy: BTreeMap<&'static str, Over>,
 }
 
 /// What a strategy sends, means over rounds and seeds.
@@ -146,7 +157,50 @@ pub struct RelayReport {
     pub sent: BTreeMap<&'static str, Sent>,
 }
 
-/// What all arms of a seed work with.
+/// What models learn and are judged by: recordings of bearings, or work orders. One seed of it.
+trait Subject {
+    /// Settings of the federation.
+    fn settings(&self) -> &Settings;
+    /// Seed of what is drawn.
+    fn seed(&self) -> u64;
+    /// Devices and their sites.
+    fn parties(&self) -> Vec<(&'static str, &'static str)>;
+    /// What a device has.
+    fn own(&self, party: usize) -> Option<&Windows>;
+    /// The reference inputs as the nodes of a tier see them.
+    ///
+    /// # Errors
+    /// [`ExperimentError`] for a tier that takes no part.
+    fn reference(&self, role: Role) -> Result<&Arc<ReferenceSet>, ExperimentError>;
+    /// What all models answer.
+    fn model(&self) -> ModelMeta;
+    /// Base and learner of a tier's nodes.
+    fn learner(
+        &self,
+        role: Role,
+        strategy: Strategy,
+    ) -> Result<(Digest, Box<dyn Learner>), ExperimentError>;
+    /// Learning rate of an owner's model.
+    fn rate(&self, role: Role) -> f32;
+    /// Learning rate where all train one model.
+    fn rate_of_weights(&self) -> f64;
+    /// What a tier's model with this adapter comes to.
+    fn score(
+        &self,
+        role: Role,
+        strategy: Strategy,
+        adapter: &TensorSet,
+    ) -> Result<Score, ExperimentError>;
+}
+
+/// What a model comes to.
+#[derive(Debug, Clone, Copy)]
+struct Score {
+    macro_f1: f64,
+    accuracy: f64,
+}
+
+/// The bearings.
 struct Bench<'a> {
     settings: &'a Settings,
     set: &'a Dataset,
@@ -169,11 +223,85 @@ impl Model {
         SignalLearner::new(&self.base, self.config.clone(), ADAPTER_SEED)
     }
 
-    fn score(&self, adapter: &TensorSet, test: &Windows) -> Result<f64, LearnError> {
+    fn score(&self, adapter: &TensorSet, test: &Windows) -> Result<Score, LearnError> {
         let TrainerConfig { model, peft, threads, .. } = &self.config;
         let mut predictor = SignalPredictor::new(&self.base, *model, peft, *threads)?;
         predictor.load(adapter)?;
-        macro_f1(&mut predictor, test)
+        judged(&mut predictor, test)
+    }
+}
+
+impl Subject for Bench<'_> {
+    fn settings(&self) -> &Settings {
+        self.settings
+    }
+
+    fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    fn parties(&self) -> Vec<(&'static str, &'static str)> {
+        let site =
+            |at: usize| SITES.get(at * SITES.len() / PLANTS.len()).copied().unwrap_or("north");
+        PLANTS.iter().enumerate().map(|(at, plant)| (*plant, site(at))).collect()
+    }
+
+    fn own(&self, party: usize) -> Option<&Windows> {
+        self.set.plants.get(party)
+    }
+
+    fn reference(&self, _: Role) -> Result<&Arc<ReferenceSet>, ExperimentError> {
+        Ok(&self.reference)
+    }
+
+    fn model(&self) -> ModelMeta {
+        ModelMeta {
+            name: self.settings.model.name.clone(),
+            version: 0,
+            window: 0,
+            rate_hz: f64::from(RATE_HZ),
+            labels: CLASSES.iter().map(|class| (*class).to_owned()).collect(),
+            context: None,
+            adapters: vec![],
+        }
+    }
+
+    fn learner(
+        &self,
+        role: Role,
+        strategy: Strategy,
+    ) -> Result<(Digest, Box<dyn Learner>), ExperimentError> {
+        Ok(match (strategy, role) {
+            (Strategy::Weights, _) | (_, Role::Cloud) => {
+                (self.large.digest, Box::new(self.large.learner()?))
+            }
+            (_, Role::Edge) => (self.small.digest, Box::new(self.small.learner()?)),
+            _ => (Digest::of(b"softmax"), Box::new(softmax()?)),
+        })
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "settings in the range of f32")]
+    fn rate(&self, role: Role) -> f32 {
+        if role == Role::Cloud { self.settings.knowledge.distil_rate as f32 } else { SMALL_RATE }
+    }
+
+    fn rate_of_weights(&self) -> f64 {
+        // That of a transformer.
+        self.settings.knowledge.distil_rate
+    }
+
+    fn score(
+        &self,
+        role: Role,
+        strategy: Strategy,
+        adapter: &TensorSet,
+    ) -> Result<Score, ExperimentError> {
+        let test = &self.set.test;
+        Ok(match (strategy, role) {
+            (Strategy::Weights, _) | (_, Role::Cloud) => self.large.score(adapter, test)?,
+            (_, Role::Edge) => self.small.score(adapter, test)?,
+            _ => score_softmax(adapter, test)?,
+        })
     }
 }
 
@@ -202,52 +330,79 @@ pub fn run(
     };
     news("pre-training the edges' small base");
     let small = small_model(options.threads)?;
-    let mut scores: BTreeMap<(String, &'static str), Vec<f64>> = BTreeMap::new();
-    let mut sent: BTreeMap<&'static str, Sent> = BTreeMap::new();
-    for seed in &options.seeds {
+    let subject = |seed| {
         let count = settings.knowledge.reference_count;
-        let reference = Arc::new(ReferenceSet::make(BEARING_PHYSICS, *seed, count)?);
+        let reference = Arc::new(ReferenceSet::make(BEARING_PHYSICS, seed, count)?);
         let (large, small) = (large.clone(), small.clone());
-        let bench = Bench { settings, set, reference, large, small, seed: *seed };
-        let mut note = |arm: &'static str, all: BTreeMap<String, f64>| {
+        Ok::<_, ExperimentError>(Bench { settings, set, reference, large, small, seed })
+    };
+    let models = [
+        (Role::Cloud, "signal transformer 3 x 64, LoRA"),
+        (Role::Edge, "signal transformer 1 x 32"),
+        (Role::Device, "softmax on 45 features"),
+    ];
+    run_all(options, settings, &subject, models, news)
+}
+
+/// Runs all arms with all seeds of any subject; `models` says what each tier has, in words.
+fn run_all<S: Subject>(
+    options: &RelayOptions,
+    settings: &Settings,
+    subject: &dyn Fn(u64) -> Result<S, ExperimentError>,
+    models: [(Role, &'static str); 3],
+    news: &mut dyn FnMut(&str),
+) -> Result<RelayReport, ExperimentError> {
+    let mut scores: BTreeMap<(String, &'static str), Vec<Score>> = BTreeMap::new();
+    let mut sent: BTreeMap<&'static str, Sent> = BTreeMap::new();
+    let mut nodes: Vec<(String, Role)> = Vec::new();
+    for seed in &options.seeds {
+        let one = subject(*seed)?;
+        nodes = owners();
+        nodes.extend(one.parties().iter().map(|(party, _)| (device_name(party), Role::Device)));
+        let mut note = |arm: &'static str, all: BTreeMap<String, Score>| {
             for (node, score) in all {
                 scores.entry((node, arm)).or_default().push(score);
             }
         };
         news(&format!("seed {seed}: each model without a neighbour"));
-        note(BEFORE, arms::before(&bench)?);
-        note(LABELS, arms::labels(&bench)?);
+        note(BEFORE, arms::before(&one)?);
+        note(LABELS, arms::labels(&one)?);
         for strategy in &options.strategies {
             news(&format!("seed {seed}: {}", strategy.as_str()));
             let folder = options.folder.join(format!("{seed}-{}", strategy.as_str()));
-            let outcome = federation::run(&bench, *strategy, &folder, options.patience_s)?;
+            let outcome = federation::run(&one, *strategy, &folder, options.patience_s)?;
             note(strategy.as_str(), outcome.scores);
             let none = Sent { audit: true, ..Sent::default() };
             add(sent.entry(strategy.as_str()).or_insert(none), &outcome.sent, options.seeds.len());
         }
     }
-    let node = |(node, model): (String, &'static str)| {
-        let of = |arm| scores.get(&(node.clone(), arm)).cloned().unwrap_or_default();
+    let arms: Vec<&'static str> = options.strategies.iter().map(|s| s.as_str()).collect();
+    let node = |(node, role): (String, Role)| {
+        let all = |arm, figure: &dyn Fn(&Score) -> f64| -> Vec<f64> {
+            scores.get(&(node.clone(), arm)).into_iter().flatten().map(figure).collect()
+        };
+        let of = |arm| all(arm, &|score| score.macro_f1);
         let (before, labels) = (of(BEFORE), of(LABELS));
         let by = |f: &dyn Fn(Vec<f64>) -> Vec<f64>| {
-            let each = options.strategies.iter().map(|s| s.as_str());
-            each.map(|arm| (arm, over(f(of(arm))))).collect::<BTreeMap<_, _>>()
+            arms.iter().map(|arm| (*arm, over(f(of(arm))))).collect::<BTreeMap<_, _>>()
         };
+        let accuracy = |arm: &&'static str| (*arm, over(all(arm, &|score| score.accuracy)));
         NodeScores {
             after: by(&|after| after),
             gain: by(&|after| less(&after, &before)),
             gain_over_labels: by(&|after| less(&after, &labels)),
+            accuracy: arms.iter().chain([&BEFORE, &LABELS]).map(accuracy).collect(),
             before: over(before),
             labels: over(labels),
+            model: models.iter().find(|(of, _)| *of == role).map_or("", |(_, model)| model),
             node,
-            model,
         }
     };
     Ok(RelayReport {
         version: env!("CARGO_PKG_VERSION"),
         seeds: options.seeds.clone(),
         rounds: settings.round.rounds,
-        nodes: names().into_iter().map(node).collect(),
+        nodes: nodes.into_iter().map(node).collect(),
         sent,
     })
 }
@@ -259,7 +414,7 @@ pub fn to_table(report: &RelayReport) -> String {
         None => format!("{:.3}", over.mean),
     };
     let mut lines = vec![format!(
-        "Macro-F1 on the test recordings, mean and interval of 95 % over {} seeds, {} rounds",
+        "Macro-F1 on what is judged by, mean and interval of 95 % over {} seeds, {} rounds",
         report.seeds.len(),
         report.rounds
     )];
@@ -289,13 +444,11 @@ pub fn to_table(report: &RelayReport) -> String {
     lines.join("\n")
 }
 
-/// All nodes and their models.
-fn names() -> Vec<(String, &'static str)> {
-    let mut names = vec![("cloud".to_owned(), "signal transformer 3 x 64, LoRA")];
-    names.extend(SITES.map(|site| (format!("edge-{site}"), "signal transformer 1 x 32")));
-    let device = |plant: &&str| (device_name(plant), "softmax on 45 features");
-    names.extend(PLANTS.iter().map(device));
-    names
+/// The nodes that own rounds.
+fn owners() -> Vec<(String, Role)> {
+    let mut owners = vec![("cloud".to_owned(), Role::Cloud)];
+    owners.extend(SITES.map(|site| (format!("edge-{site}"), Role::Edge)));
+    owners
 }
 
 fn device_name(plant: &str) -> String {
@@ -330,36 +483,18 @@ fn softmax() -> Result<SoftmaxLearner, LearnError> {
     SoftmaxLearner::new(MachineSpeeds::default(), WINDOW_LEN, CLASSES.len())
 }
 
-fn score_softmax(adapter: &TensorSet, test: &Windows) -> Result<f64, LearnError> {
+fn score_softmax(adapter: &TensorSet, test: &Windows) -> Result<Score, LearnError> {
     let mut predictor = SoftmaxPredictor::new(MachineSpeeds::default(), WINDOW_LEN, CLASSES.len())?;
     predictor.load(adapter)?;
-    macro_f1(&mut predictor, test)
+    judged(&mut predictor, test)
 }
 
-/// In pieces, so that memory stays small.
-fn macro_f1(predictor: &mut dyn Predictor, test: &Windows) -> Result<f64, LearnError> {
-    const PIECE: usize = 64;
-    let mut confusion = Confusion::new(test.classes)?;
-    for (piece, labels) in test.x.chunks(test.len * PIECE).zip(test.labels.chunks(PIECE)) {
-        for (answer, label) in predictor.predict(piece, test.len)?.iter().zip(labels) {
-            confusion.record(*label, answer.class)?;
-        }
-    }
-    Ok(confusion.macro_f1().unwrap_or(0.0))
-}
-
-#[expect(clippy::cast_precision_loss, reason = "a handful of seeds")]
-fn over(each: Vec<f64>) -> Over {
-    let n = each.len();
-    let mean = each.iter().sum::<f64>() / n.max(1) as f64;
-    let squares: f64 = each.iter().map(|x| (x - mean).powi(2)).sum();
-    let t = n.checked_sub(2).and_then(|at| STUDENT.get(at));
-    let plus_minus = t.map(|t| t * (squares / (n as f64 - 1.0)).sqrt() / (n as f64).sqrt());
-    Over { each, mean, plus_minus }
-}
-
-fn less(a: &[f64], b: &[f64]) -> Vec<f64> {
-    a.iter().zip(b).map(|(a, b)| a - b).collect()
+fn judged(predictor: &mut dyn Predictor, test: &Windows) -> Result<Score, LearnError> {
+    let confusion = answers(predictor, test)?;
+    Ok(Score {
+        macro_f1: confusion.macro_f1().unwrap_or(0.0),
+        accuracy: confusion.accuracy().unwrap_or(0.0),
+    })
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a handful of seeds")]
@@ -387,21 +522,3 @@ const SMALL_STEPS: u32 = 300;
 
 /// Learning rate of the edges' models, which train whole.
 const SMALL_RATE: f32 = 5e-4;
-
-/// 97.5 % points of Student's distribution for 1, 2, ... degrees of freedom.
-const STUDENT: [f64; 9] = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262];
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_interval_is_students() {
-        let three = over(vec![0.1, 0.2, 0.3]);
-        assert!((three.mean - 0.2).abs() < 1e-12);
-        // sd 0.1, so 4.303 x 0.1 / sqrt(3).
-        assert!((three.plus_minus.unwrap() - 0.248_434).abs() < 1e-5);
-        assert!(over(vec![0.5]).plus_minus.is_none());
-        assert_eq!(less(&[1.0, 2.0], &[0.5, 3.0]), [0.5, -1.0]);
-    }
-}

@@ -230,6 +230,53 @@ fn turn() -> impl Strategy<Value = Turn> {
     ]
 }
 
+fn halfway(ticket: Ticket) -> Input {
+    Input::Halfway { ticket, version: 3, deadline: None, hops: 0 }
+}
+
+fn nothing(ticket: Ticket, degraded: Degraded) -> Effect {
+    Effect::End { ticket, ending: Ending::Abstained { version: 3, degraded } }
+}
+
+#[test]
+fn a_front_asks_each_time_and_has_nothing_of_its_own_to_give() {
+    // What is known of a whole model and what is done without a reply change nothing.
+    for on_no_reply in [OnNoReply::Own, OnNoReply::Abstain] {
+        let mut machine = machine(CascadeConfig { on_no_reply, ..CONFIG });
+        let up = |ticket| [Effect::Escalate { ticket, wait_ms: 1_000 }];
+        assert_eq!(machine.step(Mono(0), halfway(0)), up(0));
+        assert_eq!(machine.step(Mono(0), halfway(1)), up(1));
+        assert_eq!(machine.step(Mono(0), halfway(2)), [nothing(2, Degraded::Busy)]);
+        let end = machine.step(Mono(5), Input::Reply { ticket: 0, reply: Ok(heard()) });
+        assert_eq!(end, [Effect::End { ticket: 0, ending: Ending::Above(heard()) }]);
+        let late = machine.step(Mono(6), Input::Reply { ticket: 0, reply: Ok(heard()) });
+        assert_eq!(late, [Effect::Count("cascade_late_reply")]);
+        assert_eq!(machine.step(Mono(1_000), Input::Deadline(1)), [nothing(1, Degraded::Deadline)]);
+        assert_eq!(machine.step(Mono(1_000), halfway(3)), up(3));
+        let down = machine.step(Mono(1_001), Input::Link(false));
+        assert_eq!(down, [nothing(3, Degraded::LinkDown)]);
+        assert_eq!(machine.step(Mono(1_002), halfway(4)), [nothing(4, Degraded::LinkDown)]);
+        assert_eq!(machine.step(Mono(1_002), halfway(4)), [Effect::Count("cascade_ticket_twice")]);
+        let passed_on = Input::Halfway { ticket: 5, version: 3, deadline: None, hops: MAX_HOPS };
+        assert_eq!(machine.step(Mono(1_003), passed_on), [nothing(5, Degraded::Refused)]);
+        assert_eq!(machine.waiting(), 0);
+    }
+    let mut alone = machine(CascadeConfig { above: false, ..CONFIG });
+    assert_eq!(alone.step(Mono(0), halfway(0)), [nothing(0, Degraded::Refused)]);
+}
+
+#[test]
+fn halves_of_other_versions_make_no_answer_and_a_whole_model_above_may_be_of_any() {
+    let mut machine = machine(CONFIG);
+    let older = Heard { model_version: 2, ..heard() };
+    let reply = |ticket| Input::Reply { ticket, reply: Ok(older.clone()) };
+    machine.step(Mono(0), halfway(0));
+    assert_eq!(machine.step(Mono(1), reply(0)), [nothing(0, Degraded::Version)]);
+    machine.step(Mono(2), answered(1, 0.6));
+    let end = machine.step(Mono(3), reply(1));
+    assert_eq!(end, [Effect::End { ticket: 1, ending: Ending::Above(older) }]);
+}
+
 proptest! {
     #[test]
     fn each_request_ends_exactly_once_whatever_is_lost_late_or_repeated(

@@ -1,7 +1,7 @@
 use super::*;
 use crate::protocol::fixture::{first_adapter, layout_of, member_config, plan, verified};
 use crate::protocol::guard::tests::without;
-use crate::wire::Coding;
+use crate::wire::{Coding, Plan};
 
 fn node(name: &str) -> NodeId {
     NodeId::new(name).unwrap()
@@ -13,6 +13,7 @@ fn member() -> Member {
 
 fn offer(round: RoundNo, version: Version) -> Offer {
     Offer {
+        island: None,
         knowledge: None,
         round,
         model: Name::new("m").unwrap(),
@@ -231,6 +232,24 @@ fn foreign_models_bases_unsound_blobs_and_older_versions_are_declined() {
         assert_eq!(answer(&say(&mut good, 1, bad)), Some(Err(reason.into())));
     }
     assert_eq!(answer(&say(&mut good, 1, offer(2, 3))), Some(Ok(())));
+}
+
+#[test]
+fn a_split_site_takes_whole_passes_and_no_rate_that_falls_within_a_round() {
+    let plan = offer(1, 0).plan;
+    let passes = Plan { local_epochs: Some(2), ..plan.clone() };
+    let falling = Plan { final_rate: Some(0.0), ..plan.clone() };
+    for (split, asked, expected) in [
+        (true, &plan, Ok(())),
+        (true, &passes, Ok(())),
+        (true, &falling, Err("plan_not_for_split".to_owned())),
+        (false, &falling, Ok(())),
+    ] {
+        let mut member = member();
+        member.config.split = split;
+        let asked = Offer { plan: asked.clone(), ..offer(1, 0) };
+        assert_eq!(answer(&say(&mut member, 1, asked)), Some(expected));
+    }
 }
 
 fn big() -> Vec<u8> {

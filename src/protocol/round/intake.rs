@@ -136,6 +136,7 @@ impl Round {
             delta: contribution.delta.as_ref().map(Blob::sha256),
             back: self.back(&sender, &contribution.offer),
             stacked: contribution.stacked,
+            whole: false,
             base: task.adapter,
             class_logits: contribution.class_logits.clone(),
             knowledge: contribution.knowledge.as_ref().map(|knowledge| Said {

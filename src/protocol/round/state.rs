@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::super::effect::{CombineInput, Effect};
+use super::super::guard::{self, Guard};
 use super::{Back, Round};
 use crate::ids::{Digest, NodeId, RoundNo, UpdateId, Version};
 use crate::wire::{
@@ -197,7 +198,8 @@ impl Round {
             task: Task::new(&open.offer, open.whole),
             counted: open.accepted.iter().map(counted).collect(),
         });
-        let surplus = self.recent.len().saturating_sub(Self::MEMORY);
+        let most = if guard::stands(Guard::Memory) { Self::MEMORY } else { usize::MAX };
+        let surplus = self.recent.len().saturating_sub(most);
         self.recent.drain(..surplus);
         put(RECENT, &self.recent, out);
     }

@@ -198,7 +198,7 @@ impl FrontSession {
             phase: Phase::Beginning,
             step: 0,
             assembly: Assembly::default(),
-            begun: FrontBegun { num_examples: 0, class_counts: Vec::new() },
+            begun: FrontBegun { num_examples: 0, class_counts: Vec::new(), steps: 0 },
             tried: 0,
             settled: None,
             losses: Vec::new(),
@@ -379,7 +379,7 @@ impl FrontSession {
     fn next(&mut self, out: &mut Vec<Effect>) {
         let run = self.run;
         let Some(active) = &mut self.active else { return };
-        if active.tried < active.task.plan.local_steps {
+        if active.tried < active.begun.steps {
             active.tried += 1;
             active.phase = Phase::Forwarding;
             return out.push(Effect::Job(Job::Front(FrontTask::Forward { run })));

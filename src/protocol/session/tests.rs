@@ -93,6 +93,8 @@ struct World {
     /// Batches so far, the one that waits, and those by which the front has changed.
     batches: u32,
     front: Vec<u32>,
+    /// Batches of a run by whole passes, which the front alone knows.
+    passes: Option<u32>,
     /// The run of the back, the batch whose change waits, those by which it has changed, all it has seen.
     back_run: u64,
     pending: Option<u32>,
@@ -121,6 +123,7 @@ impl World {
             learned: Vec::new(),
             batches: 0,
             front: Vec::new(),
+            passes: None,
             back_run: 0,
             pending: None,
             back: Vec::new(),
@@ -227,9 +230,13 @@ impl World {
     /// A front that only keeps the books.
     fn front(&mut self, task: &FrontTask) -> FrontEnd {
         match task {
-            FrontTask::Begin { .. } => {
+            FrontTask::Begin { task, .. } => {
                 self.front.clear();
-                FrontEnd::Begun(FrontBegun { num_examples: 100, class_counts: vec![60, 40] })
+                FrontEnd::Begun(FrontBegun {
+                    num_examples: 100,
+                    class_counts: vec![60, 40],
+                    steps: self.passes.unwrap_or(task.plan.local_steps),
+                })
             }
             FrontTask::Forward { .. } => {
                 self.batches += 1;
@@ -319,6 +326,17 @@ fn nothing_lost_means_each_step_on_both_sides() {
         assert_eq!(world.learned.len(), 1);
         assert_eq!(world.learned[0].delta, Digest::of(&[2]));
         assert!(world.counts.is_empty(), "{:?}", world.counts);
+    }
+}
+
+#[test]
+fn a_run_is_as_long_as_the_front_says_and_not_as_the_plans_steps() {
+    for (passes, steps) in [(Some(12), 12), (Some(2), 2), (None, 7)] {
+        let mut world = World::new(false, Faults::default(), 1);
+        world.passes = passes;
+        world.begin(7);
+        assert_eq!(world.run().unwrap().steps, steps);
+        assert_eq!(world.back, (1..=steps).collect::<Vec<u32>>());
     }
 }
 

@@ -142,7 +142,19 @@ fn signed_commands_carry_checked_arguments() {
     );
     assert_eq!(
         signed("rollback", json!({"model": "bearing", "version": 3})),
-        Ok(Action::Rollback { model: Name::new("bearing").unwrap(), version: 3 })
+        Ok(Action::Rollback { model: Name::new("bearing").unwrap(), version: Some(3) })
+    );
+    assert_eq!(
+        signed("rollback", json!({"model": "bearing"})),
+        Ok(Action::Rollback { model: Name::new("bearing").unwrap(), version: None })
+    );
+    assert_eq!(
+        signed("version.release", json!({"model": "bearing", "version": 3})),
+        Ok(Action::VersionRelease { model: Name::new("bearing").unwrap(), version: 3 })
+    );
+    assert_eq!(
+        signed("version.floor", json!({"model": "bearing", "version": 3})),
+        Ok(Action::VersionFloor { model: Name::new("bearing").unwrap(), version: 3 })
     );
     assert_eq!(
         signed("keyring.update", json!({"version": 2, "digest": "ab".repeat(32)})),
@@ -150,6 +162,8 @@ fn signed_commands_carry_checked_arguments() {
     );
     for (name, args, message) in [
         ("rollback", json!({"version": 3}), "field \"args.model\" is missing"),
+        ("version.release", json!({"model": "a"}), "field \"args.version\" is missing"),
+        ("version.floor", json!({"version": 3}), "field \"args.model\" is missing"),
         (
             "rollback",
             json!({"model": "a/b", "version": 3}),

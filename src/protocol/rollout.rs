@@ -1,0 +1,649 @@
+//! The rollout: a version goes from stage to stage, each behind a gate, and back at once where a gate breaks.
+//!
+//! ```text
+//!   Registered       Plan            Begin
+//!   candidate ----> planned ----> shadow -> canary -> area -> site -> federation ----> stable
+//!                                   |  gate passed, time over, approved, not frozen |
+//!                                   '--- broken, too late, given up by a node, halt '--> halted: nobody serves it
+//! ```
+//! What it promises: a version that isn't known, signed and of this model never starts; a stage never begins
+//! before the one before it has passed its gate with its least answers and time, nor without its approvals; once
+//! it is halted no assignment names the version any more; what a gate asks for is fixed before anything is seen.
+//! Evidence is what nodes have seen so far in a life of theirs: repeats and disorder change nothing, and it
+//! isn't on disk. Decisions are, with what they have spent of a gate's probability to be wrong, so that
+//! a crash never makes a gate easier. Time is counted while it runs; a frozen time of day can only delay.
+//!
+//! It is pure and complete as a machine; no actor runs it yet.
+
+mod gate;
+mod plan;
+mod registry;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+pub use gate::{Expected, FIRST_LOOK, Gate, Judgement, Rule, Tally, look_at};
+pub use plan::{Freeze, Plan, PlanError, RolloutConfig, Stage, StagePlan};
+pub use registry::{Registry, VersionRecord};
+
+use crate::ids::{Digest, NodeId, Version};
+use crate::ledger::{Event, Word};
+use crate::time::{Mono, Now};
+use crate::wire::{decode, encode};
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub struct Rollout {
+    config: RolloutConfig,
+    registry: Registry,
+    state: State,
+    /// What each life of each node has seen in this stage.
+    seen: BTreeMap<NodeId, (u64, Tally, Tally)>,
+    /// Up to when time is counted.
+    counted_to: Mono,
+}
+
+/// What of it is on disk beside the registry, under one key.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct State {
+    /// What everybody serves who isn't told otherwise.
+    stable: Version,
+    /// Counts assignments: the highest is what holds.
+    serial: u64,
+    active: Option<Active>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Active {
+    plan: Plan,
+    by: NodeId,
+    /// Who approved which stage.
+    approvals: BTreeMap<Stage, BTreeSet<NodeId>>,
+    /// None before it begins.
+    run: Option<Run>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Run {
+    /// Number of the stage in the plan.
+    at: usize,
+    /// Milliseconds in it, as far as they were counted.
+    elapsed_ms: u64,
+    /// Looks that were taken at its gate.
+    looks: u32,
+    /// The last one passed.
+    passed: bool,
+}
+
+/// Something that happened.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Input {
+    /// Its owner started.
+    Start,
+    /// Time goes by.
+    Tick,
+    /// A version was made.
+    Registered(VersionRecord),
+    /// A version mustn't be served any more.
+    Barred {
+        /// The version.
+        version: Version,
+        /// Why.
+        reason: Word,
+    },
+    /// Somebody who may proposes a rollout.
+    Plan {
+        /// Who.
+        by: NodeId,
+        /// What.
+        plan: Plan,
+    },
+    /// It may begin.
+    Begin,
+    /// Somebody who may approves a stage of a plan.
+    Approve {
+        /// Who.
+        by: NodeId,
+        /// The plan's digest.
+        plan: Digest,
+        /// The stage.
+        stage: Stage,
+    },
+    /// A stage that is passed may lead to the next.
+    Promote,
+    /// It ends here.
+    Halt,
+    /// What a node has seen since an assignment.
+    Evidence {
+        /// The node.
+        node: NodeId,
+        /// Which life of it: what it saw before is forgotten there, and isn't here.
+        life: u64,
+        /// Number of the assignment.
+        serial: u64,
+        /// What.
+        tally: Tally,
+    },
+    /// A node gave a version up by its own checks.
+    GaveUp {
+        /// The version.
+        version: Version,
+    },
+}
+
+/// What it wants done. All of a step's effects or none.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Effect {
+    /// Durable state: set.
+    Put(String, Vec<u8>),
+    /// Durable state: remove.
+    Delete(String),
+    /// A ledger entry.
+    Record(Event),
+    /// From now on this is served.
+    Assign(Assignment),
+    /// Feed [`Input::Tick`] after this many milliseconds.
+    Tick(u64),
+    /// The input wasn't taken; the only effect then.
+    Refuse(Refusal),
+}
+
+/// Who serves what. The highest serial holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Assignment {
+    /// Its number.
+    pub serial: u64,
+    /// What is served where nothing else is said.
+    pub stable: Version,
+    /// The version that is rolled out, if one is.
+    pub candidate: Option<Version>,
+    /// Nodes that serve it.
+    pub serve: BTreeSet<NodeId>,
+    /// Nodes whose answers by it nobody sees.
+    pub shadow: BTreeSet<NodeId>,
+}
+
+/// Why an input isn't taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// The plan is no good.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// There is none.
+    #[error("no rollout is planned")]
+    NoPlan,
+    /// It runs already.
+    #[error("the rollout runs already")]
+    Runs,
+    /// It hasn't begun.
+    #[error("the rollout hasn't begun")]
+    NotBegun,
+    /// An approval of another plan.
+    #[error("that is another plan: it may have been changed since")]
+    OtherPlan,
+    /// The plan has no such stage.
+    #[error("the plan has no such stage")]
+    NoSuchStage,
+    /// Who proposed it can't approve it.
+    #[error("who proposed a rollout can't approve it")]
+    OwnProposal,
+    /// Not one of those who may approve.
+    #[error("{0} may not approve rollouts")]
+    NoApprover(NodeId),
+    /// Approvals are missing.
+    #[error("{stage} has {given} of {wanted} approvals")]
+    Unapproved {
+        /// The stage.
+        stage: &'static str,
+        /// Those it has.
+        given: usize,
+        /// Those it wants.
+        wanted: u32,
+    },
+    /// Not now.
+    #[error("nothing goes forward in a freeze")]
+    Frozen,
+    /// The gate isn't passed.
+    #[error("the gate of {0} isn't passed yet")]
+    NotPassed(&'static str),
+    /// Evidence of something else, or nonsense.
+    #[error("that says nothing of the stage that runs")]
+    NoEvidence,
+    /// The version isn't known.
+    #[error("version {0} isn't known here")]
+    Unknown(Version),
+}
+
+/// What may be seen of it from outside.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RolloutView {
+    /// What everybody serves who isn't told otherwise.
+    pub stable: Version,
+    /// The version of the plan, if there is one.
+    pub version: Option<Version>,
+    /// Digest of the plan.
+    pub plan: Option<Digest>,
+    /// The stage that runs.
+    pub stage: Option<Stage>,
+    /// Milliseconds in it, as far as they were counted.
+    pub elapsed_ms: u64,
+    /// What its nodes have seen.
+    pub seen: Tally,
+    /// Looks that were taken.
+    pub looks: u32,
+    /// The last one passed.
+    pub passed: bool,
+}
+
+impl Rollout {
+    /// Key prefix of its durable state.
+    pub const PREFIX: &'static str = "rollout/";
+    /// How often time is counted, and put down.
+    pub const TICK_MS: u64 = 60_000;
+    const STATE: &'static str = "rollout/state";
+    const VERSION: &'static str = "rollout/version/";
+    const STATE_CAP: usize = 1 << 22;
+
+    /// A rollout as `state` left it.
+    ///
+    /// # Errors
+    /// The key whose value can't be read: the store is damaged.
+    pub fn new(config: RolloutConfig, state: &[(String, Vec<u8>)]) -> Result<Self, String> {
+        let mut rollout = Self {
+            config,
+            registry: Registry::default(),
+            state: State { stable: 0, serial: 0, active: None },
+            seen: BTreeMap::new(),
+            counted_to: Mono::default(),
+        };
+        for (key, value) in state {
+            if key == Self::STATE {
+                rollout.state =
+                    decode(value, Self::STATE_CAP).map_err(|error| format!("{key}: {error}"))?;
+            } else if key.starts_with(Self::VERSION) {
+                let record: VersionRecord =
+                    decode(value, Self::STATE_CAP).map_err(|error| format!("{key}: {error}"))?;
+                rollout.registry.add(record, &[]);
+            }
+        }
+        Ok(rollout)
+    }
+
+    /// One step.
+    pub fn step(&mut self, now: Now, input: Input) -> Vec<Effect> {
+        let mut out = Vec::new();
+        if let Err(refusal) = self.take(now, input, &mut out) {
+            return vec![Effect::Refuse(refusal)];
+        }
+        out
+    }
+
+    /// The versions that are known.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// What may be seen from outside.
+    pub fn view(&self) -> RolloutView {
+        let active = self.state.active.as_ref();
+        let run = active.and_then(|active| active.run.as_ref());
+        RolloutView {
+            stable: self.state.stable,
+            version: active.map(|active| active.plan.version),
+            plan: active.map(|active| active.plan.digest()),
+            stage: self.running().map(|(_, _, stage)| stage.stage),
+            elapsed_ms: run.map_or(0, |run| run.elapsed_ms),
+            seen: self.total(),
+            looks: run.map_or(0, |run| run.looks),
+            passed: run.is_some_and(|run| run.passed),
+        }
+    }
+
+    /// What holds now.
+    pub fn assignment(&self) -> Assignment {
+        let (mut serve, mut shadow) = (BTreeSet::new(), BTreeSet::new());
+        let mut candidate = None;
+        if let Some((active, _, stage)) = self.running() {
+            candidate = Some(active.plan.version);
+            let nodes = if stage.stage == Stage::Shadow { &mut shadow } else { &mut serve };
+            nodes.clone_from(&stage.nodes);
+        }
+        let State { serial, stable, .. } = self.state;
+        Assignment { serial, stable, candidate, serve, shadow }
+    }
+
+    fn take(&mut self, now: Now, input: Input, out: &mut Vec<Effect>) -> Result<(), Refusal> {
+        match input {
+            Input::Start => {
+                self.counted_to = now.mono;
+                out.push(Effect::Assign(self.assignment()));
+                out.push(Effect::Tick(Self::TICK_MS));
+            }
+            Input::Tick => {
+                self.count(now, out);
+                self.advance_or_halt(now, out);
+                out.push(Effect::Tick(Self::TICK_MS));
+            }
+            Input::Registered(record) => self.register(record, out),
+            Input::Barred { version, reason } => self.bar(version, reason, out)?,
+            Input::Plan { by, plan } => self.plan(by, plan, out)?,
+            Input::Begin => self.begin(now, out)?,
+            Input::Approve { by, plan, stage } => {
+                self.approve(&by, plan, stage, out)?;
+                self.advance_or_halt(now, out);
+            }
+            Input::Promote => {
+                let (_, run, stage) = self.running().ok_or(Refusal::NotBegun)?;
+                if !(run.passed && run.elapsed_ms >= stage.gate.least_ms) {
+                    return Err(Refusal::NotPassed(stage.stage.as_str()));
+                }
+                self.next(now, out)?;
+            }
+            Input::Halt => {
+                if self.state.active.is_none() {
+                    return Err(Refusal::NoPlan);
+                }
+                self.halt("operator", out);
+            }
+            Input::Evidence { node, life, serial, tally } => {
+                self.evidence(node, life, serial, tally)?;
+                self.look(out);
+                self.advance_or_halt(now, out);
+            }
+            Input::GaveUp { version } => {
+                let (active, ..) = self.running().ok_or(Refusal::NotBegun)?;
+                if active.plan.version != version {
+                    return Err(Refusal::NoEvidence);
+                }
+                self.bar(version, Word::new("failed_checks"), out)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn register(&mut self, mut record: VersionRecord, out: &mut Vec<Effect>) {
+        record.contributors.truncate(Registry::MAX_CONTRIBUTORS);
+        let version = record.version;
+        if self.registry.get(version).is_some() {
+            return; // its lineage is what it was when it was made
+        }
+        let active = self.state.active.as_ref().map(|active| active.plan.version);
+        let needed: Vec<Version> = [version, self.state.stable].into_iter().chain(active).collect();
+        let gone = self.registry.add(record, &needed);
+        self.put_record(version, out);
+        out.extend(gone.map(|version| Effect::Delete(key_of(version))));
+    }
+
+    /// A version that mustn't be served any more takes its rollout with it.
+    fn bar(
+        &mut self,
+        version: Version,
+        reason: Word,
+        out: &mut Vec<Effect>,
+    ) -> Result<(), Refusal> {
+        let known = self.registry.bar(version, reason.clone()).is_some();
+        let goes = self.state.active.as_ref().is_some_and(|active| active.plan.version == version);
+        if known {
+            self.put_record(version, out);
+        }
+        if goes {
+            self.end(reason, out);
+        }
+        if known || goes { Ok(()) } else { Err(Refusal::Unknown(version)) }
+    }
+
+    fn plan(&mut self, by: NodeId, plan: Plan, out: &mut Vec<Effect>) -> Result<(), Refusal> {
+        if let Some(active) = &self.state.active {
+            return Err(PlanError::Overlaps(active.plan.version).into());
+        }
+        let record = self.registry.get(plan.version);
+        plan.check(&by, &self.config, record, self.state.stable)?;
+        let approvals = BTreeMap::new();
+        self.state.active = Some(Active { plan, by: by.clone(), approvals, run: None });
+        self.put(out);
+        self.record("planned", Some(by), out);
+        Ok(())
+    }
+
+    fn begin(&mut self, now: Now, out: &mut Vec<Effect>) -> Result<(), Refusal> {
+        let active = self.state.active.as_ref().ok_or(Refusal::NoPlan)?;
+        if active.run.is_some() {
+            return Err(Refusal::Runs);
+        }
+        self.may_enter(now, active, 0)?;
+        self.enter(now, 0, out);
+        Ok(())
+    }
+
+    fn approve(
+        &mut self,
+        by: &NodeId,
+        plan: Digest,
+        stage: Stage,
+        out: &mut Vec<Effect>,
+    ) -> Result<(), Refusal> {
+        let active = self.state.active.as_mut().ok_or(Refusal::NoPlan)?;
+        if active.plan.digest() != plan {
+            return Err(Refusal::OtherPlan);
+        }
+        if !active.plan.stages.iter().any(|known| known.stage == stage) {
+            return Err(Refusal::NoSuchStage);
+        }
+        if !self.config.approvers.contains(by) {
+            return Err(Refusal::NoApprover(by.clone()));
+        }
+        if self.config.four_eyes && active.by == *by {
+            return Err(Refusal::OwnProposal);
+        }
+        if active.approvals.entry(stage).or_default().insert(by.clone()) {
+            self.put(out);
+            self.record_at(stage, "approved", Some(by.clone()), out);
+        }
+        Ok(())
+    }
+
+    /// Whether the stage of this number may begin now, as far as people and calendars go.
+    fn may_enter(&self, now: Now, active: &Active, at: usize) -> Result<(), Refusal> {
+        if self.config.freezes.iter().any(|freeze| freeze.holds(now.wall)) {
+            return Err(Refusal::Frozen);
+        }
+        let Some(plan) = active.plan.stage(at) else { return Ok(()) };
+        let given = active.approvals.get(&plan.stage).map_or(0, BTreeSet::len);
+        if u32::try_from(given).unwrap_or(u32::MAX) < plan.approvals {
+            let (stage, wanted) = (plan.stage.as_str(), plan.approvals);
+            return Err(Refusal::Unapproved { stage, given, wanted });
+        }
+        Ok(())
+    }
+
+    fn enter(&mut self, now: Now, at: usize, out: &mut Vec<Effect>) {
+        if let Some(active) = &mut self.state.active {
+            active.run = Some(Run { at, elapsed_ms: 0, looks: 0, passed: false });
+        }
+        self.seen.clear();
+        self.counted_to = now.mono;
+        self.state.serial += 1;
+        self.put(out);
+        self.record("entered", None, out);
+        out.push(Effect::Assign(self.assignment()));
+    }
+
+    fn evidence(
+        &mut self,
+        node: NodeId,
+        life: u64,
+        serial: u64,
+        tally: Tally,
+    ) -> Result<(), Refusal> {
+        let (_, _, stage) = self.running().ok_or(Refusal::NotBegun)?;
+        let meant = serial == self.state.serial && stage.nodes.contains(&node);
+        if !meant || !tally.makes_sense() {
+            return Err(Refusal::NoEvidence);
+        }
+        let (known, before, now) =
+            self.seen.entry(node).or_insert((life, Tally::default(), Tally::default()));
+        if life > *known {
+            // It started again: what it saw before counts on.
+            *before = Tally::sum([&*before, &*now]);
+            (*known, *now) = (life, tally);
+        } else if life == *known {
+            *now = now.later(tally);
+        }
+        Ok(())
+    }
+
+    fn total(&self) -> Tally {
+        Tally::sum(self.seen.values().flat_map(|(_, before, now)| [before, now]))
+    }
+
+    /// Looks at the gate, if there are enough answers for another look.
+    fn look(&mut self, out: &mut Vec<Effect>) {
+        let total = self.total();
+        let nodes = self.seen.values().filter(|(_, before, now)| before.answers + now.answers > 0);
+        let nodes = u64::try_from(nodes.count()).unwrap_or(u64::MAX);
+        let Some((_, run, stage)) = self.running() else { return };
+        let before = run.looks;
+        // The highest look that is due: those that are skipped cost nothing.
+        let due = (before..=gate::MAX_LOOKS).take_while(|look| look_at(*look) <= total.answers);
+        let Some(look) = due.last() else { return };
+        let judgement = stage.gate.judge(&total, nodes, look);
+        let Some(run) = self.state.active.as_mut().and_then(|active| active.run.as_mut()) else {
+            return;
+        };
+        (run.looks, run.passed) = (look + 1, judgement.passed());
+        self.put(out);
+        if let Some(rule) = judgement.broken.first() {
+            self.broken(*rule, out);
+        }
+    }
+
+    fn broken(&mut self, rule: Rule, out: &mut Vec<Effect>) {
+        let reason = Word::new(rule.as_str());
+        if let Some(active) = &self.state.active {
+            let version = active.plan.version;
+            self.registry.bar(version, reason.clone());
+            self.put_record(version, out);
+        }
+        self.end(reason, out);
+    }
+
+    /// Counts the time that went by.
+    fn count(&mut self, now: Now, out: &mut Vec<Effect>) {
+        // A process that stood still for longer didn't watch anything either.
+        let passed = now.mono.0.saturating_sub(self.counted_to.0).min(2 * Self::TICK_MS);
+        self.counted_to = now.mono;
+        let run = self.state.active.as_mut().and_then(|active| active.run.as_mut());
+        if let Some(run) = run {
+            run.elapsed_ms = run.elapsed_ms.saturating_add(passed);
+            self.put(out);
+        }
+    }
+
+    fn advance_or_halt(&mut self, now: Now, out: &mut Vec<Effect>) {
+        let Some((active, run, stage)) = self.running() else { return };
+        if run.passed && run.elapsed_ms >= stage.gate.least_ms {
+            if active.plan.automatic {
+                // What keeps it from going on is looked at again with each tick and approval.
+                let _ = self.next(now, out);
+            }
+        } else if run.elapsed_ms >= stage.gate.most_ms {
+            self.halt("too_late", out);
+        }
+    }
+
+    /// Goes on to the next stage, or to the end.
+    fn next(&mut self, now: Now, out: &mut Vec<Effect>) -> Result<(), Refusal> {
+        let (active, run, _) = self.running().ok_or(Refusal::NotBegun)?;
+        let at = run.at + 1;
+        self.may_enter(now, active, at)?;
+        if active.plan.stage(at).is_some() {
+            self.record("passed", None, out);
+            self.enter(now, at, out);
+            return Ok(());
+        }
+        let version = active.plan.version;
+        self.record("done", None, out);
+        self.state.stable = version;
+        self.leave(out);
+        Ok(())
+    }
+
+    fn halt(&mut self, reason: &'static str, out: &mut Vec<Effect>) {
+        self.end(Word::new(reason), out);
+    }
+
+    /// Nobody serves it any more.
+    fn end(&mut self, reason: Word, out: &mut Vec<Effect>) {
+        let ran = self.running().map(|(active, ..)| active.plan.version);
+        self.record("halted", None, out);
+        if let Some(from) = ran {
+            out.push(Effect::Record(Event::Rollback { from, reason, to: self.state.stable }));
+        }
+        self.leave(out);
+    }
+
+    fn leave(&mut self, out: &mut Vec<Effect>) {
+        self.state.active = None;
+        self.state.serial += 1;
+        self.seen.clear();
+        self.put(out);
+        out.push(Effect::Assign(self.assignment()));
+    }
+
+    fn running(&self) -> Option<(&Active, &Run, &StagePlan)> {
+        let active = self.state.active.as_ref()?;
+        let run = active.run.as_ref()?;
+        Some((active, run, active.plan.stage(run.at)?))
+    }
+
+    fn record(&self, outcome: &'static str, by: Option<NodeId>, out: &mut Vec<Effect>) {
+        let stage = self.running().map(|(_, _, stage)| stage.stage);
+        let first = || self.state.active.as_ref()?.plan.stage(0).map(|plan| plan.stage);
+        if let Some(stage) = stage.or_else(first) {
+            self.record_at(stage, outcome, by, out);
+        }
+    }
+
+    fn record_at(
+        &self,
+        stage: Stage,
+        outcome: &'static str,
+        by: Option<NodeId>,
+        out: &mut Vec<Effect>,
+    ) {
+        let Some(active) = &self.state.active else { return };
+        out.push(Effect::Record(Event::RolloutStep {
+            by,
+            outcome: Word::new(outcome),
+            plan: active.plan.digest(),
+            stage: Word::new(stage.as_str()),
+            version: active.plan.version,
+        }));
+    }
+
+    fn put(&self, out: &mut Vec<Effect>) {
+        put(Self::STATE.to_owned(), &self.state, out);
+    }
+
+    fn put_record(&self, version: Version, out: &mut Vec<Effect>) {
+        if let Some(record) = self.registry.get(version) {
+            put(key_of(version), record, out);
+        }
+    }
+}
+
+fn key_of(version: Version) -> String {
+    format!("{}{version}", Rollout::VERSION)
+}
+
+fn put<T: Serialize>(key: String, value: &T, out: &mut Vec<Effect>) {
+    // Plain data always encodes; a failure would show as state that doesn't come back.
+    if let Ok(bytes) = encode(value) {
+        out.push(Effect::Put(key, bytes));
+    }
+}
+
+#[cfg(test)]
+mod tests;

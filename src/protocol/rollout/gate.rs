@@ -1,0 +1,306 @@
+//! Whether what was seen of a version is good enough to serve it further on: rules that are fixed before
+//! anything is seen.
+//!
+//! A gate is looked at each time that the answers have doubled, from [`FIRST_LOOK`] on, and the k-th look spends
+//! `delta / 2^k` of the probability to be wrong, shared by its bounds: together they spend no more than `delta`,
+//! however often one looks. Looking after each answer with one bound promotes what it shouldn't; a test shows it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::learn::{lower_bound, upper_bound};
+
+/// Answers at the first look.
+pub const FIRST_LOOK: u64 = 16;
+/// Looks at most: 2^40 answers are more than any plant gives.
+pub(super) const MAX_LOOKS: u32 = 36;
+
+/// When a stage is passed, and when the rollout is halted. A rule that is left out isn't asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Gate {
+    /// Fewest answers by the new version.
+    pub least_answers: u64,
+    /// Fewest nodes that they come from.
+    pub least_nodes: u64,
+    /// Shortest time in the stage, milliseconds.
+    pub least_ms: u64,
+    /// Longest time: it is halted if it isn't passed by then.
+    pub most_ms: u64,
+    /// Probability that a stage is passed, or halted, in error; for each rule's bound in its share.
+    pub delta: f64,
+    /// Most of its answers that may be none (errors), as a rate.
+    pub max_errors: Option<f64>,
+    /// Most of its answers that may come later than the stage's limit.
+    pub max_slow: Option<f64>,
+    /// By how much its rate of wrong answers, as labels tell them, may lie above that of the version before.
+    pub max_worse: Option<f64>,
+    /// Most of the inputs that both versions answered on which they may differ.
+    pub max_disagreement: Option<f64>,
+    /// Most that any node's inputs may have drifted, in its own measure.
+    pub max_drift: Option<f64>,
+    /// Most that its adapter may tell of those whose data made it, as the registry has it.
+    pub max_risk: Option<f64>,
+    /// What the stage's nodes are expected to see within `most_ms`.
+    pub expected: Expected,
+}
+
+/// What a stage will see, so that rules that can't be met are told before it starts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Expected {
+    /// Answers.
+    pub answers: u64,
+    /// Of those, answers whose label becomes known.
+    pub judged: u64,
+    /// Answers of the version before whose label becomes known.
+    pub base_judged: u64,
+    /// Inputs that both versions answer.
+    pub compared: u64,
+}
+
+/// What a node has seen of the new version since a stage began, in this life of it; each only grows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Tally {
+    /// Inputs that the new version was asked.
+    pub answers: u64,
+    /// Of those, without an answer.
+    pub errors: u64,
+    /// Of those, answered later than the limit.
+    pub slow: u64,
+    /// Its answers whose label is known.
+    pub judged: u64,
+    /// Of those, wrong.
+    pub wrong: u64,
+    /// Answers of the version before whose label is known.
+    pub base_judged: u64,
+    /// Of those, wrong.
+    pub base_wrong: u64,
+    /// Inputs that both versions answered.
+    pub compared: u64,
+    /// Of those, answered differently.
+    pub disagreed: u64,
+    /// Largest drift of the inputs so far.
+    pub drift: f64,
+}
+
+/// A rule of a gate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rule {
+    /// [`Gate::least_answers`].
+    Answers,
+    /// [`Gate::least_nodes`].
+    Nodes,
+    /// [`Gate::max_errors`].
+    Errors,
+    /// [`Gate::max_slow`].
+    Slow,
+    /// [`Gate::max_worse`].
+    Worse,
+    /// [`Gate::max_disagreement`].
+    Disagreement,
+    /// [`Gate::max_drift`].
+    Drift,
+    /// [`Gate::max_risk`].
+    Risk,
+}
+
+impl Rule {
+    /// A short word for the ledger and for people.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Answers => "answers",
+            Self::Nodes => "nodes",
+            Self::Errors => "errors",
+            Self::Slow => "slow",
+            Self::Worse => "worse",
+            Self::Disagreement => "disagreement",
+            Self::Drift => "drift",
+            Self::Risk => "risk",
+        }
+    }
+}
+
+/// What a look came to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Judgement {
+    /// Rules that are broken, as surely as the gate asks for.
+    pub broken: Vec<Rule>,
+    /// Rules of which too little is known yet.
+    pub open: Vec<Rule>,
+}
+
+impl Judgement {
+    /// Nothing is broken or open.
+    pub fn passed(&self) -> bool {
+        self.broken.is_empty() && self.open.is_empty()
+    }
+}
+
+impl Tally {
+    /// Largest count: all of them stay exact as f64, and sums of 2^10 nodes too.
+    pub const MAX_COUNT: u64 = 1 << 42;
+
+    /// Whether one of these can follow from what a node sees.
+    pub fn makes_sense(&self) -> bool {
+        let parts = [
+            (self.errors, self.answers),
+            (self.slow, self.answers),
+            (self.judged, self.answers),
+            (self.wrong, self.judged),
+            (self.base_wrong, self.base_judged),
+            (self.compared, self.answers),
+            (self.disagreed, self.compared),
+        ];
+        let counts = [self.answers, self.base_judged];
+        parts.iter().all(|(part, all)| part <= all)
+            && counts.iter().all(|count| *count <= Self::MAX_COUNT)
+            && self.drift.is_finite()
+            && self.drift >= 0.0
+    }
+
+    /// The later of two of one life: whichever order they come in, however often.
+    #[must_use]
+    pub fn later(self, other: Self) -> Self {
+        Self {
+            answers: self.answers.max(other.answers),
+            errors: self.errors.max(other.errors),
+            slow: self.slow.max(other.slow),
+            judged: self.judged.max(other.judged),
+            wrong: self.wrong.max(other.wrong),
+            base_judged: self.base_judged.max(other.base_judged),
+            base_wrong: self.base_wrong.max(other.base_wrong),
+            compared: self.compared.max(other.compared),
+            disagreed: self.disagreed.max(other.disagreed),
+            drift: self.drift.max(other.drift),
+        }
+    }
+
+    /// What several nodes have seen.
+    pub fn sum<'a>(tallies: impl IntoIterator<Item = &'a Self>) -> Self {
+        tallies.into_iter().fold(Self::default(), |sum, one| Self {
+            answers: sum.answers.saturating_add(one.answers),
+            errors: sum.errors.saturating_add(one.errors),
+            slow: sum.slow.saturating_add(one.slow),
+            judged: sum.judged.saturating_add(one.judged),
+            wrong: sum.wrong.saturating_add(one.wrong),
+            base_judged: sum.base_judged.saturating_add(one.base_judged),
+            base_wrong: sum.base_wrong.saturating_add(one.base_wrong),
+            compared: sum.compared.saturating_add(one.compared),
+            disagreed: sum.disagreed.saturating_add(one.disagreed),
+            drift: sum.drift.max(one.drift),
+        })
+    }
+}
+
+/// Answers at which the look of this number (from 0) is taken.
+pub fn look_at(look: u32) -> u64 {
+    FIRST_LOOK << look.min(MAX_LOOKS)
+}
+
+impl Gate {
+    /// Whether its numbers are ones at all; what is wrong with them.
+    ///
+    /// # Errors
+    /// The field, for a person.
+    pub fn check(&self) -> Result<(), &'static str> {
+        let rates = [self.max_errors, self.max_slow, self.max_worse, self.max_disagreement];
+        if !rates.iter().flatten().all(|rate| *rate > 0.0 && *rate < 1.0) {
+            return Err("rates lie between 0 and 1, and no bound on a rate ever reaches 0");
+        }
+        if !(self.delta > 0.0 && self.delta <= 0.5) {
+            return Err("delta lies between 0 and 0.5");
+        }
+        if ![self.max_drift, self.max_risk].iter().flatten().all(|most| *most >= 0.0) {
+            return Err("drift and risk are numbers of 0 or more");
+        }
+        if rates.iter().flatten().next().is_none() {
+            return Err(
+                "a gate without a rule on errors, slow, worse or different answers lets everything through",
+            );
+        }
+        if self.least_answers == 0 || self.least_nodes == 0 {
+            return Err("least_answers and least_nodes are 1 or more");
+        }
+        if self.most_ms <= self.least_ms {
+            return Err("most_ms lies above least_ms");
+        }
+        Ok(())
+    }
+
+    /// The first rule that can't be passed with what is expected, even if nothing goes wrong.
+    pub fn cannot_be_met(&self) -> Option<Rule> {
+        let Expected { answers, judged, base_judged, compared } = self.expected;
+        let looks = (0..=MAX_LOOKS).take_while(|look| look_at(*look) <= answers);
+        let best = |look: u32| {
+            let seen = look_at(look);
+            // Labels come as evenly as answers.
+            let so_far = |all: u64| {
+                let part =
+                    u128::from(all.min(answers)) * u128::from(seen) / u128::from(answers.max(1));
+                u64::try_from(part).unwrap_or(u64::MAX)
+            };
+            let (judged, base_judged) = (so_far(judged), so_far(base_judged));
+            let compared = so_far(compared);
+            let perfect =
+                Tally { answers: seen, judged, base_judged, compared, ..Tally::default() };
+            self.judge(&perfect, u64::MAX, look).open
+        };
+        let mut left = vec![Rule::Answers];
+        for look in looks {
+            left = best(look);
+            if left.is_empty() {
+                return None;
+            }
+        }
+        left.into_iter().next()
+    }
+
+    /// Judges what was seen, at the look of this number (from 0).
+    pub fn judge(&self, seen: &Tally, nodes: u64, look: u32) -> Judgement {
+        let mut out = Judgement::default();
+        if seen.answers < self.least_answers {
+            out.open.push(Rule::Answers);
+        }
+        if nodes < self.least_nodes {
+            out.open.push(Rule::Nodes);
+        }
+        let rates = [
+            (Rule::Errors, self.max_errors, seen.errors, seen.answers),
+            (Rule::Slow, self.max_slow, seen.slow, seen.answers),
+            (Rule::Disagreement, self.max_disagreement, seen.disagreed, seen.compared),
+        ];
+        let share = self.share(look);
+        for (rule, most, hits, draws) in rates {
+            let Some(most) = most else { continue };
+            let (low, high) = (lower_bound(hits, draws, share), upper_bound(hits, draws, share));
+            out.note(rule, low > most, high > most);
+        }
+        if let Some(margin) = self.max_worse {
+            let new = |bound: fn(u64, u64, f64) -> f64| bound(seen.wrong, seen.judged, share);
+            let old =
+                |bound: fn(u64, u64, f64) -> f64| bound(seen.base_wrong, seen.base_judged, share);
+            let broken = new(lower_bound) > old(upper_bound) + margin;
+            out.note(Rule::Worse, broken, new(upper_bound) > old(lower_bound) + margin);
+        }
+        if self.max_drift.is_some_and(|most| seen.drift > most) {
+            out.broken.push(Rule::Drift);
+        }
+        out
+    }
+
+    /// What each bound may spend at a look.
+    fn share(&self, look: u32) -> f64 {
+        let singles = [self.max_errors, self.max_slow, self.max_disagreement];
+        let bounds = singles.iter().flatten().count() + 2 * usize::from(self.max_worse.is_some());
+        let bounds = u32::try_from(bounds.max(1)).map_or(1.0, f64::from);
+        self.delta / bounds / 2_f64.powi(i32::try_from(look.min(MAX_LOOKS)).unwrap_or(0) + 1)
+    }
+}
+
+impl Judgement {
+    fn note(&mut self, rule: Rule, broken: bool, open: bool) {
+        if broken {
+            self.broken.push(rule);
+        } else if open {
+            self.open.push(rule);
+        }
+    }
+}

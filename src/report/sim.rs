@@ -1,0 +1,326 @@
+//! What a simulation came to: a terminal table, JSON, one HTML page.
+
+use std::fmt::Write as _;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::chart::{self, Bar};
+use super::html::Escaped;
+use super::page::{HEAD, figure};
+use super::to_f64;
+
+/// All that is told of a simulation.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct SimReport {
+    /// Version of the program.
+    pub version: String,
+    /// Commit it was built from, or "unknown".
+    pub commit: String,
+    /// The machine that it ran on.
+    pub machine: String,
+    /// The scenario's name.
+    pub scenario: String,
+    /// What it shows, in its own words.
+    pub what: String,
+    /// How messages were checked.
+    pub trust: String,
+    /// Name of each invariant, and what it says.
+    pub invariants: Vec<(String, String)>,
+    /// One entry a size of the federation.
+    pub rows: Vec<SimRow>,
+}
+
+/// Runs of one size, over some seeds. Counts are sums over the seeds.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct SimRow {
+    /// Edges.
+    pub edges: u32,
+    /// Devices.
+    pub devices: u32,
+    /// Versions that the cloud had to make.
+    pub rounds: u64,
+    /// First and last seed.
+    pub seeds: (u64, u64),
+    /// Counts by name, in the order to tell them.
+    pub counts: Vec<(String, u64)>,
+    /// Times that machines refused something or found it worth a look, by their word.
+    pub counted: Vec<(String, u64)>,
+    /// Digest of all that was sent, of the first seed.
+    pub trace: String,
+    /// Processor time of all threads.
+    pub cpu_seconds: f64,
+    /// Largest resident set of the process so far.
+    pub peak_rss_mib: f64,
+    /// Seeds that broke an invariant.
+    pub violations: Vec<SimViolation>,
+}
+
+/// A seed that broke an invariant.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct SimViolation {
+    /// The seed.
+    pub seed: u64,
+    /// The invariant.
+    pub invariant: String,
+    /// What was seen.
+    pub what: String,
+    /// First step in which it was.
+    pub step: u64,
+    /// Virtual time in milliseconds.
+    pub at_ms: u64,
+    /// Digest of all that was sent until then.
+    pub trace: String,
+    /// What shows it again.
+    pub command: String,
+}
+
+impl SimReport {
+    /// Whether a seed broke an invariant.
+    pub fn is_broken(&self) -> bool {
+        self.rows.iter().any(|row| !row.violations.is_empty())
+    }
+}
+
+impl SimRow {
+    /// Seeds that were run.
+    pub fn num_seeds(&self) -> u64 {
+        (self.seeds.1 - self.seeds.0).saturating_add(1)
+    }
+
+    /// Processor time of one device in one round, in microseconds: the edges' and the cloud's is shared out.
+    pub fn us_per_device_round(&self) -> f64 {
+        let rounds = to_f64(self.rounds) * to_f64(self.num_seeds());
+        self.cpu_seconds * 1e6 / (rounds * f64::from(self.devices)).max(1.0)
+    }
+
+    fn count(&self, name: &str) -> u64 {
+        self.counts.iter().find(|(known, _)| known == name).map_or(0, |(_, count)| *count)
+    }
+}
+
+/// The simulation as JSON; names and units of its keys are stable.
+pub fn sim_to_json(report: &SimReport) -> Value {
+    let map = |pairs: &[(String, u64)]| -> Value {
+        pairs.iter().map(|(name, count)| (name.clone(), json!(count))).collect()
+    };
+    let row = |row: &SimRow| {
+        json!({
+            "edges": row.edges,
+            "devices": row.devices,
+            "rounds": row.rounds,
+            "seeds": [row.seeds.0, row.seeds.1],
+            "trace": row.trace,
+            "counts": map(&row.counts),
+            "counted": map(&row.counted),
+            "cpu_seconds": row.cpu_seconds,
+            "us_per_device_round": row.us_per_device_round(),
+            "peak_rss_mib": row.peak_rss_mib,
+            "violations": row.violations,
+        })
+    };
+    json!({
+        "version": report.version,
+        "commit": report.commit,
+        "machine": report.machine,
+        "scenario": report.scenario,
+        "trust": report.trust,
+        "broken": report.is_broken(),
+        "runs": report.rows.iter().map(row).collect::<Vec<_>>(),
+    })
+}
+
+/// Tells the simulation in plain text.
+pub fn sim_to_table(report: &SimReport) -> String {
+    let mut lines = vec![format!("gaisnet {} ({})", report.version, report.commit)];
+    lines.push(format!("  scenario  {}: {}", report.scenario, report.what));
+    lines.push(format!("  trust     {}", report.trust));
+    lines.push(String::new());
+    lines.push(format!(
+        "  {:>7}{:>9}{:>8}{:>7}{:>12}{:>12}{:>10}{:>12}{:>10}",
+        "edges",
+        "devices",
+        "rounds",
+        "seeds",
+        "messages",
+        "steps",
+        "CPU s",
+        "us/dev+round",
+        "peak MiB"
+    ));
+    for row in &report.rows {
+        lines.push(format!(
+            "  {:>7}{:>9}{:>8}{:>7}{:>12}{:>12}{:>10.1}{:>12.1}{:>10.0}",
+            row.edges,
+            row.devices,
+            row.rounds,
+            row.num_seeds(),
+            row.count("sent"),
+            row.count("steps"),
+            row.cpu_seconds,
+            row.us_per_device_round(),
+            row.peak_rss_mib,
+        ));
+    }
+    if let Some(row) = report.rows.last() {
+        lines.push(String::new());
+        for pair in row.counts.chunks(3) {
+            let told = pair.iter().map(|(name, count)| format!("{name:<14}{count:>12}   "));
+            lines.push(format!("  {}", told.collect::<String>().trim_end()));
+        }
+        lines.push(format!("  trace         {} (seed {})", row.trace, row.seeds.0));
+    }
+    lines.push(String::new());
+    lines.push(answer(report));
+    lines.extend(report.rows.iter().flat_map(told));
+    lines.push(String::new());
+    lines.join("\n")
+}
+
+/// Tells the simulation as HTML that loads nothing.
+pub fn sim_to_html(report: &SimReport) -> String {
+    let mut page = String::from(HEAD);
+    let _ = write!(
+        page,
+        "<p class=\"over\">gaisnet sim</p>\n<h1>{}</h1>\n<p class=\"lead\">{}: {}. {}</p>\n",
+        Escaped(&answer(report)),
+        Escaped(&report.scenario),
+        Escaped(&report.what),
+        Escaped(&report.trust),
+    );
+    let cost = |row: &SimRow| Bar {
+        name: format!("{} devices", row.devices),
+        value: row.us_per_device_round(),
+        shown: format!("{:.0} us", row.us_per_device_round()),
+        class: "together",
+    };
+    let bars: Vec<Bar> = report.rows.iter().map(cost).collect();
+    let top = bars.iter().map(|bar| bar.value).fold(0.0, f64::max);
+    let title = "Processor time of one device in one round, its share of edges and cloud in it";
+    figure(&mut page, title, "", |label| chart::bars(label, &bars, top));
+    if let Some(row) = report.rows.last() {
+        let fates = ["sent", "delivered", "lost", "repeated", "refused"];
+        let bars: Vec<Bar> = fates.map(|name| bar_of(row, name)).into();
+        let top = bars.iter().map(|bar| bar.value).fold(0.0, f64::max);
+        let title = format!("What became of messages, {} devices", row.devices);
+        figure(&mut page, &title, "", |label| chart::bars(label, &bars, top));
+    }
+    table(report, &mut page);
+    page.push_str("<section>\n<h2>What held in each step</h2>\n<table>\n");
+    for (name, what) in &report.invariants {
+        let (name, what) = (Escaped(name), Escaped(what));
+        let _ = writeln!(page, "<tr><th scope=\"row\">{name}</th><td>{what}</td></tr>");
+    }
+    page + "</table>\n</section>\n</main>\n</body>\n</html>\n"
+}
+
+fn table(report: &SimReport, page: &mut String) {
+    page.push_str(
+        "<section>\n<h2>Figures</h2>\n<table class=\"wide\">\n<tr><th scope=\"col\">devices</th>\
+         <th scope=\"col\">edges</th><th scope=\"col\">rounds</th><th scope=\"col\">seeds</th>\
+         <th scope=\"col\">messages</th><th scope=\"col\">CPU seconds</th>\
+         <th scope=\"col\">us a device and round</th><th scope=\"col\">peak MiB</th></tr>\n",
+    );
+    for row in &report.rows {
+        let _ = writeln!(
+            page,
+            "<tr><th scope=\"row\">{}</th><td>{}</td><td>{}</td><td>{}</td><td>{}</td>\
+             <td>{:.1}</td><td>{:.1}</td><td>{:.0}</td></tr>",
+            row.devices,
+            row.edges,
+            row.rounds,
+            row.num_seeds(),
+            row.count("sent"),
+            row.cpu_seconds,
+            row.us_per_device_round(),
+            row.peak_rss_mib,
+        );
+    }
+    let _ = writeln!(page, "</table>\n<p>{}</p>", Escaped(&report.machine));
+    for line in report.rows.iter().flat_map(told) {
+        let _ = writeln!(page, "<p>{}</p>", Escaped(&line));
+    }
+    page.push_str("</section>\n");
+}
+
+fn bar_of(row: &SimRow, name: &str) -> Bar {
+    let count = row.count(name);
+    Bar { name: name.to_owned(), value: to_f64(count), shown: count.to_string(), class: "together" }
+}
+
+fn answer(report: &SimReport) -> String {
+    let seeds: u64 = report.rows.iter().map(SimRow::num_seeds).sum();
+    let broken: usize = report.rows.iter().map(|row| row.violations.len()).sum();
+    let runs = if seeds == 1 { "1 run".to_owned() } else { format!("{seeds} runs") };
+    match broken {
+        0 => format!("{runs}, and no invariant was broken"),
+        broken => format!("{runs}, {broken} of them BROKE AN INVARIANT"),
+    }
+}
+
+fn told(row: &SimRow) -> Vec<String> {
+    let line = |v: &SimViolation| {
+        let SimViolation { seed, invariant, what, step, at_ms, trace, command } = v;
+        format!(
+            "  seed {seed}, step {step}, at {at_ms} ms: {invariant}: {what}\n    again: {command}\n    trace: {trace}"
+        )
+    };
+    row.violations.iter().take(TOLD).map(line).collect()
+}
+
+/// Violations of a size that are told one by one.
+const TOLD: usize = 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> SimReport {
+        let violation = SimViolation {
+            seed: 8,
+            invariant: "counted_once".into(),
+            what: "edge-1 counts <b> twice".into(),
+            step: 17,
+            at_ms: 900,
+            trace: "ab".into(),
+            command: "gaisnet sim faults --seed 8".into(),
+        };
+        SimReport {
+            scenario: "faults".into(),
+            rows: vec![SimRow {
+                edges: 2,
+                devices: 100,
+                rounds: 10,
+                seeds: (7, 8),
+                counts: vec![("sent".into(), 4_000), ("steps".into(), 9_000)],
+                cpu_seconds: 0.2,
+                violations: vec![violation],
+                ..SimRow::default()
+            }],
+            ..SimReport::default()
+        }
+    }
+
+    #[test]
+    fn a_device_and_round_costs_its_part_of_the_processor_time() {
+        let row = &sample().rows[0];
+        assert_eq!(row.num_seeds(), 2);
+        assert!((row.us_per_device_round() - 100.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_violation_is_told_with_its_seed_step_and_command_everywhere() {
+        let report = sample();
+        let (table, page) = (sim_to_table(&report), sim_to_html(&report));
+        for text in [&table, &page] {
+            for part in ["seed 8", "step 17", "counted_once", "gaisnet sim faults --seed 8"] {
+                assert!(text.contains(part), "{part:?} isn't in {text}");
+            }
+        }
+        assert!(table.contains("1 of them BROKE") && !page.contains("<b> twice"));
+        let json = sim_to_json(&report);
+        assert_eq!(json["broken"], true);
+        assert_eq!(json["runs"][0]["violations"][0]["step"], 17);
+        assert_eq!(json["runs"][0]["counts"]["sent"], 4_000);
+    }
+}
