@@ -374,9 +374,7 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
         Tier::Edge => {
             let inner = round(&shared, &keyring, Owner::Relay, &state)?;
             let outer = member(&shared, &keyring, true, &state)?;
-            let parent = entry.parent.clone().ok_or_else(|| NodeError::NoRole(me.clone()))?;
             let config = RelayConfig {
-                parent,
                 margin_ms: learning.relay_margin_ms,
                 split: learning.split.map(|split| split.terms),
                 chunk_bytes: learning.chunk_bytes,

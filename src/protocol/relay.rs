@@ -32,8 +32,6 @@ use crate::wire::{Blob, Body, Result as RoundResult, decode};
 /// What only a relay has to know.
 #[derive(Debug, Clone)]
 pub struct RelayConfig {
-    /// Its parent.
-    pub parent: NodeId,
     /// The inner deadline is the outer one less this, but at least half of it, so that the outcome is
     /// there in time.
     pub margin_ms: u64,
@@ -450,13 +448,8 @@ mod tests {
         let round = Round::new(config, &first_adapter(4), &of(Round::PREFIX)).unwrap();
         let config = member_config(&node("edge"), &node("cloud"), true);
         let member = Member::new(config, &of(Member::PREFIX)).unwrap();
-        let config = RelayConfig {
-            parent: node("cloud"),
-            margin_ms: 5_000,
-            split: None,
-            chunk_bytes: CHUNK_BYTES,
-            island: None,
-        };
+        let config =
+            RelayConfig { margin_ms: 5_000, split: None, chunk_bytes: CHUNK_BYTES, island: None };
         Relay::new(config, member, round, &of(Relay::PREFIX)).unwrap()
     }
 

@@ -67,7 +67,6 @@ impl Bench {
         config.layout = layout_of(&adapter(0.0, 0.0));
         let member = Member::new(config, &of(Member::PREFIX)).unwrap();
         let config = RelayConfig {
-            parent: node("cloud"),
             margin_ms: 5_000,
             split: Some(terms()),
             chunk_bytes: CHUNK_BYTES,

@@ -170,7 +170,6 @@ impl Node {
             }
             (Some((_, parent)), _) => {
                 let config = RelayConfig {
-                    parent: parent.clone(),
                     margin_ms: settings.rounds.relay_margin_ms,
                     split: None,
                     chunk_bytes: CHUNK_BYTES,

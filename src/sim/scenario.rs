@@ -397,7 +397,7 @@ impl Scenario {
                 return wrong(key, "from_ms before until_ms", format!("{from_ms} to {until_ms}"));
             }
             if !self.has_node(node) {
-                let expected = "cloud, cloud-2 (with [standby]), edge-E or device-E-D of the tiers, counted from 1";
+                let expected = "cloud, edge-E or device-E-D of the tiers, counted from 1, or cloud-2 with [standby]";
                 return wrong(node_key, expected, format!("{node:?}"));
             }
         }
@@ -470,6 +470,15 @@ mod tests {
     }
 
     #[test]
+    fn a_standby_is_there_when_it_is_named() {
+        let scenario = read(&format!(
+            "{LEAST}[standby]\n[[pauses]]\nnode = \"cloud-2\"\nfrom_ms = 1\nuntil_ms = 2"
+        ));
+        let scenario = scenario.unwrap();
+        assert_eq!((scenario.num_nodes(), scenario.standby), (10, Some(Standby::default())));
+    }
+
+    #[test]
     fn mistakes_name_the_file_the_key_and_what_would_fit() {
         for (text, words) in [
             ("[tiers]\nedges = 2", &["s.toml", "line"][..]),
@@ -487,6 +496,12 @@ mod tests {
                 &format!("{LEAST}[[outages]]\nnode = \"edge-3\"\nfrom_ms = 1\nuntil_ms = 2"),
                 &["outages.node is \"edge-3\"", "edge-E"],
             ),
+            (
+                &format!("{LEAST}[[pauses]]\nnode = \"cloud-2\"\nfrom_ms = 1\nuntil_ms = 2"),
+                &["pauses.node is \"cloud-2\"", "with [standby]"],
+            ),
+            (&format!("{LEAST}[standby]\nlease_ms = 0"), &["standby.lease_ms is 0"]),
+            (&format!("{LEAST}[standby]\napart_ms = [2, 1]"), &["standby.apart_ms is [2, 1]"]),
             (
                 &format!("{LEAST}[[outages]]\nnode = \"cloud\"\nfrom_ms = 2\nuntil_ms = 2"),
                 &["from_ms before until_ms"],
