@@ -28,6 +28,7 @@ enum ReferenceCommand {
     #[command(after_help = WRITE_HELP)]
     Write(WriteArgs),
     /// Check a file of texts and tell its digest
+    #[command(after_help = SHOW_HELP)]
     Show(ShowArgs),
 }
 
@@ -183,6 +184,11 @@ Examples:
 
 The file goes to each node: knowledge.reference_file names it, knowledge.reference_digest pins it. Two machines
 needn't write the same texts from one seed, so make it once. Look through it: a small model writes nonsense too.";
+
+const SHOW_HELP: &str = "\
+Examples:
+  gaisnet reference show models/reference/orders-1.txt
+  gaisnet reference show orders-1.txt --json | jq -r .digest";
 
 const MAKE_HELP: &str = "\
 Examples:

@@ -377,11 +377,11 @@ impl Slots {
 
     fn offered(&mut self, version: Version, adapter: Digest, out: &mut Vec<Effect>) {
         let served = self.state.served;
-        if version < served.version {
+        if version < served.version && guard::stands(Guard::Versions) {
             // Only a rollback goes back; another half of this node may be behind.
             return out.push(Effect::Count("older_version"));
         }
-        if version > served.version {
+        if version != served.version {
             let slot = Slot { version, adapter, proven: !self.config.checks, failed: 0 };
             if self.is_held(version) {
                 return self.keep_waiting(slot, out);

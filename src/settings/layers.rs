@@ -478,11 +478,18 @@ mod tests {
             loaded.values().map(|(path, ..)| keys::pattern(path)).collect();
         let in_table: BTreeSet<String> = keys::KEYS.iter().map(|key| key.path.to_owned()).collect();
         assert_eq!(in_file, in_table);
-        // A relay has a second broker, a device a set or a file, and a language model adapters, but no cut.
+        // A relay has a second broker, a device a set or a file, and a language model adapters, but no cut,
+        // and texts that nobody wrote down.
         let consistent = everything().replace("[\"inferencer\"]", "[\"relay\"]");
         let consistent = consistent.replace("set = \"bearings\"", "");
         let consistent = consistent.replace("learner = \"softmax\"", "learner = \"language\"");
         let consistent = consistent.replace("cut = 1", "");
+        let of_texts = [
+            r#"reference_file = "/etc/gaisnet/excavator-orders-1.txt""#,
+            r#"reference_digest = "0000000000000000000000000000000000000000000000000000000000000000""#,
+            r#"labels = "system""#,
+        ];
+        let consistent = of_texts.iter().fold(consistent, |text, line| text.replace(line, ""));
         let mut layers = Layers::new();
         layers.text("consistent", &consistent);
         let fields = serde_json::to_value(layers.load().into_settings().unwrap()).unwrap();

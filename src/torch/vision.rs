@@ -98,7 +98,7 @@ impl VisionConfig {
         Layout(all)
     }
 
-    /// Weights to pre-train from; see [`drawn_weights`].
+    /// Weights to pre-train from; as `drawn_weights` tells.
     ///
     /// # Determinism
     /// The same stream gives the same values.

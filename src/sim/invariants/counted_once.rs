@@ -21,6 +21,9 @@ pub(crate) struct CountedOnce {
     sent: BTreeMap<NodeId, VecDeque<(UpdateId, Digest)>>,
     recorded: ByNode<Lately<UpdateId, ()>>,
     counted: ByNode<Lately<(NodeId, Digest), ()>>,
+    /// All that ever counted: place, sender, offer.
+    #[cfg(test)]
+    ever: Vec<(Place, NodeId, Digest)>,
 }
 
 impl CountedOnce {
@@ -30,8 +33,9 @@ impl CountedOnce {
     /// Whether an owner has counted what a sender made of an offer.
     #[cfg(test)]
     pub(crate) fn has_counted(&self, at: Place, sender: &str, offer: Digest) -> bool {
-        let is_it = |(by, of): &(NodeId, Digest)| by.as_str() == sender && *of == offer;
-        self.counted.get(at).is_some_and(|counted| counted.keys().any(is_it))
+        self.ever
+            .iter()
+            .any(|(place, by, of)| *place == at && by.as_str() == sender && *of == offer)
     }
 
     /// The offer that a sender's contribution is for, as long as it is remembered.
@@ -87,6 +91,8 @@ impl CountedOnce {
                 return Err(Broken::new(NAME, what));
             };
             let key = (input.sender.clone(), offer);
+            #[cfg(test)]
+            self.ever.push((at, input.sender.clone(), offer));
             // What a combination failed with comes back as it was.
             if self.counted.at(at).put(round, key, ()).is_some() && input.failed == 0 {
                 let what = format!("{} counts {} twice for one offer", node.id, input.sender);

@@ -42,11 +42,6 @@ impl<K: Ord, V> Lately<K, V> {
 
 #[cfg(test)]
 impl<K: Ord, V> Lately<K, V> {
-    /// All keys.
-    pub(super) fn keys(&self) -> impl Iterator<Item = &K> {
-        self.rounds.values().flat_map(BTreeMap::keys)
-    }
-
     /// All values.
     pub(super) fn values(&self) -> Vec<&V> {
         self.rounds.values().flat_map(BTreeMap::values).collect()

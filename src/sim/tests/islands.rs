@@ -147,7 +147,13 @@ fn a_relay_may_die_anywhere_in_its_island() {
         world.run_until(back).unwrap_or_else(|what| panic!("dies in {step}, {at:?}: {what}"));
         returns(&mut world);
         ends(&mut world).unwrap_or_else(|what| panic!("dies in {step}, {at:?}: {what}"));
-        assert_eq!(brought(&world, "edge-2"), ["counted"], "dies in {step}, {at:?}");
+        // What a broker has retained of the cloud ends an island, too: the next one builds on what that brought.
+        let brought = brought(&world, "edge-2");
+        assert!(!brought.is_empty(), "dies in {step}, {at:?}");
+        assert!(
+            brought.iter().all(|what| *what == "counted"),
+            "dies in {step}, {at:?}: {brought:?}"
+        );
     }
 }
 
