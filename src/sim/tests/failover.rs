@@ -317,3 +317,16 @@ fn a_standby_that_takes_over_makes_no_island() {
         |entry: &String| entry.contains(r#""late":"#) && entry.contains(r#""sender":"edge-1""#);
     assert!(!entries(&world, "edge-1").iter().any(alone));
 }
+
+#[cfg(feature = "sim")]
+#[test]
+fn the_shipped_scenario_passes_and_the_two_take_turns() {
+    let (name, text) =
+        crate::sim::SHIPPED.into_iter().find(|(name, _)| *name == "standby").unwrap();
+    let scenario = Scenario::from_toml(name, name, text).unwrap();
+    for seed in scenario.seeds[0]..=scenario.seeds[1] {
+        let world = passes(world(&scenario, seed), seed);
+        assert!(view(&world, "cloud").epoch > 2, "seed {seed}: nobody took over");
+        assert!(world.now_ms > 110_000);
+    }
+}
