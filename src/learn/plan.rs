@@ -8,7 +8,7 @@
 //! thing never makes a way possible that more of it didn't. With that, more memory or a quicker processor
 //! never gives an earlier cut, and a slower uplink never more bytes.
 //!
-//! The figures are estimates: of memory and traffic exact to some per cent, of time to a factor of about two. A
+//! The figures are estimates: of memory and traffic exact to some per cent, of time never compared with a round. A
 //! split step also waits for its edge, which isn't in them.
 //!
 //! Here is no model, no setting and no clock: `cli/plan.rs` measures and reads, and knows the models' sizes.
