@@ -24,7 +24,7 @@ use super::session::{BackSessions, SplitTerms};
 use super::update;
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{Digest, NodeId, Side, Version};
+use crate::ids::{Digest, Side, Version};
 use crate::time::Now;
 use crate::trust::Verified;
 use crate::wire::{Blob, Body, Result as RoundResult, decode};
@@ -420,6 +420,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+    use crate::ids::NodeId;
     use crate::protocol::effect::{CombineJob, Job};
     use crate::protocol::fixture::{
         CHUNK_BYTES, first_adapter, member_config, plan, round_config, verified,

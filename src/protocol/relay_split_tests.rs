@@ -7,6 +7,7 @@ use super::super::fixture::{CHUNK_BYTES, layout_of, member_config, plan, round_c
 use super::super::session::{BackEnd, BackTask};
 use super::super::{Backs, Owner};
 use super::*;
+use crate::ids::NodeId;
 use crate::learn::{Cut, Tensor, TensorSet};
 use crate::wire::{Coding, Contribution, Frame, Offer, SplitCoding, SplitMessage, Verdict};
 
