@@ -137,18 +137,14 @@ fn federate(plants: &[Windows], rounds: u64, seed: u64) -> TensorSet {
         let mut mean = TensorSet::zeros(&global.layout());
         for (plant, (learner, windows)) in learners.iter_mut().zip(plants).enumerate() {
             let job = TrainJob {
-                start: global.clone(),
-                steps: 20,
-                batch_size: 32,
-                learning_rate: 0.1,
-                final_rate: None,
-                prox_mu: 0.0,
-                distill_lambda: 0.0,
-                class_targets: None,
-                lesson: None,
-                seed: seed * 10_000 + round * 10 + plant as u64,
-                epochs: None,
                 class_logits: true,
+                ..TrainJob::plain(
+                    global.clone(),
+                    20,
+                    32,
+                    0.1,
+                    seed * 10_000 + round * 10 + plant as u64,
+                )
             };
             let trained =
                 learner.train(&windows.clone().into(), &job, &mut |_| Control::Continue).unwrap();

@@ -79,6 +79,7 @@ impl Site {
         let asked = if tier == 0 { Arc::clone(&self.asked) } else { Arc::default() };
         let cascade = self.ways[tier].map(|config| Cascading {
             config,
+            to_cloud: config.above,
             safe_default: Some("stop".into()),
             // The cloud has nothing to measure by.
             measure: (tier < 2).then(measure),

@@ -69,6 +69,7 @@ fn start(members: &Members, node: &str, ports: &[(Side, u16)]) -> Node {
         stale_after_ms: 600_000,
         cascade: Some(Cascading {
             config: CONFIG,
+            to_cloud: true,
             safe_default: None,
             measure: (tier < 2).then(measure),
         }),

@@ -25,22 +25,23 @@ use std::time::Duration;
 
 use canary::Canaries;
 use federation::{Plant, name, paused};
-use gaisnet::actors::lanes::inline_serve_lane;
+use gaisnet::actors::lanes::{inline_back_serve_lane, inline_front_serve_lane, inline_serve_lane};
 use gaisnet::actors::split_lane::{BackCopies, FrontRuns};
 use gaisnet::actors::{Busy, Half, InlineBench, Measure};
 use gaisnet::bus::memory::{Faults, MemoryBroker, MemoryBus};
 use gaisnet::bus::{Bus, BusEvent, Priority, Publish};
 use gaisnet::ids::NodeId;
 use gaisnet::learn::{
-    Activations, BEARING_PHYSICS, BackCopy, BackJob, BackStep, Cut, Examples, FrontBegun, FrontRun,
-    LearnError, Learner, MachineSpeeds, Prediction, Predictor, ReferenceSet, Smashed,
-    SoftmaxLearner, SplitBack, SplitFront, Tensor, TensorSet, TrainJob, Windows, labels_digest,
-    physics,
+    Activations, BEARING_PHYSICS, BackCopy, BackJob, BackPredictor, BackStep, Cut, Examples,
+    FrontBegun, FrontPredictor, FrontRun, Kept, LearnError, Learner, MachineSpeeds, Prediction,
+    Predictor, ReferenceSet, Smashed, SoftmaxLearner, SplitBack, SplitFront, Tensor, TensorSet,
+    TrainJob, Windows, labels_digest, physics,
 };
 use gaisnet::node::{AnswerLane, Answering, Cascading, NodeParts, Split};
 use gaisnet::protocol::cascade::{CascadeConfig, OnNoReply, Uncalibrated};
 use gaisnet::protocol::{Backs, Distils, SplitTerms, update};
 use gaisnet::rng::Stream;
+use gaisnet::scada::at_cut::FrontMark;
 use gaisnet::scada::command::CommandPolicy;
 use gaisnet::scada::tags::{Binds, Format, Tag};
 use gaisnet::store::{BlobCaps, SqliteStore, Store};
@@ -193,11 +194,26 @@ impl Mode {
         }
         parts.bench = Box::new(bench);
         parts.policy = CommandPolicy::new(["infer", "status"]).unwrap();
-        if role == Role::Device || matches!(self, Self::Cascade | Self::ToCloud) {
+        let lane = match (self, role) {
+            (Self::Split, Role::Device) => {
+                let untrained = FrontMark::new(0, &parts.learning.base, &parts.learning.adapter);
+                Some(inline_front_serve_lane(Identity, untrained))
+            }
+            (Self::Split, Role::Edge) => {
+                let (base, adapter) = (&parts.learning.base, &parts.learning.adapter);
+                let untrained = SPLIT.terms.front_of(0, base, adapter);
+                Some(inline_back_serve_lane(Unsure, untrained))
+            }
+            (Self::Cascade | Self::ToCloud, _) | (_, Role::Device) => {
+                Some(inline_serve_lane(Unsure))
+            }
+            _ => None,
+        };
+        if let Some(lane) = lane {
             let binds = Binds::Feature { model: name("toy") };
             let tags = vec![Tag::new("plant/press", Format::Json, "", binds).unwrap()];
             parts.answering = Some(Answering {
-                lane: AnswerLane::Windows(inline_serve_lane(Unsure)),
+                lane: AnswerLane::Windows(lane),
                 tags: if role == Role::Device { tags } else { Vec::new() },
                 busy: Arc::new(Busy::default()),
                 max_gap_ms: 5_000,
@@ -209,7 +225,9 @@ impl Mode {
     }
 
     fn cascade(self, role: Role) -> Option<Cascading> {
-        if !matches!(self, Self::Cascade | Self::ToCloud) {
+        let asks = matches!(self, Self::Cascade | Self::ToCloud)
+            || self == Self::Split && role == Role::Device;
+        if !asks {
             return None;
         }
         let config = CascadeConfig {
@@ -228,6 +246,7 @@ impl Mode {
         let measure = Measure { held_out: Arc::new(held_out), alpha: 0.05, delta: 0.05 };
         Some(Cascading {
             config,
+            to_cloud: matches!(self, Self::ToCloud),
             safe_default: None,
             measure: (role == Role::Edge).then_some(measure),
         })
@@ -270,8 +289,24 @@ impl Predictor for Unsure {
     }
 }
 
+impl BackPredictor for Unsure {
+    fn finish(&mut self, at_cut: &Activations, _: Kept) -> Result<Vec<Prediction>, LearnError> {
+        self.predict(&at_cut.data, at_cut.data.len())
+    }
+}
+
 /// A front that changes nothing: what is at the cut are the windows as they are.
 struct Identity;
+
+impl FrontPredictor for Identity {
+    fn load(&mut self, _: &TensorSet) -> Result<(), LearnError> {
+        Ok(())
+    }
+
+    fn pass(&mut self, x: &[f32], len: usize) -> Result<Activations, LearnError> {
+        Activations::new(vec![x.len() / len, 1, len], x.to_vec())
+    }
+}
 
 struct IdentityRun {
     labels: Vec<usize>,
@@ -582,6 +617,15 @@ fn split_training_shows_windows_to_the_site_and_to_nobody_else() {
     let seen = nothing_leaves(Mode::Split);
     let here = seen.on_site();
     assert!(has(&here, "window of dev0-0 as f32") && has(&here, "window of dev0-1"), "{here:?}");
+    // Answers in halves: what the front made of the question went to the edge, and was answered.
+    let to = |end: &str| -> Vec<_> {
+        seen.site.iter().filter(|(topic, _)| topic.ends_with(end)).cloned().collect()
+    };
+    let asked = seen.on(&to("edge0/infer/toy"));
+    assert!(has(&asked, "question, base64") || has(&asked, "question as f32"), "{asked:?}");
+    let answered = to("dev0-0/reply/infer");
+    let text: Vec<_> = answered.iter().map(|(_, bytes)| String::from_utf8_lossy(bytes)).collect();
+    assert!(text.iter().any(|text| text.contains("\"split\":true")), "{text:?}");
 }
 
 #[test]

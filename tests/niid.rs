@@ -178,4 +178,4 @@ fn a_killed_run_goes_on_in_the_middle_of_its_cell() {
 }
 
 const CELL: &str = "mnist/iid/fedavg";
-const RECORDED: [f64; 3] = [0.1, 0.2413, 0.4251];
+const RECORDED: [f64; 3] = [0.1, 0.2031, 0.4863];

@@ -98,7 +98,12 @@ fn asking(safe_default: Option<&str>) -> Cascading {
         on_no_reply: OnNoReply::Abstain,
         uncalibrated: Uncalibrated::Escalate,
     };
-    Cascading { config, safe_default: safe_default.map(str::to_owned), measure: None }
+    Cascading {
+        config,
+        to_cloud: false,
+        safe_default: safe_default.map(str::to_owned),
+        measure: None,
+    }
 }
 
 struct Site {

@@ -290,20 +290,7 @@ fn a_device_holds_and_trains_a_fifth_and_sends_a_quarter_of_what_f32_would_take(
     let front = base.filtered(|name| SPLIT.cut().is_front(name));
     let front = SignalFront::new(&front, config, SPLIT.cut(), SEED).unwrap();
     let windows: Examples = physics::windows(&mut Stream::new(5, "windows"), 96).into();
-    let job = TrainJob {
-        start: front.initial_adapter(),
-        steps: 3,
-        batch_size: 32,
-        learning_rate: 0.01,
-        final_rate: None,
-        prox_mu: 0.0,
-        distill_lambda: 0.0,
-        lesson: None,
-        class_targets: None,
-        seed: 1,
-        epochs: None,
-        class_logits: false,
-    };
+    let job = TrainJob::plain(front.initial_adapter(), 3, 32, 0.01, 1);
     let mut run = front.begin(&windows, &job).unwrap();
     for _ in 0..3 {
         let smashed = run.forward(&windows).unwrap();

@@ -111,20 +111,7 @@ fn plain(clients: &[Images], lanes: usize, threads: u16, rounds: u64) -> TensorS
 }
 
 fn job(start: TensorSet, seed: u64) -> TrainJob {
-    TrainJob {
-        start,
-        steps: 1,
-        batch_size: 64,
-        learning_rate: 0.01,
-        final_rate: None,
-        prox_mu: 0.0,
-        distill_lambda: 0.0,
-        lesson: None,
-        class_targets: None,
-        seed,
-        epochs: Some(1),
-        class_logits: false,
-    }
+    TrainJob { epochs: Some(1), ..TrainJob::plain(start, 1, 64, 0.01, seed) }
 }
 
 /// The same weights and messages, but nobody trains.

@@ -103,7 +103,7 @@ impl Gateway {
                 self.chunk(&payload, ack, ctx);
             }
             Leaf::Machine(_) | Leaf::To(..) if !mine => {
-                self.signed(side, &topic, &payload, ack, ctx);
+                self.signed(side, &topic, &payload, retained, ack, ctx);
             }
             Leaf::Cmd(name) if mine => {
                 let order = if is_signed(&payload) && retained {
@@ -163,6 +163,7 @@ impl Gateway {
         side: Side,
         topic: &str,
         payload: &[u8],
+        retained: bool,
         ack: Ack,
         ctx: &mut Context<Self>,
     ) {
@@ -172,7 +173,8 @@ impl Gateway {
             self.parts.figures.count("disk_full");
             return ack.release();
         }
-        match self.open(side, topic, payload) {
+        let opened = self.open(side, topic, payload);
+        match opened.map(|message| if retained { message.kept_by_broker() } else { message }) {
             // A neighbour's head is kept by whoever witnesses it; the machines don't need it.
             Ok(message) if matches!(message.body(), Body::Checkpoint(_) | Body::Keyring(_)) => {
                 ack.release();

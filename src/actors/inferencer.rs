@@ -88,6 +88,8 @@ pub struct InferencerParts {
 pub struct Inferencer {
     parts: InferencerParts,
     version: Version,
+    /// Blob of the adapter in use.
+    adapter: Digest,
     /// The last turn that was to be served.
     turn: u64,
     probe: Probe,
@@ -258,6 +260,7 @@ struct Scored {
 #[rtype(result = "()")]
 pub(super) struct Loaded {
     pub(super) version: Version,
+    pub(super) adapter: Digest,
     pub(super) result: Result<(), LearnError>,
 }
 
@@ -309,6 +312,7 @@ impl Inferencer {
             parts,
             version: 0,
             turn: 0,
+            adapter: Digest([0; 32]),
             probe: Probe::default(),
             streams: BTreeMap::new(),
             unreadable: BTreeSet::new(),
@@ -429,17 +433,21 @@ impl Inferencer {
         }
     }
 
+    /// Whether this node has the front of a model alone: no window can be answered here without its edge.
+    fn has_front(&self) -> bool {
+        self.halves.as_ref().is_some_and(Halves::is_front)
+    }
+
     /// Has the built-in window answered, if that is due: each new version, each minute, and after an answer
     /// that was none.
     fn look(&mut self, ctx: &mut Context<Self>) {
         let Probe { due, running, seconds } = self.probe;
-        if running || !(due || seconds >= Probe::EVERY_S) {
+        if self.has_front() || running || !(due || seconds >= Probe::EVERY_S) {
             return;
         }
         let (me, turn) = (ctx.address(), self.turn);
-        let done = Box::new(move |result| {
-            let _ = me.try_send(Probed { turn, result });
-        });
+        // Without a bound: one is under way at a time, and without it nothing would be looked at again.
+        let done = Box::new(move |result| me.do_send(Probed { turn, result }));
         let len = self.parts.window.get();
         let request = ServeRequest::Predict { x: probe_window(len), len, done };
         // For the lane may be done with it at once.
@@ -449,9 +457,10 @@ impl Inferencer {
         }
     }
 
-    fn tell(&self, version: Version, check: Check, ctx: &mut Context<Self>) {
+    fn tell(&self, version: Version, adapter: Digest, check: Check, ctx: &mut Context<Self>) {
         let checked = self.parts.checked.clone();
-        let told = async move { checked.send(Checked { version, check }).await.unwrap_or(()) };
+        let told =
+            async move { checked.send(Checked { version, adapter, check }).await.unwrap_or(()) };
         ctx.spawn(told.into_actor(self));
     }
 
@@ -650,16 +659,12 @@ impl Handler<Serve> for Inferencer {
 
     fn handle(&mut self, serve: Serve, ctx: &mut Self::Context) {
         let Some(adapter) = serve.opened(&mut self.turn, &self.parts.figures) else { return };
-        let version = serve.version;
-        if let Some(tiers) = &mut self.tiers {
-            tiers.comes(version, Digest::of(&serve.adapter));
-        }
+        let (version, digest) = (serve.version, Digest::of(&serve.adapter));
         let halves = self.halves.as_ref();
         let front = halves.and_then(|halves| halves.front_of(version, &serve.adapter));
         let me = ctx.address();
-        let done = Box::new(move |result| {
-            let _ = me.try_send(Loaded { version, result });
-        });
+        // Without a bound: there are a few of them at most, and without one the version in use is mistaken.
+        let done = Box::new(move |result| me.do_send(Loaded { version, adapter: digest, result }));
         if self.parts.lane.submit(ServeRequest::Load { adapter, front, done }).is_err() {
             // The queue of questions is full: try again behind it.
             self.parts.figures.count("busy");
@@ -672,16 +677,16 @@ impl Handler<Loaded> for Inferencer {
     type Result = ();
 
     fn handle(&mut self, loaded: Loaded, ctx: &mut Self::Context) {
-        let (version, fits) = (loaded.version, loaded.result.is_ok());
+        let (version, adapter, fits) = (loaded.version, loaded.adapter, loaded.result.is_ok());
         loaded.settle(&mut self.version, &self.parts.figures);
-        if fits {
-            self.probe.due = true;
-            self.look(ctx);
-        } else {
-            self.tell(version, Check::Unfit, ctx);
+        if !fits {
+            return self.tell(version, adapter, Check::Unfit, ctx);
         }
-        if let Some(tiers) = self.tiers.as_mut().filter(|_| fits) {
-            tiers.serves(self.version);
+        self.adapter = adapter;
+        self.probe.due = true;
+        self.look(ctx);
+        if let Some(tiers) = &mut self.tiers {
+            tiers.serves(version, adapter);
             self.measure(ctx);
         }
     }
@@ -708,7 +713,7 @@ impl Handler<Probed> for Inferencer {
                 Check::Failed
             }
         };
-        self.tell(self.version, check, ctx);
+        self.tell(self.version, self.adapter, check, ctx);
     }
 }
 
@@ -874,6 +879,8 @@ impl Handler<Finished> for Inferencer {
             Ok(None) => self.refuse(&InferError::other_front(id, front.version, self.version)),
             Err(error) => {
                 tracing::warn!(%error, "a device's activations can't be answered");
+                // Activations of any device may do that: only the built-in window counts.
+                self.probe.due = true;
                 let kind = match error {
                     LearnError::NotFinite { .. } => "split_not_finite",
                     _ => "split_shape",

@@ -385,20 +385,8 @@ mod tests {
 
     fn request(steps: u32, seed: u64) -> (TrainRequest, Receiver<Result<Trained, LearnError>>) {
         let (sender, receiver) = channel();
-        let job = TrainJob {
-            start: adapter(0.0),
-            steps,
-            batch_size: 1,
-            learning_rate: 0.1,
-            final_rate: None,
-            prox_mu: 0.0,
-            distill_lambda: 0.0,
-            class_targets: None,
-            lesson: None,
-            seed,
-            epochs: None,
-            class_logits: true,
-        };
+        let job =
+            TrainJob { class_logits: true, ..TrainJob::plain(adapter(0.0), steps, 1, 0.1, seed) };
         let request = TrainRequest {
             data: Arc::new(crate::learn::Texts::default().into()),
             job,

@@ -47,8 +47,9 @@ pub struct OperatorParts {
     pub role: Recipient<Stimulus>,
     /// Asks it.
     pub observe: Recipient<Observe>,
-    /// Changes which of its versions is served.
-    pub steer: Recipient<Steer>,
+    /// Changes which of its versions is served; none where front and back of a split model have to be of one
+    /// version.
+    pub steer: Option<Recipient<Steer>>,
     /// Records commands.
     pub runner: Addr<Runner>,
     /// The link on the plant's side.
@@ -321,10 +322,11 @@ impl Operator {
 
     /// Changes which version is served: with the command's entry, in one transaction.
     fn steer(&self, note: Note, id: Option<RequestId>, order: SlotOrder, ctx: &mut Context<Self>) {
+        // `check` has answered where there is none.
+        let Some(role) = self.parts.steer.clone() else { return };
         let Note { name, command, operator, guard, ack } = note;
         let word = Word::try_from(name.clone()).unwrap_or(Word::new("unnamed"));
         let steer = Steer { order, guard, command, name: word, operator, ack };
-        let role = self.parts.steer.clone();
         let done = async move { role.send(steer).await };
         ctx.wait(done.into_actor(self).map(move |steered, this, ctx| {
             let Ok(outcome) = steered else { return };
@@ -354,6 +356,16 @@ impl Operator {
             Action::Rollback { model, .. }
             | Action::VersionRelease { model, .. }
             | Action::VersionFloor { model, .. } => {
+                if self.parts.steer.is_none() {
+                    let instead = "front and back of a split model are of one version: take split.cut out on the \
+                                   whole site first, or have another round made";
+                    let name = match &command.action {
+                        Action::Rollback { .. } => "rollback",
+                        Action::VersionRelease { .. } => "version.release",
+                        _ => "version.floor",
+                    };
+                    return not_supported(name, instead);
+                }
                 if self.parts.models.iter().any(|known| known.name == *model) {
                     return Ok(());
                 }

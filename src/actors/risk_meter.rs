@@ -13,12 +13,12 @@
 use std::sync::Arc;
 
 use super::figures::Figures;
+use crate::ids::Digest;
 use crate::learn::{
     Control, Examples, LearnError, Learner, Prediction, Predictor, Progress, TensorSet, TrainJob,
     Trained, Windows,
 };
 use crate::privacy::{Gate, Membership};
-use crate::rng::Stream;
 
 /// See the module.
 pub struct RiskMeter {
@@ -32,15 +32,16 @@ pub struct RiskMeter {
 impl RiskMeter {
     /// Fewest examples on each side: of fewer a rate would tell of single ones.
     pub const LEAST: usize = 20;
-    /// One example in so many is kept back.
-    const KEPT_ONE_IN: usize = 5;
+    /// One example in about so many is kept back.
+    const KEPT_ONE_IN: u16 = 5;
     /// Windows that are answered at once.
     const BATCH: usize = 64;
 
     /// A meter around a learner, and what is left to learn from. `predictor` is of the same model.
     ///
     /// # Determinism
-    /// The same examples are kept back at each start: they must never have been learned from.
+    /// An example is kept back or not by its own bytes, whatever stands beside it: it must never have been
+    /// learned from.
     pub fn new(
         learner: Box<dyn Learner>,
         predictor: Box<dyn Predictor>,
@@ -103,24 +104,24 @@ impl Learner for RiskMeter {
             Err(error) => {
                 tracing::warn!(%error, "the privacy risk of this round can't be measured");
                 self.figures.count(error.kind());
+                self.figures.update(|view| view.privacy_risk = None);
             }
         }
         Ok(trained)
     }
 }
 
-/// What is learned from, and what is kept back: drawn, so that both are of one kind.
+/// What is learned from, and what is kept back: drawn by each example's bytes, so that both are of one kind.
 fn keep_back(windows: &Windows) -> (Windows, Windows) {
-    let n = windows.labels.len();
-    let mut order: Vec<usize> = (0..n).collect();
-    Stream::new(0, "kept back for the risk meter").shuffle(&mut order);
-    let back: std::collections::BTreeSet<usize> =
-        order.into_iter().take(n / RiskMeter::KEPT_ONE_IN).collect();
     let none = || Windows { len: windows.len, classes: windows.classes, ..Windows::default() };
     let (mut learned, mut kept) = (none(), none());
     for (at, label) in windows.labels.iter().enumerate() {
-        let to = if back.contains(&at) { &mut kept } else { &mut learned };
-        to.x.extend_from_slice(windows.row(at).unwrap_or_default());
+        let row = windows.row(at).unwrap_or_default();
+        let bytes: Vec<u8> = row.iter().flat_map(|sample| sample.to_le_bytes()).collect();
+        let [first, second, ..] = Digest::of(&bytes).0;
+        let draw = u16::from_le_bytes([first, second]);
+        let to = if draw % RiskMeter::KEPT_ONE_IN == 0 { &mut kept } else { &mut learned };
+        to.x.extend_from_slice(row);
         to.labels.push(*label);
     }
     (learned, kept)
@@ -182,6 +183,7 @@ mod tests {
     use super::*;
     use crate::learn::{MachineSpeeds, SoftmaxLearner, SoftmaxPredictor, physics};
     use crate::privacy::Profile;
+    use crate::rng::Stream;
 
     /// What a device's figures say after a round on `n` windows of `classes` classes.
     fn risk(n: usize, classes: usize, steps: u32, profile: Profile) -> Option<Membership> {
@@ -198,20 +200,10 @@ mod tests {
         let gate = Gate::from(profile);
         let (mut meter, learned) =
             RiskMeter::new(learner, predictor, &data, gate, Arc::clone(&figures));
-        assert_eq!(learned.labels.len(), n - n / 5);
+        assert_eq!(learned.labels.len() + meter.held_out.labels.len(), n);
         let job = TrainJob {
-            start: meter.initial_adapter(),
-            steps,
-            batch_size: 16,
-            learning_rate: 0.1,
-            final_rate: None,
-            prox_mu: 0.0,
-            distill_lambda: 0.0,
-            class_targets: None,
-            lesson: None,
-            seed: 3,
-            epochs: None,
             class_logits: true,
+            ..TrainJob::plain(meter.initial_adapter(), steps, 16, 0.1, 3)
         };
         meter.train(&learned.into(), &job, &mut |_| Control::Continue).unwrap();
         figures.view().privacy_risk
@@ -231,21 +223,26 @@ mod tests {
 
     #[test]
     fn of_few_examples_nothing_is_said() {
-        assert_eq!(risk(5 * (RiskMeter::LEAST - 1), 3, 16, Profile::Lab), None);
-        assert!(risk(5 * RiskMeter::LEAST, 3, 16, Profile::Lab).is_some());
+        assert_eq!(risk(2 * RiskMeter::LEAST, 3, 16, Profile::Lab), None);
+        assert!(risk(10 * RiskMeter::LEAST, 3, 16, Profile::Lab).is_some());
     }
 
     #[test]
-    fn what_is_kept_back_is_the_same_at_each_start_and_no_part_of_what_is_learned() {
-        let data = physics::windows(&mut Stream::new(21, "plant"), 60);
+    fn what_is_kept_back_stays_so_whatever_is_added_and_is_no_part_of_what_is_learned() {
+        let data = physics::windows(&mut Stream::new(21, "plant"), 200);
         let (learned, kept) = keep_back(&data);
-        assert_eq!((&learned, &kept), (&keep_back(&data).0, &keep_back(&data).1));
-        assert_eq!((learned.labels.len(), kept.labels.len()), (48, 12));
+        assert_eq!(learned.labels.len() + kept.labels.len(), 200);
+        assert!((20..=60).contains(&kept.labels.len()), "{} of 200", kept.labels.len());
         let rows = |of: &Windows| -> Vec<Vec<u32>> {
             let bits = |row: &[f32]| row.iter().map(|x| x.to_bits()).collect();
             of.x.chunks(of.len).map(bits).collect()
         };
         assert!(rows(&kept).iter().all(|row| !rows(&learned).contains(row)));
+        let mut fewer = data;
+        fewer.labels.truncate(90);
+        fewer.x.truncate(90 * fewer.len);
+        let kept_of_fewer = keep_back(&fewer).1;
+        assert_eq!(rows(&kept)[..kept_of_fewer.labels.len()], rows(&kept_of_fewer)[..]);
     }
 
     #[test]

@@ -105,6 +105,8 @@ pub struct Steer {
 pub struct Checked {
     /// The version.
     pub version: Version,
+    /// Blob of its adapter: a version may come to have another one.
+    pub adapter: Digest,
     /// What came of it.
     pub check: Check,
 }
@@ -187,7 +189,8 @@ impl<M: Machine> Handler<Checked> for Role<M> {
     type Result = ();
 
     fn handle(&mut self, checked: Checked, ctx: &mut Self::Context) {
-        let effects = self.slots.checked(checked.version, checked.check);
+        let Checked { version, adapter, check } = checked;
+        let effects = self.slots.checked(version, adapter, check);
         if effects.is_empty() {
             return;
         }

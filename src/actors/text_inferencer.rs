@@ -335,11 +335,10 @@ impl Handler<Serve> for TextInferencer {
 
     fn handle(&mut self, serve: Serve, ctx: &mut Self::Context) {
         let Some(adapter) = serve.opened(&mut self.turn, &self.parts.figures) else { return };
-        let version = serve.version;
+        let (version, digest) = (serve.version, Digest::of(&serve.adapter));
         let me = ctx.address();
-        let done = Box::new(move |result| {
-            let _ = me.try_send(Loaded { version, result });
-        });
+        // Without a bound: there are a few of them at most, and without one the version in use is mistaken.
+        let done = Box::new(move |result| me.do_send(Loaded { version, adapter: digest, result }));
         let id = AdapterId::Version(version);
         if self.parts.lane.submit(TextRequest::Load { id, adapter, done }).is_err() {
             // The queue of requests is full: try again behind it.
@@ -353,7 +352,7 @@ impl Handler<Loaded> for TextInferencer {
     type Result = ();
 
     fn handle(&mut self, loaded: Loaded, ctx: &mut Self::Context) {
-        let version = loaded.version;
+        let (version, adapter) = (loaded.version, loaded.adapter);
         // An adapter that the base takes is believed: no text is written to look at.
         let check = match &loaded.result {
             Ok(()) => Check::Passed,
@@ -363,7 +362,8 @@ impl Handler<Loaded> for TextInferencer {
         };
         loaded.settle(&mut self.version, &self.parts.figures);
         let checked = self.parts.checked.clone();
-        let told = async move { checked.send(Checked { version, check }).await.unwrap_or(()) };
+        let told =
+            async move { checked.send(Checked { version, adapter, check }).await.unwrap_or(()) };
         ctx.spawn(told.into_actor(self));
     }
 }

@@ -110,8 +110,6 @@ pub(super) struct Tiers {
     open: BTreeMap<Ticket, Asked>,
     measuring: Option<Measuring>,
     stored: Option<Calibrated>,
-    /// Digests of adapters that are on their way into the lane.
-    coming: BTreeMap<Version, Digest>,
     escalations: Escalations,
 }
 
@@ -129,8 +127,7 @@ impl Tiers {
         // Damage here costs a new measurement, nothing else.
         let stored = parts.stored.as_deref().and_then(|bytes| Calibrated::from_bytes(bytes).ok());
         let measuring = parts.measure.clone().map(Measuring::new);
-        let (open, coming, escalations) =
-            (BTreeMap::new(), BTreeMap::new(), Escalations::default());
+        let (open, escalations) = (BTreeMap::new(), Escalations::default());
         Self {
             parts,
             model,
@@ -142,7 +139,6 @@ impl Tiers {
             open,
             measuring,
             stored,
-            coming,
             escalations,
         }
     }
@@ -188,17 +184,10 @@ impl Tiers {
         self.feed(Input::Link(up))
     }
 
-    /// A version is on its way into the lane.
-    pub(super) fn comes(&mut self, version: Version, adapter: Digest) {
-        self.coming.insert(version, adapter);
-    }
-
     /// A version answers from now on: what was measured of it, or the measuring begins.
-    pub(super) fn serves(&mut self, version: Version) {
-        let adapter = self.coming.remove(&version);
-        self.coming.retain(|coming, _| *coming > version);
+    pub(super) fn serves(&mut self, version: Version, adapter: Digest) {
         let _ = self.feed(Input::Calibrated(None));
-        let (Some(measuring), Some(adapter)) = (&mut self.measuring, adapter) else { return };
+        let Some(measuring) = &mut self.measuring else { return };
         match self.stored.filter(|known| measuring.is_of(known, version, &adapter)) {
             Some(known) => self.knows(known),
             None => measuring.begin(version, adapter),

@@ -48,6 +48,10 @@ pub(super) fn run(
     if !path.is_dir() {
         return Err(Misuse(format!("there is no store at {}", path.display())).into());
     }
+    anyhow::ensure!(
+        settings.split.cut.is_none(),
+        "front and back of a split model are of one version: take split.cut out on the whole site first"
+    );
     let mut store = match SqliteStore::open(path, BlobCaps::default()) {
         Ok(store) => store,
         Err(error @ StoreError::Locked { .. }) => {

@@ -22,18 +22,16 @@ pub(super) fn ways(
 ) -> Result<Vec<Contribution>, DemoError> {
     let plan = plan_of(settings);
     let job = TrainJob {
-        start: start.clone(),
-        steps: plan.local_steps,
-        batch_size: plan.batch_size,
-        learning_rate: plan.learning_rate,
-        final_rate: None,
         prox_mu: plan.prox_mu,
-        distill_lambda: 0.0,
-        class_targets: None,
-        lesson: None,
-        seed: plan.seed,
         epochs: plan.local_epochs,
         class_logits: true,
+        ..TrainJob::plain(
+            start.clone(),
+            plan.local_steps,
+            plan.batch_size,
+            plan.learning_rate,
+            plan.seed,
+        )
     };
     let trained = brain.learner.train(data, &job, &mut |_| Control::Continue)?;
     let packed = |coding| -> Result<u64, DemoError> {

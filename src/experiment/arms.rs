@@ -24,18 +24,15 @@ pub(super) fn train(
     for round in 0..rounds {
         let rates = schedule.rates(plan.learning_rate, round, rounds);
         let job = TrainJob {
-            start: adapter,
-            steps: plan.local_steps.saturating_mul(times),
-            batch_size: plan.batch_size,
-            learning_rate: rates.first,
             final_rate: rates.last,
-            prox_mu: 0.0,
-            distill_lambda: 0.0,
-            class_targets: None,
-            lesson: None,
-            seed: plan.seed.wrapping_add(round),
             epochs: plan.local_epochs,
-            class_logits: false,
+            ..TrainJob::plain(
+                adapter,
+                plan.local_steps.saturating_mul(times),
+                plan.batch_size,
+                rates.first,
+                plan.seed.wrapping_add(round),
+            )
         };
         let mut progress = |_| {
             stepped();

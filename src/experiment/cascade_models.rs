@@ -37,18 +37,8 @@ pub fn bearings(
     let mut train = |learner: &mut dyn Learner, name, learning_rate, final_rate| {
         news(News::Begins(name));
         let job = TrainJob {
-            start: learner.initial_adapter(),
-            steps,
-            batch_size: 32,
-            learning_rate,
             final_rate,
-            prox_mu: 0.0,
-            distill_lambda: 0.0,
-            class_targets: None,
-            lesson: None,
-            seed: options.seed,
-            epochs: None,
-            class_logits: false,
+            ..TrainJob::plain(learner.initial_adapter(), steps, 32, learning_rate, options.seed)
         };
         let mut progress = |at: Progress| {
             news(News::Step { done: at.step.into(), of: steps.into() });

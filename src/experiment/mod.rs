@@ -37,6 +37,7 @@ pub mod over;
 #[cfg(feature = "torch")]
 pub mod paper;
 mod places;
+mod record_file;
 #[cfg(feature = "torch")]
 pub mod relay;
 #[cfg(feature = "torch")]

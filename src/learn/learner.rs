@@ -264,6 +264,30 @@ pub struct TrainJob {
 pub const MAX_STEPS: u32 = 1_000_000;
 
 impl TrainJob {
+    /// So many steps at one rate, and nothing else: no pull, no lesson, no passes, nothing said.
+    pub fn plain(
+        start: TensorSet,
+        steps: u32,
+        batch_size: u32,
+        learning_rate: f32,
+        seed: u64,
+    ) -> Self {
+        Self {
+            start,
+            steps,
+            batch_size,
+            learning_rate,
+            final_rate: None,
+            prox_mu: 0.0,
+            distill_lambda: 0.0,
+            class_targets: None,
+            lesson: None,
+            seed,
+            epochs: None,
+            class_logits: false,
+        }
+    }
+
     /// Learning rate of a step, from 1 to the run's `steps`.
     #[expect(clippy::cast_precision_loss, reason = "a million steps at most")]
     pub fn rate_at(&self, step: u32, steps: u32) -> f32 {
@@ -279,10 +303,8 @@ impl TrainJob {
     /// # Examples
     /// ```
     /// # use gaisnet::learn::{TensorSet, TrainJob};
-    /// let job = TrainJob {
-    ///     start: TensorSet::default(), steps: 40, batch_size: 64, learning_rate: 0.01, final_rate: None, prox_mu: 0.0,
-    ///     distill_lambda: 0.0, class_targets: None, lesson: None, seed: 1, epochs: Some(2), class_logits: false,
-    /// };
+    /// let plain = TrainJob::plain(TensorSet::default(), 40, 64, 0.01, 1);
+    /// let job = TrainJob { epochs: Some(2), ..plain };
     /// assert_eq!(job.steps_over(130), 6); // 64, 64 and 2, twice
     /// assert_eq!(TrainJob { epochs: None, ..job }.steps_over(130), 40);
     /// ```
@@ -522,20 +544,7 @@ mod tests {
     }
 
     fn job(steps: u32, batch_size: u32, epochs: Option<u32>) -> TrainJob {
-        TrainJob {
-            start: TensorSet::default(),
-            steps,
-            batch_size,
-            learning_rate: 0.1,
-            final_rate: None,
-            prox_mu: 0.0,
-            distill_lambda: 0.0,
-            class_targets: None,
-            lesson: None,
-            seed: 1,
-            epochs,
-            class_logits: false,
-        }
+        TrainJob { epochs, ..TrainJob::plain(TensorSet::default(), steps, batch_size, 0.1, 1) }
     }
 
     #[test]

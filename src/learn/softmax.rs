@@ -422,18 +422,8 @@ mod tests {
 
     fn job() -> TrainJob {
         TrainJob {
-            start: learner().initial_adapter(),
-            steps: 60,
-            batch_size: 8,
-            learning_rate: 0.1,
-            final_rate: None,
-            prox_mu: 0.0,
-            distill_lambda: 0.0,
-            class_targets: None,
-            lesson: None,
-            seed: 1,
-            epochs: None,
             class_logits: true,
+            ..TrainJob::plain(learner().initial_adapter(), 60, 8, 0.1, 1)
         }
     }
 

@@ -190,6 +190,8 @@ pub struct Answering {
 pub struct Cascading {
     /// How it decides. Without a parent nobody is above, whatever it says.
     pub config: CascadeConfig,
+    /// Whether an edge may ask the cloud: a window leaves the site then.
+    pub to_cloud: bool,
     /// The label that it falls back to where it abstains.
     pub safe_default: Option<String>,
     /// What each version is measured on; none where there are no examples.
@@ -356,7 +358,7 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
     let slots = SlotsConfig {
         base: learning.base,
         untrained: Digest::of(&learning.adapter),
-        checks: answering.is_some(),
+        checks: answering.is_some() && learning.split.is_none(),
     };
     let slots = Slots::new(slots, &of(Slots::KEY, &state)).map_err(NodeError::State)?;
     let Played { role, observe, steer, checked } = match tier {
@@ -393,7 +395,7 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
         policy: parts.policy.clone(),
         role: role.clone(),
         observe: observe.clone(),
-        steer,
+        steer: learning.split.is_none().then_some(steer),
         runner: runner.clone(),
         bus: Arc::clone(&plant_bus),
         plant,
@@ -422,7 +424,7 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
         let (figures, policy) = (Arc::clone(&parts.figures), parts.policy);
         let (busy, tags) = (answering.busy, TagMap::new(answering.tags));
         let cascade = answering.cascade.map(|cascading| {
-            let Cascading { config, safe_default, measure } = cascading;
+            let Cascading { config, to_cloud, safe_default, measure } = cascading;
             let stored = state.iter().find(|(key, _)| key == Calibrated::KEY);
             // An edge's parent is at another broker, outside the site's zone.
             let leaves_site = tier != Tier::Device;
@@ -436,7 +438,7 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
             let is_edge = entry.parent.as_ref().and_then(|parent| keyring.node(parent));
             let is_edge = is_edge.is_some_and(|parent| parent.roles.contains(&KeyRole::Edge));
             let has_front = learning.split.is_some() && tier == Tier::Device;
-            let way = |bus| match (leaves_site, ToCloud::opened(config.above)) {
+            let way = |bus| match (leaves_site, ToCloud::opened(to_cloud)) {
                 (false, _) => Some(Way::Site(bus)),
                 (true, door) => door.map(|door| Way::Cloud(Border::new(bus), door)),
             };

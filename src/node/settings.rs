@@ -712,7 +712,7 @@ fn cascading_of(
     let (alpha, delta) = (cascade.alpha, cascade.delta);
     let measure = held_out.map(|held_out| Measure { held_out: Arc::new(held_out), alpha, delta });
     let safe_default = cascade.safe_default.clone();
-    (data, Some(Cascading { config, safe_default, measure }))
+    (data, Some(Cascading { config, to_cloud: cascade.to_cloud, safe_default, measure }))
 }
 
 /// What is learned and how: what the settings say, for a model with this base and untrained adapter.

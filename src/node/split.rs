@@ -231,7 +231,7 @@ fn asking_of(settings: &Settings) -> Cascading {
         on_no_reply: OnNoReply::Abstain,
         uncalibrated: Uncalibrated::Escalate,
     };
-    Cascading { config, safe_default: cascade.safe_default.clone(), measure: None }
+    Cascading { config, to_cloud: false, safe_default: cascade.safe_default.clone(), measure: None }
 }
 
 #[cfg(feature = "torch")]

@@ -231,18 +231,8 @@ mod tests {
         assert_eq!((reference.digest, reference.count), (digest, 2));
         assert_eq!((reference.classes, reference.unlabelled), (Some(2), true));
         let job = TrainJob {
-            start: brain.learner.initial_adapter(),
-            steps: 20,
-            batch_size: 2,
-            learning_rate: 1.0,
-            final_rate: None,
-            prox_mu: 0.0,
-            distill_lambda: 0.0,
-            class_targets: None,
-            lesson: None,
-            seed: 1,
-            epochs: None,
             class_logits: true,
+            ..TrainJob::plain(brain.learner.initial_adapter(), 20, 2, 1.0, 1)
         };
         let trained = brain.learner.train(&data, &job, &mut |_| Control::Continue).unwrap();
         assert!(trained.loss_last < trained.loss_first);

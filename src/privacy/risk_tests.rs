@@ -26,20 +26,7 @@ fn features(data: &Windows) -> Vec<Vec<f32>> {
 /// A model that learned these windows for so many steps.
 fn model(data: Windows, steps: u32) -> TensorSet {
     let mut learner = learner();
-    let job = TrainJob {
-        start: learner.initial_adapter(),
-        steps,
-        batch_size: 16,
-        learning_rate: 0.1,
-        final_rate: None,
-        prox_mu: 0.0,
-        distill_lambda: 0.0,
-        class_targets: None,
-        lesson: None,
-        seed: 3,
-        epochs: None,
-        class_logits: false,
-    };
+    let job = TrainJob::plain(learner.initial_adapter(), steps, 16, 0.1, 3);
     learner.train(&Examples::from(data), &job, &mut |_| Control::Continue).unwrap().adapter
 }
 

@@ -7,7 +7,7 @@ use super::session::{BackEnd, BackTask, FrontEnd, FrontTask};
 use crate::ids::{Digest, Epoch, NodeId, RoundNo, Side, UpdateId, Version};
 use crate::ledger::Event;
 use crate::trust::Verified;
-use crate::wire::{Body, ClassSummary, Manifest, Plan, Result as RoundResult};
+use crate::wire::{Blob, Body, ClassSummary, Manifest, Plan, Result as RoundResult};
 
 /// Something that happened to a machine.
 #[derive(Debug, Clone)]
@@ -381,12 +381,12 @@ impl Default for ShareBounds {
 }
 
 /// What a relay's round of its own came to: the next adapter of its site, of the version that it was learned from.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct LocalWork {
     /// That version.
     pub version: Version,
-    /// Blob of the adapter that was offered.
-    pub from: Digest,
+    /// The adapter that was offered.
+    pub from: Blob,
     /// Blob of the one that came of it.
     pub adapter: Digest,
     /// Distinct examples.

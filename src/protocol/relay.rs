@@ -57,8 +57,8 @@ pub struct IslandTerms {
 struct Island {
     /// The parent's last version.
     version: Version,
-    /// Blob of its adapter.
-    since: Digest,
+    /// Its adapter.
+    since: Blob,
     /// Blob of the site's own by now.
     adapter: Digest,
     /// Rounds behind it.
@@ -97,7 +97,8 @@ impl Relay {
     /// Key prefix of its own durable state.
     pub const PREFIX: &'static str = "relay/";
     const ISLAND: &'static str = "relay/island";
-    const STATE_CAP: usize = 4_096;
+    /// An adapter that is written in the record, and its figures.
+    const STATE_CAP: usize = 128 * 1_024;
 
     /// Puts the two halves together, each built from its own part of the store; `state` is the relay's own.
     ///
@@ -171,8 +172,11 @@ impl Relay {
         let sender = message.sender().clone();
         // Who only asks for the rounds opens none: it may ask in vain.
         let asks = matches!(message.body(), Body::Lease(lease) if lease.asks);
+        let (kept_by_broker, before) = (message.was_retained(), self.heard_of());
         let mut effects = self.member.step(now, Input::Message(message));
-        if !asks && *self.member.owner() == sender {
+        // What a broker has kept may be as old as the owner's last word.
+        let is_news = !kept_by_broker || self.heard_of() != before;
+        if !asks && is_news && *self.member.owner() == sender {
             self.parent_is_there(&mut effects);
         }
         effects
@@ -241,7 +245,7 @@ impl Relay {
     pub fn blobs(&self) -> std::collections::BTreeSet<Digest> {
         let mut keep = self.member.blobs();
         keep.extend(self.round.blobs());
-        keep.extend(self.island.iter().flat_map(|island| [island.since, island.adapter]));
+        keep.extend(self.island.iter().flat_map(|island| [island.since.sha256(), island.adapter]));
         keep
     }
 
@@ -309,7 +313,11 @@ impl Relay {
     /// A round of its own has ended.
     fn learned_alone(&mut self, work: LocalWork, out: &mut Vec<Effect>) {
         let LocalWork { version, from, adapter, num_examples, num_devices, .. } = work;
-        let before = self.island.take();
+        let goes_on =
+            |island: &mut Island| island.version == version && island.adapter == from.sha256();
+        let before = self.island.take_if(goes_on);
+        // What was learned from another start is a contribution of its own.
+        self.give_to_round(out);
         let (since, rounds, steps, loss_first) = before
             .map_or((from, 0, 0, work.loss_first), |island| {
                 (island.since, island.rounds, island.steps, island.loss_first)
@@ -341,6 +349,11 @@ impl Relay {
         }
     }
 
+    /// The last that it knows of its parent.
+    fn heard_of(&self) -> (Option<Digest>, Version) {
+        (self.member.working_on().map(|(offer, _)| offer), self.member.version())
+    }
+
     /// Something came from the parent.
     fn parent_is_there(&mut self, out: &mut Vec<Effect>) {
         let Some(terms) = self.config.island else { return };
@@ -355,7 +368,8 @@ impl Relay {
         }
     }
 
-    /// What was learned alone counts in the next inner round, as one contribution of this node.
+    /// What was learned alone counts in the next inner round, as one contribution of this node. That round
+    /// starts where the parent's version is, or the same work would be in it twice.
     fn give_to_round(&mut self, out: &mut Vec<Effect>) {
         let Some(island) = self.island.take() else { return };
         out.push(Effect::Delete(Self::ISLAND.to_owned()));
@@ -375,11 +389,12 @@ impl Relay {
             back: None,
             stacked: false,
             whole: true,
-            base: island.since,
+            base: island.since.sha256(),
             class_logits: None,
             knowledge: None,
         };
         self.round.bring(input, out);
+        self.round.go_back_to(island.version, island.since, out);
         // Answers come from the federation's version again.
         self.member.apply(out);
     }
@@ -401,7 +416,7 @@ impl Relay {
             .saturating_sub(self.config.margin_ms)
             .max(offer.deadline_ms / 2)
             .max(1);
-        self.round.set_plan(offer.plan.clone());
+        self.round.set_plan(offer.plan.clone(), out);
         let (version, targets) = (offer.version, offer.class_targets.clone());
         match cut.flatten() {
             Some((adapter, whole)) => self.round.take(version, adapter, whole, targets, out),

@@ -22,8 +22,8 @@ use ring::digest::{Context, SHA256};
 use serde::Serialize;
 
 use self::state::{
-    Closing, EPOCH, GLOBAL, Global, NORMS, NUMBER, OWN, Open, Own, PAUSED, Phase, Recent, Told,
-    accepted, late,
+    Closing, EPOCH, GLOBAL, Global, NORMS, NUMBER, OWN, Open, Own, PAUSED, PLAN, Phase, Recent,
+    Told, accepted, late,
 };
 use super::effect::{
     CombineInput, CombineJob, Delivery, DistilTask, Distils, Effect, Input, Job, LocalWork, Said,
@@ -371,14 +371,24 @@ impl Round {
         self.set_global(version, adapter, whole, class_targets, told, out);
     }
 
-    /// Changes what members are asked to do, from the next round on (a relay passes its offer's on).
-    pub fn set_plan(&mut self, plan: Plan) {
+    /// Changes what members are asked to do, from the next round on (a relay passes its offer's on). It is
+    /// remembered: a round of the relay's own goes by it, also after a restart.
+    pub fn set_plan(&mut self, plan: Plan, out: &mut Vec<Effect>) {
+        put(PLAN, &plan, out);
         self.config.plan = plan;
     }
 
     /// Has the next start take this epoch, or a higher one: what others have heard counts too.
     pub(super) fn raise_epoch(&mut self, next: Epoch) {
         self.epoch = self.epoch.max(next.saturating_sub(1));
+    }
+
+    /// Has its next round start from the adapter that its version came with, whatever was learned alone since.
+    pub fn go_back_to(&mut self, version: Version, adapter: Blob, out: &mut Vec<Effect>) {
+        if version == self.global.version && adapter.sha256() != self.global.adapter {
+            let targets = self.global.class_targets.clone();
+            self.set_global(version, adapter, None, targets, None, out);
+        }
     }
 
     /// Gives up the open round: nothing of it is combined, its contributions count as late ones.
@@ -939,7 +949,7 @@ impl Round {
     /// The site's next adapter. Its members hear of it by the next offer: a result would be a version.
     fn commit_alone(&mut self, closing: &Closing, work: Work, out: &mut Vec<Effect>) {
         let Some(bytes) = work.update else { return out.push(Effect::Count("nothing_learned")) };
-        let (version, from) = (closing.offer.version, closing.offer.adapter.sha256());
+        let (version, from) = (closing.offer.version, closing.offer.adapter.clone());
         let blob = Blob::of(&bytes, self.config.chunk_bytes);
         let adapter = blob.sha256();
         out.push(Effect::SaveBlob(bytes));

@@ -287,7 +287,8 @@ impl Slots {
             self.failed_once(&mut out);
         }
         out.extend(self.take(effects));
-        if self.state.served.version > 0 {
+        let Slot { version, adapter, .. } = self.state.served;
+        if version > 0 || adapter != self.config.untrained {
             self.announce(&mut out);
         }
         out
@@ -326,10 +327,11 @@ impl Slots {
         Ok(out)
     }
 
-    /// A look at the served version ended; what is said of another one is old news.
-    pub fn checked(&mut self, version: Version, check: Check) -> Vec<Effect> {
+    /// A look at the served version ended; what is said of another one, or of another adapter of it, is old news.
+    pub fn checked(&mut self, version: Version, adapter: Digest, check: Check) -> Vec<Effect> {
         let mut out = Vec::new();
-        if version != self.state.served.version {
+        let Slot { version: served, adapter: by, .. } = self.state.served;
+        if (version, adapter) != (served, by) || !self.config.checks {
             return out;
         }
         match check {
@@ -389,9 +391,10 @@ impl Slots {
             self.serve(slot, out);
         } else if adapter != served.adapter {
             // What a device trains for itself goes by the version of the round that asked for it.
-            self.state.served.adapter = adapter;
-            self.state.served.proven = !self.config.checks;
+            let proven = !self.config.checks;
+            self.state.served = Slot { version, adapter, proven, failed: 0 };
             self.put(out);
+            out.push(Effect::Record(Event::Rollout { adapter, version }));
         }
         self.announce(out);
     }
@@ -469,7 +472,8 @@ impl Slots {
     fn release(&mut self, least: Version, out: &mut Vec<Effect>) -> Result<(), SlotRefusal> {
         let Some(hold) = &mut self.state.held else { return Err(SlotRefusal::NotHeld) };
         hold.least = Some(least);
-        let at_hand = [self.state.waiting, self.state.other].into_iter().flatten();
+        // Of two of one version what waits is the newer: the other one was given up.
+        let at_hand = [self.state.other, self.state.waiting].into_iter().flatten();
         let floor = least.max(self.state.served.version + 1);
         let newest = at_hand.filter(|slot| slot.version >= floor).max_by_key(|slot| slot.version);
         match newest {

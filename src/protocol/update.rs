@@ -249,17 +249,21 @@ pub fn combine(
         })
     };
     let class_logits = combine_class_logits(&job.inputs)?.or_else(|| job.class_targets.clone());
-    let examples = job.inputs.iter().fold(0, |n: u64, input| n.saturating_add(input.num_examples));
-    let devices = job.inputs.iter().fold(0, |n: u32, input| n.saturating_add(input.num_devices));
+    // What a site learned alone comes from the devices that are in the set anyway: it counts beside them only
+    // where there is nothing else.
+    let own: Vec<CombineInput> = job.inputs.iter().filter(|input| !input.whole).cloned().collect();
+    let told = if own.is_empty() { &job.inputs } else { &own };
+    let examples = told.iter().fold(0, |n: u64, input| n.saturating_add(input.num_examples));
+    let devices = told.iter().fold(0, |n: u32, input| n.saturating_add(input.num_devices));
     Ok(Work {
         update,
         class_logits: class_logits.filter(|_| job.plan.class_logits),
         knowledge: None,
         num_examples: examples.min(MAX_EXAMPLES),
         num_devices: devices,
-        steps: job.inputs.iter().map(|input| input.steps).min().unwrap_or(0),
-        loss_first: mean_loss(&job.inputs, examples, |input| input.loss_first),
-        loss_last: mean_loss(&job.inputs, examples, |input| input.loss_last),
+        steps: told.iter().map(|input| input.steps).min().unwrap_or(0),
+        loss_first: mean_loss(told, examples, |input| input.loss_first),
+        loss_last: mean_loss(told, examples, |input| input.loss_last),
         residual: None,
         own: None,
         weighed,

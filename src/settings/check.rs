@@ -394,10 +394,13 @@ fn broken_rules(settings: &Settings) -> Vec<(String, String)> {
         "data.set",
         "missing: with cascade.to_cloud an edge must measure which of its answers are sure",
     );
+    let meters = settings.node.has(NodeRole::Trainer)
+        && !fronts
+        && matches!(model.learner, LearnerName::Softmax | LearnerName::SignalTransformer);
     rule(
-        !settings.privacy.risk_meter || model.learner != LearnerName::Language,
+        !settings.privacy.risk_meter || meters,
         "privacy.risk_meter",
-        "set, but only models that answer windows are measured",
+        "set, but only devices that train a whole model of windows are measured",
     );
     let telemetry = &settings.telemetry;
     rule(

@@ -26,7 +26,7 @@ impl World {
         let lapses = self.nodes.at(self.owner_of_link(from, to)).broker.lapses;
         let fate = self.fate(from, to);
         for arrival in fate.into_iter().flatten() {
-            self.at(arrival, Event::Letter { to, letter: letter.clone(), lapses });
+            self.at(arrival, Event::Letter { to, letter: letter.clone(), lapses, kept: false });
         }
         let forged = self.scenario.faults.forged;
         if forged > 0.0
@@ -36,7 +36,7 @@ impl World {
         {
             let delay = 1 + self.below(self.longest_way());
             let letter = Arc::new(forgery);
-            self.after(delay, Event::Letter { to, letter, lapses });
+            self.after(delay, Event::Letter { to, letter, lapses, kept: false });
         }
     }
 
@@ -67,6 +67,7 @@ impl World {
         to: Place,
         letter: &Letter,
         lapses: u32,
+        kept: bool,
     ) -> Result<(), Broken> {
         if !self.arrives(letter.from, to, lapses) {
             return Ok(());
@@ -84,6 +85,7 @@ impl World {
                 return Ok(());
             }
         };
+        let message = if kept { message.kept_by_broker() } else { message };
         let outdated = self.invariants.epochs_fence.is_outdated(node, to, &message);
         let epoch = message.epoch();
         let changed = self.step(to, Input::Message(message))?;
@@ -113,7 +115,7 @@ impl World {
             let retained: Vec<Arc<Letter>> = retained.values().cloned().collect();
             for letter in retained {
                 let arrival = self.arrival(from, at);
-                self.at(arrival, Event::Letter { to: at, letter, lapses });
+                self.at(arrival, Event::Letter { to: at, letter, lapses, kept: true });
             }
         }
     }

@@ -56,6 +56,8 @@ pub(super) enum Event {
         to: Place,
         letter: Arc<Letter>,
         lapses: u32,
+        /// The broker had kept it.
+        kept: bool,
     },
     Chunk {
         from: Place,
@@ -271,7 +273,9 @@ impl World {
 
     fn event(&mut self, event: Event) -> Result<(), Broken> {
         match event {
-            Event::Letter { to, letter, lapses } => return self.deliver(to, &letter, lapses),
+            Event::Letter { to, letter, lapses, kept } => {
+                return self.deliver(to, &letter, lapses, kept);
+            }
             Event::Chunk { from, to, chunk, lapses } => {
                 if self.arrives(from, to, lapses) {
                     return self.chunk(to, *chunk);

@@ -197,20 +197,7 @@ mod tests {
     fn each_number_of_a_job_makes_another_run() {
         let folder = tempfile::tempdir().unwrap();
         let kept = at(folder.path());
-        let job = TrainJob {
-            start: TensorSet::default(),
-            steps: 4,
-            batch_size: 2,
-            learning_rate: 0.5,
-            final_rate: None,
-            prox_mu: 0.0,
-            distill_lambda: 0.0,
-            class_targets: None,
-            lesson: None,
-            seed: 1,
-            epochs: None,
-            class_logits: false,
-        };
+        let job = TrainJob::plain(TensorSet::default(), 4, 2, 0.5, 1);
         let bits = 0x3f00_0000;
         let falling = Some(f32::from_bits(bits));
         let jobs = [

@@ -11,18 +11,11 @@ fn halves() -> (CnnFront, CnnBack) {
 
 fn job(start: TensorSet) -> TrainJob {
     TrainJob {
-        start,
-        steps: 1,
-        batch_size: 8,
-        learning_rate: 0.01,
-        final_rate: None,
         prox_mu: 0.1,
         distill_lambda: 0.5,
         class_targets: Some(ClassLogits { mean_logits: vec![0.5; 100], counts: vec![20; 10] }),
-        lesson: None,
-        seed: 4,
         epochs: Some(3),
-        class_logits: false,
+        ..TrainJob::plain(start, 1, 8, 0.01, 4)
     }
 }
 

@@ -29,18 +29,9 @@ pub(in crate::torch) fn bars(n: usize, seed: u64) -> Images {
 
 fn job(epochs: u32) -> TrainJob {
     TrainJob {
-        start: learner().initial_adapter(),
-        steps: 1,
-        batch_size: 8,
-        learning_rate: 0.01,
-        final_rate: None,
-        prox_mu: 0.0,
-        distill_lambda: 0.0,
-        class_targets: None,
-        lesson: None,
-        seed: 4,
         epochs: Some(epochs),
         class_logits: true,
+        ..TrainJob::plain(learner().initial_adapter(), 1, 8, 0.01, 4)
     }
 }
 

@@ -643,18 +643,9 @@ fn a_run_that_was_cut_off_goes_on_and_ends_as_one_that_was_not() {
         learner(&base, &peft).keeping(kept)
     };
     let job = TrainJob {
-        start: learner(&base, &peft).initial_adapter(),
-        steps: 7,
-        batch_size: 2,
-        learning_rate: 0.01,
-        final_rate: None,
         prox_mu: 0.1,
-        distill_lambda: 0.0,
-        class_targets: None,
-        lesson: None,
-        seed: 5,
-        epochs: None,
         class_logits: true,
+        ..TrainJob::plain(learner(&base, &peft).initial_adapter(), 7, 2, 0.01, 5)
     };
     let whole = learner(&base, &peft).train(&texts, &job, &mut |_| Control::Continue).unwrap();
 
@@ -705,20 +696,7 @@ fn a_slot_that_was_never_loaded_does_not_answer_with_the_bare_base() {
 }
 
 fn job_of(learner: &LanguageLearner) -> TrainJob {
-    TrainJob {
-        start: learner.initial_adapter(),
-        steps: 7,
-        batch_size: 2,
-        learning_rate: 0.01,
-        final_rate: None,
-        prox_mu: 0.0,
-        distill_lambda: 1.0,
-        class_targets: None,
-        lesson: None,
-        seed: 5,
-        epochs: None,
-        class_logits: false,
-    }
+    TrainJob { distill_lambda: 1.0, ..TrainJob::plain(learner.initial_adapter(), 7, 2, 0.01, 5) }
 }
 
 fn as_examples(texts: &[Vec<u32>]) -> Texts {

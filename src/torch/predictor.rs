@@ -68,19 +68,24 @@ impl SignalPredictor {
         self.threads
     }
 
-    /// Swaps the adapter, and gives the base with it.
-    pub(super) fn load_applied(&mut self, adapter: &TensorSet) -> Result<Applied, LearnError> {
+    /// The base with an adapter.
+    pub(super) fn applied(&self, adapter: &TensorSet) -> Result<Applied, LearnError> {
         let _guard = tch::no_grad_guard();
         use_threads(self.threads);
-        let applied = self.plan.apply(&self.base, &self.plan.flatten(adapter)?)?;
+        self.plan.apply(&self.base, &self.plan.flatten(adapter)?)
+    }
+
+    /// Answers by it from now on.
+    pub(super) fn put(&mut self, applied: &Applied) -> Result<(), LearnError> {
         self.model = SignalTransformer::new(&applied.parts(), &self.config)?;
-        Ok(applied)
+        Ok(())
     }
 }
 
 impl Predictor for SignalPredictor {
     fn load(&mut self, adapter: &TensorSet) -> Result<(), LearnError> {
-        self.load_applied(adapter).map(drop)
+        let applied = self.applied(adapter)?;
+        self.put(&applied)
     }
 
     fn predict(&mut self, x: &[f32], len: usize) -> Result<Vec<Prediction>, LearnError> {

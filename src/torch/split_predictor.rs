@@ -123,8 +123,10 @@ impl SplitPredictor {
 
 impl Predictor for SplitPredictor {
     fn load(&mut self, adapter: &TensorSet) -> Result<(), LearnError> {
-        let applied = self.whole.load_applied(adapter)?;
+        // The back first: when it can't be made the whole stays as it is.
+        let applied = self.whole.applied(adapter)?;
         let next = Back::new(&applied.parts(), &self.config, self.cut)?;
+        self.whole.put(&applied)?;
         self.before = Some(std::mem::replace(&mut self.last, next));
         Ok(())
     }

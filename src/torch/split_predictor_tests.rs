@@ -41,20 +41,7 @@ fn all(
 /// An adapter that has learned something.
 fn trained(config: &TrainerConfig, seed: u64) -> TensorSet {
     let mut learner = SignalLearner::new(&base(config), config.clone(), 3).unwrap();
-    let job = TrainJob {
-        start: learner.initial_adapter(),
-        steps: 4,
-        batch_size: 12,
-        learning_rate: 0.05,
-        final_rate: None,
-        prox_mu: 0.0,
-        distill_lambda: 0.0,
-        class_targets: None,
-        lesson: None,
-        seed,
-        epochs: None,
-        class_logits: false,
-    };
+    let job = TrainJob::plain(learner.initial_adapter(), 4, 12, 0.05, seed);
     let data = tones(24, seed).into();
     learner.train(&data, &job, &mut |_| crate::learn::Control::Continue).unwrap().adapter
 }

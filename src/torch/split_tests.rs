@@ -31,18 +31,10 @@ fn halves(config: &TrainerConfig, cut: Cut) -> (SignalFront, SignalBack) {
 
 fn job(start: TensorSet, steps: u32) -> TrainJob {
     TrainJob {
-        start,
-        steps,
-        batch_size: 12,
-        learning_rate: 0.02,
-        final_rate: None,
         prox_mu: 0.1,
         distill_lambda: 0.5,
         class_targets: Some(ClassLogits { mean_logits: vec![0.5; 9], counts: vec![20; 3] }),
-        lesson: None,
-        seed: 4,
-        epochs: None,
-        class_logits: false,
+        ..TrainJob::plain(start, steps, 12, 0.02, 4)
     }
 }
 

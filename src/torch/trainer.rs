@@ -587,18 +587,8 @@ pub(super) mod tests {
 
     fn job(learner: &SignalLearner, steps: u32) -> TrainJob {
         TrainJob {
-            start: learner.initial_adapter(),
-            steps,
-            batch_size: 12,
-            learning_rate: 0.02,
-            final_rate: None,
-            prox_mu: 0.0,
-            distill_lambda: 0.0,
-            class_targets: None,
-            lesson: None,
-            seed: 4,
-            epochs: None,
             class_logits: true,
+            ..TrainJob::plain(learner.initial_adapter(), steps, 12, 0.02, 4)
         }
     }
 

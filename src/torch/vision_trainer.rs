@@ -340,20 +340,7 @@ mod tests {
     }
 
     fn job(start: TensorSet, steps: u32) -> TrainJob {
-        TrainJob {
-            start,
-            steps,
-            batch_size: 12,
-            learning_rate: 0.005,
-            final_rate: None,
-            prox_mu: 0.0,
-            distill_lambda: 0.0,
-            class_targets: None,
-            lesson: None,
-            seed: 4,
-            epochs: None,
-            class_logits: true,
-        }
+        TrainJob { class_logits: true, ..TrainJob::plain(start, steps, 12, 0.005, 4) }
     }
 
     fn share_right(predictor: &mut VisionPredictor, images: &Images) -> f32 {

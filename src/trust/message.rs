@@ -14,12 +14,23 @@ pub struct Verified {
     head: Head,
     body: Body,
     body_digest: Digest,
+    retained: bool,
 }
 
 impl Verified {
     /// For `open.rs`, after its last check.
     pub(super) fn new(head: Head, body: Body, body_bytes: &[u8]) -> Self {
-        Self { head, body, body_digest: Digest::of(body_bytes) }
+        Self { head, body, body_digest: Digest::of(body_bytes), retained: false }
+    }
+
+    /// The same, given out by a broker that had kept it: it may be old, and its sender away.
+    pub fn kept_by_broker(self) -> Self {
+        Self { retained: true, ..self }
+    }
+
+    /// Whether a broker had kept it.
+    pub fn was_retained(&self) -> bool {
+        self.retained
     }
 
     /// For `sim/`, where thousands of nodes believe each other: as if it had come through the gate. A program that

@@ -31,7 +31,7 @@ pub(super) struct RunArgs {
     /// Passes of a client over its images in a round
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     local_epochs: u32,
-    /// Seed of weights, batches and draws of the splits
+    /// Seed of weights (its lower 32 bits), batches and draws of the splits
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Two rounds of one pass over 200 images a client: whether all works, no figure to tell

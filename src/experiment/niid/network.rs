@@ -37,7 +37,7 @@ pub fn subject(cell: &Cell, test: Images, seed: u64) -> Result<CellSubject, Expe
             predictor.accuracy(&test)
         }),
         model: format!(
-            "CNN of {} values, pixels scaled by {mean} and {deviation}, SGD with momentum {MOMENTUM}",
+            "CNN of {} values, started as PyTorch does, pixels scaled by {mean} and {deviation}, SGD with momentum {MOMENTUM}",
             model.initial(seed)?.num_values()
         ),
     })

@@ -1,12 +1,11 @@
 //! What a cell has come to so far, on disk after each round: a run of hours survives its process.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::Judged;
-use crate::experiment::ExperimentError;
+use crate::experiment::{ExperimentError, record_file};
 use crate::report::{AuditSummary, HalvesFigures};
 
 /// One cell's figures.
@@ -100,14 +99,7 @@ impl CellRecord {
     /// # Errors
     /// [`ExperimentError::Record`] when it isn't one, [`ExperimentError::Io`].
     pub fn read(folder: &Path) -> Result<Option<Self>, ExperimentError> {
-        let path = place(folder);
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(ExperimentError::Io(path, error)),
-        };
-        let record = serde_json::from_slice(&bytes);
-        record.map(Some).map_err(|error| ExperimentError::Record(path, error.to_string()))
+        record_file::read(folder)
     }
 
     /// Writes it, whole or not at all.
@@ -115,19 +107,8 @@ impl CellRecord {
     /// # Errors
     /// [`ExperimentError::Io`].
     pub(super) fn write(&self, folder: &Path) -> Result<(), ExperimentError> {
-        let path = place(folder);
-        let fresh = path.with_extension("new");
-        let at = |error| ExperimentError::Io(path.clone(), error);
-        let mut text = serde_json::to_vec_pretty(self).map_err(|error| at(error.into()))?;
-        text.push(b'\n');
-        fs::write(&fresh, text).map_err(at)?;
-        fs::File::open(&fresh).and_then(|file| file.sync_all()).map_err(at)?;
-        fs::rename(&fresh, &path).map_err(at)
+        record_file::write(self, folder)
     }
-}
-
-fn place(folder: &Path) -> PathBuf {
-    folder.join("record.json")
 }
 
 #[cfg(test)]
@@ -179,12 +160,12 @@ mod tests {
         record().write(folder.path()).unwrap();
         assert_eq!(CellRecord::read(folder.path()).unwrap(), Some(record()));
         // As an earlier version wrote it, which knew nothing but a common model.
-        let text = fs::read_to_string(place(folder.path())).unwrap();
+        let text = std::fs::read_to_string(folder.path().join("record.json")).unwrap();
         let older = text.replace("  \"judged\": \"common_model\",\n", "");
         assert_ne!(older, text);
-        fs::write(place(folder.path()), older).unwrap();
+        std::fs::write(folder.path().join("record.json"), older).unwrap();
         assert_eq!(CellRecord::read(folder.path()).unwrap(), Some(record()));
-        fs::write(place(folder.path()), "{\"rounds\": 3}").unwrap();
+        std::fs::write(folder.path().join("record.json"), "{\"rounds\": 3}").unwrap();
         let error = CellRecord::read(folder.path()).unwrap_err();
         assert_eq!(error.kind(), "record");
     }

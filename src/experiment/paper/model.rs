@@ -239,20 +239,7 @@ fn digits(
         told("pre-training the base on digits");
         let data = Examples::from(digits.cloned().unwrap_or_default());
         let start = config.model.initial_weights(&mut Stream::new(PRETRAIN_SEED, "weights"));
-        let job = TrainJob {
-            start: start.clone(),
-            steps,
-            batch_size: 64,
-            learning_rate: 1e-3,
-            final_rate: None,
-            prox_mu: 0.0,
-            distill_lambda: 0.0,
-            class_targets: None,
-            lesson: None,
-            seed: PRETRAIN_SEED,
-            epochs: None,
-            class_logits: false,
-        };
+        let job = TrainJob::plain(start.clone(), steps, 64, 1e-3, PRETRAIN_SEED);
         let mut learner = VisionLearner::new(&start, config.clone(), PRETRAIN_SEED)?;
         Ok(learner.train(&data, &job, &mut |_| Control::Continue)?.adapter)
     })

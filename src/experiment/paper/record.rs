@@ -1,12 +1,11 @@
 //! What came of a cell, on disk once it is finished: a comparison goes on cell by cell.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::cell::Cell;
-use crate::experiment::ExperimentError;
+use crate::experiment::{ExperimentError, record_file};
 use crate::report::AuditSummary;
 
 /// A finished cell.
@@ -108,7 +107,7 @@ pub struct Answers {
     pub count: u64,
     /// What all of them took.
     pub cost: Cost,
-    /// What an example takes, computed: sent wherever the model isn't.
+    /// What an example takes, computed: sent where the whole model is elsewhere.
     pub example_bytes: u64,
 }
 
@@ -123,14 +122,7 @@ impl Record {
     /// # Errors
     /// [`ExperimentError::Record`] when it isn't one, [`ExperimentError::Io`].
     pub fn read(folder: &Path) -> Result<Option<Self>, ExperimentError> {
-        let path = place(folder);
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(ExperimentError::Io(path, error)),
-        };
-        let record = serde_json::from_slice(&bytes);
-        record.map(Some).map_err(|error| ExperimentError::Record(path, error.to_string()))
+        record_file::read(folder)
     }
 
     /// Writes it, whole or not at all.
@@ -138,17 +130,6 @@ impl Record {
     /// # Errors
     /// [`ExperimentError::Io`].
     pub(super) fn write(&self, folder: &Path) -> Result<(), ExperimentError> {
-        let path = place(folder);
-        let fresh = path.with_extension("new");
-        let at = |error| ExperimentError::Io(path.clone(), error);
-        let mut text = serde_json::to_vec_pretty(self).map_err(|error| at(error.into()))?;
-        text.push(b'\n');
-        fs::write(&fresh, text).map_err(at)?;
-        fs::File::open(&fresh).and_then(|file| file.sync_all()).map_err(at)?;
-        fs::rename(&fresh, &path).map_err(at)
+        record_file::write(self, folder)
     }
-}
-
-fn place(folder: &Path) -> PathBuf {
-    folder.join("record.json")
 }

@@ -87,18 +87,14 @@ fn slices(
     let mut adapter = start;
     for round in 1..=subject.settings().round.rounds {
         let job = TrainJob {
-            start: adapter,
-            steps,
-            batch_size: subject.settings().strategy.batch_size,
-            learning_rate,
-            final_rate: None,
-            prox_mu: 0.0,
-            distill_lambda: 0.0,
-            class_targets: None,
             lesson: lesson.cloned(),
-            seed: Stream::new(subject.seed().wrapping_add(round), node).next_u64(),
-            epochs: None,
-            class_logits: false,
+            ..TrainJob::plain(
+                adapter,
+                steps,
+                subject.settings().strategy.batch_size,
+                learning_rate,
+                Stream::new(subject.seed().wrapping_add(round), node).next_u64(),
+            )
         };
         adapter = learner.train(data, &job, &mut |_| Control::Continue)?.adapter;
     }

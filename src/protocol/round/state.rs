@@ -14,6 +14,7 @@ use crate::wire::{
 
 pub(super) const EPOCH: &str = "round/epoch";
 pub(super) const GLOBAL: &str = "round/global";
+pub(super) const PLAN: &str = "round/plan";
 pub(super) const PHASE: &str = "round/phase";
 pub(super) const NUMBER: &str = "round/number";
 pub(super) const RECENT: &str = "round/recent";
@@ -148,6 +149,7 @@ impl Round {
         match key {
             EPOCH => self.epoch = decode(value, STATE_CAP)?,
             GLOBAL => self.global = decode(value, STATE_CAP)?,
+            PLAN => self.config.plan = decode(value, STATE_CAP)?,
             PHASE => self.phase = decode(value, STATE_CAP)?,
             NUMBER => self.number = decode(value, STATE_CAP)?,
             RECENT => self.recent = decode(value, STATE_CAP)?,

@@ -53,6 +53,16 @@ impl CountedOnce {
     ) -> Result<(), Broken> {
         let mut round = None;
         for effect in effects {
+            if let Effect::Record(Event::Late { update, sender, .. }) = effect
+                && *sender == node.id
+            {
+                // A relay's own work, learned while it was alone: its one contribution under this name.
+                let sent = self.sent.entry(node.id.clone()).or_default();
+                sent.push_back((*update, Digest::of(&update.0)));
+                if sent.len() > Self::SENT {
+                    sent.pop_front();
+                }
+            }
             match effect {
                 Effect::Send {
                     body: Body::Contribution(contribution),
@@ -68,11 +78,6 @@ impl CountedOnce {
                     if sent.len() > Self::SENT {
                         sent.pop_front();
                     }
-                }
-                Effect::Record(Event::Late { update, sender, .. }) if *sender == node.id => {
-                    // A relay's own work, learned while it was alone: its one contribution under this name.
-                    let own = (*update, Digest::of(&update.0));
-                    self.sent.entry(node.id.clone()).or_default().push_back(own);
                 }
                 Effect::Record(
                     Event::Accept { update, round, .. } | Event::Late { update, round, .. },
