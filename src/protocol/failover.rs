@@ -63,6 +63,11 @@ pub struct Failover {
     /// Blobs that the state names, all on disk.
     blobs: BTreeMap<Digest, Manifest>,
     place: Place,
+    /// Changes of the state since there are rounds. Who has less of one basis lacks something: its store
+    /// was put back from a backup.
+    told: u64,
+    /// Ticks until promises count: whoever has just started hears the other one first.
+    listens: u64,
     full: bool,
 }
 
@@ -115,6 +120,7 @@ impl Failover {
     /// Key prefix of its durable state, beside that of the round.
     pub const PREFIX: &'static str = "failover/";
     pub(super) const STAND: &'static str = "failover/stand";
+    const TOLD: &'static str = "failover/told";
     const STATE_CAP: usize = 1 << 16;
     /// Parts of a lease in which a leader says that it is there.
     const TICKS: u64 = 4;
@@ -147,6 +153,10 @@ impl Failover {
         if let Some((key, value)) = own.iter().find(|(key, _)| key == Self::STAND) {
             stand = decode(value, Self::STATE_CAP).map_err(|e| format!("{key}: {e}"))?;
         }
+        let mut told = 0;
+        if let Some((key, value)) = own.iter().find(|(key, _)| key == Self::TOLD) {
+            told = decode(value, Self::STATE_CAP).map_err(|e| format!("{key}: {e}"))?;
+        }
         let mut blobs: BTreeMap<_, _> = blobs.into_iter().map(|blob| (blob.sha256, blob)).collect();
         let untrained = Manifest::of(adapter, config.chunk_bytes);
         blobs.insert(untrained.sha256, untrained);
@@ -158,6 +168,8 @@ impl Failover {
             state: state.iter().cloned().collect(),
             blobs,
             place: Place::Following { incoming: None, ticks_left: Self::TICKS + 1 },
+            told,
+            listens: 0,
             full: false,
         })
     }
@@ -179,7 +191,7 @@ impl Failover {
         let mut out = Vec::new();
         match input {
             Input::Start => self.start(now, &mut out),
-            Input::Timer(Timer::Lease) => self.tick(&mut out),
+            Input::Timer(Timer::Lease) => self.tick(now, &mut out),
             Input::Message(message) if *message.sender() == self.config.peer => {
                 self.peer(now, &message, &mut out);
             }
@@ -246,6 +258,7 @@ impl Failover {
     }
 
     fn start(&mut self, now: Now, out: &mut Vec<Effect>) {
+        self.listens = Self::TICKS;
         match self.stand.post {
             Post::Following => {
                 let wish = self.have(true);
@@ -260,7 +273,8 @@ impl Failover {
     }
 
     /// A part of a lease has passed.
-    fn tick(&mut self, out: &mut Vec<Effect>) {
+    fn tick(&mut self, now: Now, out: &mut Vec<Effect>) {
+        self.listens = self.listens.saturating_sub(1);
         match &mut self.place {
             Place::Following { ticks_left, .. } => {
                 *ticks_left = ticks_left.saturating_sub(1);
@@ -279,7 +293,11 @@ impl Failover {
                 }
                 out.push(self.next_tick());
             }
-            Place::Standing { .. } => self.ask(out),
+            Place::Standing { .. } => {
+                if !self.lead_if_promised(now, out) {
+                    self.ask(out);
+                }
+            }
             Place::Leading { outgoing, .. } => {
                 if self.stand.post == Post::Paired && outgoing.waits_too_long(Self::TICKS) {
                     return self.stand_up(out);
@@ -308,7 +326,12 @@ impl Failover {
             return out.push(Effect::Count("stale_epoch"));
         }
         if epoch > self.stand.epoch {
-            if self.stand.post == Post::Alone {
+            // Two that lead alone are one with another disk than it had: the one that knows less.
+            let knows_more = match message.body() {
+                Body::Lease(lease) => !lease.asks && lease.told > self.told,
+                _ => false,
+            };
+            if self.stand.post == Post::Alone && (!knows_more || message.was_retained()) {
                 // It can't lead: most members have promised to us, and what we know is all there is.
                 self.stand.epoch = epoch;
                 return self.lead(now, Post::Alone, Outgoing::default(), out);
@@ -330,6 +353,16 @@ impl Failover {
                 if self.stand.basis.is_some_and(known) {
                     // It asks for the rounds, and wasn't there when more was said than it knows of.
                     return out.push(Effect::Count("copy_behind"));
+                }
+                let is_first = self.stand.of != epoch;
+                let of_one_basis = copy.basis.is_some() && copy.basis == self.stand.basis;
+                if is_first && of_one_basis && copy.told < self.told && guard::stands(Guard::Told) {
+                    // It has forgotten what it once told us. We stand before anybody promises it the rounds.
+                    out.push(Effect::Count("copy_knows_less"));
+                    if let Place::Following { .. } = self.place {
+                        self.stand_up(out);
+                    }
+                    return;
                 }
                 if let Place::Following { incoming, ticks_left } = &mut self.place {
                     *ticks_left = (*ticks_left).max(Self::TICKS + 1);
@@ -371,7 +404,7 @@ impl Failover {
     /// A member listens to us, and to nobody below.
     fn promise(&mut self, now: Now, message: &Verified, out: &mut Vec<Effect>) {
         let Body::Promise(promise) = message.body() else { return };
-        let Place::Standing { promised, outgoing } = &mut self.place else { return };
+        let Place::Standing { promised, .. } = &mut self.place else { return };
         if message.epoch() != self.stand.epoch || !self.round.members.contains(message.sender()) {
             return out.push(Effect::Count("promise_of_another_epoch"));
         }
@@ -381,10 +414,18 @@ impl Failover {
             return out.push(Effect::Count("standby_behind"));
         }
         promised.insert(message.sender().clone());
-        if promised.len() * 2 > self.round.members.len() {
+        self.lead_if_promised(now, out);
+    }
+
+    /// Says whether most members have promised, and it leads.
+    fn lead_if_promised(&mut self, now: Now, out: &mut Vec<Effect>) -> bool {
+        let Place::Standing { promised, outgoing } = &mut self.place else { return false };
+        let most = promised.len() * 2 > self.round.members.len();
+        if most && self.listens == 0 {
             let outgoing = std::mem::take(outgoing);
             self.lead(now, Post::Alone, outgoing, out);
         }
+        most && self.listens == 0
     }
 
     /// The other one has a copy on disk, or wishes one.
@@ -522,6 +563,8 @@ impl Failover {
         let news = !changed.is_empty();
         if news {
             outgoing.changed(changed);
+            self.told += 1;
+            put(Self::TOLD, &self.told, out);
             let needs = round.named_blobs();
             self.blobs.retain(|digest, _| needs.contains(digest));
         }
@@ -553,7 +596,7 @@ impl Failover {
         else {
             return;
         };
-        match outgoing.copy(&self.state, blobs, basis, self.config.chunk_bytes) {
+        match outgoing.copy(&self.state, blobs, (basis, self.told), self.config.chunk_bytes) {
             Ok((copy, saved)) => {
                 out.extend(saved.map(Effect::SaveBlob));
                 out.push(self.to_peer(Mirror::Copy(copy)));
@@ -591,6 +634,7 @@ impl Failover {
         let Place::Following { incoming, .. } = &mut self.place else { return };
         let Some(copy) = incoming.take() else { return };
         let (seq, basis, epoch) = (copy.seq(), copy.basis(), copy.epoch());
+        let told = copy.told();
         let next = copy.applied_to(&self.state);
         // A state that no round can be built from would be found out in an emergency.
         let pairs: Vec<_> = next.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
@@ -610,6 +654,8 @@ impl Failover {
         self.blobs = blobs;
         (self.stand.have, self.stand.of, self.stand.basis) = (seq, epoch, basis);
         put(Self::STAND, &self.stand, out);
+        self.told = told;
+        put(Self::TOLD, &self.told, out);
         let known = self.have(false);
         out.push(known);
     }
@@ -669,7 +715,7 @@ impl Failover {
         let alone = self.stand.post == Post::Alone;
         Effect::Send {
             to: To::Children,
-            body: Body::Lease(Lease { ms: self.config.lease_ms, asks, alone }),
+            body: Body::Lease(Lease { ms: self.config.lease_ms, asks, alone, told: self.told }),
             round: 0,
             epoch: self.stand.epoch,
             delivery: Delivery::Latest,

@@ -21,6 +21,8 @@ pub(crate) enum Guard {
     Promises,
     /// Nothing leaves an owner that its standby hasn't on disk.
     Copies,
+    /// A copy of what was put back from a backup takes nobody's place.
+    Told,
 }
 
 #[cfg(not(test))]

@@ -129,7 +129,7 @@ fn leased(from: &str, signer: &str, to: &str, side: Side) -> &'static str {
     let (site, line) = (entry.site.clone(), entry.line.clone());
     let branch = Branch { prefix: prefix.clone(), site, line, node: name(from) };
     let mut sealer = Sealer::new(key_of(signer), name("fed"), branch, BootId([1; 16]));
-    let lease = Body::Lease(Lease { ms: 1_000, asks: true, alone: false });
+    let lease = Body::Lease(Lease { ms: 1_000, asks: true, alone: false, told: 0 });
     let (topic, wire) = sealer.seal(&To::Anyone, &lease, 0, 3, AT).unwrap();
     let (federation, me) = (name("fed"), name(to));
     let door = Door { federation: &federation, prefix: &prefix, me: &me, keyring: &keyring };

@@ -18,6 +18,8 @@ pub struct Lease {
     pub asks: bool,
     /// What it says is held by nobody else.
     pub alone: bool,
+    /// Changes of the state that it knows of, since there are rounds.
+    pub told: u64,
 }
 
 /// A member listens to nobody below the epoch of the head from now on.
@@ -53,6 +55,8 @@ pub struct StateCopy {
     pub since: u64,
     /// Whoever has it has all that was ever said up to this epoch; none: more was said meanwhile.
     pub basis: Option<Epoch>,
+    /// Changes of the state behind it, since there are rounds.
+    pub told: u64,
     /// A [`CopyPart`], encoded.
     pub part: Blob,
 }

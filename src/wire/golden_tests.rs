@@ -201,7 +201,7 @@ fn bodies() -> Vec<(&'static str, Body)> {
             Body::Command(Command { name: "round.start".into(), json: b"{\"id\":1}".to_vec() }),
         ),
         ("frame", Body::Frame(frame())),
-        ("lease", Body::Lease(Lease { ms: 15_000, asks: true, alone: false })),
+        ("lease", Body::Lease(Lease { ms: 15_000, asks: true, alone: false, told: 41 })),
         ("promise", Body::Promise(Promise { before: 6 })),
         ("mirror", Body::Mirror(Mirror::Copy(state_copy()))),
         ("mirror_have", Body::Mirror(Mirror::Have { seq: 9, wants: true })),
@@ -209,7 +209,7 @@ fn bodies() -> Vec<(&'static str, Body)> {
 }
 
 fn state_copy() -> StateCopy {
-    StateCopy { seq: 9, since: 8, basis: Some(6), part: Blob::Inline(vec![1, 2, 3]) }
+    StateCopy { seq: 9, since: 8, basis: Some(6), told: 40, part: Blob::Inline(vec![1, 2, 3]) }
 }
 
 fn copy_part() -> CopyPart {

@@ -89,7 +89,7 @@ impl Outgoing {
         &mut self,
         state: &BTreeMap<String, Vec<u8>>,
         blobs: Vec<Manifest>,
-        basis: Option<Epoch>,
+        (basis, told): (Option<Epoch>, u64),
         chunk_bytes: u32,
     ) -> Result<(StateCopy, Option<Vec<u8>>), CodecError> {
         let mut part = CopyPart { blobs, ..CopyPart::default() };
@@ -107,7 +107,7 @@ impl Outgoing {
         if saved.is_some() && self.parts[1] != Some(part.sha256()) {
             self.parts = [self.parts[1], Some(part.sha256())];
         }
-        Ok((StateCopy { seq: self.number, since: self.confirmed, basis, part }, saved))
+        Ok((StateCopy { seq: self.number, since: self.confirmed, basis, told, part }, saved))
     }
 }
 
@@ -150,6 +150,10 @@ impl Incoming {
 
     pub(super) fn basis(&self) -> Option<Epoch> {
         self.copy.basis
+    }
+
+    pub(super) fn told(&self) -> u64 {
+        self.copy.told
     }
 
     /// Blobs that must be kept while it comes in.

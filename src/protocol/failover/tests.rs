@@ -61,7 +61,7 @@ fn copy(seq: u64, basis: Option<Epoch>, puts: Vec<(String, Vec<u8>)>) -> Body {
     let puts = puts.into_iter().map(|(key, value)| (key, value.into())).collect();
     let part = encode(&CopyPart { puts, deletes: Vec::new(), blobs }).unwrap();
     let part = Blob::of(&part, CHUNK_BYTES);
-    Body::Mirror(Mirror::Copy(StateCopy { seq, since: 0, basis, part }))
+    Body::Mirror(Mirror::Copy(StateCopy { seq, since: 0, basis, told: seq, part }))
 }
 
 fn owners_state(epoch: Epoch) -> Vec<(String, Vec<u8>)> {
@@ -69,7 +69,7 @@ fn owners_state(epoch: Epoch) -> Vec<(String, Vec<u8>)> {
 }
 
 fn lease(ms: u64) -> Body {
-    Body::Lease(Lease { ms, asks: false, alone: false })
+    Body::Lease(Lease { ms, asks: false, alone: false, told: 0 })
 }
 
 fn puts(effects: &[Effect]) -> Vec<&str> {
@@ -88,6 +88,7 @@ fn counted(effects: &[Effect], reason: &str) -> bool {
         "standby_behind" => "standby_behind",
         "standby_not_in_step" => "standby_not_in_step",
         "senseless_copy" => "senseless_copy",
+        "copy_knows_less" => "copy_knows_less",
         other => panic!("{other}"),
     }))
 }
@@ -177,13 +178,60 @@ fn who_knows_less_is_not_confirmed_and_who_knows_as_much_is() {
         let effects = bench.copied(8, 1, Some(basis));
         assert_eq!(puts(&effects).contains(&"round/epoch"), taken, "basis {basis}");
         // Asking in vain keeps nobody from standing.
-        let asking = Body::Lease(Lease { ms: 4_000, asks: true, alone: false });
+        let asking = Body::Lease(Lease { ms: 4_000, asks: true, alone: false, told: 0 });
         let mut stood = false;
         for _ in 0..8 {
             bench.peer_says(8, asking.clone());
             stood |= asks(&bench.ticks(1));
         }
         assert!(stood);
+    }
+}
+
+#[test]
+fn a_copy_of_what_was_put_back_from_a_backup_is_refused_and_else_it_would_take_the_state_s_place() {
+    let given_back = |told: u64| {
+        let mut bench = Bench::new(STANDBY);
+        bench.copied(4, 5, Some(4));
+        let effects = bench.peer_says(6, copy(told, Some(4), owners_state(6)));
+        let taken = puts(&effects).contains(&"round/epoch");
+        (counted(&effects, "copy_knows_less"), asks(&effects), taken)
+    };
+    assert_eq!(given_back(2), (true, true, false), "it stands before anybody promises");
+    assert_eq!(given_back(5), (false, false, true), "nothing was lost");
+    let broken = without(Guard::Told, || given_back(2));
+    assert_eq!(broken, (false, false, true));
+}
+
+#[test]
+fn who_has_just_started_hears_the_other_one_before_promises_count() {
+    let mut bench = Bench::new(STANDBY);
+    bench.copied(4, 1, Some(4));
+    bench.ticks(5);
+    assert_eq!(bench.me.view().post, "standing");
+    bench.step(Input::Start);
+    for member in ["a", "b"] {
+        bench.hear(member, 5, Body::Promise(Promise { before: 4 }));
+    }
+    bench.ticks(Failover::TICKS - 1);
+    assert_eq!(bench.me.view().post, "standing");
+    let effects = bench.ticks(1);
+    assert_eq!(bench.me.view().post, "alone");
+    assert!(!asks(&effects));
+}
+
+#[test]
+fn of_two_that_lead_alone_the_one_with_another_disk_than_it_had_follows() {
+    for (told, kept_by_broker, post) in
+        [(9, false, "following"), (0, false, "alone"), (9, true, "alone")]
+    {
+        let mut bench = Bench::new(OWNER);
+        assert_eq!(bench.me.view().post, "alone");
+        let lease = Body::Lease(Lease { ms: 4_000, asks: false, alone: true, told });
+        let message = verified(&node(STANDBY), 0, 3, lease);
+        let message = if kept_by_broker { message.kept_by_broker() } else { message };
+        bench.step(Input::Message(message));
+        assert_eq!(bench.me.view().post, post, "{told} {kept_by_broker}");
     }
 }
 
