@@ -205,7 +205,7 @@ fn node_rights(keyring: &Keyring, prefix: &Prefix, scope: &Scope, entry: &NodeEn
         OWN_LEAVES
     };
     let write = leaves.iter().map(|leaf| format!("{own}/{leaf}")).collect();
-    let mut read = vec![format!("{own}/status")];
+    let mut read = vec![format!("{own}/status"), format!("{own}/m/checkpoint")];
     if !matches!(scope, Scope::Top) || entry.roles.contains(&Role::Cloud) {
         read.extend([format!("{own}/cmd/#"), format!("{own}/infer/#")]);
     }
@@ -397,6 +397,7 @@ mod tests {
         let edge = "gaisnet/v1/north/_/edge-n";
         let read = [
             format!("{b}/status"),
+            format!("{b}/m/checkpoint"),
             format!("{b}/cmd/#"),
             format!("{b}/infer/#"),
             format!("{edge}/m/#"),

@@ -317,7 +317,8 @@ fn check_allowed(
         Kind::Lease => (owner, from_parent || from_peer),
         Kind::Promise => (worker, from_child),
         Kind::Mirror => (has(Role::Cloud), from_peer),
-        Kind::Checkpoint => (owner || worker, from_parent || from_child),
+        // One's own comes back, or that of a copy with the same key.
+        Kind::Checkpoint => (owner || worker, from_parent || from_child || sender.node == *door.me),
         Kind::Command => (has(Role::Operator), true),
         // Per-sample data stays inside its site: between a device and its own edge, nowhere else.
         Kind::Frame => {

@@ -40,6 +40,11 @@ impl Knife {
         blade.effects >= blade.after
     }
 
+    /// Strikes now.
+    pub(crate) fn strike(&self) {
+        self.blade().after = 0;
+    }
+
     /// What the system takes back from a dead process: locks, files, connections.
     pub(crate) fn take_away_what_it_held(&self) {
         let held = std::mem::take(&mut self.blade().held);

@@ -229,11 +229,16 @@ impl Plant {
     /// What a node is started from, connected already: a test may put other things in the place of
     /// some.
     pub(crate) fn parts(&mut self, node: &NodeId) -> NodeParts {
+        self.parts_as(node.as_str(), node)
+    }
+
+    /// The same under another name at the brokers.
+    pub(crate) fn parts_as(&mut self, client: &str, node: &NodeId) -> NodeParts {
         self.boots += 1;
         let place = self.members.place(node);
         let mut links = Links::new();
         let mut link = |side: Side, broker: &MemoryBroker| {
-            let (bus, events) = broker.connect(node.as_str(), None);
+            let (bus, events) = broker.connect(client, None);
             links.insert(side, (Arc::new(bus), events));
         };
         match place.role {
