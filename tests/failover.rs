@@ -28,7 +28,7 @@ use std::time::Duration;
 use cut::{Bench, Bus, Knife, Link, Memory};
 use federation::{Members, Plant, name, paused};
 use gaisnet::bus::memory::Faults;
-use gaisnet::bus::{self, BusError, BusEvent, Publish};
+use gaisnet::bus::{self, BusError, Publish};
 use gaisnet::ids::NodeId;
 use gaisnet::ledger::Event;
 use gaisnet::node::{Node, NodeParts};

@@ -66,7 +66,9 @@ impl World {
         scada.listen(&["gaisnet/v1/_/_/+/reply/status"]).await;
         let mut world = Self { federation, broker, nodes: BTreeMap::new(), scada, asked: 0 };
         let clouds: &[&'static str] = if standby { &["cloud", "cloud-2"] } else { &["cloud"] };
-        clouds.iter().for_each(|cloud| world.run(cloud, &[]));
+        for cloud in clouds {
+            world.run(cloud, &[]);
+        }
         for (edge, device, client) in SITES {
             world.run(edge, &[]);
             world.run(device, &["data.set=bearings", &format!("data.client={client}")]);

@@ -1,5 +1,6 @@
 //! A knife over a node: ports that count what takes effect, and stop letting anything through after
 //! the n-th effect, as when the power goes.
+#![allow(dead_code, reason = "each test binary uses a part")]
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
