@@ -15,17 +15,17 @@ use super::figures::Figures;
 use super::inferencer::{AboveSaid, Request, TagSample};
 use super::operator::{Operator, Order, Presence};
 use super::role::Stimulus;
-use super::runner::{ChunkArrived, Link, Run, Runner};
+use super::runner::{ChunkArrived, Link, OwnHead, Run, Runner};
 use crate::bus::{Ack, Bus, BusEvent, Delivery};
 use crate::ids::{Digest, Name, NodeId, Side};
-use crate::ledger::{Event, Word};
+use crate::ledger::{Event, SignedCheckpoint, Word};
 use crate::protocol::{Effect, Input};
 use crate::scada::command::is_signed;
 use crate::time::Clock;
 use crate::topic::{self, Branch, Leaf, Prefix};
 use crate::trust::keyring::{Keyring, Role};
 use crate::trust::{self, Door, Refusal};
-use crate::wire::{Body, Chunk, Get, Wanted, decode};
+use crate::wire::{Body, Checkpoint, Chunk, Get, Kind, Wanted, decode};
 
 /// What a gateway works with.
 pub struct GatewayParts {
@@ -105,6 +105,9 @@ impl Gateway {
             Leaf::Machine(_) | Leaf::To(..) if !mine => {
                 self.signed(side, &topic, &payload, retained, ack, ctx);
             }
+            Leaf::Machine(kind) if mine && kind.as_str() == Kind::Checkpoint.as_str() => {
+                self.own_head(side, &topic, &payload, ack, ctx);
+            }
             Leaf::Cmd(name) if mine => {
                 let order = if is_signed(&payload) && retained {
                     return self.refuse(&Refusal::RetainedCommand, &payload, ack, ctx);
@@ -156,6 +159,32 @@ impl Gateway {
             tracing::debug!(kind, sender = %message.sender(), round = message.round(), "let in");
         }
         opened
+    }
+
+    /// The head of a ledger under our own name: mostly our own that comes back.
+    fn own_head(
+        &mut self,
+        side: Side,
+        topic: &str,
+        payload: &[u8],
+        ack: Ack,
+        ctx: &mut Context<Self>,
+    ) {
+        ack.release();
+        let message = match self.open(side, topic, payload) {
+            Ok(message) => message,
+            Err(refusal) => return self.parts.figures.count(refusal.kind()),
+        };
+        let Body::Checkpoint(Checkpoint { document }) = message.body() else { return };
+        match SignedCheckpoint::parse(document) {
+            Ok(note) => {
+                let (boot, _) = message.sequence();
+                let (expires_at, head) = (message.expires_at(), note.checkpoint().head);
+                let told = OwnHead { boot, expires_at, head };
+                self.pass(Some(self.parts.runner.clone().recipient()), told, Ack::none(), ctx);
+            }
+            Err(error) => self.parts.figures.count(error.kind()),
+        }
     }
 
     fn signed(
@@ -360,8 +389,10 @@ pub fn subscriptions(
     let mut down = Vec::new();
     if let Some(own) = branch(me) {
         // On each side: whoever says that we are away is answered.
-        up.push(own.status());
-        down.push(own.status());
+        // And whoever else signs as we do is noticed, before anything else is heard.
+        let heard = [own.machine(Kind::Checkpoint.as_str()), own.status()];
+        up.extend(heard.clone());
+        down.extend(heard);
         // The plant's side: where the site's SCADA is.
         let plant = if sides.contains(&Side::Down) { &mut down } else { &mut up };
         plant.extend([format!("{own}/cmd/+"), format!("{own}/infer/+")]);
@@ -377,14 +408,23 @@ pub fn subscriptions(
         filters.extend(kinds.iter().map(|kind| format!("{neighbour}/to/{me}/{kind}")));
         filters
     };
-    let parent = keyring.node(me).and_then(|entry| entry.parent.clone());
-    if let Some(parent) = parent.as_ref().and_then(branch) {
-        up.extend(direct(&parent, is_device(me), &["receipt", "get", "chunk", "base"]));
-    }
-    for child in keyring.children_of(me) {
-        if let Some(branch) = branch(&child.node) {
-            down.extend(direct(&branch, is_device(&child.node), &["answer", "get", "chunk"]));
+    for owner in keyring.owners_of(me) {
+        if let Some(owner) = branch(&owner.node) {
+            up.extend(direct(&owner, is_device(me), &["receipt", "get", "chunk", "base"]));
         }
+    }
+    let paired = keyring.peer_of(me);
+    for child in keyring.members_of(me) {
+        if let Some(branch) = branch(&child.node) {
+            let in_site = is_device(&child.node);
+            down.extend(direct(&branch, in_site, &["answer", "get", "chunk"]));
+            if paired.is_some() {
+                down.push(branch.to(me, "promise"));
+            }
+        }
+    }
+    if let Some(peer) = paired.and_then(|peer| branch(&peer.node)) {
+        down.extend(direct(&peer, false, &["mirror", "get", "chunk"]));
     }
     [(Side::Up, up), (Side::Down, down)]
         .into_iter()

@@ -11,8 +11,8 @@ use crate::bus::Ack;
 use crate::ids::{Digest, NodeId, RoundNo, Version};
 use crate::ledger::{Event, Word};
 use crate::protocol::{
-    Check, Effect, Input, Member, Relay, Round, RoundView, SlotOrder, SlotRefusal, Slots,
-    SlotsView, SplitDevice,
+    Check, Effect, Failover, FailoverView, Input, Member, Relay, Round, RoundView, SlotOrder,
+    SlotRefusal, Slots, SlotsView, SplitDevice,
 };
 use crate::time::{Clock, Now};
 
@@ -241,6 +241,23 @@ impl Machine for Round {
 
     fn view(&self) -> MachineView {
         Self::view(self).into()
+    }
+}
+
+impl Machine for Failover {
+    fn step(&mut self, now: Now, input: Input) -> Vec<Effect> {
+        Self::step(self, now, input)
+    }
+
+    fn blobs(&self) -> BTreeSet<Digest> {
+        Self::blobs(self)
+    }
+
+    fn view(&self) -> MachineView {
+        let FailoverView { round, post, .. } = Self::view(self);
+        // Whoever doesn't own the rounds shows that instead of their phase.
+        let phase = if ["paired", "alone"].contains(&post) { round.phase } else { post };
+        MachineView { phase, ..round.into() }
     }
 }
 

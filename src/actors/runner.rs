@@ -27,13 +27,13 @@ use super::room::{Bounds, Waits};
 use super::story;
 use super::workbench::{Task, Workbench};
 use crate::bus::{Ack, BusError, Crossing, Line, Outgoing, Priority, Publish, SealError};
-use crate::ids::{Digest, Epoch, NodeId, RoundNo, Side, Version};
-use crate::ledger::{Event, Log};
+use crate::ids::{BootId, Digest, Epoch, NodeId, RoundNo, Side, Version};
+use crate::ledger::{Event, Head, Log, OwnWord, Twin};
 use crate::protocol::{
     Ask, BackTask, Delivery, Effect, Fetches, FrontTask, Input, Job, Taken, Timer, To,
 };
 use crate::store::{Batch, OutboxItem, Store, StoreError};
-use crate::time::{Clock, Mono, Now};
+use crate::time::{Clock, Mono, Now, Wall};
 use crate::trust::{self, Sealer};
 use crate::wire::{Body, Checkpoint, Chunk, Get, Kind, Leaving, Manifest, StaysInSite};
 
@@ -83,6 +83,9 @@ pub struct Runner {
     fetches: Fetches,
     outbox: Outbox,
     checkpoint_published: u64,
+    own_word: OwnWord,
+    /// When another one with this node's key was last told how long the ledger is.
+    told_twin: Option<Mono>,
     quota: Quota,
     /// The blob that was given out last.
     lent: Option<Lent>,
@@ -153,6 +156,18 @@ pub struct Lend {
     pub body: Body,
 }
 
+/// A head that was signed with this node's key came back, of the start `boot`.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct OwnHead {
+    /// That start.
+    pub boot: BootId,
+    /// When the message ends.
+    pub expires_at: Wall,
+    /// The head.
+    pub head: Head,
+}
+
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 struct Flush;
@@ -180,6 +195,8 @@ impl Runner {
     const CHECKPOINT_EVERY: Duration = Duration::from_secs(60);
     /// A blob that nobody asks for any more leaves the memory after this long.
     const LENT_MS: u64 = 10_000;
+    /// Old heads that somebody says again are answered no more often than this.
+    const TOLD_TWIN_MS: u64 = 1_000;
     /// Steps that share a transaction at most.
     const MAX_STEPS: usize = 512;
 
@@ -189,6 +206,7 @@ impl Runner {
     /// [`StoreError`].
     pub fn new(parts: RunnerParts) -> Result<Self, StoreError> {
         let outbox = Outbox::new(parts.store.outbox()?, parts.seed);
+        let own_word = OwnWord::new(parts.sealer.boot());
         Ok(Self {
             parts,
             role: None,
@@ -201,6 +219,8 @@ impl Runner {
             fetches: Fetches::default(),
             outbox,
             checkpoint_published: 0,
+            own_word,
+            told_twin: None,
             quota: Quota::default(),
             lent: None,
             served: 0,
@@ -370,11 +390,14 @@ impl Runner {
         place: (RoundNo, Epoch),
         now: Now,
     ) -> Result<Option<(Side, Outgoing)>, String> {
-        let directly =
-            matches!(body.kind(), Kind::Get | Kind::Receipt | Kind::Answer | Kind::Frame);
+        let directly = matches!(
+            body.kind(),
+            Kind::Get | Kind::Receipt | Kind::Answer | Kind::Frame | Kind::Promise
+        );
         let (side, address) = match to {
             To::Children => (Side::Down, trust::To::Anyone),
             To::Child(node) => (Side::Down, trust::To::Directly(node)),
+            To::Standby(node) => (Side::Up, trust::To::Directly(node)),
             To::Parent => {
                 let parent = self.parts.parent.clone().ok_or("this node has no parent")?;
                 let address =
@@ -658,12 +681,28 @@ impl Runner {
     }
 
     fn publish_checkpoint(&mut self) {
-        if self.stalled.is_some() {
-            return; // its newest entries aren't on disk
+        if self.parts.log.head().size != self.checkpoint_published {
+            let sides: Vec<Side> = self.parts.lines.keys().copied().collect();
+            self.publish_head(&sides);
         }
+    }
+
+    /// On a link that is up: whoever has this node's key and another ledger is to hear of ours, and we of theirs.
+    fn look_for_twin(&mut self, side: Side) {
+        // Again each time: a broker that kept the session tells nothing that it retained.
+        let own = self.parts.sealer.branch().machine(Kind::Checkpoint.as_str());
+        if let Some(line) = self.parts.lines.get(&side)
+            && let Err(error) = line.subscribe(&[own])
+        {
+            tracing::error!(?side, %error, "can't subscribe");
+        }
+        self.publish_head(&[side]);
+    }
+
+    fn publish_head(&mut self, sides: &[Side]) {
         let head = self.parts.log.head();
-        if head.size == self.checkpoint_published {
-            return;
+        if self.stalled.is_some() || head.size == 0 {
+            return; // its newest entries aren't on disk
         }
         self.checkpoint_published = head.size;
         let note = self.parts.log.checkpoint(self.parts.sealer.key());
@@ -672,7 +711,7 @@ impl Runner {
         let sealed = Crossing::seal(&mut self.parts.sealer, &to, &leaving, 0, 0, now.wall);
         let Ok(crossing) = sealed else { return };
         let outgoing = Outgoing::from(crossing).sent(true, true, Priority::Control);
-        for side in self.parts.lines.keys() {
+        for side in sides {
             self.publish(*side, outgoing.clone());
         }
     }
@@ -760,8 +799,48 @@ impl Handler<Link> for Runner {
         if up {
             let messages = self.outbox.link_up(side, self.parts.clock.now().mono);
             self.publish_again(messages);
+            self.look_for_twin(side);
         } else {
             self.outbox.link_down(side);
+        }
+    }
+}
+
+impl Handler<OwnHead> for Runner {
+    type Result = ();
+
+    fn handle(&mut self, OwnHead { boot, expires_at, head }: OwnHead, ctx: &mut Self::Context) {
+        let own = self.parts.log.head();
+        match self.own_word.hears(boot, expires_at, &head, &own) {
+            None => {}
+            Some(Twin::KnewLess) => {
+                let now = self.parts.clock.now().mono;
+                let is_due = |at: Mono| now.0.saturating_sub(at.0) >= Self::TOLD_TWIN_MS;
+                if self.told_twin.is_none_or(is_due) {
+                    self.told_twin = Some(now);
+                    let sides: Vec<Side> = self.parts.lines.keys().copied().collect();
+                    self.publish_head(&sides);
+                }
+            }
+            Some(Twin::KnewMore) => {
+                tracing::error!(
+                    signed = head.size,
+                    stored = own.size,
+                    "this node has signed a ledger of another length: the store was put back from a backup, or a \
+                     copy of it runs elsewhere. See docs/security.md"
+                );
+                self.parts.figures.count("older_than_its_word");
+            }
+            Some(Twin::Lives) => {
+                self.parts.figures.count("twin");
+                let what = format!(
+                    "another process runs with this node's name and key, and its ledger is the longer one ({} \
+                     entries, {} here): this one is a copy of its disk. Stop one of the two, and enrol the copy \
+                     under a name and a key of its own",
+                    head.size, own.size
+                );
+                self.fail(&what, ctx);
+            }
         }
     }
 }

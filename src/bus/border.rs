@@ -165,6 +165,14 @@ impl Border {
     pub fn publish(&self, Crossing(message): Crossing) -> Result<(), BusError> {
         self.bus.publish(message)
     }
+
+    /// Adds topic filters, as [`Bus::subscribe`] does.
+    ///
+    /// # Errors
+    /// [`BusError`].
+    pub fn subscribe(&self, filters: &[String]) -> Result<(), BusError> {
+        self.bus.subscribe(filters)
+    }
 }
 
 /// A link, by the zone that it ends in.
@@ -244,6 +252,17 @@ impl Line {
             ) => bus.publish(message),
             (Self::Border(border), Outgoing::Crosses(crossing)) => border.publish(crossing),
             (Self::Border(_), Outgoing::Stays(_)) => Err(BusError::StaysInSite(StaysInSite)),
+        }
+    }
+
+    /// Adds topic filters; what is retained under them comes, also where they were known before.
+    ///
+    /// # Errors
+    /// [`BusError`].
+    pub fn subscribe(&self, filters: &[String]) -> Result<(), BusError> {
+        match self {
+            Self::Inside(bus) => bus.subscribe(filters),
+            Self::Border(border) => border.subscribe(filters),
         }
     }
 }

@@ -205,12 +205,13 @@ fn node_rights(keyring: &Keyring, prefix: &Prefix, scope: &Scope, entry: &NodeEn
         OWN_LEAVES
     };
     let write = leaves.iter().map(|leaf| format!("{own}/{leaf}")).collect();
-    let mut read = vec![format!("{own}/status")];
+    let mut read = vec![format!("{own}/status"), format!("{own}/m/checkpoint")];
     if !matches!(scope, Scope::Top) || entry.roles.contains(&Role::Cloud) {
         read.extend([format!("{own}/cmd/#"), format!("{own}/infer/#")]);
     }
-    let parent = entry.parent.as_ref().and_then(|parent| keyring.node(parent));
-    let neighbours = parent.into_iter().chain(keyring.children_of(&entry.node));
+    let owners = keyring.owners_of(&entry.node);
+    let below = keyring.members_of(&entry.node).chain(keyring.peer_of(&entry.node));
+    let neighbours = owners.chain(below);
     for neighbour in neighbours.filter(|neighbour| scope.holds(neighbour)) {
         let there = branch(prefix, neighbour);
         read.extend([format!("{there}/m/#"), format!("{there}/to/{}/#", entry.node)]);
@@ -396,6 +397,7 @@ mod tests {
         let edge = "gaisnet/v1/north/_/edge-n";
         let read = [
             format!("{b}/status"),
+            format!("{b}/m/checkpoint"),
             format!("{b}/cmd/#"),
             format!("{b}/infer/#"),
             format!("{edge}/m/#"),

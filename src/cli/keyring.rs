@@ -138,6 +138,8 @@ fn show(keyring: &Keyring, out: &mut dyn Write) -> anyhow::Result<()> {
     for entry in keyring.nodes() {
         let roles: Vec<&str> = entry.roles.iter().map(|role| role.as_str()).collect();
         let parent = entry.parent.as_ref().map(|parent| format!(" under {parent}"));
+        let owner = keyring.stands_by(&entry.node);
+        let parent = parent.or(owner.map(|owner| format!(" stands by for {}", owner.node)));
         writeln!(
             out,
             "{:width$}  {}  {:16}  {}/{}{}",

@@ -57,6 +57,9 @@ enum KeysCommand {
     Enrol {
         /// What `gaisnet keys prove` wrote
         request: PathBuf,
+        /// The cloud that this one takes over from when it is gone
+        #[arg(long)]
+        standby_of: Option<NodeId>,
         #[command(flatten)]
         change: ChangeArgs,
     },
@@ -133,10 +136,15 @@ pub(super) fn run(
             show(&key_path(file.as_ref(), settings)?, *json, out)?;
         }
         KeysCommand::Prove(args) => prove(args, settings, out)?,
-        KeysCommand::Enrol { request, change } => {
+        KeysCommand::Enrol { request, standby_of, change } => {
             let request = read_request(request)?;
             let what = format!("enrolled {}", request.entry.node);
-            change_keyring(change, out, &what, |old, at, end| Ok(old.enrol(&request, at, end)?))?;
+            change_keyring(change, out, &what, |old, at, end| {
+                Ok(match standby_of {
+                    Some(owner) => old.enrol_standby(&request, owner, at, end)?,
+                    None => old.enrol(&request, at, end)?,
+                })
+            })?;
         }
         KeysCommand::Rotate { request, change } => {
             let request = read_request(request)?;
@@ -325,6 +333,7 @@ Run it where the key is. The request holds no secret.";
 const ENROL_HELP: &str = "\
 Example:
   gaisnet keys enrol press-7/enrolment.json --root root/root.pem --keyring keyring
+  gaisnet keys enrol cloud-2/enrolment.json --standby-of cloud --root root/root.pem --keyring keyring
 
 A parent is enrolled before its children. Ends with 3 when the proof is wrong, the key is of small
 order or known, or the node doesn't fit into the tree of cloud, edges and devices.";

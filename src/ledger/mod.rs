@@ -17,6 +17,7 @@ pub mod log;
 pub mod proof;
 pub mod tiles;
 pub mod tree;
+pub mod twin;
 pub mod verify;
 pub mod witness;
 
@@ -26,5 +27,6 @@ pub use error::LedgerError;
 pub use log::{Log, Replay};
 pub use proof::InclusionProof;
 pub use tree::{Head, Tree};
+pub use twin::{OwnWord, Twin};
 pub use verify::{Report, verify};
 pub use witness::Witness;

@@ -45,9 +45,9 @@ use crate::ledger::{Event, LedgerError, Log, Origin, Replay, SignedCheckpoint, W
 use crate::privacy::Gate;
 use crate::protocol::cascade::{Calibrated, CascadeConfig, Uncalibrated};
 use crate::protocol::{
-    Backs, Distils, Effect, FrontConfig, Input, IslandTerms, Knows, Member, MemberConfig, Owner,
-    Relay, RelayConfig, Round, RoundConfig, ShareBounds, Slots, SlotsConfig, SplitDevice,
-    SplitTerms, update,
+    Backs, Distils, Effect, Failover, FailoverConfig, FrontConfig, Input, IslandTerms, Knows,
+    Member, MemberConfig, Owner, Relay, RelayConfig, Round, RoundConfig, ShareBounds, Slots,
+    SlotsConfig, SplitDevice, SplitTerms, update,
 };
 use crate::scada::command::CommandPolicy;
 use crate::scada::replay::ReplayWindow;
@@ -59,7 +59,7 @@ use crate::topic::{Branch, CommandName, Prefix};
 use crate::trust::keyring::{Keyring, NodeEntry, Role as KeyRole, Standing};
 use crate::trust::keys::SigningKey;
 use crate::trust::{Sealer, Sequences};
-use crate::wire::Plan;
+use crate::wire::{Manifest, Plan};
 
 #[cfg(feature = "cli")]
 pub use base::{BaseError, BaseFetchParts, BaseProgress, HeldFiles, WantedBase, fetch_base};
@@ -125,6 +125,8 @@ pub struct Learning {
     pub schedule: RateSchedule,
     /// Late contributions that are further behind count nowhere.
     pub max_staleness: u64,
+    /// A cloud or its standby takes the other one for gone after this long.
+    pub lease_ms: u64,
     /// Members ask their parent for news after this long without any.
     pub resync_ms: u64,
     /// Bytes a chunk.
@@ -317,6 +319,16 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
     let federation = keyring.federation().clone();
     let log = replay(store.as_ref(), &federation, &me)?;
     let state = store.state("")?;
+    let shared = Shared {
+        me: me.clone(),
+        federation: federation.clone(),
+        entry: &entry,
+        learning: &learning,
+    };
+    let pair = match tier {
+        Tier::Cloud => pair_of(&shared, &keyring, store.as_ref(), &state)?,
+        Tier::Edge | Tier::Device => None,
+    };
     let (served, serving) = watch::channel((0, Arc::new(learning.adapter.clone())));
     let runner = Runner::new(RunnerParts {
         store,
@@ -343,12 +355,6 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
     let first = Run { effects: vec![adapter, started], ack: Ack::none() };
     // The mailbox is empty; this can't fail, and a failure would show as a missing entry.
     let _ = runner.try_send(first);
-    let shared = Shared {
-        me: me.clone(),
-        federation: federation.clone(),
-        entry: &entry,
-        learning: &learning,
-    };
     let slots = SlotsConfig {
         base: learning.base,
         untrained: Digest::of(&learning.adapter),
@@ -356,17 +362,21 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
     };
     let slots = Slots::new(slots, &of(Slots::KEY, &state)).map_err(NodeError::State)?;
     let Played { role, observe, steer, checked } = match tier {
-        Tier::Device => match split_device(&shared, &state)? {
+        Tier::Device => match split_device(&shared, &keyring, &state)? {
             Some(device) => play(device, slots, &runner, &clock),
-            None => play(member(&shared, false, &state)?, slots, &runner, &clock),
+            None => play(member(&shared, &keyring, false, &state)?, slots, &runner, &clock),
         },
-        Tier::Cloud => play(round(&shared, &keyring, Owner::Root, &state)?, slots, &runner, &clock),
+        Tier::Cloud => match pair {
+            Some(pair) => {
+                let failover = failover(&shared, &keyring, pair, &state)?;
+                play(failover, slots, &runner, &clock)
+            }
+            None => play(round(&shared, &keyring, Owner::Root, &state)?, slots, &runner, &clock),
+        },
         Tier::Edge => {
             let inner = round(&shared, &keyring, Owner::Relay, &state)?;
-            let outer = member(&shared, true, &state)?;
-            let parent = entry.parent.clone().ok_or_else(|| NodeError::NoRole(me.clone()))?;
+            let outer = member(&shared, &keyring, true, &state)?;
             let config = RelayConfig {
-                parent,
                 margin_ms: learning.relay_margin_ms,
                 split: learning.split.map(|split| split.terms),
                 chunk_bytes: learning.chunk_bytes,
@@ -646,6 +656,7 @@ struct Shared<'a> {
 
 fn member(
     shared: &Shared<'_>,
+    keyring: &Keyring,
     relay: bool,
     state: &[(String, Vec<u8>)],
 ) -> Result<Member, NodeError> {
@@ -656,6 +667,11 @@ fn member(
         federation: federation.clone(),
         me: me.clone(),
         parent: entry.parent.clone().ok_or_else(|| NodeError::NoRole(me.clone()))?,
+        standby: entry
+            .parent
+            .as_ref()
+            .and_then(|parent| keyring.standby_of(parent))
+            .map(|standby| standby.node.clone()),
         model: learning.model.name.clone(),
         base: learning.base,
         layout,
@@ -679,10 +695,11 @@ fn member(
 /// A member that trains the front of a split model, where the settings say so.
 fn split_device(
     shared: &Shared<'_>,
+    keyring: &Keyring,
     state: &[(String, Vec<u8>)],
 ) -> Result<Option<SplitDevice>, NodeError> {
     let Some(split) = shared.learning.split else { return Ok(None) };
-    let member = member(shared, false, state)?;
+    let member = member(shared, keyring, false, state)?;
     let parent = shared.entry.parent.clone();
     let parent = parent.ok_or_else(|| NodeError::NoRole(shared.me.clone()))?;
     let config = FrontConfig {
@@ -694,16 +711,56 @@ fn split_device(
     device.map(Some).map_err(NodeError::State)
 }
 
-fn round(
+/// A cloud that has a standby, or that standby.
+struct Pair {
+    config: FailoverConfig,
+    /// Blobs that its state names.
+    blobs: Vec<Manifest>,
+}
+
+/// What the keyring says of this cloud and another one, and what the store has of their rounds.
+fn pair_of(
     shared: &Shared<'_>,
     keyring: &Keyring,
-    owner: Owner,
+    store: &dyn Store,
     state: &[(String, Vec<u8>)],
-) -> Result<Round, NodeError> {
+) -> Result<Option<Pair>, NodeError> {
     let Shared { me, learning, .. } = shared;
-    let config = RoundConfig {
+    let Some(peer) = keyring.peer_of(me) else { return Ok(None) };
+    let config = FailoverConfig {
+        peer: peer.node.clone(),
+        first: keyring.stands_by(me).is_none(),
+        lease_ms: learning.lease_ms,
+        chunk_bytes: learning.chunk_bytes,
+    };
+    let rounds = round_config(shared, keyring, Owner::Root);
+    let needs = Failover::needs(&rounds, &learning.adapter, &of(Round::PREFIX, state));
+    let mut blobs = Vec::new();
+    for digest in needs.map_err(NodeError::State)? {
+        if let Some(bytes) = store.blob(&digest)? {
+            blobs.push(Manifest::of(&bytes, learning.chunk_bytes));
+        }
+    }
+    Ok(Some(Pair { config, blobs }))
+}
+
+fn failover(
+    shared: &Shared<'_>,
+    keyring: &Keyring,
+    pair: Pair,
+    state: &[(String, Vec<u8>)],
+) -> Result<Failover, NodeError> {
+    let rounds = round_config(shared, keyring, Owner::Root);
+    let (own, state) = (of(Failover::PREFIX, state), of(Round::PREFIX, state));
+    let adapter = &shared.learning.adapter;
+    Failover::new(pair.config, rounds, adapter, &own, &state, pair.blobs).map_err(NodeError::State)
+}
+
+fn round_config(shared: &Shared<'_>, keyring: &Keyring, owner: Owner) -> RoundConfig {
+    let Shared { me, learning, .. } = shared;
+    RoundConfig {
         owner,
-        members: keyring.children_of(me).map(|entry| entry.node.clone()).collect(),
+        members: keyring.members_of(me).map(|entry| entry.node.clone()).collect(),
         quorum: learning.quorum,
         deadline_ms: learning.deadline_ms,
         republish_ms: learning.republish_ms,
@@ -718,7 +775,17 @@ fn round(
         bounds: learning.share_bounds,
         split: learning.split.filter(|_| owner == Owner::Relay).map(|split| split.backs),
         distils: learning.distils,
-    };
+    }
+}
+
+fn round(
+    shared: &Shared<'_>,
+    keyring: &Keyring,
+    owner: Owner,
+    state: &[(String, Vec<u8>)],
+) -> Result<Round, NodeError> {
+    let learning = shared.learning;
+    let config = round_config(shared, keyring, owner);
     let front = match learning.split.filter(|_| owner == Owner::Relay) {
         Some(Split { terms, .. }) => {
             let front = update::part(&learning.adapter, |name| terms.cut.is_front(name));

@@ -741,6 +741,7 @@ pub fn learning_of(
         versions: if round.auto_start { round.rounds } else { 0 },
         schedule: settings.strategy.schedule.into(),
         max_staleness: round.late_max_staleness,
+        lease_ms: round.lease_s * 1_000,
         resync_ms: round.republish_s * 3_000,
         chunk_bytes: settings.bus.site.chunk_bytes,
         share_bounds: ShareBounds {

@@ -90,6 +90,8 @@ pub enum Timer {
     Step,
     /// The parent has been silent for long: a relay may go on alone.
     Island,
+    /// A part of a lease has passed.
+    Lease,
 }
 
 /// Something that a machine wants done. The runner does all of a step's effects or none.
@@ -181,6 +183,8 @@ impl Effect {
     pub fn frees_blobs(&self) -> bool {
         match self {
             Self::Apply { .. } => true,
+            // A copy of the owner's state took another one's place.
+            Self::Put(key, _) => key == super::Failover::STAND,
             Self::Record(event) => matches!(
                 event,
                 Event::RoundCommit { .. }
@@ -199,8 +203,10 @@ pub enum To {
     Children,
     /// One child.
     Child(NodeId),
-    /// The parent.
+    /// The parent. A contribution reaches its standby too.
     Parent,
+    /// The standby of the parent, which owns its rounds now.
+    Standby(NodeId),
 }
 
 /// How hard to try.

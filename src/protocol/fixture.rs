@@ -139,6 +139,7 @@ pub(crate) fn member_config(me: &NodeId, parent: &NodeId, relay: bool) -> Member
         federation: federation(),
         me: me.clone(),
         parent: parent.clone(),
+        standby: None,
         model: Name::new("m").unwrap(),
         base: Digest([1; 32]),
         layout: layout_of(&first_adapter(4)),

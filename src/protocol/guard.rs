@@ -17,6 +17,12 @@ pub(crate) enum Guard {
     Norms,
     /// After a rollback nothing newer is served until it is released.
     Hold,
+    /// Nobody takes over who lacks what was said since.
+    Promises,
+    /// Nothing leaves an owner that its standby hasn't on disk.
+    Copies,
+    /// A copy of what was put back from a backup takes nobody's place.
+    Told,
 }
 
 #[cfg(not(test))]

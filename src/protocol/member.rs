@@ -34,7 +34,7 @@ use crate::privacy::Gate;
 use crate::time::Now;
 use crate::trust::{Verified, update_id};
 use crate::wire::{
-    Answer, Blob, Body, Contribution, Get, Knowledge, KnowledgePlan, Offer, Receipt,
+    Answer, Blob, Body, Contribution, Get, Knowledge, KnowledgePlan, Offer, Promise, Receipt,
     Result as RoundResult, Verdict, Wanted, decode, encode,
 };
 
@@ -47,6 +47,8 @@ pub struct MemberConfig {
     pub me: NodeId,
     /// Its parent.
     pub parent: NodeId,
+    /// Who takes over when the parent is gone.
+    pub standby: Option<NodeId>,
     /// The model it takes part for.
     pub model: Name,
     /// The base it has.
@@ -83,6 +85,10 @@ pub struct Knows {
 pub struct Member {
     config: MemberConfig,
     parent_epoch: Epoch,
+    /// The highest epoch that was heard before that one.
+    epoch_before: Epoch,
+    /// Who speaks with that epoch: the parent, or its standby.
+    owner: NodeId,
     current: Option<Current>,
     /// The newest offer that was begun or declined: older ones are nothing new.
     last: Option<Last>,
@@ -183,6 +189,8 @@ impl Member {
     /// After a start what a broker has kept is there within moments.
     const FIRST_RESYNC_MS: u64 = 1_000;
     const EPOCH: &'static str = "member/parent_epoch";
+    const EPOCH_BEFORE: &'static str = "member/epoch_before";
+    const OWNER: &'static str = "member/owner";
     const CURRENT: &'static str = "member/current";
     const LAST: &'static str = "member/last";
     const ACTIVE: &'static str = "member/active";
@@ -198,8 +206,10 @@ impl Member {
     /// The key whose value can't be read: the store is damaged.
     pub fn new(config: MemberConfig, state: &[(String, Vec<u8>)]) -> Result<Self, String> {
         let mut member = Self {
+            owner: config.parent.clone(),
             config,
             parent_epoch: 0,
+            epoch_before: 0,
             current: None,
             last: None,
             active: None,
@@ -217,6 +227,8 @@ impl Member {
             let cap = Self::STATE_CAP;
             match key.as_str() {
                 Self::EPOCH => decode(value, cap).map(|v| member.parent_epoch = v),
+                Self::EPOCH_BEFORE => decode(value, cap).map(|v| member.epoch_before = v),
+                Self::OWNER => decode(value, cap).map(|v| member.owner = v),
                 Self::CURRENT => decode(value, cap).map(|v| member.current = v),
                 Self::LAST => decode(value, cap).map(|v| member.last = v),
                 Self::ACTIVE => decode(value, cap).map(|v| member.active = v),
@@ -227,6 +239,9 @@ impl Member {
                 _ => Ok(()),
             }
             .map_err(|e| format!("{key}: {e}"))?;
+        }
+        if !member.hears(&member.owner) {
+            member.owner = member.config.parent.clone(); // another keyring, another standby
         }
         let base = member.config.base;
         member.own.take_if(|own| own.base != base);
@@ -332,11 +347,12 @@ impl Member {
     }
 
     fn message(&mut self, message: &Verified, out: &mut Vec<Effect>) {
-        if *message.sender() != self.config.parent {
+        let sender = message.sender();
+        if !self.hears(sender) {
             return out.push(Effect::Count("not_from_the_parent"));
         }
         if let Body::Get(get) = message.body() {
-            return self.serve(get, out);
+            return self.serve(sender, get, out);
         }
         let epoch = message.epoch();
         if !self.in_reach(message) {
@@ -347,11 +363,23 @@ impl Member {
             out.push(Effect::Count("stale_epoch"));
             return;
         }
-        if epoch > self.parent_epoch {
-            self.parent_epoch = epoch;
-            put(Self::EPOCH, &epoch, out);
+        if epoch == self.parent_epoch && *sender != self.owner && epoch > 0 {
+            // The two never share an epoch, so one of them has lost its memory.
+            return out.push(Effect::Count("two_owners_of_an_epoch"));
         }
-        self.heard = true;
+        if epoch > self.parent_epoch {
+            self.epoch_before = std::mem::replace(&mut self.parent_epoch, epoch);
+            put(Self::EPOCH, &epoch, out);
+            if self.config.standby.is_some() {
+                put(Self::EPOCH_BEFORE, &self.epoch_before, out);
+            }
+            if self.owner != *sender {
+                self.owner = sender.clone();
+                put(Self::OWNER, &self.owner, out);
+            }
+        }
+        // A lease says nothing of offers and results that may have been missed.
+        self.heard |= !matches!(message.body(), Body::Lease(_));
         match message.body() {
             Body::Offer(offer) => {
                 let offered =
@@ -359,6 +387,8 @@ impl Member {
                 self.offered(offered, out);
             }
             Body::Receipt(receipt) => self.receipt(receipt, out),
+            Body::Lease(lease) if lease.asks => self.promise(out),
+            Body::Lease(_) => {}
             Body::Result(result) => {
                 let body = message.body_digest();
                 self.result(Announced { body, result: result.clone() }, out);
@@ -370,7 +400,9 @@ impl Member {
             | Body::Checkpoint(_)
             | Body::Command(_)
             | Body::Base(_)
-            | Body::Frame(_) => out.push(Effect::Count("not_for_a_member")),
+            | Body::Frame(_)
+            | Body::Promise(_)
+            | Body::Mirror(_) => out.push(Effect::Count("not_for_a_member")),
         }
     }
 
@@ -386,7 +418,34 @@ impl Member {
             && sense::in_reach(self.version(), version)
     }
 
-    fn serve(&self, get: &Get, out: &mut Vec<Effect>) {
+    /// Whether it listens to this node: its parent, or the standby of it.
+    pub fn hears(&self, node: &NodeId) -> bool {
+        *node == self.config.parent || self.config.standby.as_ref() == Some(node)
+    }
+
+    /// Who owns the rounds, as far as it knows: the parent, or its standby.
+    pub fn owner(&self) -> &NodeId {
+        &self.owner
+    }
+
+    /// Where what is for the owner alone goes.
+    fn above(&self) -> To {
+        if self.owner == self.config.parent { To::Parent } else { To::Standby(self.owner.clone()) }
+    }
+
+    /// Tells whoever asks for the rounds what it had heard before. It is on disk by then that no lower
+    /// epoch is listened to.
+    fn promise(&self, out: &mut Vec<Effect>) {
+        out.push(Effect::Send {
+            to: self.above(),
+            body: Body::Promise(Promise { before: self.epoch_before }),
+            round: 0,
+            epoch: self.parent_epoch,
+            delivery: Delivery::Volatile,
+        });
+    }
+
+    fn serve(&self, asker: &NodeId, get: &Get, out: &mut Vec<Effect>) {
         match &get.wanted {
             Wanted::Latest | Wanted::Base { .. } => out.push(Effect::Count("not_for_a_member")),
             Wanted::Chunks { sha256, indices } => {
@@ -394,7 +453,7 @@ impl Member {
                 let mut deltas = self.sent.values().filter_map(|sent| sent.delta);
                 out.push(match deltas.find(|(delta, _)| delta == sha256) {
                     Some((sha256, chunk_bytes)) => Effect::SendChunks {
-                        to: self.config.parent.clone(),
+                        to: asker.clone(),
                         side: Side::Up,
                         sha256,
                         chunk_bytes,
@@ -413,7 +472,7 @@ impl Member {
             match &last.course {
                 _ if round < last.round => return,
                 Course::GaveUp(reason) if repeat => {
-                    return out.push(answer(&offered, false, reason));
+                    return out.push(self.answer(&offered, false, reason));
                 }
                 Course::Taken if repeat => return,
                 Course::Taken | Course::Declined | Course::GaveUp(_) => {}
@@ -443,11 +502,7 @@ impl Member {
             }
             Some(Blob::Manifest(manifest)) => {
                 self.next = Some(offered);
-                out.push(Effect::Fetch {
-                    from: self.config.parent.clone(),
-                    side: Side::Up,
-                    manifest,
-                });
+                out.push(Effect::Fetch { from: self.owner.clone(), side: Side::Up, manifest });
             }
         }
     }
@@ -467,7 +522,7 @@ impl Member {
             put(Self::LAST, &self.last, out);
             out.push(Effect::Record(self.decline(round, reason)));
         }
-        out.push(answer(offered, false, reason));
+        out.push(self.answer(offered, false, reason));
     }
 
     fn willing(&self, offer: &Offer) -> Result<(), &'static str> {
@@ -549,7 +604,7 @@ impl Member {
         } else {
             self.take(offered.offer.version, offered.offer.adapter.sha256(), out);
         }
-        out.push(answer(&offered, true, ""));
+        out.push(self.answer(&offered, true, ""));
         self.work(&offered, out);
         self.active = Some(offered);
         put(Self::ACTIVE, &self.active, out);
@@ -603,7 +658,7 @@ impl Member {
                 self.last = Some(Last { round, digest, course: Course::GaveUp(reason.to_owned()) });
                 put(Self::LAST, &self.last, out);
                 out.push(Effect::Record(self.decline(round, reason)));
-                out.push(answer(&offered, false, reason));
+                out.push(self.answer(&offered, false, reason));
             }
         }
         self.begin_next_if_there(out);
@@ -694,7 +749,7 @@ impl Member {
             Verdict::Refused(_) => "refused",
         };
         out.push(Effect::Record(Event::ReceiptGot {
-            from: self.config.parent.clone(),
+            from: self.owner.clone(),
             round: sent.round,
             update: receipt.update,
             verdict: Word::new(verdict),
@@ -748,7 +803,7 @@ impl Member {
             },
             Some(Blob::Manifest(manifest)) => {
                 self.result = Some(news);
-                let from = self.config.parent.clone();
+                let from = self.owner.clone();
                 out.push(Effect::Fetch { from, side: Side::Up, manifest });
             }
         }
@@ -761,7 +816,7 @@ impl Member {
             out.push(Effect::Record(Event::Refusal {
                 message: news.body,
                 reason: Word::new(reason),
-                sender: Some(self.config.parent.clone()),
+                sender: Some(self.owner.clone()),
             }));
         }
     }
@@ -819,7 +874,7 @@ impl Member {
             None | Some(Blob::Inline(_)) => self.begin_next(out),
             // Fetching what is on disk already is answered at once.
             Some(Blob::Manifest(manifest)) => out.push(Effect::Fetch {
-                from: self.config.parent.clone(),
+                from: self.owner.clone(),
                 side: Side::Up,
                 manifest: manifest.clone(),
             }),
@@ -865,26 +920,26 @@ impl Member {
 
     fn ask_latest(&self, out: &mut Vec<Effect>) {
         out.push(Effect::Send {
-            to: To::Parent,
+            to: self.above(),
             body: Body::Get(Get { wanted: Wanted::Latest }),
             round: self.round(),
             epoch: self.parent_epoch,
             delivery: Delivery::Volatile,
         });
     }
-}
 
-fn answer(offered: &Offered, accepted: bool, reason: &str) -> Effect {
-    Effect::Send {
-        to: To::Parent,
-        body: Body::Answer(Answer {
-            offer: offered.digest,
-            accepted,
-            reason: reason.chars().take(200).collect(),
-        }),
-        round: offered.offer.round,
-        epoch: offered.epoch,
-        delivery: Delivery::Volatile,
+    fn answer(&self, offered: &Offered, accepted: bool, reason: &str) -> Effect {
+        Effect::Send {
+            to: self.above(),
+            body: Body::Answer(Answer {
+                offer: offered.digest,
+                accepted,
+                reason: reason.chars().take(200).collect(),
+            }),
+            round: offered.offer.round,
+            epoch: offered.epoch,
+            delivery: Delivery::Volatile,
+        }
     }
 }
 

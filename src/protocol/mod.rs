@@ -23,6 +23,7 @@ mod base;
 pub mod cascade;
 mod effect;
 mod escalations;
+mod failover;
 mod fetch;
 #[cfg(test)]
 pub(crate) mod fixture;
@@ -45,6 +46,7 @@ pub use effect::{
     ShareBounds, Timer, To, TrainTask, Weighed, Work,
 };
 pub use escalations::{Escalations, Left};
+pub use failover::{Failover, FailoverConfig, FailoverView};
 pub use fetch::{Ask, Fetches, Taken};
 pub use halves::Asked;
 pub use member::{Knows, Member, MemberConfig};

@@ -24,15 +24,14 @@ use super::session::{BackSessions, SplitTerms};
 use super::update;
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{Digest, NodeId, Side, Version};
+use crate::ids::{Digest, Side, Version};
 use crate::time::Now;
+use crate::trust::Verified;
 use crate::wire::{Blob, Body, Result as RoundResult, decode};
 
 /// What only a relay has to know.
 #[derive(Debug, Clone)]
 pub struct RelayConfig {
-    /// Its parent.
-    pub parent: NodeId,
     /// The inner deadline is the outer one less this, but at least half of it, so that the outcome is
     /// there in time.
     pub margin_ms: u64,
@@ -127,14 +126,8 @@ impl Relay {
             self.at_hand = Some((*digest, bytes.clone()));
         }
         let effects = match input {
-            Input::Message(message) if *message.sender() == self.config.parent => {
-                let (kept_by_broker, before) = (message.was_retained(), self.heard_of());
-                let mut effects = self.member.step(now, Input::Message(message));
-                // What a broker has kept may be as old as the parent's last word.
-                if !kept_by_broker || self.heard_of() != before {
-                    self.parent_is_there(&mut effects);
-                }
-                effects
+            Input::Message(message) if self.member.hears(message.sender()) => {
+                self.above(now, message)
             }
             Input::Timer(Timer::Island) => self.go_on_alone(),
             Input::Timer(Timer::Resync) | Input::Worked { .. } | Input::Expired(_) => {
@@ -174,8 +167,23 @@ impl Relay {
         out
     }
 
+    /// Something came from the parent, or from its standby.
+    fn above(&mut self, now: Now, message: Verified) -> Vec<Effect> {
+        let sender = message.sender().clone();
+        // Who only asks for the rounds opens none: it may ask in vain.
+        let asks = matches!(message.body(), Body::Lease(lease) if lease.asks);
+        let (kept_by_broker, before) = (message.was_retained(), self.heard_of());
+        let mut effects = self.member.step(now, Input::Message(message));
+        // What a broker has kept may be as old as the owner's last word.
+        let is_news = !kept_by_broker || self.heard_of() != before;
+        if !asks && is_news && *self.member.owner() == sender {
+            self.parent_is_there(&mut effects);
+        }
+        effects
+    }
+
     /// What a device says in a split run.
-    fn session(&mut self, message: &crate::trust::Verified) -> Vec<Effect> {
+    fn session(&mut self, message: &Verified) -> Vec<Effect> {
         let mut out = Vec::new();
         match (&mut self.backs, message.body()) {
             (Some(backs), Body::Frame(frame)) if self.round.has_member(message.sender()) => {
@@ -198,7 +206,7 @@ impl Relay {
             (Blob::Inline(bytes), _) => bytes,
             (Blob::Manifest(_), Some((digest, bytes))) if *digest == whole => bytes,
             (Blob::Manifest(manifest), _) => {
-                let (from, side) = (self.config.parent.clone(), Side::Up);
+                let (from, side) = (self.member.owner().clone(), Side::Up);
                 out.push(Effect::Fetch { from, side, manifest: manifest.clone() });
                 return None;
             }
@@ -427,6 +435,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+    use crate::ids::NodeId;
     use crate::protocol::effect::{CombineJob, Job};
     use crate::protocol::fixture::{
         CHUNK_BYTES, first_adapter, member_config, plan, round_config, verified,
@@ -455,13 +464,8 @@ mod tests {
         let round = Round::new(config, &first_adapter(4), &of(Round::PREFIX)).unwrap();
         let config = member_config(&node("edge"), &node("cloud"), true);
         let member = Member::new(config, &of(Member::PREFIX)).unwrap();
-        let config = RelayConfig {
-            parent: node("cloud"),
-            margin_ms: 5_000,
-            split: None,
-            chunk_bytes: CHUNK_BYTES,
-            island: None,
-        };
+        let config =
+            RelayConfig { margin_ms: 5_000, split: None, chunk_bytes: CHUNK_BYTES, island: None };
         Relay::new(config, member, round, &of(Relay::PREFIX)).unwrap()
     }
 

@@ -7,6 +7,7 @@ use super::super::fixture::{CHUNK_BYTES, layout_of, member_config, plan, round_c
 use super::super::session::{BackEnd, BackTask};
 use super::super::{Backs, Owner};
 use super::*;
+use crate::ids::NodeId;
 use crate::learn::{Cut, Tensor, TensorSet};
 use crate::wire::{Coding, Contribution, Frame, Offer, SplitCoding, SplitMessage, Verdict};
 
@@ -67,7 +68,6 @@ impl Bench {
         config.layout = layout_of(&adapter(0.0, 0.0));
         let member = Member::new(config, &of(Member::PREFIX)).unwrap();
         let config = RelayConfig {
-            parent: node("cloud"),
             margin_ms: 5_000,
             split: Some(terms()),
             chunk_bytes: CHUNK_BYTES,

@@ -378,6 +378,11 @@ impl Round {
         self.config.plan = plan;
     }
 
+    /// Has the next start take this epoch, or a higher one: what others have heard counts too.
+    pub(super) fn raise_epoch(&mut self, next: Epoch) {
+        self.epoch = self.epoch.max(next.saturating_sub(1));
+    }
+
     /// Has its next round start from the adapter that its version came with, whatever was learned alone since.
     pub fn go_back_to(&mut self, version: Version, adapter: Blob, out: &mut Vec<Effect>) {
         if version == self.global.version && adapter.sha256() != self.global.adapter {
@@ -468,6 +473,17 @@ impl Round {
 
     /// Blobs that must be kept.
     pub fn blobs(&self) -> BTreeSet<Digest> {
+        let mut keep = self.named_blobs();
+        for message in self.waiting.values() {
+            if let Body::Contribution(contribution) = message.body() {
+                keep.extend(intake::blob_of(contribution).map(Blob::sha256));
+            }
+        }
+        keep
+    }
+
+    /// Blobs that its durable state names, all on disk.
+    pub(super) fn named_blobs(&self) -> BTreeSet<Digest> {
         let mut keep = BTreeSet::from([self.global.adapter, self.untrained]);
         keep.extend(self.own.as_ref().map(|own| own.adapter));
         keep.extend(self.global.knowledge.as_ref().map(|knowledge| knowledge.set.sha256()));
@@ -484,11 +500,6 @@ impl Round {
             }
         };
         keep.extend(whole);
-        for message in self.waiting.values() {
-            if let Body::Contribution(contribution) = message.body() {
-                keep.extend(intake::blob_of(contribution).map(Blob::sha256));
-            }
-        }
         keep.extend(offer.map(|offer| offer.adapter.sha256()));
         keep.extend(offer.and_then(|offer| offer.knowledge.as_ref()).map(|k| k.set.sha256()));
         for input in current.into_iter().chain(self.late.values()) {
@@ -497,6 +508,7 @@ impl Round {
             keep.extend(input.back);
             keep.extend(input.knowledge.as_ref().map(|said| said.set));
         }
+        keep.remove(&Digest::of(b"")); // no adapter travels in rounds of knowledge
         keep
     }
 
@@ -549,7 +561,10 @@ impl Round {
             | Body::Checkpoint(_)
             | Body::Command(_)
             | Body::Base(_)
-            | Body::Frame(_) => out.push(Effect::Count("not_for_an_owner")),
+            | Body::Frame(_)
+            | Body::Lease(_)
+            | Body::Promise(_)
+            | Body::Mirror(_) => out.push(Effect::Count("not_for_an_owner")),
         }
     }
 
@@ -644,7 +659,7 @@ impl Round {
                     self.open(None, self.config.deadline_ms, out);
                 }
             }
-            Timer::Resync | Timer::Chunks | Timer::Step | Timer::Island => {}
+            Timer::Resync | Timer::Chunks | Timer::Step | Timer::Island | Timer::Lease => {}
         }
     }
 

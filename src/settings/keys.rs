@@ -94,6 +94,7 @@ pub(super) const KEYS: &[Key] = &[
     key("round.pause_s", Whole("seconds", 0, 604_800)),
     key("round.late_max_staleness", Whole("versions", 0, 10)),
     key("round.island_after_s", Whole("seconds", 0, 604_800)),
+    key("round.lease_s", Whole("seconds", 2, 3600)),
     key("strategy.name", OneOf(&["fedavg", "fedprox"])),
     key(
         "strategy.contribute",

@@ -29,6 +29,8 @@ pub struct RoundSettings {
     pub late_max_staleness: u64,
     /// A relay goes on alone when its parent has been silent for so long; 0: it waits.
     pub island_after_s: u64,
+    /// An owner that was not heard for so long is taken for gone by its standby.
+    pub lease_s: u64,
 }
 
 /// Section `[strategy]`.

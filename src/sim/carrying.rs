@@ -14,16 +14,11 @@ use crate::protocol::{Ask, Delivery, Effect, Fetches, Input, Job, Taken, To};
 use crate::store::{Batch, OutboxItem, Store};
 use crate::time::{Mono, Wall};
 use crate::trust::To as Address;
-use crate::wire::{Body, Chunk, Get, Kind, Manifest, Receipt};
+use crate::wire::{Body, Chunk, Get, Kind, Manifest};
 
 /// What leaves a node after its transaction.
 enum Leaving<'e> {
-    Letter {
-        to: &'e To,
-        letter: Arc<Letter>,
-        retained: bool,
-        receipt: Option<(RoundNo, &'e Receipt)>,
-    },
+    Letter { to: &'e To, letter: Arc<Letter>, retained: bool, number: RoundNo, body: &'e Body },
     Effect(&'e Effect),
 }
 
@@ -164,19 +159,23 @@ impl World {
         }
         match to {
             To::Children => {
-                for child in node.children.clone().iter() {
-                    self.send(*child, letter);
+                let standby = node.peer.as_ref().filter(|_| node.parent.is_none());
+                let standby = standby.map(|(place, _)| *place);
+                for to in node.children.clone().iter().copied().chain(standby) {
+                    self.send(to, letter);
                 }
             }
-            To::Child(child) => {
-                if let Some(place) = self.nodes.find(child) {
+            To::Child(node) | To::Standby(node) => {
+                if let Some(place) = self.nodes.find(node) {
                     self.send(place, letter);
                 }
             }
             To::Parent => {
-                if let Some((parent, _)) = &node.parent {
-                    let parent = *parent;
-                    self.send(parent, letter);
+                let to_both = letter.kind == Kind::Contribution;
+                let parent = node.parent.as_ref().map(|(place, _)| *place);
+                let standby = node.peer.as_ref().filter(|_| to_both).map(|(place, _)| *place);
+                for to in parent.into_iter().chain(standby) {
+                    self.send(to, letter);
                 }
             }
         }
@@ -184,12 +183,13 @@ impl World {
 
     fn count(&mut self, at: Place, effects: &[Effect]) {
         use crate::ledger::Event as Entry;
+        let is_root = self.nodes.at(at).parent.is_none();
         for effect in effects {
             match effect {
                 Effect::Count(word) => *self.figures.counted.entry(word).or_default() += 1,
                 Effect::Record(Entry::Accept { .. }) => self.figures.accepted += 1,
                 Effect::Record(Entry::Late { .. }) => self.figures.late += 1,
-                Effect::Apply { version, .. } if at == Place::CLOUD => {
+                Effect::Apply { version, .. } if is_root => {
                     self.figures.versions = *version;
                     if *version >= self.settings.rounds.count {
                         self.complete_ms.get_or_insert(self.now_ms);
@@ -236,17 +236,16 @@ impl World {
                     };
                     if let Some(key) = key {
                         let (topic, wire) = letter.kept()?;
-                        let side = if *to == To::Parent { Side::Up } else { Side::Down };
+                        let side = match to {
+                            To::Parent | To::Standby(_) => Side::Up,
+                            To::Children | To::Child(_) => Side::Down,
+                        };
                         let (retain, sealed_at) = (retained, wall);
                         let item = OutboxItem { key, side, topic, wire, retain, sealed_at };
                         batch.outbox_put.push(item);
                     }
-                    let receipt = match body {
-                        Body::Receipt(receipt) => Some((*round, receipt)),
-                        _ => None,
-                    };
-                    let letter = Arc::new(letter);
-                    after.push(Leaving::Letter { to, letter, retained, receipt });
+                    let (letter, number) = (Arc::new(letter), *round);
+                    after.push(Leaving::Letter { to, letter, retained, number, body });
                 }
                 other => after.push(Leaving::Effect(other)),
             }
@@ -269,10 +268,8 @@ impl World {
         };
         for leaving in after.iter().take(most) {
             match leaving {
-                Leaving::Letter { to, letter, retained, receipt } => {
-                    if let Some((number, Receipt { update, verdict })) = receipt {
-                        self.invariants.receipt(&self.nodes, at, *number, *update, verdict)?;
-                    }
+                Leaving::Letter { to, letter, retained, number, body } => {
+                    self.invariants.said(&self.nodes, at, *number, body)?;
                     self.send_to(at, to, letter, *retained);
                 }
                 Leaving::Effect(effect) => self.carry_out(at, effect)?,
@@ -411,9 +408,10 @@ impl World {
 
 /// Where a message is published: as the runner does it.
 fn address(to: &To, kind: Kind, parent: Option<&NodeId>) -> Address {
-    let directly = matches!(kind, Kind::Get | Kind::Receipt | Kind::Answer | Kind::Frame);
+    let directly =
+        matches!(kind, Kind::Get | Kind::Receipt | Kind::Answer | Kind::Frame | Kind::Promise);
     match (to, parent) {
-        (To::Child(node), _) => Address::Directly(node.clone()),
+        (To::Child(node) | To::Standby(node), _) => Address::Directly(node.clone()),
         (To::Parent, Some(parent)) if directly => Address::Directly(parent.clone()),
         (To::Parent, Some(parent)) => Address::Named(parent.clone()),
         (To::Children, _) | (To::Parent, None) => Address::Anyone,

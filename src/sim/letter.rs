@@ -77,6 +77,8 @@ pub(crate) struct Identity {
     pub(crate) parent: Option<NodeId>,
     pub(crate) site: Name,
     pub(crate) line: Name,
+    /// The cloud that it takes over from.
+    pub(crate) stands_by: Option<NodeId>,
 }
 
 impl PostOffice {
@@ -113,9 +115,12 @@ impl PostOffice {
             };
             let key = *key.public();
             let entry = NodeEntry { node: id, site, line, roles, parent, key };
-            keyring = keyring
-                .enrol(&Enrolment { entry, proof }, Wall(0), FOREVER)
-                .map_err(|e| failed(e.to_string()))?;
+            let enrolment = Enrolment { entry, proof };
+            let enrolled = match &identity.stands_by {
+                Some(owner) => keyring.enrol_standby(&enrolment, owner, Wall(0), FOREVER),
+                None => keyring.enrol(&enrolment, Wall(0), FOREVER),
+            };
+            keyring = enrolled.map_err(|e| failed(e.to_string()))?;
             *identities.at(identity.place) = Some((key_seed, branch));
         }
         let sealers = ByNode::default();
@@ -312,6 +317,8 @@ fn falsified(original: &Verified) -> (Body, RoundNo) {
         Body::Result(result) => result.version += 1,
         Body::Receipt(receipt) => receipt.verdict = Verdict::Accepted,
         Body::Answer(answer) => answer.accepted = !answer.accepted,
+        Body::Lease(lease) => lease.asks = !lease.asks,
+        Body::Promise(promise) => promise.before = 0,
         _ => {}
     }
     (body, round)

@@ -38,8 +38,8 @@ pub use figures::Figures;
 pub use invariants::NAMES as INVARIANTS;
 pub use outcome::{Outcome, Violation};
 pub use scenario::{
-    Amnesia, Churn, Faults, Model, Outage, Pace, Partitions, Rounds, Scenario, ScenarioError,
-    Tiers, TrustKind,
+    Amnesia, Churn, Faults, Model, Outage, Pace, Partitions, Pause, Rounds, Scenario,
+    ScenarioError, Standby, Tiers, TrustKind,
 };
 pub use shipped::SHIPPED;
 

@@ -74,8 +74,7 @@ impl World {
         }
         self.figures.forged += u64::from(letter.forged);
         let node = self.nodes.at(to);
-        let from_parent = node.parent.as_ref().is_some_and(|(place, _)| *place == letter.from);
-        let side = if from_parent { Side::Up } else { Side::Down };
+        let side = if node.is_below(letter.from) { Side::Up } else { Side::Down };
         let opened = self.post.open(letter, &node.id, side, self.now().wall);
         let message = match (opened, letter.claim()) {
             (Ok(message), _) => message,
@@ -100,20 +99,24 @@ impl World {
         Ok(())
     }
 
-    /// A broker gives a node that has just subscribed what its parent has retained.
+    /// A broker gives a node that has just subscribed what those that it listens to have retained.
     pub(super) fn hand_over_retained(&mut self, at: Place) {
-        let Some(parent) = self.nodes.at(at).parent.as_ref().map(|(place, _)| *place) else {
-            return;
-        };
-        if self.nodes.at(at).away > 0 || self.is_cut(parent, at) {
+        let node = self.nodes.at(at);
+        if node.away > 0 {
             return;
         }
-        let broker = &self.nodes.at(parent).broker;
-        let lapses = broker.lapses;
-        let retained: Vec<Arc<Letter>> = broker.retained.values().cloned().collect();
-        for letter in retained {
-            let arrival = self.arrival(parent, at);
-            self.at(arrival, Event::Letter { to: at, letter, lapses, kept: true });
+        let heard: Vec<Place> = node.parent.iter().chain(&node.peer).map(|(p, _)| *p).collect();
+        for from in heard {
+            if self.is_cut(from, at) {
+                continue;
+            }
+            let lapses = self.nodes.at(self.owner_of_link(from, at)).broker.lapses;
+            let retained = &self.nodes.at(from).broker.retained;
+            let retained: Vec<Arc<Letter>> = retained.values().cloned().collect();
+            for letter in retained {
+                let arrival = self.arrival(from, at);
+                self.at(arrival, Event::Letter { to: at, letter, lapses, kept: true });
+            }
         }
     }
 
@@ -183,15 +186,21 @@ impl World {
         let edges = self.nodes.at(Place::CLOUD).children.clone();
         let pick = self.rng.below(edges.len() + 1);
         let owner = edges.get(pick).copied().unwrap_or(Place::CLOUD);
-        let broker = &mut self.nodes.at_mut(owner).broker;
-        broker.lapses += 1;
-        broker.retained.clear();
+        self.nodes.at_mut(owner).broker.lapses += 1;
+        let standby = self.nodes.at(owner).peer.as_ref().map(|(place, _)| *place);
+        let standby = standby.filter(|_| owner == Place::CLOUD);
+        for publisher in [owner].into_iter().chain(standby) {
+            self.nodes.at_mut(publisher).broker.retained.clear();
+        }
         self.figures.lapses += 1;
         self.after(self.scenario.amnesia.every_ms, Event::Amnesia);
     }
 
-    /// The node whose children share this link's broker with it.
+    /// The node whose children share this link's broker with it. A standby shares the cloud's.
     pub(super) fn owner_of_link(&self, from: Place, to: Place) -> Place {
+        if self.is_root(from) || self.is_root(to) {
+            return Place::CLOUD;
+        }
         let from_parent = self.nodes.at(to).parent.as_ref().is_some_and(|(p, _)| *p == from);
         if from_parent { from } else { to }
     }
@@ -201,9 +210,16 @@ impl World {
     }
 
     fn is_cut(&self, from: Place, to: Place) -> bool {
-        let between =
-            |site| (from, to) == (site, Place::CLOUD) || (to, from) == (site, Place::CLOUD);
+        let between = |site| from == site && self.is_root(to) || to == site && self.is_root(from);
+        let apart = |[since, until]: [u64; 2]| (since..until).contains(&self.now_ms);
         self.cut.is_some_and(between)
+            || self.scenario.standby.is_some_and(|standby| apart(standby.apart_ms))
+                && self.is_root(from)
+                && self.is_root(to)
+    }
+
+    fn is_root(&self, place: Place) -> bool {
+        self.nodes.at(place).parent.is_none()
     }
 
     fn longest_way(&self) -> u64 {

@@ -10,14 +10,15 @@ use crate::ids::{Digest, Epoch, Name, NodeId, Version};
 use crate::learn::{Layout, RateSchedule};
 use crate::privacy::{Gate, Profile};
 use crate::protocol::{
-    Distils, Effect, Fetches, Held, Input, IslandTerms, Knows, Member, MemberConfig, Owner, Relay,
-    RelayConfig, Round, RoundConfig, ShareBounds, Slots, SlotsConfig, Timer,
+    Distils, Effect, Failover, FailoverConfig, FailoverView, Fetches, Held, Input, IslandTerms,
+    Knows, Member, MemberConfig, Owner, Relay, RelayConfig, Round, RoundConfig, ShareBounds, Slots,
+    SlotsConfig, Timer,
 };
 #[cfg(test)]
 use crate::protocol::{SlotOrder, SlotRefusal, SlotsView};
 use crate::store::{MemoryStore, Store};
 use crate::time::Now;
-use crate::wire::{Kind, Plan};
+use crate::wire::{Kind, Manifest, Plan};
 
 /// Small enough that little is needed to have two chunks.
 pub(crate) const CHUNK_BYTES: u32 = 4096;
@@ -26,6 +27,8 @@ pub(crate) const CHUNK_BYTES: u32 = 4096;
 #[derive(Debug)]
 pub(crate) enum Machine {
     Root(Box<Round>),
+    /// A cloud that has a standby, or that standby.
+    Failover(Box<Failover>),
     Relay(Box<Relay>),
     Device(Box<Member>),
 }
@@ -35,6 +38,8 @@ pub(crate) enum Machine {
 pub(crate) struct Node {
     pub(crate) id: NodeId,
     pub(crate) parent: Option<(Place, NodeId)>,
+    /// The other one of a cloud and its standby; of an edge, its parent's standby.
+    pub(crate) peer: Option<(Place, NodeId)>,
     pub(crate) children: Arc<[Place]>,
     members: BTreeSet<NodeId>,
     pub(crate) store: MemoryStore,
@@ -87,6 +92,8 @@ pub(crate) struct Settings {
     pub(crate) distils: Option<Distils>,
     /// How relays go on while the cloud is away.
     pub(crate) island: Option<IslandTerms>,
+    /// How long a cloud counts as there after it was heard, where it has a standby.
+    pub(crate) lease_ms: u64,
 }
 
 impl Node {
@@ -94,6 +101,7 @@ impl Node {
         Self {
             id,
             parent,
+            peer: None,
             children: Arc::new([]),
             members: BTreeSet::new(),
             store: MemoryStore::new(),
@@ -119,6 +127,17 @@ impl Node {
         self.members = children.iter().map(|(_, id)| id.clone()).collect();
     }
 
+    /// Whether it is a cloud that has a standby, or that standby.
+    pub(crate) fn is_paired(&self) -> bool {
+        self.parent.is_none() && self.peer.is_some()
+    }
+
+    /// Whether that node may own its rounds: its parent, and the standby of that.
+    pub(crate) fn is_below(&self, place: Place) -> bool {
+        let mut above = self.parent.iter().chain(&self.peer);
+        self.parent.is_some() && above.any(|(above, _)| *above == place)
+    }
+
     /// Builds the machine from what the store holds. Start is recovery.
     ///
     /// # Errors
@@ -141,14 +160,16 @@ impl Node {
             SlotsConfig { base: BASE, untrained: Digest::of(&settings.adapter), checks: false };
         let state = self.store.state(Slots::KEY)?;
         let slots = Slots::new(slots, &state).map_err(restart)?;
-        let machine = match &self.parent {
-            None => Machine::Root(Box::new(round(Owner::Root)?)),
-            Some((_, parent)) if self.children.is_empty() => {
+        let machine = match (&self.parent, &self.peer) {
+            (None, Some((place, peer))) => {
+                Machine::Failover(Box::new(self.failover(*place, peer, settings)?))
+            }
+            (None, None) => Machine::Root(Box::new(round(Owner::Root)?)),
+            (Some((_, parent)), _) if self.children.is_empty() => {
                 Machine::Device(Box::new(member(parent, false)?))
             }
-            Some((_, parent)) => {
+            (Some((_, parent)), _) => {
                 let config = RelayConfig {
-                    parent: parent.clone(),
                     margin_ms: settings.rounds.relay_margin_ms,
                     split: None,
                     chunk_bytes: CHUNK_BYTES,
@@ -162,6 +183,30 @@ impl Node {
         };
         (self.machine, self.slots) = (Some(machine), Some(slots));
         Ok(())
+    }
+
+    fn failover(
+        &self,
+        place: Place,
+        peer: &NodeId,
+        settings: &Settings,
+    ) -> Result<Failover, Broken> {
+        let restart = |what| Broken::new("restarts", format!("{}: {what}", self.id));
+        let round = self.round_config(Owner::Root, settings);
+        let state = self.store.state(Round::PREFIX)?;
+        let mut blobs = Vec::new();
+        for digest in Failover::needs(&round, &settings.adapter, &state).map_err(restart)? {
+            let bytes = self.store.blob(&digest)?;
+            blobs.extend(bytes.map(|bytes| Manifest::of(&bytes, CHUNK_BYTES)));
+        }
+        let config = FailoverConfig {
+            peer: peer.clone(),
+            first: place != Place::CLOUD,
+            lease_ms: settings.lease_ms,
+            chunk_bytes: CHUNK_BYTES,
+        };
+        let own = self.store.state(Failover::PREFIX)?;
+        Failover::new(config, round, &settings.adapter, &own, &state, blobs).map_err(restart)
     }
 
     /// Everything that isn't in the store is gone.
@@ -178,6 +223,7 @@ impl Node {
         let effects = match &mut self.machine {
             None => Vec::new(),
             Some(Machine::Root(round)) => round.step(now, input),
+            Some(Machine::Failover(failover)) => failover.step(now, input),
             Some(Machine::Relay(relay)) => relay.step(now, input),
             Some(Machine::Device(member)) => member.step(now, input),
         };
@@ -205,10 +251,19 @@ impl Node {
         self.slots.as_ref().map(Slots::view)
     }
 
+    /// What a cloud with a standby shows, or that standby; `None` while it is dead.
+    pub(crate) fn failover_view(&self) -> Option<FailoverView> {
+        match &self.machine {
+            Some(Machine::Failover(failover)) => Some(failover.view()),
+            _ => None,
+        }
+    }
+
     /// The version that it has, `None` while it is dead.
     pub(crate) fn version(&self) -> Option<Version> {
         match self.machine.as_ref()? {
             Machine::Root(round) => Some(round.view().version),
+            Machine::Failover(failover) => Some(failover.view().round.version),
             Machine::Relay(relay) => Some(relay.version()),
             Machine::Device(member) => Some(member.version()),
         }
@@ -218,6 +273,7 @@ impl Node {
     pub(crate) fn held(&self) -> Option<Held> {
         match self.machine.as_ref()? {
             Machine::Root(round) => Some(round.held()),
+            Machine::Failover(failover) => failover.held(),
             Machine::Relay(relay) => Some(relay.held()),
             Machine::Device(_) => None,
         }
@@ -228,6 +284,7 @@ impl Node {
         let mut keep = match &self.machine {
             None => BTreeSet::new(),
             Some(Machine::Root(round)) => round.blobs(),
+            Some(Machine::Failover(failover)) => failover.blobs(),
             Some(Machine::Relay(relay)) => relay.blobs(),
             Some(Machine::Device(member)) => member.blobs(),
         };
@@ -262,6 +319,7 @@ impl Node {
             federation: settings.federation.clone(),
             me: self.id.clone(),
             parent: parent.clone(),
+            standby: self.peer.as_ref().map(|(_, standby)| standby.clone()),
             model: settings.model.clone(),
             base: BASE,
             layout: settings.layout.clone(),

@@ -51,6 +51,12 @@ pub struct Scenario {
     /// Nodes that are away for a while, by plan.
     #[serde(default)]
     pub outages: Vec<Outage>,
+    /// The cloud has a standby, `cloud-2`, if this is there.
+    #[serde(default)]
+    pub standby: Option<Standby>,
+    /// Nodes that are stopped for a while, by plan.
+    #[serde(default)]
+    pub pauses: Vec<Pause>,
 }
 
 /// How messages are checked.
@@ -183,6 +189,28 @@ pub struct Outage {
     pub crash: bool,
 }
 
+/// A second cloud that takes over when the first is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Standby {
+    /// One of the two counts as gone when nothing was heard of it for so long.
+    pub lease_ms: u64,
+    /// From when to when the two don't hear each other, while edges hear both.
+    pub apart_ms: [u64; 2],
+}
+
+/// A node that is stopped for a while and goes on with all that came meanwhile, as by `SIGSTOP` and `SIGCONT`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pause {
+    /// `cloud`, `cloud-2`, `edge-2` or `device-2-7`.
+    pub node: String,
+    /// From when.
+    pub from_ms: u64,
+    /// Until when.
+    pub until_ms: u64,
+}
+
 /// Why a scenario can't be run. Names the file, the key and what would fit.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -256,7 +284,15 @@ impl Default for Churn {
     }
 }
 
+impl Default for Standby {
+    fn default() -> Self {
+        Self { lease_ms: 8_000, apart_ms: [0, 0] }
+    }
+}
+
 impl Scenario {
+    /// What the standby is called.
+    pub(crate) const STANDBY: &'static str = "cloud-2";
     /// Most nodes whose messages are signed.
     pub const MAX_SIGNED: u32 = 500;
     const MAX_MS: u64 = 1_000_000_000;
@@ -278,7 +314,7 @@ impl Scenario {
 
     /// Nodes of all tiers.
     pub fn num_nodes(&self) -> u32 {
-        1 + self.tiers.edges + self.num_devices()
+        1 + u32::from(self.standby.is_some()) + self.tiers.edges + self.num_devices()
     }
 
     /// Devices of all edges.
@@ -349,20 +385,30 @@ impl Scenario {
                 return wrong(key, &expected, value.to_string());
             }
         }
-        for outage in &self.outages {
-            if outage.from_ms >= outage.until_ms || outage.until_ms > Self::MAX_MS {
-                let actual = format!("{} to {}", outage.from_ms, outage.until_ms);
-                return wrong("outages", "from_ms before until_ms", actual);
+        let outages = self.outages.iter().map(|outage| {
+            ("outages", "outages.node", &outage.node, outage.from_ms, outage.until_ms)
+        });
+        let pauses = self
+            .pauses
+            .iter()
+            .map(|pause| ("pauses", "pauses.node", &pause.node, pause.from_ms, pause.until_ms));
+        for (key, node_key, node, from_ms, until_ms) in outages.chain(pauses) {
+            if from_ms >= until_ms || until_ms > Self::MAX_MS {
+                return wrong(key, "from_ms before until_ms", format!("{from_ms} to {until_ms}"));
             }
-            if !self.has_node(&outage.node) {
-                let expected = "cloud, edge-E or device-E-D of the tiers, counted from 1";
-                return wrong("outages.node", expected, format!("{:?}", outage.node));
+            if !self.has_node(node) {
+                let expected = "cloud, edge-E or device-E-D of the tiers, counted from 1, or cloud-2 with [standby]";
+                return wrong(node_key, expected, format!("{node:?}"));
             }
+        }
+        let apart = self.standby.unwrap_or_default().apart_ms;
+        if apart[0] > apart[1] || apart[1] > Self::MAX_MS {
+            return wrong("standby.apart_ms", "[from, until]", format!("{apart:?}"));
         }
         Ok(())
     }
 
-    fn times(&self) -> [(&'static str, u64, u64); 14] {
+    fn times(&self) -> [(&'static str, u64, u64); 15] {
         let (rounds, pace) = (self.rounds, self.pace);
         [
             ("rounds.deadline_ms", rounds.deadline_ms, 1),
@@ -379,6 +425,7 @@ impl Scenario {
             ("churn.away_ms", self.churn.away_ms[1], 1),
             ("partitions.each_ms", self.partitions.each_ms, 0),
             ("amnesia.every_ms", self.amnesia.every_ms, 0),
+            ("standby.lease_ms", self.standby.unwrap_or_default().lease_ms, 4),
         ]
     }
 
@@ -392,7 +439,8 @@ impl Scenario {
             return within(edge, edges);
         }
         let device = name.strip_prefix("device-").and_then(|rest| rest.split_once('-'));
-        device.map_or(name == "cloud", |(e, d)| within(e, edges) && within(d, devices))
+        let is_root = name == "cloud" || self.standby.is_some() && name == Self::STANDBY;
+        device.map_or(is_root, |(e, d)| within(e, edges) && within(d, devices))
     }
 }
 
@@ -422,6 +470,15 @@ mod tests {
     }
 
     #[test]
+    fn a_standby_is_there_when_it_is_named() {
+        let scenario = read(&format!(
+            "{LEAST}[standby]\n[[pauses]]\nnode = \"cloud-2\"\nfrom_ms = 1\nuntil_ms = 2"
+        ));
+        let scenario = scenario.unwrap();
+        assert_eq!((scenario.num_nodes(), scenario.standby), (10, Some(Standby::default())));
+    }
+
+    #[test]
     fn mistakes_name_the_file_the_key_and_what_would_fit() {
         for (text, words) in [
             ("[tiers]\nedges = 2", &["s.toml", "line"][..]),
@@ -439,6 +496,12 @@ mod tests {
                 &format!("{LEAST}[[outages]]\nnode = \"edge-3\"\nfrom_ms = 1\nuntil_ms = 2"),
                 &["outages.node is \"edge-3\"", "edge-E"],
             ),
+            (
+                &format!("{LEAST}[[pauses]]\nnode = \"cloud-2\"\nfrom_ms = 1\nuntil_ms = 2"),
+                &["pauses.node is \"cloud-2\"", "with [standby]"],
+            ),
+            (&format!("{LEAST}[standby]\nlease_ms = 0"), &["standby.lease_ms is 0"]),
+            (&format!("{LEAST}[standby]\napart_ms = [2, 1]"), &["standby.apart_ms is [2, 1]"]),
             (
                 &format!("{LEAST}[[outages]]\nnode = \"cloud\"\nfrom_ms = 2\nuntil_ms = 2"),
                 &["from_ms before until_ms"],

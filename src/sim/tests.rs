@@ -14,6 +14,7 @@ use crate::protocol::{Distils, Input, RollbackBy, SlotOrder, SlotRefusal, SlotsV
 use crate::store::Store;
 use crate::wire::{Blob, Coding};
 
+mod failover;
 mod guards;
 mod islands;
 
@@ -34,6 +35,8 @@ fn calm() -> Scenario {
         partitions: Partitions::default(),
         amnesia: Amnesia::default(),
         outages: Vec::new(),
+        standby: None,
+        pauses: Vec::new(),
     }
 }
 

@@ -14,7 +14,7 @@ use super::invariants::{self, Invariants};
 use super::letter::{Identity, Letter, PostOffice};
 use super::node::{Node, Settings};
 use super::nodes::{Nodes, Place};
-use super::scenario::{Scenario, TrustKind};
+use super::scenario::{Pause, Scenario, TrustKind};
 use super::{Progress, learner};
 use crate::ids::{Digest, Name, NodeId};
 use crate::protocol::{Fetches, Input, Timer, update};
@@ -106,6 +106,26 @@ pub(super) enum Event {
     },
 }
 
+impl Event {
+    /// The node that it is for, if it is for one and that can be stopped.
+    fn is_for(&self) -> Option<Place> {
+        match self {
+            Self::Letter { to, .. } | Self::Chunk { to, .. } => Some(*to),
+            Self::Timer { node, .. }
+            | Self::Worked { node, .. }
+            | Self::Resend { node, .. }
+            | Self::Overdue { node, .. }
+            | Self::Revive { node, .. } => Some(*node),
+            Self::Churn { .. }
+            | Self::Back { .. }
+            | Self::Partition
+            | Self::Amnesia
+            | Self::OutageBegins { .. }
+            | Self::OutageEnds { .. } => None,
+        }
+    }
+}
+
 impl World {
     /// The federation of a scenario, at the beginning of a run.
     ///
@@ -154,13 +174,13 @@ impl World {
                 break;
             }
             self.now_ms = at;
-            self.event(event)?;
+            self.unless_stopped(event)?;
             if self.figures.versions != told {
                 told = self.figures.versions;
                 watch(Progress { versions: told, of: self.settings.rounds.count });
             }
             if self.is_at_rest() {
-                return Ok(());
+                return invariants::at_rest(self);
             }
         }
         invariants::converges::check(self, self.behind).map_err(|(_, broken)| broken)
@@ -175,7 +195,7 @@ impl World {
         while self.queue.first_key_value().is_some_and(|(at, _)| *at <= ms) {
             let Some((at, event)) = self.next_event() else { break };
             self.now_ms = at;
-            self.event(event)?;
+            self.unless_stopped(event)?;
         }
         Ok(())
     }
@@ -231,6 +251,24 @@ impl World {
             first.remove();
         }
         event.map(|event| (at, event))
+    }
+
+    /// What is due at a node that is stopped waits until it goes on.
+    fn unless_stopped(&mut self, event: Event) -> Result<(), Broken> {
+        let stops = |at: Place| {
+            let id = self.nodes.at(at).id.as_str();
+            let stops = |pause: &&Pause| {
+                pause.node == id && (pause.from_ms..pause.until_ms).contains(&self.now_ms)
+            };
+            self.scenario.pauses.iter().find(stops).map(|pause| pause.until_ms)
+        };
+        match event.is_for().and_then(stops) {
+            Some(until) => {
+                self.at(until, event);
+                Ok(())
+            }
+            None => self.event(event),
+        }
     }
 
     fn event(&mut self, event: Event) -> Result<(), Broken> {
@@ -304,7 +342,10 @@ impl World {
     /// Whether faults are over and all have come to the same; looked at every so often.
     fn is_at_rest(&mut self) -> bool {
         const LOOK_MS: u64 = 250;
-        let over = !self.has_faults() && self.outages_left == 0 && self.complete_ms.is_some();
+        let apart = self.scenario.standby.map_or(0, |standby| standby.apart_ms[1]);
+        let pauses = self.scenario.pauses.iter().map(|pause| pause.until_ms);
+        let planned = pauses.fold(apart, u64::max) > self.now_ms || self.outages_left > 0;
+        let over = !self.has_faults() && !planned && self.complete_ms.is_some();
         if !over || self.now_ms < self.looked_ms + LOOK_MS {
             return false;
         }
@@ -381,10 +422,11 @@ fn settings_of(scenario: &Scenario) -> Result<Settings, Broken> {
         knows: None,
         distils: None,
         island: None,
+        lease_ms: scenario.standby.unwrap_or_default().lease_ms,
     })
 }
 
-/// One cloud, its edges `edge-1` and on, their devices `device-1-1` and on.
+/// One cloud, its edges `edge-1` and on, their devices `device-1-1` and on; last the standby, if there is one.
 fn tiers_of(scenario: &Scenario) -> Result<(Nodes, Vec<Identity>), Broken> {
     let mut nodes = Nodes::default();
     let mut identities = Vec::new();
@@ -393,10 +435,11 @@ fn tiers_of(scenario: &Scenario) -> Result<(Nodes, Vec<Identity>), Broken> {
         let place = nodes.add(Node::new(id.clone(), parent.clone()));
         let line = if role == Role::Device { name("line")? } else { name("_")? };
         let (parent, site) = (parent.map(|(_, id)| id), site.clone());
-        identities.push(Identity { place, id: id.clone(), role, parent, site, line });
+        let stands_by = None;
+        identities.push(Identity { place, id: id.clone(), role, parent, site, line, stands_by });
         Ok::<_, Broken>((place, id))
     };
-    let (cloud, _) = add(&mut nodes, name("cloud")?, None, Role::Cloud, &name("_")?)?;
+    let (cloud, cloud_id) = add(&mut nodes, name("cloud")?, None, Role::Cloud, &name("_")?)?;
     let mut edges = Vec::new();
     for e in 1..=scenario.tiers.edges {
         let site = name(&format!("site-{e}"))?;
@@ -411,6 +454,18 @@ fn tiers_of(scenario: &Scenario) -> Result<(Nodes, Vec<Identity>), Broken> {
         edges.push(edge);
     }
     nodes.at_mut(cloud).adopt(&edges);
+    if scenario.standby.is_some() {
+        let standby = name(Scenario::STANDBY)?;
+        let standby = add(&mut nodes, standby, None, Role::Cloud, &name("_")?)?;
+        nodes.at_mut(standby.0).adopt(&edges);
+        nodes.at_mut(standby.0).peer = Some((cloud, cloud_id.clone()));
+        for at in edges.iter().map(|(edge, _)| *edge).chain([cloud]) {
+            nodes.at_mut(at).peer = Some(standby.clone());
+        }
+        if let Some(last) = identities.last_mut() {
+            last.stands_by = Some(cloud_id);
+        }
+    }
     Ok((nodes, identities))
 }
 

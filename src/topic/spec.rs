@@ -153,6 +153,9 @@ pub static TOPICS: &[TopicSpec] = &[
         .volatile()
         .at_most_once()
         .body_up_to(4 * MIB),
+    TopicSpec::signed("m/lease", 2 * KIB, ROOTS).retained(),
+    TopicSpec::signed("to/{node}/promise", 2 * KIB, RELAYS).volatile(),
+    TopicSpec::signed("to/{node}/mirror", 72 * KIB, ROOTS).volatile().body_up_to(64 * MIB),
 ];
 
 /// Bytes of a chunk's packet beside its data.
@@ -163,6 +166,8 @@ const ANSWERING: &[Sender] = &[Sender::Inferencer];
 const ASKING: &[Sender] =
     &[Sender::Trainer, Sender::Inferencer, Sender::Relay, Sender::Aggregator, Sender::Operator];
 const STEERING: &[Sender] = &[Sender::Operator, Sender::Approver];
+const ROOTS: &[Sender] = &[Sender::Aggregator];
+const RELAYS: &[Sender] = &[Sender::Relay];
 const OWNERS: &[Sender] = &[Sender::Relay, Sender::Aggregator];
 const LEARNING: &[Sender] = &[Sender::Trainer, Sender::Relay];
 

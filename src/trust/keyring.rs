@@ -160,6 +160,8 @@ pub struct Keyring {
     root: RootRole,
     nodes: BTreeMap<NodeId, NodeEntry>,
     revoked: BTreeSet<KeyId>,
+    /// The standby of an owner of rounds.
+    standbys: BTreeMap<NodeId, NodeId>,
     by_key: BTreeMap<KeyId, NodeId>,
 }
 
@@ -174,7 +176,7 @@ impl Keyring {
         issued_at: Wall,
         expires_at: Wall,
     ) -> Result<Self, KeyringError> {
-        let (nodes, revoked) = (Vec::new(), Vec::new());
+        let (nodes, revoked, standbys) = (Vec::new(), Vec::new(), BTreeMap::new());
         Self::try_from(Parts {
             federation,
             version: 1,
@@ -183,6 +185,7 @@ impl Keyring {
             root,
             nodes,
             revoked,
+            standbys,
         })
     }
 
@@ -206,6 +209,24 @@ impl Keyring {
         next.nodes.retain(|entry| entry.node != *node);
         next.nodes.push(new.entry.clone());
         Self::try_from(next)
+    }
+
+    /// The next version with one node more, which takes over from `owner` when that is gone.
+    ///
+    /// Without its key, once that is revoked, `owner` has no standby; a new key makes it one again.
+    ///
+    /// # Errors
+    /// Those of [`Keyring::enrol`], and [`KeyringError::Misplaced`] when the two don't fit.
+    pub fn enrol_standby(
+        &self,
+        new: &Enrolment,
+        owner: &NodeId,
+        at: Wall,
+        expires_at: Wall,
+    ) -> Result<Self, KeyringError> {
+        let mut paired = self.clone();
+        paired.standbys.insert(owner.clone(), new.entry.node.clone());
+        paired.enrol(new, at, expires_at)
     }
 
     /// The next version with a new key for a node, whose old one is revoked.
@@ -370,6 +391,34 @@ impl Keyring {
         self.nodes().filter(move |entry| entry.parent.as_ref() == Some(parent))
     }
 
+    /// The node with a living key that takes over from this one.
+    pub fn standby_of(&self, owner: &NodeId) -> Option<&NodeEntry> {
+        self.node(self.standbys.get(owner)?)
+    }
+
+    /// The node that this one takes over from.
+    pub fn stands_by(&self, standby: &NodeId) -> Option<&NodeEntry> {
+        let (owner, _) = self.standbys.iter().find(|(_, named)| *named == standby)?;
+        self.node(owner)
+    }
+
+    /// The other one of an owner and its standby.
+    pub fn peer_of(&self, node: &NodeId) -> Option<&NodeEntry> {
+        self.standby_of(node).or_else(|| self.stands_by(node))
+    }
+
+    /// Nodes that may own this one's rounds: its parent, and the standby of that.
+    pub fn owners_of(&self, node: &NodeId) -> impl Iterator<Item = &NodeEntry> {
+        let parent = self.node(node).and_then(|entry| entry.parent.as_ref());
+        let both = |parent| self.node(parent).into_iter().chain(self.standby_of(parent));
+        parent.into_iter().flat_map(both)
+    }
+
+    /// Members of the rounds that this node owns, or may come to own.
+    pub fn members_of<'a>(&'a self, node: &'a NodeId) -> impl Iterator<Item = &'a NodeEntry> {
+        self.children_of(self.stands_by(node).map_or(node, |owner| &owner.node))
+    }
+
     fn next_version(&self) -> u64 {
         self.version.saturating_add(1)
     }
@@ -399,14 +448,34 @@ impl Keyring {
                 keys: root.len(),
             });
         }
-        let mut clouds = self.nodes.values().filter(|entry| entry.roles.contains(&Role::Cloud));
+        let mut clouds = self.nodes.values().filter(|entry| {
+            entry.is_any(&[Role::Cloud]) && !self.standbys.values().any(|node| *node == entry.node)
+        });
         if let (Some(first), Some(second)) = (clouds.next(), clouds.next()) {
             return Err(KeyringError::TwoClouds {
                 first: first.node.clone(),
                 second: second.node.clone(),
             });
         }
-        self.nodes.values().try_for_each(|entry| self.check_entry(entry))
+        self.nodes.values().try_for_each(|entry| self.check_entry(entry))?;
+        self.standbys.iter().try_for_each(|(owner, standby)| self.check_standby(owner, standby))
+    }
+
+    fn check_standby(&self, owner: &NodeId, standby: &NodeId) -> Result<(), KeyringError> {
+        let refuse = |why| Err(KeyringError::Misplaced { node: standby.clone(), why });
+        let is_cloud =
+            |node: &NodeId| self.nodes.get(node).is_some_and(|entry| entry.is_any(&[Role::Cloud]));
+        if !is_cloud(owner) || !is_cloud(standby) {
+            return refuse("a cloud stands by for a cloud, and nothing else does so far");
+        }
+        if self.standbys.contains_key(standby) {
+            return refuse("it has a standby itself, or stands by for itself");
+        }
+        if self.standbys.values().filter(|named| *named == standby).count() > 1 {
+            return refuse("it stands by for two");
+        }
+        let child = self.nodes.values().find(|entry| entry.parent.as_ref() == Some(standby));
+        if child.is_some() { refuse("nothing hangs under a standby") } else { Ok(()) }
     }
 
     fn check_entry(&self, entry: &NodeEntry) -> Result<(), KeyringError> {
@@ -469,6 +538,8 @@ struct Parts {
     root: RootRole,
     nodes: Vec<NodeEntry>,
     revoked: Vec<KeyId>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    standbys: BTreeMap<NodeId, NodeId>,
 }
 
 impl From<Keyring> for Parts {
@@ -481,6 +552,7 @@ impl From<Keyring> for Parts {
             root: ring.root,
             nodes: ring.nodes.into_values().collect(),
             revoked: ring.revoked.into_iter().collect(),
+            standbys: ring.standbys,
         }
     }
 }
@@ -492,6 +564,7 @@ impl TryFrom<Parts> for Keyring {
             ("nodes", parts.nodes.len(), MAX_NODES),
             ("revoked keys", parts.revoked.len(), MAX_REVOKED),
             ("root keys", parts.root.keys.len(), MAX_ROOT_KEYS),
+            ("standbys", parts.standbys.len(), MAX_NODES),
         ];
         for (what, count, most) in sizes {
             if count > most {
@@ -506,6 +579,7 @@ impl TryFrom<Parts> for Keyring {
             root: parts.root,
             nodes: BTreeMap::new(),
             revoked: parts.revoked.into_iter().collect(),
+            standbys: parts.standbys,
             by_key: BTreeMap::new(),
         };
         for entry in parts.nodes {

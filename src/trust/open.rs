@@ -238,7 +238,7 @@ pub fn open(
     let (head, body_bytes) =
         split_pair(&envelope.payload, kind.cap_bytes()).map_err(malformed(Part::Payload))?;
     let head: Head = decode(head, kind.cap_bytes()).map_err(malformed(Part::Head))?;
-    check_head(door, &head, sender, topic)?;
+    check_head(door, &head, sender, topic, kind)?;
     check_age(&head, kind, now)?;
     if changes_something(kind) && door.keyring.standing(now) == Standing::Expired {
         return Err(Refusal::KeyringExpired);
@@ -298,8 +298,11 @@ fn check_allowed(
 ) -> Result<(), Refusal> {
     let mine = door.keyring.node(door.me);
     let from_parent =
-        side == Side::Up && mine.is_some_and(|me| me.parent.as_ref() == Some(&sender.node));
-    let from_child = side == Side::Down && sender.parent.as_ref() == Some(door.me);
+        side == Side::Up && door.keyring.owners_of(door.me).any(|owner| owner.node == sender.node);
+    let from_child = side == Side::Down
+        && door.keyring.owners_of(&sender.node).any(|owner| owner.node == *door.me);
+    let from_peer = side == Side::Down
+        && door.keyring.peer_of(door.me).is_some_and(|peer| peer.node == sender.node);
     let has = |role: Role| sender.roles.contains(&role);
     let owner = has(Role::Cloud) || has(Role::Edge);
     let worker = has(Role::Device) || has(Role::Edge);
@@ -308,8 +311,14 @@ fn check_allowed(
             (owner, from_parent)
         }
         Kind::Answer | Kind::Contribution => (worker, from_child),
-        Kind::Get => (owner || worker, (from_parent && owner) || (from_child && worker)),
-        Kind::Checkpoint => (owner || worker, from_parent || from_child),
+        Kind::Get => {
+            (owner || worker, (from_parent && owner) || (from_child && worker) || from_peer)
+        }
+        Kind::Lease => (owner, from_parent || from_peer),
+        Kind::Promise => (worker, from_child),
+        Kind::Mirror => (has(Role::Cloud), from_peer),
+        // One's own comes back, or that of a copy with the same key.
+        Kind::Checkpoint => (owner || worker, from_parent || from_child || sender.node == *door.me),
         Kind::Command => (has(Role::Operator), true),
         // Per-sample data stays inside its site: between a device and its own edge, nowhere else.
         Kind::Frame => {
@@ -334,7 +343,13 @@ fn check_signature(sender: &NodeEntry, envelope: &Envelope) -> Result<(), Refusa
     sender.key.verify(&signed, &signature).map_err(|_| Refusal::BadSignature)
 }
 
-fn check_head(door: Door<'_>, head: &Head, sender: &NodeEntry, topic: &str) -> Result<(), Refusal> {
+fn check_head(
+    door: Door<'_>,
+    head: &Head,
+    sender: &NodeEntry,
+    topic: &str,
+    kind: Kind,
+) -> Result<(), Refusal> {
     if head.minor > MINOR {
         return Err(Refusal::UnknownVersion(head.minor));
     }
@@ -347,7 +362,12 @@ fn check_head(door: Door<'_>, head: &Head, sender: &NodeEntry, topic: &str) -> R
     if head.topic != topic {
         return Err(Refusal::WrongTopic);
     }
-    if head.audience.as_ref().is_some_and(|audience| audience != door.me) {
+    // What was sealed for one of an owner and its standby is good for the other: it is resent verbatim.
+    let peer = door.keyring.peer_of(door.me).map(|peer| &peer.node);
+    let for_us = |audience: &NodeId| {
+        audience == door.me || kind == Kind::Contribution && Some(audience) == peer
+    };
+    if !head.audience.as_ref().is_none_or(for_us) {
         return Err(Refusal::WrongAudience);
     }
     Ok(())
@@ -372,13 +392,15 @@ fn check_age(head: &Head, kind: Kind, now: Wall) -> Result<(), Refusal> {
 /// An expired keyring stops change, never looking or answering.
 fn changes_something(kind: Kind) -> bool {
     match kind {
-        Kind::Offer | Kind::Contribution | Kind::Result | Kind::Command => true,
+        Kind::Offer | Kind::Contribution | Kind::Result | Kind::Command | Kind::Mirror => true,
         Kind::Answer
         | Kind::Receipt
         | Kind::Get
         | Kind::Keyring
         | Kind::Checkpoint
         | Kind::Base
-        | Kind::Frame => false,
+        | Kind::Frame
+        | Kind::Lease
+        | Kind::Promise => false,
     }
 }

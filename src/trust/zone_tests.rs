@@ -9,7 +9,7 @@ use super::{Door, Refusal, Sealer, To, open};
 use crate::ids::{BootId, Digest, Name, NodeId, Side};
 use crate::time::Wall;
 use crate::topic::{Branch, Prefix};
-use crate::wire::{Body, Frame};
+use crate::wire::{Body, Frame, Lease};
 
 const AT: Wall = Wall(1_000);
 
@@ -104,4 +104,59 @@ fn a_device_and_its_own_edge_exchange_frames_and_nobody_else_does() {
             assert_eq!(heard("cloud", to, side), "role_not_allowed", "a cloud to {to}");
         }
     }
+}
+
+/// The keyring of [`site`] with a standby of its cloud.
+fn paired() -> Keyring {
+    let roles = BTreeSet::from([Role::Cloud]);
+    let proof = key_of("cloud-2").prove_possession(&name("fed"), &name("cloud-2"), &roles);
+    let (site_of_it, line) = (name("_"), name("_"));
+    let key = *key_of("cloud-2").public();
+    let node = name("cloud-2");
+    let entry = NodeEntry { node, site: site_of_it, line, roles, parent: None, key };
+    let new = Enrolment { entry, proof };
+    let end = AT.plus_ms(1_000_000);
+    assert!(site().enrol(&new, AT, end).is_err(), "a second cloud that stands by for nobody");
+    assert!(site().enrol_standby(&new, &name("edge"), AT, end).is_err(), "no edge has a standby");
+    site().enrol_standby(&new, &name("cloud"), AT, end).unwrap()
+}
+
+/// What `to` makes of a lease of `from`, signed with the key of `signer`.
+fn leased(from: &str, signer: &str, to: &str, side: Side) -> &'static str {
+    let keyring = paired();
+    let prefix = Prefix::new("gaisnet").unwrap();
+    let entry = keyring.node(&name(from)).unwrap();
+    let (site, line) = (entry.site.clone(), entry.line.clone());
+    let branch = Branch { prefix: prefix.clone(), site, line, node: name(from) };
+    let mut sealer = Sealer::new(key_of(signer), name("fed"), branch, BootId([1; 16]));
+    let lease = Body::Lease(Lease { ms: 1_000, asks: true, alone: false, told: 0 });
+    let (topic, wire) = sealer.seal(&To::Anyone, &lease, 0, 3, AT).unwrap();
+    let (federation, me) = (name("fed"), name(to));
+    let door = Door { federation: &federation, prefix: &prefix, me: &me, keyring: &keyring };
+    open(door, side, &topic, &wire, AT).map_or_else(|refusal| refusal.kind(), |_| "taken")
+}
+
+#[test]
+fn a_lease_counts_from_the_parent_and_its_standby_and_from_nobody_else() {
+    assert_eq!(leased("cloud", "cloud", "over", Side::Up), "taken");
+    assert_eq!(leased("cloud-2", "cloud-2", "over", Side::Up), "taken");
+    assert_eq!(leased("cloud-2", "cloud-2", "cloud", Side::Down), "taken");
+    assert_eq!(leased("cloud", "cloud", "cloud-2", Side::Down), "taken");
+    assert_eq!(leased("cloud-2", "cloud-2", "edge", Side::Up), "not_our_neighbour");
+    assert_eq!(leased("other", "other", "over", Side::Up), "not_our_neighbour");
+    assert_eq!(leased("d1", "d1", "edge", Side::Down), "role_not_allowed");
+    assert_eq!(leased("cloud-2", "over", "over", Side::Up), "foreign_branch");
+    assert_eq!(leased("cloud", "cloud-2", "over", Side::Up), "foreign_branch");
+}
+
+#[test]
+fn a_keyring_with_a_standby_survives_msgpack_and_one_without_has_the_bytes_that_it_had() {
+    let keyring = paired();
+    let bytes = crate::wire::encode(&keyring).unwrap();
+    assert_eq!(crate::wire::decode::<Keyring>(&bytes, 1 << 20).unwrap(), keyring);
+    assert_eq!(keyring.standby_of(&name("cloud")).unwrap().node, name("cloud-2"));
+    let owners: Vec<_> = keyring.owners_of(&name("over")).map(|e| e.node.as_str()).collect();
+    assert_eq!(owners, ["cloud", "cloud-2"]);
+    let plain = String::from_utf8_lossy(&crate::wire::encode(&site()).unwrap()).into_owned();
+    assert!(!plain.contains("standbys"));
 }

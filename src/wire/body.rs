@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::blob::Blob;
 use super::codec::{CodecError, decode, encode};
+use super::failover::{Lease, Mirror, Promise};
 use super::frame::Frame;
 use super::knowledge::{Knowledge, KnowledgePlan};
 use super::packed::Coding;
@@ -34,11 +35,17 @@ pub enum Kind {
     Base,
     /// A part of what a device and its edge exchange while a split model trains.
     Frame,
+    /// Who speaks for an owner of rounds, itself or its standby.
+    Lease,
+    /// A member's word that it listens to no lower epoch.
+    Promise,
+    /// The state of an owner's rounds, on its way to the standby.
+    Mirror,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 14] = [
         Self::Offer,
         Self::Answer,
         Self::Contribution,
@@ -50,6 +57,9 @@ impl Kind {
         Self::Command,
         Self::Base,
         Self::Frame,
+        Self::Lease,
+        Self::Promise,
+        Self::Mirror,
     ];
 
     /// Last level of the topic, and the word in the payload type.
@@ -66,6 +76,9 @@ impl Kind {
             Self::Command => "command",
             Self::Base => "base",
             Self::Frame => "frame",
+            Self::Lease => "lease",
+            Self::Promise => "promise",
+            Self::Mirror => "mirror",
         }
     }
 
@@ -82,12 +95,12 @@ impl Kind {
     /// Most bytes of a sealed message.
     pub fn cap_bytes(self) -> usize {
         match self {
-            Self::Receipt | Self::Answer => 2 * 1024,
+            Self::Receipt | Self::Answer | Self::Lease | Self::Promise => 2 * 1024,
             Self::Get => 4 * 1024,
             Self::Checkpoint | Self::Command => 16 * 1024,
             Self::Keyring => 64 * 1024,
             Self::Base => BaseChunk::MAX_BYTES + BaseChunk::OVERHEAD_BYTES,
-            Self::Offer | Self::Contribution | Self::Result | Self::Frame => {
+            Self::Offer | Self::Contribution | Self::Result | Self::Frame | Self::Mirror => {
                 super::MAX_MESSAGE_BYTES
             }
         }
@@ -99,8 +112,18 @@ impl Kind {
         const DAY: u64 = 24 * 60 * MINUTE;
         match self {
             Self::Command => 5 * MINUTE,
-            Self::Answer | Self::Get | Self::Base | Self::Frame => 60 * MINUTE,
-            Self::Offer | Self::Contribution | Self::Receipt | Self::Result => 30 * DAY,
+            Self::Answer
+            | Self::Get
+            | Self::Base
+            | Self::Frame
+            | Self::Promise
+            | Self::Mirror => 60 * MINUTE,
+            Self::Offer
+            | Self::Contribution
+            | Self::Receipt
+            | Self::Result
+            // Retained: an old one tells of an epoch, and extends a lease once.
+            | Self::Lease => 30 * DAY,
             Self::Checkpoint | Self::Keyring => 365 * DAY,
         }
     }
@@ -392,6 +415,9 @@ pub enum Body {
     Command(Command),
     Base(BaseFile),
     Frame(Frame),
+    Lease(Lease),
+    Promise(Promise),
+    Mirror(Mirror),
 }
 
 impl Body {
@@ -409,6 +435,9 @@ impl Body {
             Self::Command(_) => Kind::Command,
             Self::Base(_) => Kind::Base,
             Self::Frame(_) => Kind::Frame,
+            Self::Lease(_) => Kind::Lease,
+            Self::Promise(_) => Kind::Promise,
+            Self::Mirror(_) => Kind::Mirror,
         }
     }
 
@@ -428,6 +457,9 @@ impl Body {
             Self::Command(body) => encode(body),
             Self::Base(body) => encode(body),
             Self::Frame(body) => encode(body),
+            Self::Lease(body) => encode(body),
+            Self::Promise(body) => encode(body),
+            Self::Mirror(body) => encode(body),
         }
     }
 
@@ -449,6 +481,9 @@ impl Body {
             Kind::Command => Self::Command(decode(bytes, cap)?),
             Kind::Base => Self::Base(decode(bytes, cap)?),
             Kind::Frame => Self::Frame(decode(bytes, cap)?),
+            Kind::Lease => Self::Lease(decode(bytes, cap)?),
+            Kind::Promise => Self::Promise(decode(bytes, cap)?),
+            Kind::Mirror => Self::Mirror(decode(bytes, cap)?),
         })
     }
 }

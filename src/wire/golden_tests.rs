@@ -5,9 +5,10 @@ use std::path::PathBuf;
 
 use super::{
     Answer, BaseChunk, BaseFile, Blob, Body, Cells, Checkpoint, Chunk, ClassSummary, Coding,
-    Command, Contribution, Frame, Get, Kind, Knowledge, KnowledgePlan, Manifest, Merging, Offer,
-    PackedSet, PackedTensor, Plan, Receipt, Reference, Result as RoundResult, Settled, SplitCoding,
-    SplitMessage, Verdict, Wanted, decode, encode,
+    Command, Contribution, CopyPart, Frame, Get, Kind, Knowledge, KnowledgePlan, Lease, Manifest,
+    Merging, Mirror, Offer, PackedSet, PackedTensor, Plan, Promise, Receipt, Reference,
+    Result as RoundResult, Settled, SplitCoding, SplitMessage, StateCopy, Verdict, Wanted, decode,
+    encode,
 };
 use crate::ids::{BootId, Digest, Name, UpdateId};
 use crate::time::Wall;
@@ -200,7 +201,28 @@ fn bodies() -> Vec<(&'static str, Body)> {
             Body::Command(Command { name: "round.start".into(), json: b"{\"id\":1}".to_vec() }),
         ),
         ("frame", Body::Frame(frame())),
+        ("lease", Body::Lease(Lease { ms: 15_000, asks: true, alone: false, told: 41 })),
+        ("promise", Body::Promise(Promise { before: 6 })),
+        ("mirror", Body::Mirror(Mirror::Copy(state_copy()))),
+        ("mirror_have", Body::Mirror(Mirror::Have { seq: 9, wants: true })),
     ]
+}
+
+fn state_copy() -> StateCopy {
+    StateCopy { seq: 9, since: 8, basis: Some(6), told: 40, part: Blob::Inline(vec![1, 2, 3]) }
+}
+
+fn copy_part() -> CopyPart {
+    CopyPart {
+        puts: vec![("round/number".into(), vec![7].into())],
+        deletes: vec!["round/accepted/edge-n".into()],
+        blobs: vec![Manifest {
+            sha256: Digest([0xde; 32]),
+            bytes: 70_000,
+            chunk_bytes: 65_536,
+            chunks: vec![Digest([1; 32]), Digest([2; 32])],
+        }],
+    }
 }
 
 fn frame() -> Frame {
@@ -274,6 +296,7 @@ fn all() -> Vec<(String, Vec<u8>)> {
         all.push((format!("{name}.sealed"), sealed(&body)));
     }
     all.push(("chunk".into(), encode(&chunk()).unwrap()));
+    all.push(("copy_part".into(), encode(&copy_part()).unwrap()));
     all.push(("packed_set.plain".into(), encode(&packed_set()).unwrap()));
     for (name, message) in split_messages() {
         all.push((name.to_owned(), encode(&message).unwrap()));
@@ -301,6 +324,7 @@ fn the_released_bytes_decode_to_what_was_said() {
         assert_eq!(decode::<SplitMessage>(&golden(name), 1 << 20).unwrap(), message, "{name}");
     }
     assert_eq!(decode::<Chunk>(&golden("chunk"), 1 << 20).unwrap(), chunk());
+    assert_eq!(decode::<CopyPart>(&golden("copy_part"), 1 << 20).unwrap(), copy_part());
     assert_eq!(decode::<PackedSet>(&golden("packed_set.plain"), 1 << 20).unwrap(), packed_set());
     // Another zstd may compress to other bytes, so these are only read.
     assert_eq!(PackedSet::from_bytes(&golden("packed_set"), 1 << 20).unwrap(), packed_set());

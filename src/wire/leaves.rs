@@ -7,6 +7,7 @@
 //! `bus::Border`.
 
 use super::body::{Answer, Body, Checkpoint, Contribution, Get};
+use super::failover::Promise;
 
 /// A body that an edge says to its parent, so that leaves the site.
 ///
@@ -47,6 +48,8 @@ impl LeavesSite for Contribution {}
 impl LeavesSite for Get {}
 /// The head of a ledger.
 impl LeavesSite for Checkpoint {}
+/// A number.
+impl LeavesSite for Promise {}
 
 /// A body that may leave its site.
 #[derive(Debug, Clone, PartialEq)]
@@ -68,6 +71,7 @@ impl Leaving {
             Body::Contribution(body) => Ok(Self::new(body)),
             Body::Get(body) => Ok(Self::new(body)),
             Body::Checkpoint(body) => Ok(Self::new(body)),
+            Body::Promise(body) => Ok(Self::new(body)),
             // Frames by what they say, the others since no edge says them to its parent.
             Body::Frame(_)
             | Body::Offer(_)
@@ -75,7 +79,9 @@ impl Leaving {
             | Body::Result(_)
             | Body::Keyring(_)
             | Body::Command(_)
-            | Body::Base(_) => Err(StaysInSite),
+            | Body::Base(_)
+            | Body::Lease(_)
+            | Body::Mirror(_) => Err(StaysInSite),
         }
     }
 
@@ -96,7 +102,7 @@ impl StaysInSite {
 }
 
 mod sealed {
-    use super::{Answer, Checkpoint, Contribution, Get};
+    use super::{Answer, Checkpoint, Contribution, Get, Promise};
 
     /// What may leave, as the body that it is on the wire.
     pub trait Body {
@@ -124,6 +130,12 @@ mod sealed {
     impl Body for Checkpoint {
         fn body(self) -> super::Body {
             super::Body::Checkpoint(self)
+        }
+    }
+
+    impl Body for Promise {
+        fn body(self) -> super::Body {
+            super::Body::Promise(self)
         }
     }
 }

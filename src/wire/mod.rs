@@ -9,6 +9,7 @@ mod body;
 mod codec;
 mod compression;
 mod envelope;
+mod failover;
 mod frame;
 #[cfg(test)]
 mod golden_tests;
@@ -24,6 +25,7 @@ pub use body::{
 };
 pub use codec::{CodecError, decode, encode, split_pair};
 pub use envelope::{Envelope, Signature};
+pub use failover::{CopyPart, Lease, Mirror, Promise, StateCopy};
 pub use frame::{Cells, Frame, MAX_SPLIT_BYTES, Settled, SplitCoding, SplitMessage};
 pub use head::Head;
 pub use knowledge::{Knowledge, KnowledgePlan, Merging, Reference};

@@ -26,6 +26,7 @@ mod misaddressed;
 mod out_of_turn;
 mod stage;
 mod tensors;
+mod twin;
 mod unknown_kind;
 
 #[path = "../support/federation.rs"]

@@ -146,7 +146,8 @@ impl Stage {
         let kind = body.kind();
         let branch = self.branch(sender);
         let directly =
-            matches!(kind, Kind::Get | Kind::Receipt | Kind::Answer | Kind::Base | Kind::Frame);
+            matches!(kind, Kind::Get | Kind::Receipt | Kind::Answer | Kind::Base | Kind::Frame)
+                || matches!(kind, Kind::Promise | Kind::Mirror);
         let topic = if directly {
             branch.to(&self.target, kind.as_str())
         } else {

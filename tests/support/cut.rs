@@ -1,5 +1,6 @@
 //! A knife over a node: ports that count what takes effect, and stop letting anything through after
 //! the n-th effect, as when the power goes.
+#![allow(dead_code, reason = "each test binary uses a part")]
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -38,6 +39,11 @@ impl Knife {
     pub(crate) fn has_struck(&self) -> bool {
         let blade = self.blade();
         blade.effects >= blade.after
+    }
+
+    /// Strikes now.
+    pub(crate) fn strike(&self) {
+        self.blade().after = 0;
     }
 
     /// What the system takes back from a dead process: locks, files, connections.

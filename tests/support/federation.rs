@@ -120,6 +120,14 @@ impl Members {
         Self { places, keyring }
     }
 
+    /// The same with `cloud-2`, which stands by for the cloud.
+    pub(crate) fn with_standby(sites: usize, devices: usize) -> Self {
+        let mut places = Self::new(sites, devices).places;
+        places.push(Place::new("cloud-2", "_", "_", None, Role::Cloud));
+        let keyring = Arc::new(keyring(&places));
+        Self { places, keyring }
+    }
+
     pub(crate) fn place(&self, node: &NodeId) -> &Place {
         self.places.iter().find(|place| place.node == *node).unwrap()
     }
@@ -181,7 +189,10 @@ pub(crate) struct Plant {
 
 impl Plant {
     pub(crate) fn new(sites: usize, devices: usize, versions: u64, faults: &Faults) -> Self {
-        let members = Members::new(sites, devices);
+        Self::of(Members::new(sites, devices), sites, versions, faults)
+    }
+
+    pub(crate) fn of(members: Members, sites: usize, versions: u64, faults: &Faults) -> Self {
         let site = |s| (name(&format!("site{s}")), MemoryBroker::new(faults.clone()));
         let store = |place: &Place| (place.node.clone(), MemoryStore::new());
         Self {
@@ -218,11 +229,16 @@ impl Plant {
     /// What a node is started from, connected already: a test may put other things in the place of
     /// some.
     pub(crate) fn parts(&mut self, node: &NodeId) -> NodeParts {
+        self.parts_as(node.as_str(), node)
+    }
+
+    /// The same under another name at the brokers.
+    pub(crate) fn parts_as(&mut self, client: &str, node: &NodeId) -> NodeParts {
         self.boots += 1;
         let place = self.members.place(node);
         let mut links = Links::new();
         let mut link = |side: Side, broker: &MemoryBroker| {
-            let (bus, events) = broker.connect(node.as_str(), None);
+            let (bus, events) = broker.connect(client, None);
             links.insert(side, (Arc::new(bus), events));
         };
         match place.role {
@@ -329,7 +345,12 @@ pub(crate) fn keyring(places: &[Place]) -> Keyring {
             parent: place.parent.clone(),
             key: *key.public(),
         };
-        keyring = keyring.enrol(&Enrolment { entry, proof }, START, until).unwrap();
+        let new = Enrolment { entry, proof };
+        let cloud = keyring.node(&name("cloud")).map(|cloud| cloud.node.clone());
+        keyring = match cloud.filter(|_| place.role == Role::Cloud) {
+            Some(cloud) => keyring.enrol_standby(&new, &cloud, START, until).unwrap(),
+            None => keyring.enrol(&new, START, until).unwrap(),
+        };
     }
     keyring
 }
@@ -386,6 +407,7 @@ pub(crate) fn learning(versions: u64) -> Learning {
         deadline_ms: 60_000,
         relay_margin_ms: 20_000,
         republish_ms: 5_000,
+        lease_ms: 8_000,
         pause_ms: 1_000,
         versions,
         schedule: gaisnet::learn::RateSchedule::Constant,

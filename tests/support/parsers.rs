@@ -20,15 +20,15 @@ use gaisnet::topic::filter::Filter;
 use gaisnet::topic::{Leaf, Prefix};
 use gaisnet::trust::keyring_document::{open_document, seal_document};
 use gaisnet::wire::{
-    Body, Cells, Chunk, Envelope, Head, Kind, KnowledgePlan, Merging, PackedSet, Reference,
-    SplitCoding, SplitMessage, decode, encode, split_pair,
+    Body, Cells, Chunk, CopyPart, Envelope, Head, Kind, KnowledgePlan, Merging, PackedSet,
+    Reference, SplitCoding, SplitMessage, decode, encode, split_pair,
 };
 
 /// A parser that is fuzzed.
 pub(crate) type Parser = fn(&[u8]);
 
 /// The parsers of the pure half, by the name of their target and of their corpus.
-pub(crate) const PURE: [(&str, Parser); 16] = [
+pub(crate) const PURE: [(&str, Parser); 17] = [
     ("envelope", envelope),
     ("body", body),
     ("chunk", chunk),
@@ -45,6 +45,7 @@ pub(crate) const PURE: [(&str, Parser); 16] = [
     ("ledger_entry", ledger_entry),
     ("escalation", escalation),
     ("reference_texts", reference_texts),
+    ("copy_part", copy_part),
 ];
 
 /// Those of the program's own files.
@@ -120,6 +121,13 @@ pub(crate) fn split_message(bytes: &[u8]) {
 pub(crate) fn chunk(bytes: &[u8]) {
     if let Ok(chunk) = decode::<Chunk>(bytes, CAP) {
         assert_eq!(decode(&encode(&chunk).unwrap(), CAP), Ok(chunk));
+    }
+}
+
+/// What a copy of the rounds' state holds.
+pub(crate) fn copy_part(bytes: &[u8]) {
+    if let Ok(part) = decode::<CopyPart>(bytes, CAP) {
+        assert_eq!(decode(&encode(&part).unwrap(), CAP), Ok(part));
     }
 }
 

@@ -69,10 +69,22 @@ impl Federation {
         self.enrol(&format!("{folder}/enrolment.json"));
     }
 
+    /// The same for a second cloud, which stands by for `cloud`.
+    pub(crate) fn init_standby(&self, name: &str) {
+        let folder = self.path(name);
+        must(&["init", "cloud", "--name", name, &folder]);
+        self.enrol_with(&format!("{folder}/enrolment.json"), &["--standby-of", "cloud"]);
+    }
+
     /// Enrols a request that lies in this file.
     pub(crate) fn enrol(&self, request: &str) {
+        self.enrol_with(request, &[]);
+    }
+
+    fn enrol_with(&self, request: &str, more: &[&str]) {
         let (root, keyring) = (self.path("root/root.pem"), self.path("keyring"));
-        must(&["keys", "enrol", request, "--root", &root, "--keyring", &keyring]);
+        let line = ["keys", "enrol", request, "--root", &root, "--keyring", &keyring];
+        must(&[&line, more].concat());
     }
 
     /// The first words of a command about a node: its settings, its keyring, a broker's port.
@@ -160,6 +172,12 @@ impl Running {
         let id = self.child.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
         self.ends()
+    }
+
+    /// Stops it where it is (SIGSTOP), or lets it go on (SIGCONT).
+    pub(crate) fn signal(&self, signal: &str) {
+        let id = self.child.id().to_string();
+        assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
     }
 
     /// kill -9.

@@ -17,7 +17,7 @@ pub(crate) fn check(world: &World, from: Place) -> Result<(), (Place, Broken)> {
     if !root_is_idle(world) {
         return Err((from, Broken::new(NAME, "the cloud's round has not ended".to_owned())));
     }
-    let wanted = world.invariants.versions_rise.adapter(Place::CLOUD);
+    let wanted = owner(world).and_then(|at| world.invariants.versions_rise.adapter(at));
     let each_its_own = world.settings.plan.knowledge.is_some();
     let first = world.nodes.places().skip_while(|place| *place < from);
     let rest = world.nodes.places().take_while(|place| *place < from);
@@ -30,7 +30,9 @@ pub(crate) fn check(world: &World, from: Place) -> Result<(), (Place, Broken)> {
         if node.version() != Some(world.settings.rounds.count) {
             return lacks(format!("has version {:?}", node.version()));
         }
-        if !each_its_own && world.invariants.versions_rise.adapter(place) != wanted {
+        // Who stands by serves nothing.
+        let serves = node.failover_view().is_none_or(|view| view.post != "following");
+        if serves && !each_its_own && world.invariants.versions_rise.adapter(place) != wanted {
             return lacks("has another adapter than the cloud".to_owned());
         }
         if waits(node) {
@@ -40,10 +42,29 @@ pub(crate) fn check(world: &World, from: Place) -> Result<(), (Place, Broken)> {
     Ok(())
 }
 
-/// Whether the cloud has nothing to do.
+/// Who owns the rounds of the federation, if somebody does: the cloud, or its standby.
+pub(crate) fn owner(world: &World) -> Option<Place> {
+    let standby = world.nodes.at(Place::CLOUD).peer.as_ref().map(|(place, _)| *place);
+    let owns = |at: &Place| match &world.nodes.at(*at).machine {
+        Some(Machine::Root(_)) => true,
+        Some(Machine::Failover(failover)) => ["paired", "alone"].contains(&failover.view().post),
+        _ => false,
+    };
+    [Place::CLOUD].into_iter().chain(standby).find(owns)
+}
+
+/// Whether the cloud has nothing to do, and its standby, where it has one, all that it has.
 pub(crate) fn root_is_idle(world: &World) -> bool {
     match &world.nodes.at(Place::CLOUD).machine {
         Some(Machine::Root(round)) => round.view().phase == "idle",
+        Some(Machine::Failover(failover)) => {
+            let peer = world.nodes.at(Place::CLOUD).peer.as_ref();
+            let other = peer.and_then(|(at, _)| world.nodes.at(*at).failover_view());
+            let both: Vec<_> = other.into_iter().chain([failover.view()]).collect();
+            let leading = both.iter().filter(|view| view.post == "paired").count();
+            let idle = both.iter().all(|view| view.in_step && view.round.phase == "idle");
+            both.len() == 2 && leading == 1 && idle
+        }
         _ => false,
     }
 }

@@ -38,6 +38,12 @@ impl CountedOnce {
             .any(|(place, by, of)| *place == at && by.as_str() == sender && *of == offer)
     }
 
+    /// The offer that a sender's contribution is for, as long as it is remembered.
+    pub(super) fn offer_of(&self, sender: &NodeId, update: UpdateId) -> Option<Digest> {
+        let sent = self.sent.get(sender)?;
+        sent.iter().rev().find(|(named, _)| *named == update).map(|(_, offer)| *offer)
+    }
+
     pub(crate) fn committed(
         &mut self,
         node: &Node,
@@ -85,14 +91,13 @@ impl CountedOnce {
         }
         let (Some(job), Some(round)) = (job, round) else { return Ok(()) };
         for input in &job.inputs {
-            let sent = self.sent.get(&input.sender).into_iter().flatten();
-            let Some((_, offer)) = sent.rev().find(|(update, _)| *update == input.update) else {
+            let Some(offer) = self.offer_of(&input.sender, input.update) else {
                 let what = format!("{} counts {} that nobody sent", node.id, input.update);
                 return Err(Broken::new(NAME, what));
             };
-            let key = (input.sender.clone(), *offer);
+            let key = (input.sender.clone(), offer);
             #[cfg(test)]
-            self.ever.push((at, input.sender.clone(), *offer));
+            self.ever.push((at, input.sender.clone(), offer));
             // What a combination failed with comes back as it was.
             if self.counted.at(at).put(round, key, ()).is_some() && input.failed == 0 {
                 let what = format!("{} counts {} twice for one offer", node.id, input.sender);

@@ -30,9 +30,10 @@ impl EpochsFence {
 
     /// Whether the message must change nothing at this node.
     pub(crate) fn is_outdated(&self, node: &Node, at: Place, message: &Verified) -> bool {
-        let from_parent =
-            node.parent.as_ref().is_some_and(|(_, parent)| parent == message.sender());
-        from_parent
+        let mut above = node.parent.iter().chain(&node.peer);
+        let from_above = above.any(|(_, above)| above == message.sender());
+        node.parent.is_some()
+            && from_above
             && !matches!(message.body(), Body::Get(_))
             && self.known.get(at).is_some_and(|known| message.epoch() < *known)
     }

@@ -6,6 +6,7 @@ pub(crate) mod converges;
 pub(crate) mod counted_once;
 pub(crate) mod epochs_fence;
 mod lately;
+pub(crate) mod one_line;
 pub(crate) mod order_free;
 pub(crate) mod receipt_is_kept;
 pub(crate) mod verified_only;
@@ -14,23 +15,26 @@ pub(crate) mod versions_rise;
 use self::accepted_is_recorded::AcceptedIsRecorded;
 use self::counted_once::CountedOnce;
 use self::epochs_fence::EpochsFence;
+use self::one_line::OneLine;
 use self::order_free::OrderFree;
 use self::receipt_is_kept::ReceiptIsKept;
 use self::versions_rise::VersionsRise;
 use super::broken::Broken;
 use super::nodes::{Nodes, Place};
+use super::world::World;
 use crate::ids::{RoundNo, UpdateId};
 use crate::protocol::{CombineJob, Effect, Job};
-use crate::wire::Verdict;
+use crate::wire::{Body, Receipt};
 
 /// Their names, in the order in which they are looked at, and what each says.
-pub const NAMES: [(&str, &str); 9] = [
+pub const NAMES: [(&str, &str); 10] = [
     (verified_only::NAME, "only messages that passed every check change a node"),
     (epochs_fence::NAME, "who speaks with a lower epoch than the highest heard changes nothing"),
     (accepted_is_recorded::NAME, "a receipt says what the ledger says, and leaves after it"),
     (receipt_is_kept::NAME, "what has a receipt stays until it is combined"),
     (counted_once::NAME, "an update is recorded once, and a member counts once for an offer"),
     (order_free::NAME, "one set of contributions has one outcome"),
+    (one_line::NAME, "a cloud and its standby are one to all others"),
     (versions_rise::NAME, "the version that a node serves never goes back"),
     (bounded::NAME, "no queue grows beyond its bound"),
     (converges::NAME, "without faults all come to the same version, and nothing waits"),
@@ -44,6 +48,7 @@ pub(crate) struct Invariants {
     pub(crate) receipt_is_kept: ReceiptIsKept,
     pub(crate) counted_once: CountedOnce,
     pub(crate) order_free: OrderFree,
+    pub(crate) one_line: OneLine,
     pub(crate) versions_rise: VersionsRise,
 }
 
@@ -70,30 +75,54 @@ impl Invariants {
             Effect::Job(Job::Combine(job)) => Some(job),
             _ => None,
         });
+        self.versions_rise.committed(node, at, effects)?;
+        bounded::check(node)?;
+        if node.is_paired() {
+            // What it does before the other one has it counts for nothing, also in its ledger.
+            self.one_line.committed(job);
+            return Ok(());
+        }
         self.epochs_fence.committed(at, effects);
         self.accepted_is_recorded.committed(at, effects);
         self.receipt_is_kept.committed(node, at, effects, job)?;
         self.counted_once.committed(node, at, effects, job)?;
-        self.order_free.committed(node, at, effects, job)?;
-        self.versions_rise.committed(node, at, effects)?;
-        bounded::check(node)
+        self.order_free.committed(node, at, effects, job)
     }
 
-    /// A receipt leaves a node, in its round `number`.
+    /// A message leaves a node, in its round `number`.
     ///
     /// # Errors
     /// The first that is broken.
-    pub(crate) fn receipt(
+    pub(crate) fn said(
         &mut self,
         nodes: &Nodes,
         at: Place,
         number: RoundNo,
-        update: UpdateId,
-        verdict: &Verdict,
+        body: &Body,
     ) -> Result<(), Broken> {
         let node = nodes.at(at);
-        self.accepted_is_recorded.receipt(node, at, number, update, verdict)?;
-        self.receipt_is_kept.receipt(node, at, update, verdict)
+        match body {
+            Body::Receipt(receipt) if node.is_paired() => self.one_line.receipt(number, receipt),
+            Body::Result(result) if node.is_paired() => {
+                self.one_line.result(number, result, &self.counted_once)
+            }
+            Body::Receipt(Receipt { update, verdict }) => {
+                self.accepted_is_recorded.receipt(node, at, number, *update, verdict)?;
+                self.receipt_is_kept.receipt(node, at, *update, verdict)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A run has come to rest.
+///
+/// # Errors
+/// The first that is broken.
+pub(crate) fn at_rest(world: &World) -> Result<(), Broken> {
+    match converges::owner(world).filter(|at| world.nodes.at(*at).is_paired()) {
+        Some(owner) => one_line::check(world, owner),
+        None => Ok(()),
     }
 }
 

@@ -1,0 +1,346 @@
+//! Single steps of one of the two; whole takeovers are run by the simulator.
+
+use super::*;
+use crate::protocol::effect::Job;
+use crate::protocol::fixture::{CHUNK_BYTES, first_adapter, plan, round_config, verified};
+use crate::protocol::guard::tests::without;
+use crate::protocol::{Owner, update};
+use crate::wire::{Blob, Coding, Contribution, CopyPart, Promise, StateCopy, encode};
+
+const OWNER: &str = "cloud";
+const STANDBY: &str = "cloud-2";
+
+fn node(name: &str) -> NodeId {
+    NodeId::new(name).unwrap()
+}
+
+struct Bench {
+    me: Failover,
+    peer: NodeId,
+}
+
+impl Bench {
+    fn new(me: &str) -> Self {
+        let first = me == OWNER;
+        let peer = node(if first { STANDBY } else { OWNER });
+        let config =
+            FailoverConfig { peer: peer.clone(), first, lease_ms: 4_000, chunk_bytes: CHUNK_BYTES };
+        let members = ["a", "b", "c"].map(node).into();
+        let round = round_config(Owner::Root, &members, plan(Coding::F32));
+        let me = Failover::new(config, round, &first_adapter(4), &[], &[], Vec::new()).unwrap();
+        let mut bench = Self { me, peer };
+        bench.step(Input::Start);
+        bench
+    }
+
+    fn step(&mut self, input: Input) -> Vec<Effect> {
+        self.me.step(Now::default(), input)
+    }
+
+    fn hear(&mut self, from: &str, epoch: Epoch, body: Body) -> Vec<Effect> {
+        self.step(Input::Message(verified(&node(from), 0, epoch, body)))
+    }
+
+    fn peer_says(&mut self, epoch: Epoch, body: Body) -> Vec<Effect> {
+        let peer = self.peer.to_string();
+        self.hear(&peer, epoch, body)
+    }
+
+    fn ticks(&mut self, count: u64) -> Vec<Effect> {
+        (0..count).flat_map(|_| self.step(Input::Timer(Timer::Lease))).collect()
+    }
+
+    fn copied(&mut self, epoch: Epoch, seq: u64, basis: Option<Epoch>) -> Vec<Effect> {
+        self.peer_says(epoch, copy(seq, basis, owners_state(epoch)))
+    }
+}
+
+/// A copy of all that an owner of a fresh federation has.
+fn copy(seq: u64, basis: Option<Epoch>, puts: Vec<(String, Vec<u8>)>) -> Body {
+    let blobs = vec![Manifest::of(&first_adapter(4), CHUNK_BYTES)];
+    let puts = puts.into_iter().map(|(key, value)| (key, value.into())).collect();
+    let part = encode(&CopyPart { puts, deletes: Vec::new(), blobs }).unwrap();
+    let part = Blob::of(&part, CHUNK_BYTES);
+    Body::Mirror(Mirror::Copy(StateCopy { seq, since: 0, basis, told: seq, part }))
+}
+
+fn owners_state(epoch: Epoch) -> Vec<(String, Vec<u8>)> {
+    vec![("round/epoch".into(), encode(&epoch).unwrap())]
+}
+
+fn lease(ms: u64) -> Body {
+    Body::Lease(Lease { ms, asks: false, alone: false, told: 0 })
+}
+
+fn puts(effects: &[Effect]) -> Vec<&str> {
+    let mut keys = Vec::new();
+    for effect in effects {
+        if let Effect::Put(key, _) = effect {
+            keys.push(key.as_str());
+        }
+    }
+    keys
+}
+
+fn counted(effects: &[Effect], reason: &str) -> bool {
+    effects.contains(&Effect::Count(match reason {
+        "stale_epoch" => "stale_epoch",
+        "standby_behind" => "standby_behind",
+        "standby_not_in_step" => "standby_not_in_step",
+        "senseless_copy" => "senseless_copy",
+        "copy_knows_less" => "copy_knows_less",
+        other => panic!("{other}"),
+    }))
+}
+
+fn asks(effects: &[Effect]) -> bool {
+    effects.iter().any(|effect| match effect {
+        Effect::Send { body: Body::Lease(lease), .. } => lease.asks,
+        _ => false,
+    })
+}
+
+#[test]
+fn what_a_woken_owner_copies_is_refused_and_without_the_check_it_would_put_the_state_back() {
+    let woken = |bench: &mut Bench| {
+        bench.copied(4, 1, Some(4));
+        let effects = bench.copied(2, 9, None);
+        (counted(&effects, "stale_epoch"), puts(&effects).contains(&"round/epoch"))
+    };
+    assert_eq!(woken(&mut Bench::new(STANDBY)), (true, false));
+    let mut bench = Bench::new(STANDBY);
+    assert_eq!(without(Guard::Epochs, || woken(&mut bench)), (false, true));
+}
+
+#[test]
+fn an_old_lease_keeps_nobody_from_taking_over_and_a_new_one_does() {
+    for (epoch, stands) in [(2, true), (4, false)] {
+        let mut bench = Bench::new(STANDBY);
+        bench.copied(4, 1, Some(4));
+        assert!(!asks(&bench.ticks(4)));
+        let heard = bench.peer_says(epoch, lease(4_000));
+        assert_eq!(counted(&heard, "stale_epoch"), stands);
+        assert_eq!(asks(&bench.ticks(2)), stands, "a lease of epoch {epoch}");
+    }
+}
+
+#[test]
+fn no_lease_keeps_the_rounds_for_longer_than_is_allowed() {
+    let mut bench = Bench::new(STANDBY);
+    bench.copied(4, 1, Some(4));
+    bench.peer_says(4, lease(u64::MAX));
+    assert!(asks(&bench.ticks(Failover::MOST_TICKS + 1)));
+}
+
+#[test]
+fn a_lease_of_anybody_else_is_nothing() {
+    let mut bench = Bench::new(STANDBY);
+    bench.copied(4, 1, Some(4));
+    let before = bench.me.stand.clone();
+    bench.hear("a", 100, lease(60_000));
+    bench.hear("stranger", 100, lease(60_000));
+    assert_eq!(bench.me.stand, before);
+    assert!(asks(&bench.ticks(5)));
+}
+
+#[test]
+fn who_was_never_in_step_says_so_and_does_not_stand() {
+    let mut bench = Bench::new(STANDBY);
+    bench.copied(4, 1, None);
+    let effects = bench.ticks(30);
+    assert!(counted(&effects, "standby_not_in_step") && !asks(&effects));
+}
+
+#[test]
+fn most_members_have_to_promise_and_none_that_has_heard_more_counts() {
+    for (before, leads) in [(4, true), (3, true), (6, false)] {
+        let mut bench = Bench::new(STANDBY);
+        bench.copied(4, 1, Some(4));
+        bench.ticks(5);
+        assert_eq!(bench.me.view().post, "standing");
+        let promise = |before| Body::Promise(Promise { before });
+        bench.hear("a", 5, promise(4));
+        bench.hear("a", 5, promise(4)); // the same member once more
+        bench.hear("d", 5, promise(4)); // no member
+        bench.hear("b", 7, promise(4)); // for another epoch
+        assert_eq!(bench.me.view().post, "standing");
+        let effects = bench.hear("b", 5, promise(before));
+        assert_eq!(counted(&effects, "standby_behind"), !leads);
+        assert_eq!(bench.me.view().post == "alone", leads, "before: {before}");
+    }
+}
+
+#[test]
+fn who_knows_less_is_not_confirmed_and_who_knows_as_much_is() {
+    for (basis, taken) in [(2, false), (4, true)] {
+        let mut bench = Bench::new(STANDBY);
+        bench.copied(4, 1, Some(4));
+        let effects = bench.copied(8, 1, Some(basis));
+        assert_eq!(puts(&effects).contains(&"round/epoch"), taken, "basis {basis}");
+        // Asking in vain keeps nobody from standing.
+        let asking = Body::Lease(Lease { ms: 4_000, asks: true, alone: false, told: 0 });
+        let mut stood = false;
+        for _ in 0..8 {
+            bench.peer_says(8, asking.clone());
+            stood |= asks(&bench.ticks(1));
+        }
+        assert!(stood);
+    }
+}
+
+#[test]
+fn a_copy_of_what_was_put_back_from_a_backup_is_refused_and_else_it_would_take_the_state_s_place() {
+    let given_back = |told: u64| {
+        let mut bench = Bench::new(STANDBY);
+        bench.copied(4, 5, Some(4));
+        let effects = bench.peer_says(6, copy(told, Some(4), owners_state(6)));
+        let taken = puts(&effects).contains(&"round/epoch");
+        (counted(&effects, "copy_knows_less"), asks(&effects), taken)
+    };
+    assert_eq!(given_back(2), (true, true, false), "it stands before anybody promises");
+    assert_eq!(given_back(5), (false, false, true), "nothing was lost");
+    let broken = without(Guard::Told, || given_back(2));
+    assert_eq!(broken, (false, false, true));
+}
+
+#[test]
+fn who_has_just_started_hears_the_other_one_before_promises_count() {
+    let mut bench = Bench::new(STANDBY);
+    bench.copied(4, 1, Some(4));
+    bench.ticks(5);
+    assert_eq!(bench.me.view().post, "standing");
+    bench.step(Input::Start);
+    for member in ["a", "b"] {
+        bench.hear(member, 5, Body::Promise(Promise { before: 4 }));
+    }
+    bench.ticks(Failover::TICKS - 1);
+    assert_eq!(bench.me.view().post, "standing");
+    let effects = bench.ticks(1);
+    assert_eq!(bench.me.view().post, "alone");
+    assert!(!asks(&effects));
+}
+
+#[test]
+fn of_two_that_lead_alone_the_one_with_another_disk_than_it_had_follows() {
+    for (told, kept_by_broker, post) in
+        [(9, false, "following"), (0, false, "alone"), (9, true, "alone")]
+    {
+        let mut bench = Bench::new(OWNER);
+        assert_eq!(bench.me.view().post, "alone");
+        let lease = Body::Lease(Lease { ms: 4_000, asks: false, alone: true, told });
+        let message = verified(&node(STANDBY), 0, 3, lease);
+        let message = if kept_by_broker { message.kept_by_broker() } else { message };
+        bench.step(Input::Message(message));
+        assert_eq!(bench.me.view().post, post, "{told} {kept_by_broker}");
+    }
+}
+
+#[test]
+fn who_stands_answers_a_wish_with_a_copy_and_nothing_else_with_one() {
+    let mut bench = Bench::new(STANDBY);
+    bench.copied(4, 1, Some(4));
+    bench.ticks(5);
+    assert_eq!(bench.me.view().post, "standing");
+    for (wants, copies) in [(false, 0), (true, 1)] {
+        let effects = bench.peer_says(5, Body::Mirror(Mirror::Have { seq: 0, wants }));
+        let copy =
+            |e: &&Effect| matches!(e, Effect::Send { body: Body::Mirror(Mirror::Copy(_)), .. });
+        assert_eq!(effects.iter().filter(copy).count(), copies);
+    }
+}
+
+#[test]
+fn a_copy_may_not_touch_what_is_not_the_rounds() {
+    let mut bench = Bench::new(STANDBY);
+    let mut state = owners_state(4);
+    state.push(("failover/stand".into(), vec![0xc0]));
+    let effects = bench.peer_says(4, copy(1, Some(4), state));
+    assert!(counted(&effects, "senseless_copy"));
+    assert!(!bench.me.view().in_step);
+    let bad = vec![("round/global".to_owned(), vec![0xc1])];
+    let effects = bench.peer_says(4, copy(2, Some(4), bad));
+    assert!(counted(&effects, "senseless_copy") && !bench.me.view().in_step);
+}
+
+#[test]
+fn a_receipt_and_a_result_leave_once_the_standby_has_what_they_say() {
+    let mut bench = Bench::new(OWNER);
+    let epoch = bench.me.view().epoch;
+    let have = |seq| Body::Mirror(Mirror::Have { seq, wants: false });
+    let newest = |bench: &Bench| match &bench.me.place {
+        Place::Leading { outgoing, .. } => outgoing.number(),
+        _ => panic!("it leads"),
+    };
+    let first = newest(&bench);
+    bench.peer_says(epoch, have(first));
+    assert_eq!(bench.me.view().post, "paired");
+    let at = newest(&bench);
+    bench.peer_says(epoch, have(at));
+    let effects = bench.step(Input::Timer(Timer::NextRound));
+    let offer = |effects: &[Effect]| {
+        effects.iter().find_map(|effect| match effect {
+            Effect::Send { body: body @ Body::Offer(offer), .. } => {
+                Some((Digest::of(&body.to_bytes().unwrap()), offer.clone()))
+            }
+            _ => None,
+        })
+    };
+    assert!(offer(&effects).is_none());
+    let at = newest(&bench);
+    let (digest, offer) = offer(&bench.peer_says(epoch, have(at))).unwrap();
+
+    let receipts = |effects: &[Effect]| {
+        let is_receipt = |e: &&Effect| matches!(e, Effect::Send { body: Body::Receipt(_), .. });
+        effects.iter().filter(is_receipt).count()
+    };
+    let mut job = None;
+    for member in ["a", "b", "c"] {
+        let work = Body::Contribution(Contribution {
+            knowledge: None,
+            offer: digest,
+            version: offer.version,
+            num_examples: 50,
+            num_devices: 1,
+            steps: 4,
+            loss_first: 1.0,
+            loss_last: 0.5,
+            stacked: false,
+            delta: Some(Blob::of(&first_adapter(4), 4096)),
+            class_logits: None,
+        });
+        let message = verified(&node(member), offer.round, epoch, work);
+        let effects = bench.step(Input::Message(message));
+        assert_eq!(receipts(&effects), 0);
+        job = effects.into_iter().find_map(|effect| match effect {
+            Effect::Job(Job::Combine(job)) => Some(job),
+            _ => None,
+        });
+    }
+    let at = newest(&bench);
+    assert_eq!(receipts(&bench.peer_says(epoch, have(at - 1))), 2);
+    assert_eq!(receipts(&bench.peer_says(epoch, have(at))), 1);
+    let job = job.unwrap();
+    let blob = |_: &Digest| Some(first_adapter(4));
+    let outcome = Ok(update::combine(&job, &blob).unwrap());
+    let effects = bench.step(Input::Combined { offer: job.offer, outcome });
+    let speaks =
+        |e: &Effect| matches!(e, Effect::Send { body: Body::Result(_), .. } | Effect::Apply { .. });
+    assert!(!effects.iter().any(speaks));
+    let at = newest(&bench);
+    let effects = bench.peer_says(epoch, have(at));
+    assert_eq!(effects.iter().filter(|effect| speaks(effect)).count(), 2);
+}
+
+#[test]
+fn the_two_never_take_the_same_number() {
+    for heard in 0..6 {
+        let take = |me: &str| {
+            let mut bench = Bench::new(me);
+            bench.me.stand.epoch = heard;
+            bench.me.next_epoch()
+        };
+        let (owner, standby) = (take(OWNER), take(STANDBY));
+        assert!(owner > heard && standby > heard);
+        assert_eq!((owner % 2, standby % 2), (0, 1));
+    }
+}
