@@ -387,7 +387,7 @@ mod tests {
     #[test]
     fn mistakes_say_what_would_fit() {
         let error = |line: &[&str]| format!("{:#}", gaisnet(line).0.unwrap_err());
-        assert!(error(&["sim", "fast"]).contains("small, faults, island, scale"));
+        assert!(error(&["sim", "fast"]).contains("small, faults, island, standby, scale"));
         assert!(error(&["sim"]).contains("name a scenario"));
         assert!(error(&["sim", "small", "--edges", "0"]).contains("1 to 1000"));
         for (text, fits) in [("1..3", true), ("1..=3", true), ("3..1", false), ("x", false)] {
