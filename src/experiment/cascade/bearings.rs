@@ -5,8 +5,6 @@
 //! at its own plant; the windows of the test recordings, which belong to no plant, at the four plants in turn: any of
 //! them may come upon a fault that it never saw.
 
-use std::collections::BTreeMap;
-
 use super::{CascadeOptions, CascadeSubject, Level, Pool, judge};
 use crate::data::bearings::{Dataset, PLANTS};
 use crate::experiment::ExperimentError;
@@ -35,7 +33,7 @@ pub fn run(
     for (plant, windows) in set.plants.iter().enumerate() {
         let (own, kept) = hold_out(windows, KEPT);
         learned += own.num_examples();
-        asked_at.extend(vec![plant; kept.num_examples()]);
+        asked_at.extend(std::iter::repeat_n(plant, kept.num_examples()));
         questions.x.extend(kept.x);
         questions.labels.extend(kept.labels);
         plants.push(own);
@@ -89,7 +87,7 @@ fn levels(answers: &Answers, asked_at: &[usize]) -> Result<Vec<Level>, Experimen
 }
 
 fn answer(
-    answers: &BTreeMap<String, Vec<Prediction>>,
+    answers: &Answers,
     node: String,
     question: usize,
 ) -> Result<&Prediction, ExperimentError> {
