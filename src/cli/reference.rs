@@ -1,7 +1,7 @@
 //! `gaisnet reference`: reference inputs, made from generator, seed and count, or written by a language model.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
@@ -185,7 +185,7 @@ struct Draft {
 
 #[cfg(any(feature = "torch", test))]
 impl Draft {
-    fn open(place: &Path) -> anyhow::Result<Self> {
+    fn open(place: &std::path::Path) -> anyhow::Result<Self> {
         let named = || format!("can't write {}", place.display());
         anyhow::ensure!(!place.is_dir(), "{}: it is a folder", named());
         let mut at = place.as_os_str().to_owned();
