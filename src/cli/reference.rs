@@ -143,17 +143,20 @@ fn write(args: &WriteArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
     use crate::learn::{ReferenceRecipe, Sampling, WriteConfig};
     use crate::torch::generate::LanguageGenerator;
     use crate::torch::language::{LanguageBase, Precision};
-    use crate::torch::{PeftConfig, load_language, shipped};
+    use crate::torch::{LoraConfig, PeftConfig, load_language, shipped};
 
     let named = || args.recipe.display().to_string();
     let text = std::fs::read_to_string(&args.recipe).with_context(named)?;
     let recipe: ReferenceRecipe = toml::from_str(&text).with_context(named)?;
     recipe.check().with_context(named)?;
+    let draft = Draft::open(&args.out)?;
     let models = Cache::from_env()?.models();
     let (card, loaded) = load_language(&args.base, &shipped::trust()?, &models)?;
     let base = LanguageBase::new(loaded.config, loaded.weights, Precision::F32, tch::Device::Cpu)?;
     let threads = NonZeroU16::new(args.threads).unwrap_or(NonZeroU16::MIN);
-    let mut generator = LanguageGenerator::new(base, &PeftConfig::none(), threads)?;
+    // No adapter is ever loaded: the bare base writes.
+    let peft = PeftConfig::lora(LoraConfig::default());
+    let mut generator = LanguageGenerator::new(base, &peft, threads)?;
     let sampling = Sampling::new(TEMPERATURE, TOP_P)?;
     let config = WriteConfig { seed: args.seed, count: args.count, sampling };
     let bar = indicatif::ProgressBar::new(args.count.into());
@@ -165,10 +168,46 @@ fn write(args: &WriteArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
     let set = recipe.write(&config, &mut generator, &loaded.tokenizer, &written_by, &mut told)?;
     bar.finish_and_clear();
     let bytes = set.to_bytes()?;
-    std::fs::write(&args.out, &bytes).with_context(|| args.out.display().to_string())?;
+    draft.keep(&bytes)?;
     writeln!(out, "{} texts in {}", set.texts.len(), args.out.display())?;
     writeln!(out, "digest {}", Digest::of(&bytes))?;
     Ok(Exit::Ok)
+}
+
+/// A file beside the one that is wanted, opened before there is anything to write: a place that can't be written to shows
+/// before the model has written for an hour, and what is there stays until the new file is whole.
+#[cfg(any(feature = "torch", test))]
+struct Draft {
+    file: std::fs::File,
+    at: PathBuf,
+    place: PathBuf,
+}
+
+#[cfg(any(feature = "torch", test))]
+impl Draft {
+    fn open(place: &std::path::Path) -> anyhow::Result<Self> {
+        let named = || format!("can't write {}", place.display());
+        anyhow::ensure!(!place.is_dir(), "{}: it is a folder", named());
+        let mut at = place.as_os_str().to_owned();
+        at.push(".draft");
+        let at = PathBuf::from(at);
+        let file = std::fs::File::create(&at).with_context(named)?;
+        Ok(Self { file, at, place: place.to_owned() })
+    }
+
+    fn keep(mut self, bytes: &[u8]) -> anyhow::Result<()> {
+        let named = || format!("can't write {}", self.place.display());
+        self.file.write_all(bytes).and_then(|()| self.file.sync_all()).with_context(named)?;
+        std::fs::rename(&self.at, &self.place).with_context(named)
+    }
+}
+
+#[cfg(any(feature = "torch", test))]
+impl Drop for Draft {
+    /// A draft that was kept has another name by now.
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.at);
+    }
 }
 
 /// Chosen by looking at what a small model writes: above, it wanders off; below, it repeats itself.
@@ -198,3 +237,24 @@ Examples:
 
 A set is made anew by each node and travels nowhere. If two machines print different digests for the
 same words, their mathematics library differs: they can't learn from reference inputs together.";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_that_cannot_be_written_to_fails_before_the_work_and_its_twin_is_written() {
+        let room = tempfile::tempdir().unwrap();
+        let place = room.path().join("orders-1.txt");
+        std::fs::write(&place, "old").unwrap();
+        let read = || std::fs::read_to_string(&place).unwrap();
+        for bad in [room.path().to_owned(), room.path().join("no/such/folder.txt")] {
+            assert!(Draft::open(&bad).is_err(), "{}", bad.display());
+        }
+        drop(Draft::open(&place).unwrap());
+        assert_eq!(read(), "old", "a set that never came leaves what was there");
+        Draft::open(&place).unwrap().keep(b"new").unwrap();
+        assert_eq!(read(), "new");
+        assert_eq!(std::fs::read_dir(room.path()).unwrap().count(), 1, "no draft is left");
+    }
+}

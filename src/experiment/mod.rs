@@ -9,8 +9,7 @@
 //! turns.rs        who of them trains when
 //! versions.rs     what they have come to
 //! niid/           images dealt out unevenly, a table of published figures to compare with
-//! cascade.rs      another question: tiers that answer together, on bearings and work orders
-//! cascade_models  their models (libtorch)
+//! cascade/        another question: tiers that answer together, on bearings and work orders
 //! judge.rs        bits per character, a machine and together
 //! language.rs     the language model that learns and judges (libtorch)
 //! relay/          another experiment: models of three kinds teach each other (libtorch)
@@ -24,15 +23,12 @@
 
 mod arms;
 pub mod cascade;
-#[cfg(feature = "torch")]
-pub mod cascade_models;
 pub mod excavators;
 mod federation;
 mod judge;
 #[cfg(feature = "torch")]
 pub mod language;
 pub mod niid;
-#[cfg(feature = "torch")]
 pub mod over;
 #[cfg(feature = "torch")]
 pub mod paper;

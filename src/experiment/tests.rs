@@ -193,3 +193,20 @@ fn a_name_that_cannot_be_a_nodes_is_refused() {
     );
     assert_eq!(error.err().unwrap().kind(), "name");
 }
+
+#[test]
+fn nodes_of_a_folder_that_is_not_there_yet_get_keys_and_find_them_again() {
+    let room = tempfile::tempdir().unwrap();
+    let folder = room.path().join("nodes").join("1-both");
+    let open = || {
+        let (federation, now) =
+            (crate::ids::Name::new("f").unwrap(), crate::time::Wall(1_800_000_000_000));
+        places::Places::open(&folder, &federation, &[("A", "north")], now).unwrap()
+    };
+    let (made, found) = (open(), open());
+    assert_eq!(made.all.len(), 3);
+    let publics = |places: &places::Places| {
+        places.all.iter().map(|p| places.keyring.node(&p.node).map(|n| n.key)).collect::<Vec<_>>()
+    };
+    assert_eq!(publics(&made), publics(&found));
+}

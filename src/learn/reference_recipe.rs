@@ -72,9 +72,20 @@ impl ReferenceRecipe {
             let actual = format!("{}, {}", self.classes.len(), self.max_tokens);
             return bad("2 or more classes, max_tokens 1 to 200", actual);
         }
+        let names: BTreeSet<&str> = self.classes.iter().map(|class| class.name.trim()).collect();
+        if names.contains("") || names.len() < self.classes.len() {
+            let names: Vec<&str> = self.classes.iter().map(|class| class.name.as_str()).collect();
+            return bad("a name of its own for each class", format!("{names:?}"));
+        }
+        // Lines are compared in lower case: such a word would never be found.
+        let large = |word: &&String| **word != word.to_lowercase();
+        if let Some(word) = self.classes.iter().flat_map(|class| &class.words).find(large) {
+            return bad("words in lower case", format!("{word:?}"));
+        }
         let lacks = |class: &&RecipeClass| {
             let lists = [&class.about, &class.words, &class.examples];
-            lists.iter().any(|list| list.is_empty() || list.iter().any(String::is_empty))
+            let blank = |text: &String| text.trim().is_empty();
+            lists.iter().any(|list| list.is_empty() || list.iter().any(blank))
         };
         match self.classes.iter().find(lacks) {
             Some(class) => {
@@ -398,5 +409,16 @@ mod tests {
         assert!(recipe(&[]).check().is_err() && recipe(&[""]).check().is_err());
         assert!(ReferenceRecipe { max_tokens: 0, ..recipe(&["x"]) }.check().is_err());
         assert!(ReferenceRecipe { classes: vec![], ..recipe(&["x"]) }.check().is_err());
+        assert!(recipe(&["x", " "]).check().is_err());
+    }
+
+    #[test]
+    fn words_in_capitals_and_classes_without_a_name_of_their_own_are_refused() {
+        assert!(recipe(&["Tooth"]).check().unwrap_err().to_string().contains("\"Tooth\""));
+        for name in ["", " ", "Engine"] {
+            let mut nameless = recipe(&["tooth"]);
+            nameless.classes[0].name = name.into();
+            assert!(nameless.check().is_err(), "{name:?}");
+        }
     }
 }

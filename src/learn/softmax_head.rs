@@ -44,9 +44,15 @@ impl Head {
 
     /// Adds the outer product of an error a class and (features, 1).
     pub(super) fn add_outer(&mut self, error: impl Iterator<Item = f64>, row: &[f64]) {
+        let row = not_zero(row);
         for (to, error) in self.values.chunks_exact_mut(self.width + 1).zip(error) {
-            for (to, x) in to.iter_mut().zip(row.iter().chain([&1.0])) {
-                *to += error * x;
+            for (at, x) in &row {
+                if let Some(to) = to.get_mut(*at) {
+                    *to += error * x;
+                }
+            }
+            if let Some(bias) = to.last_mut() {
+                *bias += error;
             }
         }
     }
@@ -99,8 +105,10 @@ impl Head {
 
     /// `[C]`.
     pub(super) fn logits(&self, row: &[f64]) -> Vec<f64> {
+        let row = not_zero(row);
         let dot = |class: &[f64]| -> f64 {
-            class.iter().zip(row.iter().chain([&1.0])).map(|(w, x)| w * x).sum()
+            let of = |(at, x): &(usize, f64)| class.get(*at).map_or(0.0, |w| w * x);
+            row.iter().map(of).sum::<f64>() + class.last().copied().unwrap_or_default()
         };
         self.values.chunks_exact(self.width + 1).map(dot).collect()
     }
@@ -122,6 +130,11 @@ impl Head {
     pub(super) fn values_mut(&mut self) -> impl Iterator<Item = &mut f64> {
         self.values.iter_mut()
     }
+}
+
+/// Where a row isn't zero: of a text's thousands of hashed places it is in a few dozen.
+fn not_zero(row: &[f64]) -> Vec<(usize, f64)> {
+    row.iter().copied().enumerate().filter(|(_, x)| *x != 0.0).collect()
 }
 
 /// Probabilities of logits, shifted by the largest so that nothing overflows.

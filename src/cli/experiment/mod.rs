@@ -162,7 +162,10 @@ const KNOWN: [(&str, &str); 9] = [
         "niid",
         "images dealt out unevenly among ten clients: accuracy by data set, split and strategy",
     ),
-    ("cascade", "a device, its edge and a bound on wrong answers: who answers what, and how well"),
+    (
+        "cascade",
+        "a device, its edge, the cloud and a bound on wrong answers: who answers what, and how well",
+    ),
     ("relay", "models of three kinds at three tiers teach each other, without weights or data"),
     ("paper-a", "a base that is pre-trained beside random weights, federated"),
     ("paper-b", "no fine-tuning beside seven methods of it, federated"),

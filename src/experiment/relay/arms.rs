@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{Score, Strategy, Subject, device_name, owners};
+use super::{Strategy, Subject, device_name, owners};
 use crate::experiment::ExperimentError;
 use crate::learn::{
     Control, Examples, Learner, Lesson, TensorSet, TrainJob, Windows, reference_targets,
@@ -12,26 +12,27 @@ use crate::rng::Stream;
 use crate::trust::keyring::Role;
 
 /// Devices with their own examples alone, the others as they are before they have learned anything.
-pub(super) fn before(subject: &dyn Subject) -> Result<BTreeMap<String, Score>, ExperimentError> {
-    let mut scores = BTreeMap::new();
+pub(super) fn before(
+    subject: &dyn Subject,
+) -> Result<BTreeMap<String, TensorSet>, ExperimentError> {
+    let mut adapters = BTreeMap::new();
     for (at, (party, _)) in subject.parties().iter().enumerate() {
-        let adapter = device(subject, at, party, None)?;
-        scores.insert(device_name(party), subject.score(Role::Device, ALONE, &adapter)?);
+        adapters.insert(device_name(party), device(subject, at, party, None)?);
     }
     for (node, role) in owners() {
-        let untrained = subject.learner(role, ALONE)?.1.initial_adapter();
-        scores.insert(node, subject.score(role, ALONE, &untrained)?);
+        adapters.insert(node, subject.learner(role, ALONE)?.1.initial_adapter());
     }
-    Ok(scores)
+    Ok(adapters)
 }
 
 /// The same with a lesson of the reference inputs' labels, in as many steps as the federation takes.
-pub(super) fn labels(subject: &dyn Subject) -> Result<BTreeMap<String, Score>, ExperimentError> {
-    let mut scores = BTreeMap::new();
+pub(super) fn labels(
+    subject: &dyn Subject,
+) -> Result<BTreeMap<String, TensorSet>, ExperimentError> {
+    let mut adapters = BTreeMap::new();
     for (at, (party, _)) in subject.parties().iter().enumerate() {
         let lesson = lesson(subject, Role::Device)?;
-        let adapter = device(subject, at, party, Some(&lesson))?;
-        scores.insert(device_name(party), subject.score(Role::Device, ALONE, &adapter)?);
+        adapters.insert(device_name(party), device(subject, at, party, Some(&lesson))?);
     }
     for (node, role) in owners() {
         let lesson = lesson(subject, role)?;
@@ -42,9 +43,9 @@ pub(super) fn labels(subject: &dyn Subject) -> Result<BTreeMap<String, Score>, E
         let how = (subject.settings().knowledge.distil_steps, subject.rate(role));
         let data = nothing.into();
         let adapter = slices(subject, learner.as_mut(), &data, start, how, &node, Some(&lesson))?;
-        scores.insert(node, subject.score(role, ALONE, &adapter)?);
+        adapters.insert(node, adapter);
     }
-    Ok(scores)
+    Ok(adapters)
 }
 
 /// The labels of the reference inputs, as a node sees those.
@@ -102,4 +103,4 @@ fn slices(
 }
 
 /// Without a neighbour each node has the model of its tier.
-const ALONE: Strategy = Strategy::ReferenceLogits;
+pub(super) const ALONE: Strategy = Strategy::ReferenceLogits;

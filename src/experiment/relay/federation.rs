@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::{Score, Sent, Strategy, Subject};
+use super::{Sent, Strategy, Subject};
 use crate::actors::lanes::train_lane;
 use crate::actors::{Bounds, Busy, Figures, LaneBench};
 use crate::experiment::ExperimentError;
 use crate::experiment::federation::{Brokers, audit_of};
 use crate::experiment::places::{Place, Places};
 use crate::ids::{Digest, Side};
-use crate::learn::{Examples, Windows};
+use crate::learn::{Examples, TensorSet, Windows};
 use crate::ledger::Event;
 use crate::node::{Identity, Learning, Node, NodeParts, SystemClock, learning_of};
 use crate::protocol::{Distils, update};
@@ -29,8 +29,8 @@ use crate::wire::Coding;
 
 /// What came of it.
 pub(super) struct Outcome {
-    /// Each node's.
-    pub(super) scores: BTreeMap<String, Score>,
+    /// What each node has last.
+    pub(super) adapters: BTreeMap<String, TensorSet>,
     pub(super) sent: Sent,
 }
 
@@ -113,10 +113,9 @@ async fn learn(
         nodes.push(crate::node::start(parts)?);
     }
     wait(&nodes, settings.round.rounds, &mut reasons, patience_s).await?;
-    let mut scores = BTreeMap::new();
+    let mut adapters = BTreeMap::new();
     for (node, place) in nodes.iter().zip(&places.all) {
-        let adapter = update::unpack(&node.serving.borrow().1)?;
-        scores.insert(place.node.to_string(), subject.score(place.role, strategy, &adapter)?);
+        adapters.insert(place.node.to_string(), update::unpack(&node.serving.borrow().1)?);
     }
     let mut sent = sent(&nodes, &places.all, settings.round.rounds);
     for node in nodes {
@@ -138,7 +137,7 @@ async fn learn(
         }
     }
     sent.work_up = bytes_of_work / f64::max(works, 1.0);
-    Ok(Outcome { scores, sent })
+    Ok(Outcome { adapters, sent })
 }
 
 /// Waits until all nodes have the last version.

@@ -29,12 +29,12 @@ use serde::Serialize;
 use super::ExperimentError;
 pub use super::over::Over;
 use super::over::{less, over};
-use super::score::answers;
+use super::score::{answers, predictions};
 use crate::data::bearings::{CLASSES, Dataset, PLANTS, RATE_HZ, WINDOW_LEN};
 use crate::ids::Digest;
 use crate::learn::{
-    BEARING_PHYSICS, Control, LearnError, Learner, MachineSpeeds, Predictor, ReferenceSet,
-    SoftmaxLearner, SoftmaxPredictor, TensorSet, Windows,
+    BEARING_PHYSICS, Control, LearnError, Learner, MachineSpeeds, Prediction, Predictor,
+    ReferenceSet, SoftmaxLearner, SoftmaxPredictor, TensorSet, Windows,
 };
 use crate::scada::telegram::ModelMeta;
 use crate::settings::Settings;
@@ -184,14 +184,43 @@ trait Subject {
     fn rate(&self, role: Role) -> f32;
     /// Learning rate where all train one model.
     fn rate_of_weights(&self) -> f64;
+    /// What is judged by, as a tier's model sees it.
+    ///
+    /// # Errors
+    /// [`ExperimentError`] for a tier that takes no part.
+    fn test(&self, role: Role, strategy: Strategy) -> Result<&Windows, ExperimentError>;
+    /// A tier's model with this adapter.
+    fn predictor(
+        &self,
+        role: Role,
+        strategy: Strategy,
+        adapter: &TensorSet,
+    ) -> Result<Box<dyn Predictor>, ExperimentError>;
+
     /// What a tier's model with this adapter comes to.
+    ///
+    /// # Errors
+    /// Those of [`Self::test`] and [`Self::predictor`].
     fn score(
         &self,
         role: Role,
         strategy: Strategy,
         adapter: &TensorSet,
-    ) -> Result<Score, ExperimentError>;
+    ) -> Result<Score, ExperimentError> {
+        let mut predictor = self.predictor(role, strategy, adapter)?;
+        let confusion = answers(predictor.as_mut(), self.test(role, strategy)?)?;
+        Ok(Score {
+            macro_f1: confusion.macro_f1().unwrap_or(0.0),
+            accuracy: confusion.accuracy().unwrap_or(0.0),
+        })
+    }
 }
+
+/// What each node's model answers, by node: one prediction a question.
+pub type Answers = BTreeMap<String, Vec<Prediction>>;
+
+/// Digest of the card, architecture and values of the large base.
+pub type LargeBase = (Digest, SignalTransformerConfig, TensorSet);
 
 /// What a model comes to.
 #[derive(Debug, Clone, Copy)]
@@ -223,11 +252,9 @@ impl Model {
         SignalLearner::new(&self.base, self.config.clone(), ADAPTER_SEED)
     }
 
-    fn score(&self, adapter: &TensorSet, test: &Windows) -> Result<Score, LearnError> {
+    fn predictor(&self) -> Result<SignalPredictor, LearnError> {
         let TrainerConfig { model, peft, threads, .. } = &self.config;
-        let mut predictor = SignalPredictor::new(&self.base, *model, peft, *threads)?;
-        predictor.load(adapter)?;
-        judged(&mut predictor, test)
+        SignalPredictor::new(&self.base, *model, peft, *threads)
     }
 }
 
@@ -241,9 +268,7 @@ impl Subject for Bench<'_> {
     }
 
     fn parties(&self) -> Vec<(&'static str, &'static str)> {
-        let site =
-            |at: usize| SITES.get(at * SITES.len() / PLANTS.len()).copied().unwrap_or("north");
-        PLANTS.iter().enumerate().map(|(at, plant)| (*plant, site(at))).collect()
+        PLANTS.iter().enumerate().map(|(at, plant)| (*plant, site_of(at))).collect()
     }
 
     fn own(&self, party: usize) -> Option<&Windows> {
@@ -290,24 +315,32 @@ impl Subject for Bench<'_> {
         self.settings.knowledge.distil_rate
     }
 
-    fn score(
+    fn test(&self, _: Role, _: Strategy) -> Result<&Windows, ExperimentError> {
+        Ok(&self.set.test)
+    }
+
+    fn predictor(
         &self,
         role: Role,
         strategy: Strategy,
         adapter: &TensorSet,
-    ) -> Result<Score, ExperimentError> {
-        let test = &self.set.test;
-        Ok(match (strategy, role) {
-            (Strategy::Weights, _) | (_, Role::Cloud) => self.large.score(adapter, test)?,
-            (_, Role::Edge) => self.small.score(adapter, test)?,
-            _ => score_softmax(adapter, test)?,
-        })
+    ) -> Result<Box<dyn Predictor>, ExperimentError> {
+        let mut predictor: Box<dyn Predictor> = match (strategy, role) {
+            (Strategy::Weights, _) | (_, Role::Cloud) => Box::new(self.large.predictor()?),
+            (_, Role::Edge) => Box::new(self.small.predictor()?),
+            _ => {
+                let (speeds, classes) = (MachineSpeeds::default(), CLASSES.len());
+                Box::new(SoftmaxPredictor::new(speeds, WINDOW_LEN, classes)?)
+            }
+        };
+        predictor.load(adapter)?;
+        Ok(predictor)
     }
 }
 
 /// Runs all arms with all seeds. Blocks until all is done.
 ///
-/// `card` is the digest of the large base; `news` is told what begins.
+/// `news` is told what begins.
 ///
 /// # Errors
 /// [`ExperimentError`].
@@ -315,9 +348,65 @@ pub fn run(
     options: &RelayOptions,
     settings: &Settings,
     set: &Dataset,
-    (digest, architecture, base): (Digest, SignalTransformerConfig, TensorSet),
+    large: LargeBase,
     news: &mut dyn FnMut(&str),
 ) -> Result<RelayReport, ExperimentError> {
+    let subject = benches(options, settings, set, large, news)?;
+    let models = [
+        (Role::Cloud, "signal transformer 3 x 64, LoRA"),
+        (Role::Edge, "signal transformer 1 x 32"),
+        (Role::Device, "softmax on 45 features"),
+    ];
+    run_all(options, settings, &subject, models, news)
+}
+
+/// What each node's model answers to the test windows: an entry a seed; by arm, `before` and the strategies; by node.
+///
+/// # Errors
+/// [`ExperimentError`].
+pub fn said(
+    options: &RelayOptions,
+    settings: &Settings,
+    set: &Dataset,
+    large: LargeBase,
+    news: &mut dyn FnMut(&str),
+) -> Result<Vec<BTreeMap<&'static str, Answers>>, ExperimentError> {
+    let subject = benches(options, settings, set, large, news)?;
+    let mut all = Vec::new();
+    for seed in &options.seeds {
+        let one = subject(*seed)?;
+        let answers = |strategy, adapters: &BTreeMap<String, TensorSet>| {
+            let of = |(node, role): (String, Role)| {
+                let Some(adapter) = adapters.get(&node) else {
+                    return Err(ExperimentError::Name(node));
+                };
+                let mut predictor = one.predictor(role, strategy, adapter)?;
+                let said = predictions(predictor.as_mut(), one.test(role, strategy)?)?;
+                Ok((node, said))
+            };
+            nodes_of(&one).into_iter().map(of).collect::<Result<Answers, ExperimentError>>()
+        };
+        news(&format!("seed {seed}: each model without a neighbour"));
+        let mut arms = BTreeMap::from([(BEFORE, answers(arms::ALONE, &arms::before(&one)?)?)]);
+        for strategy in &options.strategies {
+            news(&format!("seed {seed}: {}", strategy.as_str()));
+            let folder = options.folder.join(format!("{seed}-{}", strategy.as_str()));
+            let outcome = federation::run(&one, *strategy, &folder, options.patience_s)?;
+            arms.insert(strategy.as_str(), answers(*strategy, &outcome.adapters)?);
+        }
+        all.push(arms);
+    }
+    Ok(all)
+}
+
+/// What makes a seed of the bearings.
+fn benches<'a>(
+    options: &RelayOptions,
+    settings: &'a Settings,
+    set: &'a Dataset,
+    (digest, architecture, base): LargeBase,
+    news: &mut dyn FnMut(&str),
+) -> Result<impl Fn(u64) -> Result<Bench<'a>, ExperimentError> + 'a, ExperimentError> {
     let large = Model {
         digest,
         base: Arc::new(base),
@@ -330,18 +419,12 @@ pub fn run(
     };
     news("pre-training the edges' small base");
     let small = small_model(options.threads)?;
-    let subject = |seed| {
+    Ok(move |seed| {
         let count = settings.knowledge.reference_count;
         let reference = Arc::new(ReferenceSet::make(BEARING_PHYSICS, seed, count)?);
         let (large, small) = (large.clone(), small.clone());
-        Ok::<_, ExperimentError>(Bench { settings, set, reference, large, small, seed })
-    };
-    let models = [
-        (Role::Cloud, "signal transformer 3 x 64, LoRA"),
-        (Role::Edge, "signal transformer 1 x 32"),
-        (Role::Device, "softmax on 45 features"),
-    ];
-    run_all(options, settings, &subject, models, news)
+        Ok(Bench { settings, set, reference, large, small, seed })
+    })
 }
 
 /// Runs all arms with all seeds of any subject; `models` says what each tier has, in words.
@@ -357,21 +440,23 @@ fn run_all<S: Subject>(
     let mut nodes: Vec<(String, Role)> = Vec::new();
     for seed in &options.seeds {
         let one = subject(*seed)?;
-        nodes = owners();
-        nodes.extend(one.parties().iter().map(|(party, _)| (device_name(party), Role::Device)));
-        let mut note = |arm: &'static str, all: BTreeMap<String, Score>| {
-            for (node, score) in all {
+        nodes = nodes_of(&one);
+        let mut note = |arm: &'static str, strategy, all: BTreeMap<String, TensorSet>| {
+            for (node, role) in nodes_of(&one) {
+                let Some(adapter) = all.get(&node) else { continue };
+                let score = one.score(role, strategy, adapter)?;
                 scores.entry((node, arm)).or_default().push(score);
             }
+            Ok::<_, ExperimentError>(())
         };
         news(&format!("seed {seed}: each model without a neighbour"));
-        note(BEFORE, arms::before(&one)?);
-        note(LABELS, arms::labels(&one)?);
+        note(BEFORE, arms::ALONE, arms::before(&one)?)?;
+        note(LABELS, arms::ALONE, arms::labels(&one)?)?;
         for strategy in &options.strategies {
             news(&format!("seed {seed}: {}", strategy.as_str()));
             let folder = options.folder.join(format!("{seed}-{}", strategy.as_str()));
             let outcome = federation::run(&one, *strategy, &folder, options.patience_s)?;
-            note(strategy.as_str(), outcome.scores);
+            note(strategy.as_str(), *strategy, outcome.adapters)?;
             let none = Sent { audit: true, ..Sent::default() };
             add(sent.entry(strategy.as_str()).or_insert(none), &outcome.sent, options.seeds.len());
         }
@@ -446,14 +531,35 @@ pub fn to_table(report: &RelayReport) -> String {
 
 /// The nodes that own rounds.
 fn owners() -> Vec<(String, Role)> {
-    let mut owners = vec![("cloud".to_owned(), Role::Cloud)];
-    owners.extend(SITES.map(|site| (format!("edge-{site}"), Role::Edge)));
+    let mut owners = vec![(CLOUD.to_owned(), Role::Cloud)];
+    owners.extend(SITES.map(|site| (edge_name(site), Role::Edge)));
     owners
 }
 
-fn device_name(plant: &str) -> String {
+/// All nodes.
+fn nodes_of(subject: &dyn Subject) -> Vec<(String, Role)> {
+    let mut nodes = owners();
+    nodes.extend(subject.parties().iter().map(|(party, _)| (device_name(party), Role::Device)));
+    nodes
+}
+
+/// The node of a plant.
+pub(super) fn device_name(plant: &str) -> String {
     format!("machine-{plant}")
 }
+
+/// The node of a site.
+pub(super) fn edge_name(site: &str) -> String {
+    format!("edge-{site}")
+}
+
+/// The site of a plant of the bearings.
+pub(super) fn site_of(plant: usize) -> &'static str {
+    SITES.get(plant * SITES.len() / PLANTS.len()).copied().unwrap_or("north")
+}
+
+/// The node at the top.
+pub(super) const CLOUD: &str = "cloud";
 
 /// A small base of another architecture than the cloud's, from a short pre-training on physics.
 fn small_model(threads: NonZeroU16) -> Result<Model, LearnError> {
@@ -483,20 +589,6 @@ fn softmax() -> Result<SoftmaxLearner, LearnError> {
     SoftmaxLearner::new(MachineSpeeds::default(), WINDOW_LEN, CLASSES.len())
 }
 
-fn score_softmax(adapter: &TensorSet, test: &Windows) -> Result<Score, LearnError> {
-    let mut predictor = SoftmaxPredictor::new(MachineSpeeds::default(), WINDOW_LEN, CLASSES.len())?;
-    predictor.load(adapter)?;
-    judged(&mut predictor, test)
-}
-
-fn judged(predictor: &mut dyn Predictor, test: &Windows) -> Result<Score, LearnError> {
-    let confusion = answers(predictor, test)?;
-    Ok(Score {
-        macro_f1: confusion.macro_f1().unwrap_or(0.0),
-        accuracy: confusion.accuracy().unwrap_or(0.0),
-    })
-}
-
 #[expect(clippy::cast_precision_loss, reason = "a handful of seeds")]
 fn add(to: &mut Sent, one: &Sent, seeds: usize) {
     let share = 1.0 / seeds.max(1) as f64;
@@ -508,7 +600,8 @@ fn add(to: &mut Sent, one: &Sent, seeds: usize) {
     to.audit &= one.audit;
 }
 
-const BEFORE: &str = "before";
+/// The arm of models that no neighbour has taught.
+pub const BEFORE: &str = "before";
 const LABELS: &str = "labels";
 
 /// Sites, in the order of their plants: two plants each.

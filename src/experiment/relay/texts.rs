@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{RelayOptions, RelayReport, Score, Strategy, Subject, judged, run_all};
+use super::{RelayOptions, RelayReport, Strategy, Subject, run_all};
 use crate::data::excavators::MACHINES;
 use crate::data::systems::{Labelled, Systems};
 use crate::data::texts::read_capped;
@@ -203,15 +203,19 @@ impl Subject for Orders<'_> {
         self.settings.strategy.learning_rate
     }
 
-    fn score(
+    fn test(&self, role: Role, strategy: Strategy) -> Result<&Windows, ExperimentError> {
+        Ok(&self.tier(role, strategy)?.test)
+    }
+
+    fn predictor(
         &self,
         role: Role,
         strategy: Strategy,
         adapter: &TensorSet,
-    ) -> Result<Score, ExperimentError> {
-        let tier = self.tier(role, strategy)?;
-        let mut predictor = SoftmaxPredictor::on(FeatureMap::given(tier.width)?, self.names.len())?;
+    ) -> Result<Box<dyn Predictor>, ExperimentError> {
+        let map = FeatureMap::given(self.tier(role, strategy)?.width)?;
+        let mut predictor = SoftmaxPredictor::on(map, self.names.len())?;
         predictor.load(adapter)?;
-        Ok(judged(&mut predictor, &tier.test)?)
+        Ok(Box::new(predictor))
     }
 }

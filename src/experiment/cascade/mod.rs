@@ -1,25 +1,41 @@
-//! Tiers that answer together, on bearings and on work orders: how much the lower one answers, how often it
-//! is wrong, and what the whole costs in accuracy.
+//! Tiers that answer together, on bearings and on work orders: how much the lower ones answer, how often they
+//! are wrong, and what the whole costs in accuracy.
 //!
 //! ```text
-//! bearings     device: softmax on spectral features     --unsure-->  edge: the signal transformer with LoRA
-//! work orders  device: softmax on hashed character runs --unsure-->  edge: softmax on MiniLM's vectors
+//!   a question, at the device of one plant
+//!     device: its own model   --unsure-->   its site's edge: a larger model   --unsure-->   cloud: the largest
+//!
+//!   mod.rs        who answers what, and how often that is wrong
+//!   report.rs     figures, over splits and over seeds
+//!   bearings.rs   models that a relay between real nodes taught (libtorch)
+//!   orders.rs     models of texts whose adapters are averaged up the tiers (libtorch)
 //! ```
-//! Both tiers learn from a part of the training data: of bearings the first of each recording, of work orders
-//! four of five. Then their answers are judged in two ways:
+//! Models learn from a part of the training data, and their answers are judged in three ways:
 //!
-//! - **like for like**: the test part is cut at random into what the threshold is taken from and what is
-//!   judged, twenty times. This is what the bound promises something about.
-//! - **as in a plant**: the threshold comes from the rest of the training part and the test part is judged:
-//!   other recordings, or later orders. Of bearings the rest is the end of each recording, as on a device
-//!   that keeps the end of its own data back. No bound covers that.
+//! - **test part, halves**: the test part is cut at random into what thresholds are taken from and what is judged,
+//!   twenty times;
+//! - **all unseen, halves**: the same with everything that no model has learned from, twice as many. Of both the bound
+//!   promises something;
+//! - **as in a plant**: thresholds come from the rest of the training part and the test part is judged: other
+//!   recordings, or later orders. No bound covers that.
 //!
-//! Each tier is measured on what reaches it: the edge on those of the calibration questions that the device
-//! passes on. Here are no brokers; latencies are measured over real ones elsewhere. There is no third
-//! model: a cloud that answers the rest would be one. Called by `gaisnet experiment`.
+//! Each tier is measured on what reaches it: the edge on those of the calibration questions that devices pass on. A tier
+//! has one temperature and one threshold, of all its nodes' answers together: nodes of a plant each have their own. Here
+//! are no brokers between the tiers that answer; latencies are measured over real ones elsewhere. Called by
+//! `gaisnet experiment`.
+
+#[cfg(feature = "torch")]
+pub mod bearings;
+#[cfg(feature = "torch")]
+pub mod orders;
+mod report;
 
 use serde::Serialize;
 
+use self::report::figures;
+pub use self::report::{
+    CascadeFigures, CascadeReport, CascadeSubject, Summary, TierFigures, to_table,
+};
 use crate::learn::{LEAST_HELD_OUT, LearnError, Prediction, at_temperature, calibrate};
 use crate::rng::Stream;
 
@@ -32,11 +48,11 @@ pub struct CascadeOptions {
     pub delta: f64,
     /// Random splits.
     pub splits: usize,
-    /// Seed of training and splits.
+    /// The seed of the splits.
     pub seed: u64,
 }
 
-/// A tier's answers to the questions of a pool.
+/// A tier's answers to the questions of a pool, each by the node of it that the question reaches.
 #[derive(Debug, Clone)]
 pub struct Level {
     /// What it is.
@@ -63,78 +79,6 @@ pub struct Outcome {
     pub answered: Vec<(u64, u64)>,
     /// One a tier: the bound that it gave, where it had one.
     pub bounds: Vec<Option<f64>>,
-}
-
-/// A tier over all splits.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct TierFigures {
-    /// What it is.
-    pub name: String,
-    /// Accuracy if it answered everything.
-    pub alone: f64,
-    /// Share of the questions that it answered, mean.
-    pub share: f64,
-    /// Rate of wrong ones among its answers, all splits together; none where it gave none.
-    pub wrong: Option<f64>,
-    /// Bound that it gave, mean.
-    pub bound: Option<f64>,
-    /// Splits in which more of its sure answers were wrong than `alpha`.
-    pub violations: u64,
-    /// Splits in which it had a threshold.
-    pub sure: u64,
-}
-
-/// One way to judge.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct CascadeFigures {
-    /// In a few words.
-    pub way: String,
-    /// Questions that thresholds are taken from, in each split.
-    pub calibrated_on: usize,
-    /// Questions that are judged, in each split.
-    pub judged: usize,
-    /// Number of splits.
-    pub splits: usize,
-    /// The tiers.
-    pub tiers: Vec<TierFigures>,
-    /// Accuracy of the cascade, mean.
-    pub accuracy: f64,
-    /// Accuracy of the better tier alone.
-    pub best_alone: f64,
-}
-
-/// One data set.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct CascadeSubject {
-    /// Data and models, in a few words.
-    pub data: String,
-    /// The ways.
-    pub ways: Vec<CascadeFigures>,
-}
-
-/// All that is told.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct CascadeReport {
-    /// Version of the program.
-    pub version: String,
-    /// Rate of wrong answers that was allowed.
-    pub alpha: f64,
-    /// Probability of being misled that was allowed.
-    pub delta: f64,
-    /// Most violations that chance alone gives in all but one of a hundred such series.
-    pub violations_allowed: u64,
-    /// The data sets.
-    pub subjects: Vec<CascadeSubject>,
-}
-
-impl CascadeReport {
-    /// What came of these subjects.
-    pub fn of(subjects: Vec<CascadeSubject>, options: &CascadeOptions) -> Self {
-        let CascadeOptions { alpha, delta, splits, .. } = *options;
-        let (version, violations_allowed) =
-            (env!("CARGO_PKG_VERSION").to_owned(), violations_allowed(splits, delta));
-        Self { version, alpha, delta, violations_allowed, subjects }
-    }
 }
 
 /// Plays the questions of `judged` through the tiers, with thresholds taken from those of `calibration`.
@@ -193,22 +137,28 @@ pub fn judge(
 ) -> Result<Vec<CascadeFigures>, LearnError> {
     let all: Vec<usize> = (0..pool.labels.len()).collect();
     let (kept, test) = all.split_at(known.min(all.len()));
-    let mut order = test.to_vec();
-    let mut stream = Stream::new(options.seed, "calibration splits");
-    let half = order.len() / 2;
-    let mut outcomes = Vec::new();
-    for _ in 0..options.splits {
-        stream.shuffle(&mut order);
-        let (calibration, judged) = order.split_at(half);
-        outcomes.push(once(pool, calibration, judged, options)?);
+    let mut ways = Vec::new();
+    for (way, of) in [("test part, halves", test), (MAIN_WAY, all.as_slice())] {
+        let mut order = of.to_vec();
+        let mut stream = Stream::new(options.seed, "calibration splits");
+        let half = order.len() / 2;
+        let mut outcomes = Vec::new();
+        for _ in 0..options.splits {
+            stream.shuffle(&mut order);
+            let (calibration, judged) = order.split_at(half);
+            outcomes.push(once(pool, calibration, judged, options)?);
+        }
+        let sizes = (half, order.len() - half);
+        ways.push(figures(way, pool, of, sizes, &outcomes, options.alpha));
     }
-    let sizes = (half, order.len() - half);
-    let alike = figures("like for like", pool, test, sizes, &outcomes, options.alpha);
     let outcome = once(pool, kept, test, options)?;
     let sizes = (kept.len(), test.len());
-    let plant = figures("as in a plant", pool, test, sizes, &[outcome], options.alpha);
-    Ok(vec![alike, plant])
+    ways.push(figures("as in a plant", pool, test, sizes, &[outcome], options.alpha));
+    Ok(ways)
 }
+
+/// The way that the goals are judged by.
+pub const MAIN_WAY: &str = "all unseen, halves";
 
 /// Most violations in so many splits that chance alone gives with a probability of 99 %.
 pub fn violations_allowed(splits: usize, delta: f64) -> u64 {
@@ -228,101 +178,6 @@ impl Pool {
         let answer = self.levels.get(level).and_then(|level| level.answers.get(question));
         answer.map(|answer| answer.class) == self.labels.get(question).copied()
     }
-}
-
-fn figures(
-    way: &str,
-    pool: &Pool,
-    judged_alone: &[usize],
-    (calibrated_on, judged): (usize, usize),
-    outcomes: &[Outcome],
-    alpha: f64,
-) -> CascadeFigures {
-    let all = count((judged * outcomes.len()) as u64);
-    let tier = |(at, level): (usize, &Level)| {
-        let right = judged_alone.iter().filter(|i| pool.is_right(at, **i)).count();
-        let of = outcomes
-            .iter()
-            .filter_map(|outcome| Some((*outcome.answered.get(at)?, *outcome.bounds.get(at)?)));
-        let (mut answered, mut wrong, mut violations) = (0, 0, 0);
-        let mut bounds = Vec::new();
-        for ((n, bad), bound) in of {
-            (answered, wrong) = (answered + n, wrong + bad);
-            if let Some(bound) = bound {
-                bounds.push(bound);
-                violations += u64::from(count(bad) > alpha * count(n));
-            }
-        }
-        let sure = bounds.len() as u64;
-        TierFigures {
-            name: level.name.clone(),
-            alone: count(right as u64) / count(judged_alone.len() as u64),
-            share: count(answered) / all,
-            wrong: (answered > 0).then(|| count(wrong) / count(answered)),
-            bound: (sure > 0).then(|| bounds.iter().sum::<f64>() / count(sure)),
-            violations,
-            sure,
-        }
-    };
-    let tiers: Vec<TierFigures> = pool.levels.iter().enumerate().map(tier).collect();
-    let wrong: u64 = outcomes.iter().flat_map(|o| &o.answered).map(|(_, wrong)| wrong).sum();
-    CascadeFigures {
-        way: way.to_owned(),
-        calibrated_on,
-        judged,
-        splits: outcomes.len(),
-        best_alone: tiers.iter().map(|tier| tier.alone).fold(0.0, f64::max),
-        tiers,
-        accuracy: 1.0 - count(wrong) / all,
-    }
-}
-
-/// Tells it in plain text.
-pub fn to_table(report: &CascadeReport) -> String {
-    let (alpha, delta, allowed) = (report.alpha, report.delta, report.violations_allowed);
-    let mut rows = vec![format!("gaisnet {}: alpha {alpha}, delta {delta}", report.version)];
-    for subject in &report.subjects {
-        rows.push(format!("\n{}", subject.data));
-        for way in &subject.ways {
-            rows.push(format!(
-                "\n  {}: {} splits, thresholds from {} questions, {} judged\n  {:<34}{:>8}{:>10}{:>8}{:>8}{:>12}",
-                way.way,
-                way.splits,
-                way.calibrated_on,
-                way.judged,
-                "tier",
-                "alone",
-                "answered",
-                "wrong",
-                "bound",
-                "violations"
-            ));
-            rows.extend(way.tiers.iter().map(row));
-            rows.push(format!(
-                "  accuracy of the cascade {:.3}, of the better tier alone {:.3}",
-                way.accuracy, way.best_alone
-            ));
-        }
-    }
-    rows.push(format!("\nviolations that chance allows in a series of splits (99 %): {allowed}"));
-    rows.join("\n")
-}
-
-fn row(tier: &TierFigures) -> String {
-    let part = |x: Option<f64>| x.map_or("-".to_owned(), |x| format!("{x:.3}"));
-    let broken = match tier.sure {
-        0 => "-".to_owned(),
-        sure => format!("{} of {sure}", tier.violations),
-    };
-    format!(
-        "  {:<34}{:>8.3}{:>10.3}{:>8}{:>8}{:>12}",
-        tier.name,
-        tier.alone,
-        tier.share,
-        part(tier.wrong),
-        part(tier.bound),
-        broken
-    )
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts of questions")]
@@ -362,8 +217,9 @@ mod tests {
     fn each_tier_answers_what_it_can_and_the_whole_is_as_good_as_the_best() {
         let ways = judge(&pool(&[0.5, 0.8, 1.0], 6_000), 2_000, &OPTIONS).unwrap();
         let figures = &ways[0];
+        assert_eq!((ways[1].calibrated_on, ways[1].judged), (3_000, 3_000));
         assert_eq!((figures.calibrated_on, figures.judged, figures.splits), (2_000, 2_000, 20));
-        assert_eq!((ways[1].calibrated_on, ways[1].judged), (2_000, 4_000));
+        assert_eq!((ways[2].calibrated_on, ways[2].judged), (2_000, 4_000));
         let [low, middle, top] = figures.tiers.as_slice() else { panic!("{figures:?}") };
         assert!((0.48..0.56).contains(&low.share), "{low:?}");
         assert!((0.25..0.36).contains(&middle.share), "{middle:?}");
