@@ -17,6 +17,8 @@ pub(crate) enum Guard {
     Norms,
     /// After a rollback nothing newer is served until it is released.
     Hold,
+    /// A node that follows serves only what is assigned.
+    Assigned,
 }
 
 #[cfg(not(test))]

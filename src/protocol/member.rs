@@ -366,7 +366,9 @@ impl Member {
             | Body::Checkpoint(_)
             | Body::Command(_)
             | Body::Base(_)
-            | Body::Frame(_) => out.push(Effect::Count("not_for_a_member")),
+            | Body::Frame(_)
+            | Body::Assignment(_)
+            | Body::Evidence(_) => out.push(Effect::Count("not_for_a_member")),
         }
     }
 

@@ -549,7 +549,9 @@ impl Round {
             | Body::Checkpoint(_)
             | Body::Command(_)
             | Body::Base(_)
-            | Body::Frame(_) => out.push(Effect::Count("not_for_an_owner")),
+            | Body::Frame(_)
+            | Body::Assignment(_)
+            | Body::Evidence(_) => out.push(Effect::Count("not_for_an_owner")),
         }
     }
 
@@ -644,7 +646,12 @@ impl Round {
                     self.open(None, self.config.deadline_ms, out);
                 }
             }
-            Timer::Resync | Timer::Chunks | Timer::Step | Timer::Island => {}
+            Timer::Resync
+            | Timer::Chunks
+            | Timer::Step
+            | Timer::Island
+            | Timer::Steward
+            | Timer::Follow => {}
         }
     }
 

@@ -138,7 +138,7 @@ impl Node {
             Member::new(config, &state).map_err(restart)
         };
         let slots =
-            SlotsConfig { base: BASE, untrained: Digest::of(&settings.adapter), checks: false };
+            SlotsConfig { base: BASE, untrained: Digest::of(&settings.adapter), checks: false, follow: false };
         let state = self.store.state(Slots::KEY)?;
         let slots = Slots::new(slots, &state).map_err(restart)?;
         let machine = match &self.parent {

@@ -7,6 +7,7 @@ use super::codec::{CodecError, decode, encode};
 use super::frame::Frame;
 use super::knowledge::{Knowledge, KnowledgePlan};
 use super::packed::Coding;
+use super::rollout::{Assignment, Evidence};
 use crate::ids::{Digest, Name, RoundNo, UpdateId, Version};
 
 /// The kinds of signed messages, and the last level of their topics.
@@ -34,11 +35,15 @@ pub enum Kind {
     Base,
     /// A part of what a device and its edge exchange while a split model trains.
     Frame,
+    /// An edge says which device serves which version.
+    Assignment,
+    /// A device says what it has seen of a version that is rolled out.
+    Evidence,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::Offer,
         Self::Answer,
         Self::Contribution,
@@ -50,6 +55,8 @@ impl Kind {
         Self::Command,
         Self::Base,
         Self::Frame,
+        Self::Assignment,
+        Self::Evidence,
     ];
 
     /// Last level of the topic, and the word in the payload type.
@@ -66,6 +73,8 @@ impl Kind {
             Self::Command => "command",
             Self::Base => "base",
             Self::Frame => "frame",
+            Self::Assignment => "assignment",
+            Self::Evidence => "evidence",
         }
     }
 
@@ -82,14 +91,16 @@ impl Kind {
     /// Most bytes of a sealed message.
     pub fn cap_bytes(self) -> usize {
         match self {
-            Self::Receipt | Self::Answer => 2 * 1024,
+            Self::Receipt | Self::Answer | Self::Evidence => 2 * 1024,
             Self::Get => 4 * 1024,
             Self::Checkpoint | Self::Command => 16 * 1024,
             Self::Keyring => 64 * 1024,
             Self::Base => BaseChunk::MAX_BYTES + BaseChunk::OVERHEAD_BYTES,
-            Self::Offer | Self::Contribution | Self::Result | Self::Frame => {
-                super::MAX_MESSAGE_BYTES
-            }
+            Self::Offer
+            | Self::Contribution
+            | Self::Result
+            | Self::Frame
+            | Self::Assignment => super::MAX_MESSAGE_BYTES,
         }
     }
 
@@ -99,8 +110,12 @@ impl Kind {
         const DAY: u64 = 24 * 60 * MINUTE;
         match self {
             Self::Command => 5 * MINUTE,
-            Self::Answer | Self::Get | Self::Base | Self::Frame => 60 * MINUTE,
-            Self::Offer | Self::Contribution | Self::Receipt | Self::Result => 30 * DAY,
+            Self::Answer | Self::Get | Self::Base | Self::Frame | Self::Evidence => 60 * MINUTE,
+            Self::Offer
+            | Self::Contribution
+            | Self::Receipt
+            | Self::Result
+            | Self::Assignment => 30 * DAY,
             Self::Checkpoint | Self::Keyring => 365 * DAY,
         }
     }
@@ -392,6 +407,8 @@ pub enum Body {
     Command(Command),
     Base(BaseFile),
     Frame(Frame),
+    Assignment(Assignment),
+    Evidence(Evidence),
 }
 
 impl Body {
@@ -409,6 +426,8 @@ impl Body {
             Self::Command(_) => Kind::Command,
             Self::Base(_) => Kind::Base,
             Self::Frame(_) => Kind::Frame,
+            Self::Assignment(_) => Kind::Assignment,
+            Self::Evidence(_) => Kind::Evidence,
         }
     }
 
@@ -428,6 +447,8 @@ impl Body {
             Self::Command(body) => encode(body),
             Self::Base(body) => encode(body),
             Self::Frame(body) => encode(body),
+            Self::Assignment(body) => encode(body),
+            Self::Evidence(body) => encode(body),
         }
     }
 
@@ -449,6 +470,8 @@ impl Body {
             Kind::Command => Self::Command(decode(bytes, cap)?),
             Kind::Base => Self::Base(decode(bytes, cap)?),
             Kind::Frame => Self::Frame(decode(bytes, cap)?),
+            Kind::Assignment => Self::Assignment(decode(bytes, cap)?),
+            Kind::Evidence => Self::Evidence(decode(bytes, cap)?),
         })
     }
 }

@@ -75,7 +75,9 @@ impl Leaving {
             | Body::Result(_)
             | Body::Keyring(_)
             | Body::Command(_)
-            | Body::Base(_) => Err(StaysInSite),
+            | Body::Base(_)
+            | Body::Assignment(_)
+            | Body::Evidence(_) => Err(StaysInSite),
         }
     }
 
