@@ -250,7 +250,9 @@ impl Refusal {
             }
             Self::Plan(PlanError::Overlaps(_)) => "rollout.halt ends it",
             Self::Plan(_) => "change the plan: docs/rollout.md has one to start from",
-            Self::NoPlan => "rollout.plan proposes one; rollout.status tells which versions are known",
+            Self::NoPlan => {
+                "rollout.plan proposes one; rollout.status tells which versions are known"
+            }
             Self::Runs | Self::NotPassed(_) => "rollout.status tells how far it is",
             Self::NotBegun => "rollout.start begins it",
             Self::OtherPlan => "read the plan that rollout.status names, and approve its digest",
@@ -269,10 +271,16 @@ impl Refusal {
 pub struct RolloutView {
     /// What everybody serves who isn't told otherwise.
     pub stable: Version,
+    /// Number of the assignment that holds.
+    pub serial: u64,
     /// The version of the plan, if there is one.
     pub version: Option<Version>,
     /// Digest of the plan.
     pub plan: Option<Digest>,
+    /// Who proposed it.
+    pub by: Option<NodeId>,
+    /// Who approved which stage.
+    pub approvals: BTreeMap<Stage, BTreeSet<NodeId>>,
     /// The stage that runs.
     pub stage: Option<Stage>,
     /// Milliseconds in it, as far as they were counted.
@@ -342,8 +350,11 @@ impl Rollout {
         let run = active.and_then(|active| active.run.as_ref());
         RolloutView {
             stable: self.state.stable,
+            serial: self.state.serial,
             version: active.map(|active| active.plan.version),
             plan: active.map(|active| active.plan.digest()),
+            by: active.map(|active| active.by.clone()),
+            approvals: active.map(|active| active.approvals.clone()).unwrap_or_default(),
             stage: self.running().map(|(_, _, stage)| stage.stage),
             elapsed_ms: run.map_or(0, |run| run.elapsed_ms),
             seen: self.total(),

@@ -355,7 +355,9 @@ impl Slots {
                 self.state.floor = least;
                 self.put(&mut out);
             }
-            SlotOrder::Assigned { version, adapter } => self.assigned(version, adapter, &mut out)?,
+            SlotOrder::Assigned { version, adapter } => {
+                self.assigned(version, adapter, &mut out)?
+            }
         }
         Ok(out)
     }

@@ -411,7 +411,8 @@ impl World {
 
 /// Where a message is published: as the runner does it.
 fn address(to: &To, kind: Kind, parent: Option<&NodeId>) -> Address {
-    let directly = matches!(kind, Kind::Get | Kind::Receipt | Kind::Answer | Kind::Frame);
+    let directly =
+        matches!(kind, Kind::Get | Kind::Receipt | Kind::Answer | Kind::Frame | Kind::Evidence);
     match (to, parent) {
         (To::Child(node), _) => Address::Directly(node.clone()),
         (To::Parent, Some(parent)) if directly => Address::Directly(parent.clone()),

@@ -380,11 +380,7 @@ fn check_age(head: &Head, kind: Kind, now: Wall) -> Result<(), Refusal> {
 /// An expired keyring stops change, never looking or answering.
 fn changes_something(kind: Kind) -> bool {
     match kind {
-        Kind::Offer
-        | Kind::Contribution
-        | Kind::Result
-        | Kind::Command
-        | Kind::Assignment => true,
+        Kind::Offer | Kind::Contribution | Kind::Result | Kind::Command | Kind::Assignment => true,
         Kind::Answer
         | Kind::Receipt
         | Kind::Get

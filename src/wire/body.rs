@@ -96,11 +96,9 @@ impl Kind {
             Self::Checkpoint | Self::Command => 16 * 1024,
             Self::Keyring => 64 * 1024,
             Self::Base => BaseChunk::MAX_BYTES + BaseChunk::OVERHEAD_BYTES,
-            Self::Offer
-            | Self::Contribution
-            | Self::Result
-            | Self::Frame
-            | Self::Assignment => super::MAX_MESSAGE_BYTES,
+            Self::Offer | Self::Contribution | Self::Result | Self::Frame | Self::Assignment => {
+                super::MAX_MESSAGE_BYTES
+            }
         }
     }
 
@@ -111,11 +109,9 @@ impl Kind {
         match self {
             Self::Command => 5 * MINUTE,
             Self::Answer | Self::Get | Self::Base | Self::Frame | Self::Evidence => 60 * MINUTE,
-            Self::Offer
-            | Self::Contribution
-            | Self::Receipt
-            | Self::Result
-            | Self::Assignment => 30 * DAY,
+            Self::Offer | Self::Contribution | Self::Receipt | Self::Result | Self::Assignment => {
+                30 * DAY
+            }
             Self::Checkpoint | Self::Keyring => 365 * DAY,
         }
     }

@@ -218,7 +218,8 @@ impl Plan {
             .map_err(|error| PlanError::Malformed(error.to_string()))?;
         for StagePlan { stage, gate, .. } in &stages {
             if gate.max_drift.is_some() {
-                let problem = "no node measures drift yet, so max_drift would let everything through";
+                let problem =
+                    "no node measures drift yet, so max_drift would let everything through";
                 return Err(PlanError::Gate { stage: stage.as_str(), problem });
             }
         }
@@ -320,7 +321,8 @@ impl StagePlan {
             return Err(PlanError::Gate { stage, problem });
         }
         if self.gate.max_slow.is_some() && self.stage == Stage::Shadow {
-            let problem = "nobody waits for an answer in the shadow: how slow it is shows at the canary";
+            let problem =
+                "nobody waits for an answer in the shadow: how slow it is shows at the canary";
             return Err(PlanError::Gate { stage, problem });
         }
         if self.gate.least_nodes > u64::try_from(self.nodes.len()).unwrap_or(u64::MAX) {
