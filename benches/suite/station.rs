@@ -95,6 +95,7 @@ impl Station {
                 samples: None,
                 operator: None,
                 bases: None,
+                rollout: gaisnet::node::RolloutTerms::default(),
                 clock,
                 figures,
                 chunk_bytes: super::plant::CHUNK_BYTES,

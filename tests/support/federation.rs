@@ -159,6 +159,7 @@ impl Members {
             bounds: Bounds::default(),
             adopt: None,
             bases: None,
+            rollout: gaisnet::node::RolloutTerms::default(),
             fatal: Arc::new(|what| panic!("a node gave up: {what}")),
         }
     }

@@ -27,6 +27,12 @@ pub enum Stage {
 }
 
 impl Stage {
+    /// The stage of this word.
+    pub fn parse(word: &str) -> Option<Self> {
+        let all = [Self::Shadow, Self::Canary, Self::Area, Self::Site, Self::Federation];
+        all.into_iter().find(|stage| stage.as_str() == word)
+    }
+
     /// A short word for the ledger and for people.
     pub fn as_str(self) -> &'static str {
         match self {
