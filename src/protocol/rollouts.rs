@@ -180,3 +180,7 @@ fn to_edge(evidence: Evidence) -> Effect {
         delivery: Delivery::Volatile,
     }
 }
+
+#[cfg(test)]
+#[path = "rollouts_tests.rs"]
+mod tests;

@@ -145,8 +145,15 @@ impl Stage {
         self.seq += 1;
         let kind = body.kind();
         let branch = self.branch(sender);
-        let directly =
-            matches!(kind, Kind::Get | Kind::Receipt | Kind::Answer | Kind::Base | Kind::Frame);
+        let directly = matches!(
+            kind,
+            Kind::Get
+                | Kind::Receipt
+                | Kind::Answer
+                | Kind::Base
+                | Kind::Frame
+                | Kind::Evidence
+        );
         let topic = if directly {
             branch.to(&self.target, kind.as_str())
         } else {
