@@ -426,7 +426,7 @@ fn without_the_gate_a_bad_version_reaches_the_site() {
         site.falls_ill(bad, Ill::Wrong);
         site.works(5).await;
         assert_eq!(site.answers().await, [1; 4]);
-        assert_eq!(site.counted(DEVICES[0], "assignment_not_followed"), 1);
+        assert!(site.counted(DEVICES[0], "assignment_not_followed") > 0);
     });
 }
 

@@ -55,7 +55,7 @@ pub use role::{
     Stimulus, Trainer,
 };
 pub use room::Bounds;
-pub use runner::{Finish, Introduce, Link, Run, Runner, RunnerParts, Served};
+pub use runner::{Cease, Finish, Introduce, Link, Run, Runner, RunnerParts, Served};
 pub use text_inferencer::{TextInferencer, TextParts};
 pub use tiers::{Above, CascadeParts, Way};
 pub use workbench::{Done, Half, InlineBench, LaneBench, Task, Workbench};

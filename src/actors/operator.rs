@@ -409,18 +409,15 @@ impl Operator {
                 fail(CommandFault::Version { kind: "unknown_model", problem, hint })
             }
             Action::Rollout { model, verb } => {
-                if self.parts.decide.is_none() {
+                let (Some(_), Some(mine)) = (&self.parts.decide, &self.parts.rolls_out) else {
                     let instead = "rollouts are decided by the edge of a site, where its settings say \
                                    rollout.steward = true";
                     return not_supported(verb.command().as_str(), instead);
+                };
+                if model.as_ref().is_none_or(|model| model == mine) {
+                    return rollout_order(mine, verb).map(drop).or_else(fail);
                 }
-                let mine = self.parts.rolls_out.as_ref();
-                if mine == Some(model) {
-                    return rollout_order(model, verb)
-                        .map(drop)
-                        .map_err(|error| CommandError { id: command.id.clone(), fault: error });
-                }
-                let problem = format!("this node rolls out no model {model}");
+                let problem = "this node rolls out another model".to_owned();
                 let hint = "name the model of its settings, model.name";
                 fail(CommandFault::Version { kind: "unknown_model", problem, hint })
             }
@@ -567,8 +564,8 @@ impl Handler<Order> for Operator {
         let name = note.name.clone();
         match admitted {
             Ok(Command { id, action }) => {
-                let order = match &action {
-                    Action::Rollout { model, verb } => rollout_order(model, verb).ok(),
+                let order = match (&action, &self.parts.rolls_out) {
+                    (Action::Rollout { verb, .. }, Some(mine)) => rollout_order(mine, verb).ok(),
                     _ => None,
                 };
                 if let Some(order) = order {

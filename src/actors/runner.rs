@@ -126,6 +126,11 @@ pub struct Introduce {
 #[rtype(result = "()")]
 pub struct Finish;
 
+/// Commit what waits, and nothing any more: what comes behind the node's last entry is for its next start.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Cease;
+
 /// Blobs that the machine still needs; others may go.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
@@ -745,6 +750,15 @@ impl Handler<Finish> for Runner {
 
     fn handle(&mut self, _: Finish, ctx: &mut Self::Context) {
         self.flush(ctx);
+    }
+}
+
+impl Handler<Cease> for Runner {
+    type Result = ();
+
+    fn handle(&mut self, _: Cease, ctx: &mut Self::Context) {
+        self.flush(ctx);
+        self.stopped = true;
     }
 }
 

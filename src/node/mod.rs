@@ -620,7 +620,7 @@ impl Node {
         let event = Event::NodeStop { boot: self.boot, reason: Word::new(reason) };
         let run = Run { effects: vec![Effect::Record(event)], ack: Ack::none() };
         let _ = self.runner.send(run).await;
-        let _ = self.runner.send(Finish).await;
+        let _ = self.runner.send(Cease).await;
         let _ = self.operator.send(Leave).await;
         for bus in self.buses {
             bus.close(drain_ms);

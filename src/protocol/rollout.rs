@@ -401,6 +401,7 @@ impl Rollout {
                 self.advance_or_halt(now, out);
             }
             Input::Promote => {
+                self.count(now, out);
                 let (_, run, stage) = self.running().ok_or(Refusal::NotBegun)?;
                 if !(run.passed && run.elapsed_ms >= stage.gate.least_ms) {
                     return Err(Refusal::NotPassed(stage.stage.as_str()));

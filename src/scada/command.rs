@@ -80,8 +80,8 @@ pub enum Action {
     },
     /// Something about the rollout of a version in stages.
     Rollout {
-        /// The model.
-        model: Name,
+        /// The model; a question needs none.
+        model: Option<Name>,
         /// What.
         verb: RolloutVerb,
     },
@@ -601,7 +601,9 @@ fn read_rollout(kind: CommandKind, args: &mut Fields) -> Result<Action, FieldErr
     let (whole, flag) = ("a whole number, 1 or more", "true or false");
     let (list, hex) = ("a list of stages", "64 hexadecimal digits");
     let model = args.name("model")?;
-    let model = args.need(model, "model", "a model's name")?;
+    if !kind.only_asks() {
+        args.need(model.as_ref(), "model", "a model's name")?;
+    }
     let verb = match kind {
         CommandKind::RolloutPlan => {
             let version = args.whole_number("version", whole)?;

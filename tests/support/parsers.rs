@@ -240,8 +240,8 @@ pub(crate) fn command(bytes: &[u8]) {
                 Err(error) => {
                     assert!(serde_json::to_vec(&error.reply()).unwrap().len() < 4_096);
                 }
-                Ok(command::Command { action: command::Action::Rollout { model, verb }, .. }) => {
-                    rollout(&model, &verb);
+                Ok(command::Command { action: command::Action::Rollout { verb, .. }, .. }) => {
+                    rollout(&name("toy"), &verb);
                 }
                 Ok(_) => {}
             }
