@@ -620,14 +620,12 @@ impl Runner {
     /// Has the inferencer count what is seen of a version that is rolled out.
     fn watch(&mut self, watch: Option<Watch>, ctx: &mut Context<Self>) {
         let Some(watcher) = self.watcher.clone() else { return };
-        let beside = match self.blob_of(watch.as_ref().and_then(|watch| watch.beside)) {
-            Ok(bytes) => bytes,
-            // Without it answers are counted, and none is compared.
-            Err(_) => {
-                self.parts.figures.count("adapter_missing");
-                None
-            }
-        };
+        let beside = self.blob_of(watch.as_ref().and_then(|watch| watch.beside));
+        if beside.is_err() {
+            self.parts.figures.count("adapter_missing");
+        }
+        // Without it answers are counted, and none is compared.
+        let beside = beside.ok().flatten();
         let attend = Attend { watch, beside };
         ctx.spawn(async move { watcher.send(attend).await.unwrap_or(()) }.into_actor(self));
     }

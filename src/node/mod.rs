@@ -33,8 +33,8 @@ use tokio::sync::{Notify, mpsc, watch};
 use crate::actors::lanes::{Lane, ServeRequest};
 use crate::actors::text_lane::TextLane;
 use crate::actors::{
-    Above, AboveLink, AboveSaid, Adopt, Attend, BaseDesk, Bounds, Busy, CascadeParts, Checked,
-    Decide, Figures, Finish, Gateway, GatewayParts, HalfOf, HalfParts, HeldBase, Inferencer,
+    Above, AboveLink, AboveSaid, Adopt, Attend, BaseDesk, Bounds, Busy, CascadeParts, Cease,
+    Checked, Decide, Figures, Gateway, GatewayParts, HalfOf, HalfParts, HeldBase, Inferencer,
     InferencerParts, Introduce, Leave, Leaves, Link, Machine, MachineView, Measure, Observe,
     Operator, OperatorParts, Request, Role, Run, Runner, RunnerParts, Seen, Serve, Served, Steer,
     Stimulus, TagSample, TextInferencer, TextParts, Way, Workbench, pump, subscribe, subscriptions,

@@ -50,7 +50,8 @@ use crate::scada::telegram::ModelMeta;
 use crate::settings::LimitSettings;
 use crate::settings::{
     Compression, Contribute, FreezeSettings, LearnerName, LinkSettings, MergingName, NodeRole,
-    PrivacyProfile, RolloutSettings, Settings, StrategyName, TagBinds, TagFormat, WhileUncalibrated, WithoutReply,
+    PrivacyProfile, RolloutSettings, Settings, StrategyName, TagBinds, TagFormat,
+    WhileUncalibrated, WithoutReply,
 };
 use crate::store::keyfile::{KeyFileError, new_boot_id};
 use crate::store::{BlobCaps, SqliteStore, StoreError};
