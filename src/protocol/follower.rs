@@ -233,7 +233,7 @@ impl Follower {
             let shadow = candidate.shadow.contains(&self.config.me);
             let serves = candidate.serve.contains(&self.config.me);
             let ready = if shadow { self.beside.is_some() } else { serves };
-            ready.then(|| Watch {
+            ready.then_some(Watch {
                 serial: assignment.serial,
                 candidate: candidate.version,
                 shadow,

@@ -356,7 +356,7 @@ impl Slots {
                 self.put(&mut out);
             }
             SlotOrder::Assigned { version, adapter } => {
-                self.assigned(version, adapter, &mut out)?
+                self.assigned(version, adapter, &mut out)?;
             }
         }
         Ok(out)

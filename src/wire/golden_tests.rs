@@ -5,9 +5,10 @@ use std::path::PathBuf;
 
 use super::{
     Answer, Assignment, BaseChunk, BaseFile, Blob, Body, Candidate, Cells, Checkpoint, Chunk,
-    ClassSummary, Coding, Command, Contribution, Evidence, Frame, Get, Kind, Knowledge, KnowledgePlan, Manifest, Merging, Offer,
-    PackedSet, PackedTensor, Plan, Receipt, Reference, Result as RoundResult, Settled, SplitCoding,
-    SplitMessage, Tally, Verdict, Wanted, decode, encode,
+    ClassSummary, Coding, Command, Contribution, Evidence, Frame, Get, Kind, Knowledge,
+    KnowledgePlan, Manifest, Merging, Offer, PackedSet, PackedTensor, Plan, Receipt, Reference,
+    Result as RoundResult, Settled, SplitCoding, SplitMessage, Tally, Verdict, Wanted, decode,
+    encode,
 };
 use crate::ids::{BootId, Digest, Name, UpdateId};
 use crate::time::Wall;
@@ -191,11 +192,7 @@ fn bodies() -> Vec<(&'static str, Body)> {
         ("assignment", Body::Assignment(assignment())),
         (
             "assignment_of_nothing_new",
-            Body::Assignment(Assignment {
-                stable_adapter: None,
-                candidate: None,
-                ..assignment()
-            }),
+            Body::Assignment(Assignment { stable_adapter: None, candidate: None, ..assignment() }),
         ),
         ("evidence", Body::Evidence(evidence())),
         ("evidence_given_up", Body::Evidence(Evidence { gave_up: true, ..evidence() })),

@@ -147,12 +147,7 @@ impl Stage {
         let branch = self.branch(sender);
         let directly = matches!(
             kind,
-            Kind::Get
-                | Kind::Receipt
-                | Kind::Answer
-                | Kind::Base
-                | Kind::Frame
-                | Kind::Evidence
+            Kind::Get | Kind::Receipt | Kind::Answer | Kind::Base | Kind::Frame | Kind::Evidence
         );
         let topic = if directly {
             branch.to(&self.target, kind.as_str())
