@@ -78,6 +78,7 @@ fn plan(version: Version) -> Plan {
 
 /// What a node is asked to do.
 #[derive(Clone)]
+#[expect(clippy::large_enum_variant, reason = "one lives for one step")]
 enum Ask {
     Hears(Input),
     HandsDown(Version),
@@ -201,6 +202,7 @@ impl Site {
     }
 
     /// One step of a node; if it dies in it, it starts again and takes the step then.
+    #[expect(clippy::needless_pass_by_value, reason = "it is taken again after a death")]
     fn ask(&mut self, name: &NodeId, ask: Ask) {
         let now = self.now();
         for _ in 0..2 {
