@@ -64,7 +64,7 @@ impl Predictor for Model {
         let ill = self.ill.lock().unwrap().get(&self.adapter.to_bits()).copied();
         let one = |x: &f32| {
             // What comes from the plant is 0 or 1; the built-in window is something else.
-            let of_plant = *x == 0.0 || *x == 1.0;
+            let of_plant = [0.0, 1.0].contains(x);
             let class = usize::from((*x > 0.5) != (ill == Some(Ill::Wrong)));
             let none = ill == Some(Ill::Dead) || (ill == Some(Ill::Sick) && of_plant);
             let mut probabilities = vec![if none { f32::NAN } else { 0.1 }; 2];
