@@ -81,9 +81,17 @@ impl Station {
             });
             let runner = runner.unwrap().start();
             let nothing = Digest::of(b"");
-            let slots = SlotsConfig { base: nothing, untrained: nothing, checks: false };
+            let slots =
+                SlotsConfig { base: nothing, untrained: nothing, checks: false, follow: false };
             let slots = Slots::new(slots, &[]).unwrap();
-            let role = Role::new(Stepper(step), slots, runner.clone(), Arc::clone(&clock)).start();
+            let role = Role::new(
+                Stepper(step),
+                slots,
+                gaisnet::protocol::Rollouts::default(),
+                runner.clone(),
+                Arc::clone(&clock),
+            )
+            .start();
             let gateway = Gateway::new(GatewayParts {
                 federation,
                 prefix: prefix.clone(),
@@ -102,7 +110,7 @@ impl Station {
             });
             let gateway = gateway.start();
             let role = role.recipient();
-            runner.send(Introduce { role, server: None }).await.unwrap();
+            runner.send(Introduce { role, server: None, watcher: None }).await.unwrap();
             subscribe(&buses, &subscriptions(&keyring, &prefix, &me, &[side], &[]));
             actix::spawn(pump(side, events, gateway));
             up.send(()).unwrap();

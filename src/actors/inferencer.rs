@@ -22,19 +22,20 @@ use std::time::Duration;
 use actix::prelude::*;
 
 use super::MAILBOX;
+use super::attending::{Attending, Waiting};
 use super::busy::Busy;
 use super::figures::Figures;
 use super::halves::{HalfParts, Halves};
 use super::lanes::{Lane, ServeRequest};
 use super::machines::Machines;
-use super::role::Checked;
+use super::role::{Checked, Seen};
 use super::runner::Link;
 use super::tiers::{Act, CascadeParts, Tiers};
 use crate::bus::{Bus, Priority, Publish};
 use crate::ids::{Digest, Name, NodeId, Version};
 use crate::learn::{Activations, LearnError, Prediction, TensorSet, probe_window, sound};
 use crate::protocol::cascade::Ticket;
-use crate::protocol::{Check, update};
+use crate::protocol::{Check, Watch, update};
 use crate::scada::RequestId;
 use crate::scada::at_cut::{AtCut, FrontMark};
 use crate::scada::command::CommandPolicy;
@@ -82,6 +83,8 @@ pub struct InferencerParts {
     pub half: Option<HalfParts>,
     /// Hears what comes of a look at the served version.
     pub checked: Recipient<Checked>,
+    /// Hears what was counted of a version that is rolled out.
+    pub seen: Recipient<Seen>,
 }
 
 /// See the module.
@@ -105,6 +108,8 @@ pub struct Inferencer {
     tickets: Ticket,
     tiers: Option<Tiers>,
     halves: Option<Halves>,
+    /// What is counted of a version that is rolled out.
+    attending: Option<Attending>,
     /// Timers of the questions that wait for the tier above.
     wakes: BTreeMap<Ticket, SpawnHandle>,
 }
@@ -146,6 +151,16 @@ impl Serve {
             }
         }
     }
+}
+
+/// From now on count what is seen of a version that is rolled out; nothing any more without one.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Attend {
+    /// What is counted.
+    pub watch: Option<Watch>,
+    /// The adapter that answers beside the one in use, packed.
+    pub beside: Option<Vec<u8>>,
 }
 
 /// A request on `infer/{model}`.
@@ -199,6 +214,8 @@ pub(super) struct Asked {
     pub(super) via: Vec<NodeId>,
     /// What may have to go on to the tier above: the window again, or what a front made of it.
     pub(super) input: Option<Input>,
+    /// The window again, where another version may answer it too.
+    pub(super) window: Option<Vec<f32>>,
 }
 
 #[derive(Debug, Message)]
@@ -237,6 +254,15 @@ struct Probe {
 
 impl Probe {
     const EVERY_S: u64 = 60;
+}
+
+/// Another version answered windows beside the one in use.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+struct Compared {
+    serial: u64,
+    waiting: Vec<Waiting>,
+    result: Result<Vec<Prediction>, LearnError>,
 }
 
 /// The built-in window was answered.
@@ -307,6 +333,7 @@ impl Inferencer {
             machines: Machines::new(Arc::clone(&parts.busy)),
             tiers,
             halves,
+            attending: None,
             tickets: 0,
             wakes: BTreeMap::new(),
             parts,
@@ -341,7 +368,10 @@ impl Inferencer {
         let has_front = self.halves.as_ref().is_some_and(Halves::is_front);
         let again = self.tiers.is_some() && !has_front;
         let input = again.then(|| Input::Window(window.clone()));
-        let asked = Asked { ticket: self.tickets, from, at, deadline, via, input };
+        let watched = self.attending.is_some() && matches!(from, Source::Tag(_));
+        let window_again = watched.then(|| window.clone());
+        let ticket = self.tickets;
+        let asked = Asked { ticket, from, at, deadline, via, input, window: window_again };
         self.tickets += 1;
         let len = self.parts.window.get();
         let request = if has_front {
@@ -431,6 +461,50 @@ impl Inferencer {
         if self.parts.lane.submit(request).is_err() {
             tiers.not_taken(); // the watchdog tries again
         }
+    }
+
+    /// Counts what the version in use made of a window, where a rollout wants to know.
+    fn attend(&mut self, asked: &mut Asked, class: Option<usize>, ctx: &mut Context<Self>) {
+        let window = asked.window.take();
+        let Source::Tag(label) = &asked.from else { return };
+        let truth = label.as_deref().and_then(|label| self.class_of(label));
+        let micros = self.parts.clock.now().micros.saturating_sub(asked.at.micros);
+        #[expect(clippy::cast_precision_loss, reason = "microseconds are few")]
+        let latency_ms = micros as f64 / 1_000.0;
+        let version = self.version;
+        if let Some(attending) = &mut self.attending {
+            attending.answered(version, window, class, truth, latency_ms);
+        }
+        self.compare(false, ctx);
+    }
+
+    /// Has the other version answer what waits for it.
+    fn compare(&mut self, all: bool, ctx: &mut Context<Self>) {
+        let Some(attending) = &mut self.attending else { return };
+        let Some(batch) = attending.batch(all) else { return };
+        let (me, serial, waiting) = (ctx.address(), batch.serial, batch.waiting);
+        // Without a bound: one is under way at a time, and without it none would be compared any more.
+        let done = Box::new(move |result| me.do_send(Compared { serial, waiting, result }));
+        let (adapter, x, len) = (batch.adapter, batch.x, self.parts.window.get());
+        if self.parts.lane.submit(ServeRequest::Beside { adapter, x, len, done }).is_err() {
+            attending.not_taken();
+        }
+    }
+
+    /// Tells what was counted since.
+    fn tell_seen(&mut self, ctx: &mut Context<Self>) {
+        let Some((serial, tally)) = self.attending.as_mut().and_then(Attending::news) else {
+            return;
+        };
+        let seen = self.parts.seen.clone();
+        let told = async move { seen.send(Seen { serial, tally }).await.unwrap_or(()) };
+        ctx.spawn(told.into_actor(self));
+    }
+
+    /// The class that a label names, or whose index it is.
+    fn class_of(&self, label: &str) -> Option<usize> {
+        let named = self.parts.labels.iter().position(|known| known == label);
+        named.or_else(|| label.parse().ok().filter(|index| *index < self.parts.labels.len()))
     }
 
     /// Whether this node has the front of a model alone: no window can be answered here without its edge.
@@ -603,8 +677,7 @@ impl Inferencer {
     /// Compares an answer with the label, which names a class or is its index.
     fn judge(&self, inference: &Inference, label: &str) {
         let index = |name: &str| self.parts.labels.iter().position(|known| known == name);
-        let by_number = || label.parse().ok().filter(|index| *index < self.parts.labels.len());
-        let Some(truth) = index(label).or_else(by_number) else {
+        let Some(truth) = self.class_of(label) else {
             return self.parts.figures.count("unknown_label");
         };
         let Some(answered) = inference.label.as_deref().and_then(index) else { return };
@@ -650,6 +723,8 @@ impl Actor for Inferencer {
                 tiers.record(false);
             }
             this.measure(ctx);
+            this.compare(true, ctx);
+            this.tell_seen(ctx);
         });
     }
 }
@@ -670,6 +745,35 @@ impl Handler<Serve> for Inferencer {
             self.parts.figures.count("busy");
             ctx.notify_later(serve, Duration::from_millis(50));
         }
+    }
+}
+
+impl Handler<Attend> for Inferencer {
+    type Result = ();
+
+    fn handle(&mut self, Attend { watch, beside }: Attend, ctx: &mut Self::Context) {
+        self.tell_seen(ctx);
+        let beside = beside.and_then(|bytes| match update::unpack(&bytes) {
+            Ok(adapter) => Some(Arc::new(adapter)),
+            Err(error) => {
+                self.parts.figures.count(error.kind());
+                None
+            }
+        });
+        let before = self.attending.take();
+        self.attending = watch.map(|watch| Attending::attend(before, watch, beside));
+    }
+}
+
+impl Handler<Compared> for Inferencer {
+    type Result = ();
+
+    fn handle(&mut self, compared: Compared, ctx: &mut Self::Context) {
+        let Compared { serial, waiting, result } = compared;
+        if let Some(attending) = &mut self.attending {
+            attending.compared(serial, &waiting, result);
+        }
+        self.compare(false, ctx);
     }
 }
 
@@ -819,10 +923,14 @@ impl Handler<TagSample> for Inferencer {
 impl Handler<Answered> for Inferencer {
     type Result = ();
 
-    fn handle(&mut self, Answered { asked, result }: Answered, ctx: &mut Self::Context) {
+    fn handle(&mut self, Answered { mut asked, result }: Answered, ctx: &mut Self::Context) {
         let prediction = match result.and_then(sound) {
-            Ok(prediction) => prediction,
+            Ok(prediction) => {
+                self.attend(&mut asked, Some(prediction.class), ctx);
+                prediction
+            }
             Err(error) => {
+                self.attend(&mut asked, None, ctx);
                 // Whoever may ask could have sent a window that no model can answer: only the built-in one counts.
                 self.probe.due = true;
                 return self.unanswered(asked, &error);

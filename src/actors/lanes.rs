@@ -57,6 +57,17 @@ pub enum ServeRequest {
         /// Gets n predictions.
         done: Done<Vec<Prediction>>,
     },
+    /// Answer windows by another adapter than the one in use, which is in use again behind it.
+    Beside {
+        /// The other one.
+        adapter: Arc<TensorSet>,
+        /// `[n, len]` row-major.
+        x: Vec<f32>,
+        /// Samples a window.
+        len: usize,
+        /// Gets n predictions.
+        done: Done<Vec<Prediction>>,
+    },
     /// Answer windows as far as the front of a split model goes.
     Pass {
         /// `[n, len]` row-major.
@@ -241,9 +252,26 @@ pub fn inline_back_serve_lane(
 }
 
 fn serving(mut predictor: impl Predictor + 'static) -> impl FnMut(ServeRequest) + Send {
+    let mut in_use: Option<Arc<TensorSet>> = None;
+    // Whether the adapter that is loaded is that one.
+    let mut in_place = true;
     move |request| match request {
-        ServeRequest::Load { adapter, done, .. } => done(predictor.load(&adapter)),
+        ServeRequest::Load { adapter, done, .. } => {
+            let loaded = predictor.load(&adapter);
+            if loaded.is_ok() {
+                (in_use, in_place) = (Some(adapter), true);
+            }
+            done(loaded);
+        }
+        // Another version's answer would go out under the name of this one.
+        ServeRequest::Predict { done, .. } if !in_place => done(Err(out_of_place())),
         ServeRequest::Predict { x, len, done } => done(predictor.predict(&x, len)),
+        ServeRequest::Beside { adapter, x, len, done } => {
+            let Some(own) = in_use.clone() else { return done(Err(out_of_place())) };
+            let answers = predictor.load(&adapter).and_then(|()| predictor.predict(&x, len));
+            in_place = predictor.load(&own).is_ok();
+            done(answers);
+        }
         ServeRequest::Pass { done, .. } => done(Err(other_half("a whole model"))),
         ServeRequest::Finish { done, .. } => done(Err(other_half("a whole model"))),
     }
@@ -267,6 +295,7 @@ fn serving_front(
             done(front.and_then(|front| Ok((front, predictor.pass(&x, len)?))));
         }
         ServeRequest::Predict { done, .. } => done(Err(other_half("a front"))),
+        ServeRequest::Beside { done, .. } => done(Err(other_half("a front"))),
         ServeRequest::Finish { done, .. } => done(Err(other_half("a front"))),
     }
 }
@@ -298,7 +327,12 @@ fn serving_backs(
             done(answer.transpose());
         }
         ServeRequest::Pass { done, .. } => done(Err(other_half("a back"))),
+        ServeRequest::Beside { done, .. } => done(Err(other_half("a back"))),
     }
+}
+
+fn out_of_place() -> LearnError {
+    LearnError::Engine { engine: "lane", message: "the adapter in use isn't in its place".into() }
 }
 
 fn other_half(has: &str) -> LearnError {

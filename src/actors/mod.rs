@@ -15,6 +15,7 @@
 //! each has an inferencer. All actors of a node share one arbiter; training and inference have
 //! threads of their own. A panic ends the process: starting again is the same code as recovering.
 
+mod attending;
 mod base_desk;
 mod busy;
 mod figures;
@@ -43,15 +44,18 @@ pub use busy::Busy;
 pub use figures::{Figures, FiguresView};
 pub use gateway::{AboveLink, Gateway, GatewayParts, Incoming, pump, subscribe, subscriptions};
 pub use halves::{HalfOf, HalfParts};
-pub use inferencer::{AboveSaid, Inferencer, InferencerParts, Leaves, Request, Serve, TagSample};
+pub use inferencer::{
+    AboveSaid, Attend, Inferencer, InferencerParts, Leaves, Request, Serve, TagSample,
+};
 pub use measuring::Measure;
 pub use operator::{Adopt, Leave, Operator, OperatorParts, Order};
 pub use risk_meter::RiskMeter;
 pub use role::{
-    Aggregator, Checked, Machine, MachineView, Observe, RelayActor, Role, Steer, Stimulus, Trainer,
+    Aggregator, Checked, Decide, Machine, MachineView, Observe, RelayActor, Role, Seen, Steer,
+    Stimulus, Trainer,
 };
 pub use room::Bounds;
-pub use runner::{Finish, Introduce, Link, Run, Runner, RunnerParts, Served};
+pub use runner::{Cease, Finish, Introduce, Link, Run, Runner, RunnerParts, Served};
 pub use text_inferencer::{TextInferencer, TextParts};
 pub use tiers::{Above, CascadeParts, Way};
 pub use workbench::{Done, Half, InlineBench, LaneBench, Task, Workbench};

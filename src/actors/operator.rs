@@ -16,14 +16,17 @@ use tokio::sync::Notify;
 
 use super::MAILBOX;
 use super::figures::Figures;
-use super::role::{MachineView, Observe, Steer, Stimulus};
+use super::role::{Decide, MachineView, Observe, Steer, Stimulus};
 use super::runner::{Link, Run, Runner};
 use crate::bus::{Ack, Bus, Crossing, Line, Priority, Publish};
-use crate::ids::{Digest, KeyId, NodeId, Side};
+use crate::ids::{Digest, KeyId, Name, NodeId, Side};
 use crate::ledger::{Event, Word};
-use crate::protocol::{Effect, Input, RollbackBy, SlotOrder};
+use crate::protocol::rollout::{Plan, Stage};
+use crate::protocol::{Effect, Input, RollbackBy, RolloutOrder, SlotOrder};
 use crate::scada::RequestId;
-use crate::scada::command::{self, Action, Command, CommandError, CommandFault, CommandPolicy};
+use crate::scada::command::{
+    self, Action, Command, CommandError, CommandFault, CommandPolicy, RolloutVerb,
+};
 use crate::scada::replay::ReplayWindow;
 use crate::scada::telegram::{Kpi, Meta, ModelMeta, Reply, Status};
 use crate::time::{Clock, Wall};
@@ -50,6 +53,10 @@ pub struct OperatorParts {
     /// Changes which of its versions is served; none where front and back of a split model have to be of one
     /// version.
     pub steer: Option<Recipient<Steer>>,
+    /// Decides about rollouts, on an edge that is the steward of its site.
+    pub decide: Option<Recipient<Decide>>,
+    /// The model that it rolls out.
+    pub rolls_out: Option<Name>,
     /// Records commands.
     pub runner: Addr<Runner>,
     /// The link on the plant's side.
@@ -292,7 +299,8 @@ impl Operator {
             Action::ConfigSet { .. }
             | Action::Rollback { .. }
             | Action::VersionRelease { .. }
-            | Action::VersionFloor { .. } => return,
+            | Action::VersionFloor { .. }
+            | Action::Rollout { .. } => return,
         };
         let role = self.parts.role.clone();
         let done = async move { role.send(Stimulus { input, ack: Ack::none() }).await };
@@ -344,6 +352,33 @@ impl Operator {
         }));
     }
 
+    /// Has the steward decide: with the command's entry, in one transaction.
+    fn decide(
+        &self,
+        note: Note,
+        id: Option<RequestId>,
+        order: RolloutOrder,
+        ctx: &mut Context<Self>,
+    ) {
+        // `check` has answered where there is none.
+        let Some(role) = self.parts.decide.clone() else { return };
+        let Note { name, command, operator, guard, ack } = note;
+        let word = Word::try_from(name.clone()).unwrap_or(Word::new("unnamed"));
+        let decide = Decide { order, guard, command, name: word, operator, ack };
+        let done = async move { role.send(decide).await };
+        ctx.wait(done.into_actor(self).map(move |decided, this, _| {
+            let Ok(outcome) = decided else { return };
+            match outcome {
+                Ok(view) => this.reply(&name, &Reply::ok(id, json!({ "rollout": view }))),
+                Err(refusal) => {
+                    let (kind, hint) = (refusal.kind(), refusal.hint());
+                    let fault = CommandFault::Version { kind, problem: refusal.to_string(), hint };
+                    this.refused(&name, &CommandError { id, fault });
+                }
+            }
+        }));
+    }
+
     /// What only a look at the node can tell. What it changes in the ledger goes with its guard.
     fn check(&self, command: &Command, guard: &mut Vec<Effect>) -> Result<(), CommandError> {
         let fail = |fault| Err(CommandError { id: command.id.clone(), fault });
@@ -371,6 +406,19 @@ impl Operator {
                 }
                 let problem = format!("this node doesn't answer by a model {model}");
                 let hint = "model.list tells which it has";
+                fail(CommandFault::Version { kind: "unknown_model", problem, hint })
+            }
+            Action::Rollout { model, verb } => {
+                let (Some(_), Some(mine)) = (&self.parts.decide, &self.parts.rolls_out) else {
+                    let instead = "rollouts are decided by the edge of a site, where its settings say \
+                                   rollout.steward = true";
+                    return not_supported(verb.command().as_str(), instead);
+                };
+                if model.as_ref().is_none_or(|model| model == mine) {
+                    return rollout_order(mine, verb).map(drop).or_else(fail);
+                }
+                let problem = "this node rolls out another model".to_owned();
+                let hint = "name the model of its settings, model.name";
                 fail(CommandFault::Version { kind: "unknown_model", problem, hint })
             }
             Action::KeyringUpdate { version, digest } => {
@@ -410,6 +458,9 @@ impl Operator {
         };
         ack.release();
         match parsed {
+            Ok(Command { id, action: Action::Rollout { .. } }) => {
+                self.refused(&name, &CommandError { id, fault: CommandFault::DiskFull });
+            }
             Ok(command) if command.action.only_asks() => self.execute(&name, command, ctx),
             Ok(Command { id, .. }) => {
                 self.refused(&name, &CommandError { id, fault: CommandFault::DiskFull });
@@ -513,7 +564,13 @@ impl Handler<Order> for Operator {
         let name = note.name.clone();
         match admitted {
             Ok(Command { id, action }) => {
-                if let Some(order) = slot_order(&action) {
+                let order = match (&action, &self.parts.rolls_out) {
+                    (Action::Rollout { verb, .. }, Some(mine)) => rollout_order(mine, verb).ok(),
+                    _ => None,
+                };
+                if let Some(order) = order {
+                    self.decide(note, id, order, ctx);
+                } else if let Some(order) = slot_order(&action) {
                     self.steer(note, id, order, ctx);
                 } else {
                     self.record(note, "ok", ctx);
@@ -538,6 +595,32 @@ fn slot_order(action: &Action) -> Option<SlotOrder> {
         Action::VersionFloor { version, .. } => Some(SlotOrder::Floor { least: *version }),
         _ => None,
     }
+}
+
+/// What a command says about a rollout.
+fn rollout_order(model: &Name, verb: &RolloutVerb) -> Result<RolloutOrder, CommandFault> {
+    Ok(match verb {
+        RolloutVerb::Plan { version, automatic, stages } => {
+            let plan = Plan::read(model.clone(), *version, *automatic, stages);
+            RolloutOrder::Plan(plan.map_err(|error| CommandFault::Version {
+                kind: error.kind(),
+                problem: error.to_string(),
+                hint: "docs/rollout.md has a plan to start from",
+            })?)
+        }
+        RolloutVerb::Start => RolloutOrder::Start,
+        RolloutVerb::Approve { plan, stage } => {
+            let stage = Stage::parse(stage).ok_or_else(|| CommandFault::Version {
+                kind: "no_such_stage",
+                problem: format!("there is no stage {stage}"),
+                hint: "stages are shadow, canary, area, site, federation",
+            })?;
+            RolloutOrder::Approve { plan: *plan, stage }
+        }
+        RolloutVerb::Promote => RolloutOrder::Promote,
+        RolloutVerb::Halt => RolloutOrder::Halt,
+        RolloutVerb::Status => RolloutOrder::Status,
+    })
 }
 
 fn put((key, value): (String, Option<Vec<u8>>)) -> Effect {

@@ -11,10 +11,11 @@ use crate::bus::Ack;
 use crate::ids::{Digest, NodeId, RoundNo, Version};
 use crate::ledger::{Event, Word};
 use crate::protocol::{
-    Check, Effect, Failover, FailoverView, Input, Member, Relay, Round, RoundView, SlotOrder,
-    SlotRefusal, Slots, SlotsView, SplitDevice,
+    Check, Effect, Failover, FailoverView, Input, Member, Relay, RolloutOrder, Rollouts, Round,
+    RoundView, SlotOrder, SlotRefusal, Slots, SlotsView, SplitDevice, StewardView, rollout,
 };
 use crate::time::{Clock, Now};
+use crate::wire::Tally;
 
 /// A pure machine, as an actor sees it.
 pub trait Machine: Unpin + 'static {
@@ -50,10 +51,11 @@ impl From<RoundView> for MachineView {
     }
 }
 
-/// A machine with its runner, and the slots that decide which of its versions are served.
+/// A machine with its runner, the slots that decide which of its versions are served, and the rollouts that steer them.
 pub struct Role<M> {
     machine: M,
     slots: Slots,
+    rollouts: Rollouts,
     runner: Addr<Runner>,
     clock: Arc<dyn Clock>,
 }
@@ -99,6 +101,34 @@ pub struct Steer {
     pub ack: Ack,
 }
 
+/// An operator's word about a rollout, to the steward of a site. Answered as [`Steer`] is.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<StewardView, rollout::Refusal>")]
+pub struct Decide {
+    /// What is wanted.
+    pub order: RolloutOrder,
+    /// So that the command doesn't work twice.
+    pub guard: Vec<Effect>,
+    /// Digest of the command as it came.
+    pub command: Digest,
+    /// Its name.
+    pub name: Word,
+    /// Who signed it; nobody where it only asks.
+    pub operator: Option<NodeId>,
+    /// Released after the commit.
+    pub ack: Ack,
+}
+
+/// What was counted of a version that is rolled out.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Seen {
+    /// Number of the assignment.
+    pub serial: u64,
+    /// All of it, in this life of the node.
+    pub tally: Tally,
+}
+
 /// A look at the version that is served ended.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
@@ -113,8 +143,42 @@ pub struct Checked {
 
 impl<M: Machine> Role<M> {
     /// Puts a machine to work; the runner has to know it by [`super::runner::Introduce`].
-    pub fn new(machine: M, slots: Slots, runner: Addr<Runner>, clock: Arc<dyn Clock>) -> Self {
-        Self { machine, slots, runner, clock }
+    pub fn new(
+        machine: M,
+        slots: Slots,
+        rollouts: Rollouts,
+        runner: Addr<Runner>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        Self { machine, slots, rollouts, runner, clock }
+    }
+
+    /// One step of all that is here.
+    fn step(&mut self, input: Input) -> Vec<Effect> {
+        let (now, starts) = (self.clock.now(), matches!(input, Input::Start));
+        let input = match self.rollouts.takes(now, &mut self.slots, input) {
+            Ok(effects) => return effects,
+            Err(input) => input,
+        };
+        let mut out = match &input {
+            Input::Fetched { digest, bytes } => {
+                self.rollouts.fetched(now, &mut self.slots, *digest, bytes)
+            }
+            _ => Vec::new(),
+        };
+        let effects = self.machine.step(now, input);
+        let effects = if starts { self.slots.start(effects) } else { self.slots.take(effects) };
+        out.extend(self.rollouts.behind(now, &mut self.slots, starts, effects));
+        out
+    }
+
+    fn hand_over(&self, effects: Vec<Effect>, ctx: &mut Context<Self>) {
+        if effects.is_empty() {
+            return;
+        }
+        let runner = self.runner.clone();
+        let run = Run { effects, ack: Ack::none() };
+        ctx.wait(async move { runner.send(run).await.unwrap_or(()) }.into_actor(self));
     }
 
     /// What is still needed, if these effects may leave something that isn't.
@@ -122,6 +186,7 @@ impl<M: Machine> Role<M> {
         effects.iter().any(Effect::frees_blobs).then(|| {
             let mut blobs = self.machine.blobs();
             blobs.extend(self.slots.blobs());
+            blobs.extend(self.rollouts.blobs());
             Keep(blobs)
         })
     }
@@ -139,9 +204,7 @@ impl<M: Machine> Handler<Stimulus> for Role<M> {
     type Result = ();
 
     fn handle(&mut self, Stimulus { input, ack }: Stimulus, ctx: &mut Self::Context) {
-        let starts = matches!(input, Input::Start);
-        let effects = self.machine.step(self.clock.now(), input);
-        let effects = if starts { self.slots.start(effects) } else { self.slots.take(effects) };
+        let effects = self.step(input);
         let keep = self.keep(&effects);
         let runner = self.runner.clone();
         // Waiting here keeps the order of steps and pushes back on whoever feeds us.
@@ -169,7 +232,10 @@ impl<M: Machine> Handler<Steer> for Role<M> {
     fn handle(&mut self, steer: Steer, _: &mut Self::Context) -> Self::Result {
         let Steer { order, guard: mut effects, command, name, operator, ack } = steer;
         let (outcome, changes) = match self.slots.order(order) {
-            Ok(changes) => (Ok(self.slots.view()), changes),
+            Ok(mut changes) => {
+                changes.extend(self.rollouts.look(self.clock.now(), &mut self.slots));
+                (Ok(self.slots.view()), changes)
+            }
             Err(refusal) => (Err(refusal), Vec::new()),
         };
         let word = Word::new(outcome.as_ref().map_or_else(SlotRefusal::kind, |_| "ok"));
@@ -190,13 +256,50 @@ impl<M: Machine> Handler<Checked> for Role<M> {
 
     fn handle(&mut self, checked: Checked, ctx: &mut Self::Context) {
         let Checked { version, adapter, check } = checked;
-        let effects = self.slots.checked(version, adapter, check);
-        if effects.is_empty() {
-            return;
+        let mut effects = self.slots.checked(version, adapter, check);
+        if !effects.is_empty() {
+            effects.extend(self.rollouts.look(self.clock.now(), &mut self.slots));
         }
+        self.hand_over(effects, ctx);
+    }
+}
+
+impl<M: Machine> Handler<Decide> for Role<M> {
+    type Result = AtomicResponse<Self, Result<StewardView, rollout::Refusal>>;
+
+    fn handle(&mut self, decide: Decide, _: &mut Self::Context) -> Self::Result {
+        let Decide { order, guard: mut effects, command, name, operator, ack } = decide;
+        let (now, by) = (self.clock.now(), operator.clone());
+        // What only asks may come without a signature.
+        let decided = match (&by, order) {
+            (_, RolloutOrder::Status) => Some(Ok(Vec::new())),
+            (Some(by), order) => self.rollouts.order(now, &mut self.slots, by, order),
+            (None, _) => None,
+        };
+        let (outcome, changes) = match (decided, self.rollouts.view()) {
+            (Some(Ok(changes)), Some(view)) => (Ok(view), changes),
+            (Some(Err(refusal)), _) => (Err(refusal), Vec::new()),
+            (..) => (Err(rollout::Refusal::NoPlan), Vec::new()), // the desk asks stewards only
+        };
+        let word = Word::new(outcome.as_ref().map_or_else(rollout::Refusal::kind, |_| "ok"));
+        effects.push(Effect::Record(Event::Command { command, name, operator, outcome: word }));
+        effects.extend(changes);
         let runner = self.runner.clone();
-        let run = Run { effects, ack: Ack::none() };
-        ctx.wait(async move { runner.send(run).await.unwrap_or(()) }.into_actor(self));
+        let hand_over = async move {
+            let _ = runner.send(Run { effects, ack }).await;
+            let _ = runner.send(Finish).await;
+            outcome
+        };
+        AtomicResponse::new(Box::pin(hand_over.into_actor(self)))
+    }
+}
+
+impl<M: Machine> Handler<Seen> for Role<M> {
+    type Result = ();
+
+    fn handle(&mut self, Seen { serial, tally }: Seen, ctx: &mut Self::Context) {
+        let effects = self.rollouts.seen(self.clock.now(), &mut self.slots, serial, tally);
+        self.hand_over(effects, ctx);
     }
 }
 

@@ -19,7 +19,7 @@ use tokio::sync::watch;
 
 use super::MAILBOX;
 use super::figures::Figures;
-use super::inferencer::Serve;
+use super::inferencer::{Attend, Serve};
 use super::outbox::Outbox;
 use super::quota::Quota;
 use super::role::Stimulus;
@@ -30,7 +30,7 @@ use crate::bus::{Ack, BusError, Crossing, Line, Outgoing, Priority, Publish, Sea
 use crate::ids::{BootId, Digest, Epoch, NodeId, RoundNo, Side, Version};
 use crate::ledger::{Event, Head, Log, OwnWord, Twin};
 use crate::protocol::{
-    Ask, BackTask, Delivery, Effect, Fetches, FrontTask, Input, Job, Taken, Timer, To,
+    Ask, BackTask, Delivery, Effect, Fetches, FrontTask, Input, Job, Taken, Timer, To, Watch,
 };
 use crate::store::{Batch, OutboxItem, Store, StoreError};
 use crate::time::{Clock, Mono, Now, Wall};
@@ -73,6 +73,7 @@ pub struct Runner {
     parts: RunnerParts,
     role: Option<Recipient<Stimulus>>,
     server: Option<Recipient<Serve>>,
+    watcher: Option<Recipient<Attend>>,
     pending: Vec<Run>,
     flushing: bool,
     /// A step that the disk has no room for.
@@ -119,12 +120,19 @@ pub struct Introduce {
     pub role: Recipient<Stimulus>,
     /// The inferencer, where there is one.
     pub server: Option<Recipient<Serve>>,
+    /// The same, where it counts what is seen of a version that is rolled out.
+    pub watcher: Option<Recipient<Attend>>,
 }
 
 /// Commit what waits now; answered when it is on disk.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct Finish;
+
+/// Commit what waits, and nothing any more: what comes behind the node's last entry is for its next start.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Cease;
 
 /// Blobs that the machine still needs; others may go.
 #[derive(Debug, Message)]
@@ -211,6 +219,7 @@ impl Runner {
             parts,
             role: None,
             server: None,
+            watcher: None,
             pending: Vec::new(),
             flushing: false,
             stalled: None,
@@ -392,7 +401,7 @@ impl Runner {
     ) -> Result<Option<(Side, Outgoing)>, String> {
         let directly = matches!(
             body.kind(),
-            Kind::Get | Kind::Receipt | Kind::Answer | Kind::Frame | Kind::Promise
+            Kind::Get | Kind::Receipt | Kind::Answer | Kind::Frame | Kind::Promise | Kind::Evidence
         );
         let (side, address) = match to {
             To::Children => (Side::Down, trust::To::Anyone),
@@ -433,6 +442,7 @@ impl Runner {
             Effect::Timer { timer, after_ms } => self.set_timer(timer, after_ms, ctx),
             Effect::Job(job) => self.start_job(job, ctx),
             Effect::Apply { version, adapter } => self.apply(version, adapter, ctx),
+            Effect::Watch(watch) => self.watch(watch, ctx),
             Effect::Count(reason) => self.parts.figures.count(reason),
             // Handled in `prepare`, or inside of a relay.
             Effect::Put(..)
@@ -628,6 +638,19 @@ impl Runner {
         }
     }
 
+    /// Has the inferencer count what is seen of a version that is rolled out.
+    fn watch(&mut self, watch: Option<Watch>, ctx: &mut Context<Self>) {
+        let Some(watcher) = self.watcher.clone() else { return };
+        let beside = self.blob_of(watch.as_ref().and_then(|watch| watch.beside));
+        if beside.is_err() {
+            self.parts.figures.count("adapter_missing");
+        }
+        // Without it answers are counted, and none is compared.
+        let beside = beside.ok().flatten();
+        let attend = Attend { watch, beside };
+        ctx.spawn(async move { watcher.send(attend).await.unwrap_or(()) }.into_actor(self));
+    }
+
     /// Gives the machine an input of our own making.
     fn feed(&mut self, input: Input, ctx: &mut Context<Self>) {
         let Some(role) = self.role.clone() else { return };
@@ -765,12 +788,22 @@ impl Handler<Finish> for Runner {
     }
 }
 
+impl Handler<Cease> for Runner {
+    type Result = ();
+
+    fn handle(&mut self, _: Cease, ctx: &mut Self::Context) {
+        self.flush(ctx);
+        self.stopped = true;
+    }
+}
+
 impl Handler<Introduce> for Runner {
     type Result = ();
 
-    fn handle(&mut self, Introduce { role, server }: Introduce, ctx: &mut Self::Context) {
+    fn handle(&mut self, Introduce { role, server, watcher }: Introduce, ctx: &mut Self::Context) {
         self.role = Some(role);
         self.server = server;
+        self.watcher = watcher;
         self.look_for_room(ctx); // before anything is begun
         self.feed(Input::Start, ctx);
     }

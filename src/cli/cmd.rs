@@ -51,24 +51,24 @@ enum CmdCommand {
 }
 
 #[derive(Debug, Args)]
-struct TargetArgs {
+pub(super) struct TargetArgs {
     /// Command: status, round.start, pause, resume, model.list, config.set, rollback, ...
     #[arg(value_parser = command_name)]
-    name: CommandName,
+    pub(super) name: CommandName,
     /// The node: site/line/node
     #[arg(long, value_name = "SITE/LINE/NODE")]
-    to: Place,
+    pub(super) to: Place,
     /// First levels of all topics
     #[arg(long, default_value = "gaisnet")]
-    prefix: Prefix,
+    pub(super) prefix: Prefix,
 }
 
 /// A node's place in the tree.
 #[derive(Debug, Clone)]
-struct Place {
+pub(super) struct Place {
     site: Name,
     line: Name,
-    node: NodeId,
+    pub(super) node: NodeId,
 }
 
 impl FromStr for Place {
@@ -119,7 +119,8 @@ pub(super) fn run(
     Ok(Exit::Ok)
 }
 
-fn sign(
+/// Seals a command; gives its topic and its bytes.
+pub(super) fn sign(
     target: &TargetArgs,
     json: &str,
     key: SigningKey,
@@ -133,7 +134,9 @@ fn sign(
     let Some(entry) = keyring.by_key(id) else {
         return Err(Misuse(format!("key {id} is not in the keyring, or revoked")).into());
     };
-    if !entry.roles.contains(&Role::Operator) {
+    let approves =
+        target.name.as_str() == "rollout.approve" && entry.roles.contains(&Role::Approver);
+    if !(entry.roles.contains(&Role::Operator) || approves) {
         let why = format!("key {id} is that of {}, which is no operator", entry.node);
         return Err(Misuse(why).into());
     }

@@ -32,6 +32,7 @@ mod plan;
 mod pretrain;
 mod reference;
 mod rollback;
+mod rollout;
 mod run;
 mod settings_args;
 #[cfg(feature = "sim")]
@@ -118,6 +119,8 @@ enum Command {
     /// Let a stopped node serve the version before again
     #[command(after_help = rollback::HELP)]
     Rollback(rollback::RollbackArgs),
+    /// Plan the rollout of a version in stages, and steer it
+    Rollout(rollout::RolloutArgs),
     /// Run this node until it is told to stop
     #[command(after_help = run::HELP)]
     Run,
@@ -178,6 +181,9 @@ fn run(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Exit> {
         Command::Broker(args) => broker::run(&args, out),
         Command::Feed(args) => feed::run(&args, out),
         Command::Rollback(args) => rollback::run(&args, &settings, out),
+        Command::Rollout(args) => {
+            rollout::run(&args, &settings, out, &mut std::io::stderr().lock())
+        }
         Command::Run => run::run(&settings, out),
     }
 }

@@ -106,7 +106,7 @@ mod tests {
         let mut store = SqliteStore::open(path.as_ref(), BlobCaps::default()).unwrap();
         let [base, untrained, first, second] =
             [0_u8, 1, 2, 3].map(|n| store.put_blob(&[n]).unwrap());
-        let config = SlotsConfig { base, untrained, checks: false };
+        let config = SlotsConfig { base, untrained, checks: false, follow: false };
         let mut slots = Slots::new(config, &[]).unwrap();
         let offers = [(1, first), (2, second)];
         let offers = offers.map(|(version, adapter)| Effect::Apply { version, adapter });

@@ -351,6 +351,7 @@ impl Federation<'_> {
             bounds: Bounds::default(),
             adopt: None,
             bases: None,
+            rollout: crate::node::RolloutTerms::default(),
             fatal: Arc::new(move |what| {
                 let _ = gave_up.try_send(what.to_owned());
             }),

@@ -77,8 +77,6 @@ impl Places {
         }
         let document = folder.join(KEYRING);
         if !document.exists() {
-            fs::create_dir_all(folder)
-                .map_err(|error| ExperimentError::Io(folder.to_owned(), error))?;
             // The keyring comes last: where it lies, all keys do.
             let (keys, keyring, sealed) = enrol(federation, &all, now)?;
             fs::create_dir_all(folder)

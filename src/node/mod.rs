@@ -14,6 +14,7 @@ mod language;
 #[cfg(all(feature = "cli", feature = "torch"))]
 mod plan;
 mod rollback;
+mod rollouts;
 #[cfg(feature = "cli")]
 mod settings;
 #[cfg(feature = "cli")]
@@ -32,11 +33,11 @@ use tokio::sync::{Notify, mpsc, watch};
 use crate::actors::lanes::{Lane, ServeRequest};
 use crate::actors::text_lane::TextLane;
 use crate::actors::{
-    Above, AboveLink, AboveSaid, Adopt, BaseDesk, Bounds, Busy, CascadeParts, Checked, Figures,
-    Finish, Gateway, GatewayParts, HalfOf, HalfParts, HeldBase, Inferencer, InferencerParts,
-    Introduce, Leave, Leaves, Link, Machine, MachineView, Measure, Observe, Operator,
-    OperatorParts, Request, Role, Run, Runner, RunnerParts, Serve, Served, Steer, Stimulus,
-    TagSample, TextInferencer, TextParts, Way, Workbench, pump, subscribe, subscriptions,
+    Above, AboveLink, AboveSaid, Adopt, Attend, BaseDesk, Bounds, Busy, CascadeParts, Cease,
+    Checked, Decide, Figures, Gateway, GatewayParts, HalfOf, HalfParts, HeldBase, Inferencer,
+    InferencerParts, Introduce, Leave, Leaves, Link, Machine, MachineView, Measure, Observe,
+    Operator, OperatorParts, Request, Role, Run, Runner, RunnerParts, Seen, Serve, Served, Steer,
+    Stimulus, TagSample, TextInferencer, TextParts, Way, Workbench, pump, subscribe, subscriptions,
 };
 use crate::bus::{Ack, Border, Bus, BusEvent, Line, ToCloud};
 use crate::ids::{BootId, Digest, Name, NodeId, Side};
@@ -45,9 +46,9 @@ use crate::ledger::{Event, LedgerError, Log, Origin, Replay, SignedCheckpoint, W
 use crate::privacy::Gate;
 use crate::protocol::cascade::{Calibrated, CascadeConfig, Uncalibrated};
 use crate::protocol::{
-    Backs, Distils, Effect, Failover, FailoverConfig, FrontConfig, Input, IslandTerms, Knows,
-    Member, MemberConfig, Owner, Relay, RelayConfig, Round, RoundConfig, ShareBounds, Slots,
-    SlotsConfig, SplitDevice, SplitTerms, update,
+    Backs, Distils, Effect, Failover, FailoverConfig, Follower, FrontConfig, Input, IslandTerms,
+    Knows, Member, MemberConfig, Owner, Relay, RelayConfig, Rollouts, Round, RoundConfig,
+    ShareBounds, Slots, SlotsConfig, SplitDevice, SplitTerms, Steward, update,
 };
 use crate::scada::command::CommandPolicy;
 use crate::scada::replay::ReplayWindow;
@@ -71,6 +72,7 @@ pub use language::language_brain;
 #[cfg(all(feature = "cli", feature = "torch"))]
 pub use plan::{PlannedModel, floor_of, planned_model, round_work};
 pub use rollback::{AtRestError, roll_back_at_rest};
+pub use rollouts::{RolloutTerms, rollout_config};
 #[cfg(feature = "cli")]
 pub use settings::{
     Brain, Links, Server, SettingsProblem, brain, bus_of, data_of, identity_of, learning_of,
@@ -226,6 +228,8 @@ pub struct NodeParts {
     pub adopt: Option<Adopt>,
     /// Files of the base, for children that ask for them.
     pub bases: Option<Arc<dyn HeldBase>>,
+    /// How it takes part in rollouts.
+    pub rollout: RolloutTerms,
     /// Called when the node can't go on.
     pub fatal: Arc<dyn Fn(&str) + Send + Sync>,
 }
@@ -355,23 +359,38 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
     let first = Run { effects: vec![adapter, started], ack: Ack::none() };
     // The mailbox is empty; this can't fail, and a failure would show as a missing entry.
     let _ = runner.try_send(first);
+    // Front and back of a split model are of one version: nothing is served before the other half has it.
+    let whole = learning.split.is_none();
+    let stewards = parts.rollout.steward && tier == Tier::Edge && whole;
+    let leader = match tier {
+        Tier::Device => entry.parent.as_ref().filter(|_| parts.rollout.follow && whole),
+        Tier::Edge => stewards.then_some(&me).filter(|_| answering.is_some()),
+        Tier::Cloud => None,
+    };
+    let follows = |leader| rollouts::follower(&me, leader, &learning, &of(Follower::KEY, &state));
+    let follower = leader.map(follows).transpose()?;
     let slots = SlotsConfig {
         base: learning.base,
         untrained: Digest::of(&learning.adapter),
         checks: answering.is_some() && learning.split.is_none(),
+        follow: follower.is_some(),
     };
     let slots = Slots::new(slots, &of(Slots::KEY, &state)).map_err(NodeError::State)?;
-    let Played { role, observe, steer, checked } = match tier {
+    let at_work = |steward| (slots, Rollouts::new(me.clone(), steward, follower));
+    let Played { role, observe, steer, checked, decide, seen } = match tier {
         Tier::Device => match split_device(&shared, &keyring, &state)? {
-            Some(device) => play(device, slots, &runner, &clock),
-            None => play(member(&shared, &keyring, false, &state)?, slots, &runner, &clock),
+            Some(device) => play(device, at_work(None), &runner, &clock),
+            None => play(member(&shared, &keyring, false, &state)?, at_work(None), &runner, &clock),
         },
         Tier::Cloud => match pair {
             Some(pair) => {
                 let failover = failover(&shared, &keyring, pair, &state)?;
-                play(failover, slots, &runner, &clock)
+                play(failover, at_work(None), &runner, &clock)
             }
-            None => play(round(&shared, &keyring, Owner::Root, &state)?, slots, &runner, &clock),
+            None => {
+                let round = round(&shared, &keyring, Owner::Root, &state)?;
+                play(round, at_work(None), &runner, &clock)
+            }
         },
         Tier::Edge => {
             let inner = round(&shared, &keyring, Owner::Relay, &state)?;
@@ -383,7 +402,13 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
                 island: learning.island,
             };
             let relay = Relay::new(config, outer, inner, &state).map_err(NodeError::State)?;
-            play(relay, slots, &runner, &clock)
+            let answers = (answering.is_some(), relay.version());
+            let model = (&learning.model.name, learning.base);
+            let steward = stewards.then(|| {
+                let config = rollout_config(&keyring, &me, model, answers, &parts.rollout);
+                rollouts::steward(config, &learning, &of(Steward::PREFIX, &state))
+            });
+            play(relay, at_work(steward.transpose()?), &runner, &clock)
         }
     };
     let again = Arc::new(Notify::new());
@@ -396,6 +421,8 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
         role: role.clone(),
         observe: observe.clone(),
         steer: learning.split.is_none().then_some(steer),
+        decide: stewards.then_some(decide),
+        rolls_out: stewards.then(|| learning.model.name.clone()),
         runner: runner.clone(),
         bus: Arc::clone(&plant_bus),
         plant,
@@ -482,6 +509,7 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
                     cascade,
                     half,
                     checked,
+                    seen,
                 })
                 .start();
                 asked_above = asks.map(|branch| AskedAbove {
@@ -490,7 +518,8 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
                     links: inferencer.clone().recipient(),
                     leaves: inferencer.clone().recipient(),
                 });
-                Answerer::of(inferencer)
+                let watcher = Some(inferencer.clone().recipient());
+                Answerer { watcher, ..Answerer::of(inferencer) }
             }
             AnswerLane::Text(lane) => {
                 let seed = u64::from_le_bytes(first_eight(&identity.boot));
@@ -538,8 +567,8 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
         }),
     })
     .start();
-    let server = answerer.map(|answerer| answerer.serve);
-    let _ = runner.try_send(Introduce { role: role.clone(), server });
+    let (server, watcher) = answerer.map(|answerer| (answerer.serve, answerer.watcher)).unzip();
+    let _ = runner.try_send(Introduce { role: role.clone(), server, watcher: watcher.flatten() });
     let sides: Vec<Side> = buses.keys().copied().collect();
     let mut filters = subscriptions(&keyring, &identity.prefix, &me, &sides, &tags);
     if let Some(above) = &asked_above
@@ -601,7 +630,7 @@ impl Node {
         let event = Event::NodeStop { boot: self.boot, reason: Word::new(reason) };
         let run = Run { effects: vec![Effect::Record(event)], ack: Ack::none() };
         let _ = self.runner.send(run).await;
-        let _ = self.runner.send(Finish).await;
+        let _ = self.runner.send(Cease).await;
         let _ = self.operator.send(Leave).await;
         for bus in self.buses {
             bus.close(drain_ms);
@@ -626,6 +655,8 @@ struct Answerer {
     requests: Recipient<Request>,
     samples: Recipient<TagSample>,
     serve: Recipient<Serve>,
+    /// Where windows are answered.
+    watcher: Option<Recipient<Attend>>,
 }
 
 impl Answerer {
@@ -634,7 +665,7 @@ impl Answerer {
         A: Actor<Context = Context<A>> + Handler<Request> + Handler<TagSample> + Handler<Serve>,
     {
         let (requests, samples) = (actor.clone().recipient(), actor.clone().recipient());
-        Self { requests, samples, serve: actor.recipient() }
+        Self { requests, samples, serve: actor.recipient(), watcher: None }
     }
 }
 
@@ -807,20 +838,24 @@ struct Played {
     observe: Recipient<Observe>,
     steer: Recipient<Steer>,
     checked: Recipient<Checked>,
+    decide: Recipient<Decide>,
+    seen: Recipient<Seen>,
 }
 
 fn play<M: Machine>(
     machine: M,
-    slots: Slots,
+    (slots, rollouts): (Slots, Rollouts),
     runner: &Addr<Runner>,
     clock: &Arc<dyn Clock>,
 ) -> Played {
-    let role = Role::new(machine, slots, runner.clone(), Arc::clone(clock)).start();
+    let role = Role::new(machine, slots, rollouts, runner.clone(), Arc::clone(clock)).start();
     Played {
         role: role.clone().recipient(),
         observe: role.clone().recipient(),
         steer: role.clone().recipient(),
-        checked: role.recipient(),
+        checked: role.clone().recipient(),
+        decide: role.clone().recipient(),
+        seen: role.recipient(),
     }
 }
 

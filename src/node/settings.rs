@@ -15,7 +15,8 @@ use super::base::WantedBase;
 use super::language_brain;
 use super::texts::{TextReader, text_brain};
 use super::{
-    AnswerLane, Answering, Cascading, Identity, Learning, NodeError, NodeParts, SystemClock, split,
+    AnswerLane, Answering, Cascading, Identity, Learning, NodeError, NodeParts, RolloutTerms,
+    SystemClock, split,
 };
 #[cfg(any(test, feature = "torch"))]
 use crate::actors::lanes::CoreShare;
@@ -40,6 +41,7 @@ use crate::learn::{
 use crate::ledger::Event;
 use crate::privacy::{Gate, Profile};
 use crate::protocol::cascade::{CascadeConfig, OnNoReply, Uncalibrated};
+use crate::protocol::rollout::Freeze;
 use crate::protocol::{Distils, IslandTerms, ShareBounds, update};
 use crate::scada::command::CommandPolicy;
 use crate::scada::tags::{Binds, Format, Tag};
@@ -47,8 +49,9 @@ use crate::scada::telegram::ModelMeta;
 #[cfg(any(test, feature = "torch"))]
 use crate::settings::LimitSettings;
 use crate::settings::{
-    Compression, Contribute, LearnerName, LinkSettings, MergingName, NodeRole, PrivacyProfile,
-    Settings, StrategyName, TagBinds, TagFormat, WhileUncalibrated, WithoutReply,
+    Compression, Contribute, FreezeSettings, LearnerName, LinkSettings, MergingName, NodeRole,
+    PrivacyProfile, RolloutSettings, Settings, StrategyName, TagBinds, TagFormat,
+    WhileUncalibrated, WithoutReply,
 };
 use crate::store::keyfile::{KeyFileError, new_boot_id};
 use crate::store::{BlobCaps, SqliteStore, StoreError};
@@ -295,6 +298,18 @@ pub fn missing_base(settings: &Settings, keyring: &Keyring) -> Option<WantedBase
 #[cfg(not(feature = "torch"))]
 pub fn missing_base(_: &Settings, _: &Keyring) -> Option<WantedBase> {
     None
+}
+
+/// How a node takes part in rollouts.
+fn rollout_of(settings: &Settings) -> RolloutTerms {
+    let RolloutSettings { steward, follow, four_eyes, freezes } = &settings.rollout;
+    let freeze = |(from, until)| Freeze { from, until };
+    RolloutTerms {
+        steward: *steward,
+        follow: *follow,
+        four_eyes: *four_eyes,
+        freezes: freezes.iter().filter_map(FreezeSettings::times).map(freeze).collect(),
+    }
 }
 
 /// The files of the base that the settings name, for children.
@@ -670,6 +685,7 @@ pub(super) fn with_work(
         }),
         bounds: bounds_of(settings),
         bases: held_base(settings, &identity.keyring),
+        rollout: rollout_of(settings),
         adopt: Some(adopt_of(settings, Arc::clone(&identity.keyring))),
         fatal: Arc::new(|_| std::process::exit(1)),
         identity,

@@ -92,6 +92,10 @@ pub enum Timer {
     Island,
     /// A part of a lease has passed.
     Lease,
+    /// An edge counts the time of a rollout's stage.
+    Steward,
+    /// A device looks again for what its edge assigned, and repeats what it has seen.
+    Follow,
 }
 
 /// Something that a machine wants done. The runner does all of a step's effects or none.
@@ -160,6 +164,8 @@ pub enum Effect {
         /// Its blob.
         adapter: Digest,
     },
+    /// From now on count what is seen of a version that is rolled out; nothing any more without one.
+    Watch(Option<Watch>),
     /// The outcome of an inner round or of a split run. Only a [`super::Relay`] or a
     /// [`super::SplitDevice`] sees it: it feeds its member.
     Contribute {
@@ -194,6 +200,22 @@ impl Effect {
             _ => false,
         }
     }
+}
+
+/// What a node counts about a version that is rolled out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Watch {
+    /// Number of the assignment: another one begins at nothing.
+    pub serial: u64,
+    /// The version.
+    pub candidate: Version,
+    /// It answers beside the one that is served, unseen; else it is what is served.
+    pub shadow: bool,
+    /// Blob of the adapter that answers the same inputs unseen: the candidate's in the shadow, else that of the version
+    /// before. None as long as it isn't here.
+    pub beside: Option<Digest>,
+    /// An answer that comes later is slow, milliseconds; 0: none is.
+    pub slow_ms: u64,
 }
 
 /// Whom a message is for.

@@ -23,6 +23,8 @@ pub(crate) enum Guard {
     Copies,
     /// A copy of what was put back from a backup takes nobody's place.
     Told,
+    /// A node that follows serves only what is assigned.
+    Assigned,
 }
 
 #[cfg(not(test))]

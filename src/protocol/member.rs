@@ -402,7 +402,9 @@ impl Member {
             | Body::Base(_)
             | Body::Frame(_)
             | Body::Promise(_)
-            | Body::Mirror(_) => out.push(Effect::Count("not_for_a_member")),
+            | Body::Mirror(_)
+            | Body::Assignment(_)
+            | Body::Evidence(_) => out.push(Effect::Count("not_for_a_member")),
         }
     }
 

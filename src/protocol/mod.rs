@@ -14,7 +14,8 @@
 //!
 //! Beside them, [`cascade`] decides who answers a request, this node or the tier above; of a split model always
 //! the edge, which goes on from the front's values (`halves`). [`Slots`] decides which version a node serves of those
-//! that its machine has.
+//! that its machine has; where versions are rolled out in stages, by the word of its edge ([`Rollouts`]: the edge's
+//! [`Steward`] with [`rollout`], each node's [`Follower`]).
 //!
 //! Called by the role actors; their effects are carried out by `actors/runner.rs`, which commits
 //! before it publishes. A machine is rebuilt from what its `Put` effects left in the store.
@@ -27,33 +28,39 @@ mod failover;
 mod fetch;
 #[cfg(test)]
 pub(crate) mod fixture;
+mod follower;
 pub(crate) mod guard;
 mod halves;
 pub mod knowledge;
 mod member;
 mod relay;
 pub mod rollout;
+mod rollouts;
 mod round;
 mod sense;
 mod session;
 mod slots;
 mod split_device;
+mod steward;
 pub mod update;
 
 pub use base::{BaseFetch, Giving, Step};
 pub use effect::{
     CombineInput, CombineJob, Delivery, DistilTask, Distils, Effect, Input, Job, LocalWork, Said,
-    ShareBounds, Timer, To, TrainTask, Weighed, Work,
+    ShareBounds, Timer, To, TrainTask, Watch, Weighed, Work,
 };
 pub use escalations::{Escalations, Left};
 pub use failover::{Failover, FailoverConfig, FailoverView};
 pub use fetch::{Ask, Fetches, Taken};
+pub use follower::{Follower, FollowerConfig};
 pub use halves::Asked;
 pub use member::{Knows, Member, MemberConfig};
 pub use relay::{IslandTerms, Relay, RelayConfig};
+pub use rollouts::Rollouts;
 #[cfg(any(test, feature = "sim"))]
 pub(crate) use round::Held;
 pub use round::{Backs, Owner, Round, RoundConfig, RoundView};
 pub use session::{BackEnd, BackTask, FrontConfig, FrontEnd, FrontTask, SplitTerms};
 pub use slots::{Check, RollbackBy, SlotOrder, SlotRefusal, Slots, SlotsConfig, SlotsView};
 pub use split_device::SplitDevice;
+pub use steward::{KnownVersion, RolloutOrder, Steward, StewardConfig, StewardView};

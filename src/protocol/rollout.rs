@@ -13,7 +13,7 @@
 //! isn't on disk. Decisions are, with what they have spent of a gate's probability to be wrong, so that
 //! a crash never makes a gate easier. Time is counted while it runs; a frozen time of day can only delay.
 //!
-//! It is pure and complete as a machine; no actor runs it yet.
+//! It knows neither messages nor blobs: `steward.rs` feeds it on an edge, and says what it decides.
 
 mod gate;
 mod plan;
@@ -42,6 +42,8 @@ pub struct Rollout {
     seen: BTreeMap<NodeId, (u64, Tally, Tally)>,
     /// Up to when time is counted.
     counted_to: Mono,
+    /// Nothing of it is on disk yet.
+    fresh: bool,
 }
 
 /// What of it is on disk beside the registry, under one key.
@@ -147,10 +149,12 @@ pub enum Effect {
     Tick(u64),
     /// The input wasn't taken; the only effect then.
     Refuse(Refusal),
+    /// Doubtful state: the process has to end.
+    Fatal(String),
 }
 
 /// Who serves what. The highest serial holds.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Assignment {
     /// Its number.
     pub serial: u64,
@@ -162,6 +166,8 @@ pub struct Assignment {
     pub serve: BTreeSet<NodeId>,
     /// Nodes whose answers by it nobody sees.
     pub shadow: BTreeSet<NodeId>,
+    /// An answer that comes later is slow, milliseconds; 0: none is.
+    pub slow_ms: u64,
 }
 
 /// Why an input isn't taken.
@@ -216,15 +222,65 @@ pub enum Refusal {
     Unknown(Version),
 }
 
+impl Refusal {
+    /// A short word for metrics and logs.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Plan(error) => error.kind(),
+            Self::NoPlan => "no_plan",
+            Self::Runs => "rollout_runs",
+            Self::NotBegun => "rollout_not_begun",
+            Self::OtherPlan => "other_plan",
+            Self::NoSuchStage => "no_such_stage",
+            Self::OwnProposal => "own_proposal",
+            Self::NoApprover(_) => "no_approver",
+            Self::Unapproved { .. } => "unapproved",
+            Self::Frozen => "frozen",
+            Self::NotPassed(_) => "gate_not_passed",
+            Self::NoEvidence => "no_evidence",
+            Self::Unknown(_) => "version_unknown",
+        }
+    }
+
+    /// The way out, for the person who asked.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::Plan(PlanError::CannotBeMet { .. }) => {
+                "lower what the gate asks for, widen the bound, or expect (and wait for) more answers"
+            }
+            Self::Plan(PlanError::Overlaps(_)) => "rollout.halt ends it",
+            Self::Plan(_) => "change the plan: docs/rollout.md has one to start from",
+            Self::NoPlan => {
+                "rollout.plan proposes one; rollout.status tells which versions are known"
+            }
+            Self::Runs | Self::NotPassed(_) => "rollout.status tells how far it is",
+            Self::NotBegun => "rollout.start begins it",
+            Self::OtherPlan => "read the plan that rollout.status names, and approve its digest",
+            Self::NoSuchStage => "name one of the plan's stages",
+            Self::OwnProposal => "somebody else has to approve it",
+            Self::NoApprover(_) => "an operator or approver of the keyring has to",
+            Self::Unapproved { .. } => "rollout.approve by as many people as the stage wants",
+            Self::Frozen => "wait for the end of rollout.freezes; a halt is always possible",
+            Self::NoEvidence | Self::Unknown(_) => "rollout.status tells which versions are known",
+        }
+    }
+}
+
 /// What may be seen of it from outside.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct RolloutView {
     /// What everybody serves who isn't told otherwise.
     pub stable: Version,
+    /// Number of the assignment that holds.
+    pub serial: u64,
     /// The version of the plan, if there is one.
     pub version: Option<Version>,
     /// Digest of the plan.
     pub plan: Option<Digest>,
+    /// Who proposed it.
+    pub by: Option<NodeId>,
+    /// Who approved which stage.
+    pub approvals: BTreeMap<Stage, BTreeSet<NodeId>>,
     /// The stage that runs.
     pub stage: Option<Stage>,
     /// Milliseconds in it, as far as they were counted.
@@ -255,11 +311,14 @@ impl Rollout {
             config,
             registry: Registry::default(),
             state: State { stable: 0, serial: 0, active: None },
+            fresh: true,
             seen: BTreeMap::new(),
             counted_to: Mono::default(),
         };
+        rollout.state.stable = rollout.config.served;
         for (key, value) in state {
             if key == Self::STATE {
+                rollout.fresh = false;
                 rollout.state =
                     decode(value, Self::STATE_CAP).map_err(|error| format!("{key}: {error}"))?;
             } else if key.starts_with(Self::VERSION) {
@@ -291,8 +350,11 @@ impl Rollout {
         let run = active.and_then(|active| active.run.as_ref());
         RolloutView {
             stable: self.state.stable,
+            serial: self.state.serial,
             version: active.map(|active| active.plan.version),
             plan: active.map(|active| active.plan.digest()),
+            by: active.map(|active| active.by.clone()),
+            approvals: active.map(|active| active.approvals.clone()).unwrap_or_default(),
             stage: self.running().map(|(_, _, stage)| stage.stage),
             elapsed_ms: run.map_or(0, |run| run.elapsed_ms),
             seen: self.total(),
@@ -304,20 +366,24 @@ impl Rollout {
     /// What holds now.
     pub fn assignment(&self) -> Assignment {
         let (mut serve, mut shadow) = (BTreeSet::new(), BTreeSet::new());
-        let mut candidate = None;
+        let (mut candidate, mut slow_ms) = (None, 0);
         if let Some((active, _, stage)) = self.running() {
             candidate = Some(active.plan.version);
+            slow_ms = stage.gate.slow_ms;
             let nodes = if stage.stage == Stage::Shadow { &mut shadow } else { &mut serve };
             nodes.clone_from(&stage.nodes);
         }
         let State { serial, stable, .. } = self.state;
-        Assignment { serial, stable, candidate, serve, shadow }
+        Assignment { serial, stable, candidate, serve, shadow, slow_ms }
     }
 
     fn take(&mut self, now: Now, input: Input, out: &mut Vec<Effect>) -> Result<(), Refusal> {
         match input {
             Input::Start => {
                 self.counted_to = now.mono;
+                if std::mem::take(&mut self.fresh) {
+                    self.put(out); // what is served now stays so, whatever comes before the next start
+                }
                 out.push(Effect::Assign(self.assignment()));
                 out.push(Effect::Tick(Self::TICK_MS));
             }
@@ -335,6 +401,7 @@ impl Rollout {
                 self.advance_or_halt(now, out);
             }
             Input::Promote => {
+                self.count(now, out);
                 let (_, run, stage) = self.running().ok_or(Refusal::NotBegun)?;
                 if !(run.passed && run.elapsed_ms >= stage.gate.least_ms) {
                     return Err(Refusal::NotPassed(stage.stage.as_str()));
@@ -639,10 +706,10 @@ fn key_of(version: Version) -> String {
 }
 
 fn put<T: Serialize>(key: String, value: &T, out: &mut Vec<Effect>) {
-    // Plain data always encodes; a failure would show as state that doesn't come back.
-    if let Ok(bytes) = encode(value) {
-        out.push(Effect::Put(key, bytes));
-    }
+    out.push(match encode(value) {
+        Ok(bytes) => Effect::Put(key, bytes),
+        Err(error) => Effect::Fatal(format!("state {key} can't be encoded: {error}")),
+    });
 }
 
 #[cfg(test)]

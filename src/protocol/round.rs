@@ -564,7 +564,9 @@ impl Round {
             | Body::Frame(_)
             | Body::Lease(_)
             | Body::Promise(_)
-            | Body::Mirror(_) => out.push(Effect::Count("not_for_an_owner")),
+            | Body::Mirror(_)
+            | Body::Assignment(_)
+            | Body::Evidence(_) => out.push(Effect::Count("not_for_an_owner")),
         }
     }
 
@@ -659,7 +661,13 @@ impl Round {
                     self.open(None, self.config.deadline_ms, out);
                 }
             }
-            Timer::Resync | Timer::Chunks | Timer::Step | Timer::Island | Timer::Lease => {}
+            Timer::Resync
+            | Timer::Chunks
+            | Timer::Step
+            | Timer::Island
+            | Timer::Lease
+            | Timer::Steward
+            | Timer::Follow => {}
         }
     }
 

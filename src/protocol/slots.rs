@@ -12,6 +12,9 @@
 //! After a rollback nothing newer is served until an operator releases it: what comes next was made from what was
 //! given up. What is learned, contributed and passed on doesn't change here.
 //!
+//! With [`SlotsConfig::follow`] nothing is served but what an assignment names (`follower.rs`): what a machine offers
+//! waits. What an operator has rolled back on this node stays held until it is released, also then.
+//!
 //! Called by `actors/role.rs`, for whatever machine it runs, and by `gaisnet rollback` on a stopped node's store.
 
 use std::collections::BTreeSet;
@@ -34,6 +37,8 @@ pub struct SlotsConfig {
     pub untrained: Digest,
     /// Somebody answers here and checks each version; without that, each counts as proven.
     pub checks: bool,
+    /// Only what is assigned is served.
+    pub follow: bool,
 }
 
 /// Which version a node serves. See the module.
@@ -88,6 +93,9 @@ struct Hold {
     from: Version,
     /// The least version that may be served again; none yet without a word of an operator.
     least: Option<Version>,
+    /// The node gave it up by its own checks; else somebody wanted it.
+    #[serde(default)]
+    by_checks: bool,
 }
 
 /// What changes which version is served.
@@ -109,6 +117,13 @@ pub enum SlotOrder {
     Floor {
         /// The least version.
         least: Version,
+    },
+    /// The edge has signed that this node serves it, in a rollout or at its end; it is on disk.
+    Assigned {
+        /// The version.
+        version: Version,
+        /// Its blob.
+        adapter: Digest,
     },
 }
 
@@ -189,6 +204,18 @@ pub enum SlotRefusal {
     /// Nothing is held back.
     #[error("nothing is held back: newer versions are served as they come")]
     NotHeld,
+    /// It is assigned, and an operator holds it back on this node.
+    #[error("version {version} is held back on this node until an operator releases it")]
+    Held {
+        /// The version.
+        version: Version,
+    },
+    /// It is assigned, and this node gave it up.
+    #[error("version {version} failed its checks on this node")]
+    GivenUp {
+        /// The version.
+        version: Version,
+    },
     /// A floor may neither fall nor lie above what is served.
     #[error("a floor goes up only, and no higher than what is served: {floor} to {served}")]
     FloorOutOfReach {
@@ -209,6 +236,8 @@ impl SlotRefusal {
             Self::NothingBefore { .. } => "nothing_before",
             Self::BelowFloor { .. } => "below_floor",
             Self::NotHeld => "nothing_held",
+            Self::Held { .. } => "held_version",
+            Self::GivenUp { .. } => "given_up_version",
             Self::FloorOutOfReach { .. } => "floor_out_of_reach",
         }
     }
@@ -225,6 +254,8 @@ impl SlotRefusal {
                 "only a signed rollback goes there: gaisnet cmd sign rollback ... | mosquitto_pub"
             }
             Self::NotHeld => "nothing has to be done; rollback holds newer versions back",
+            Self::Held { .. } => "version.release lets it be served",
+            Self::GivenUp { .. } => "let the federation make a better one",
             Self::FloorOutOfReach { .. } => "name a version between the two",
         }
     }
@@ -274,7 +305,7 @@ impl Slots {
     pub fn at_rest(state: &[(String, Vec<u8>)]) -> Result<Option<Self>, String> {
         Ok(State::read(state)?.map(|state| {
             let State { base, untrained, .. } = state;
-            let config = SlotsConfig { base, untrained, checks: true };
+            let config = SlotsConfig { base, untrained, checks: true, follow: false };
             Self { config, state, announced: None }
         }))
     }
@@ -288,7 +319,8 @@ impl Slots {
         }
         out.extend(self.take(effects));
         let Slot { version, adapter, .. } = self.state.served;
-        if version > 0 || adapter != self.config.untrained {
+        // Who answers beside it has to know what to go back to.
+        if version > 0 || adapter != self.config.untrained || self.config.follow {
             self.announce(&mut out);
         }
         out
@@ -322,6 +354,9 @@ impl Slots {
                 }
                 self.state.floor = least;
                 self.put(&mut out);
+            }
+            SlotOrder::Assigned { version, adapter } => {
+                self.assigned(version, adapter, &mut out)?;
             }
         }
         Ok(out)
@@ -370,6 +405,24 @@ impl Slots {
         }
     }
 
+    /// The version that is served.
+    pub fn served(&self) -> Version {
+        self.state.served.version
+    }
+
+    /// Blob of a version that could be served at once.
+    pub fn adapter_of(&self, version: Version) -> Option<Digest> {
+        let others = self.state.other.iter().chain(&self.state.waiting);
+        let mut all = others.chain([&self.state.served]);
+        let known = all.find(|slot| slot.version == version).map(|slot| slot.adapter);
+        known.or_else(|| (version == 0).then_some(self.config.untrained))
+    }
+
+    /// The version that this node gave up by its own checks, as long as nothing else is served for it.
+    pub fn given_up(&self) -> Option<Version> {
+        self.state.held.filter(|hold| hold.by_checks).map(|hold| hold.from)
+    }
+
     fn have(&self) -> Vec<Version> {
         let others = self.state.other.iter().chain(&self.state.waiting);
         let mut have: BTreeSet<Version> = others.map(|slot| slot.version).collect();
@@ -400,6 +453,9 @@ impl Slots {
     }
 
     fn is_held(&self, version: Version) -> bool {
+        if self.config.follow && guard::stands(Guard::Assigned) {
+            return true;
+        }
         let held = |hold: &Hold| hold.least.is_none_or(|least| version < least);
         self.state.held.as_ref().is_some_and(held) && guard::stands(Guard::Hold)
     }
@@ -461,7 +517,8 @@ impl Slots {
         }
         self.state.served = Slot { failed: 0, ..target };
         self.state.other = Some(served);
-        self.state.held = Some(Hold { from: served.version, least: None });
+        let by_checks = by == RollbackBy::Checks;
+        self.state.held = Some(Hold { from: served.version, least: None, by_checks });
         self.put(out);
         let (from, to) = (served.version, target.version);
         out.push(Effect::Record(Event::Rollback { from, reason: by.reason(), to }));
@@ -472,6 +529,11 @@ impl Slots {
     fn release(&mut self, least: Version, out: &mut Vec<Effect>) -> Result<(), SlotRefusal> {
         let Some(hold) = &mut self.state.held else { return Err(SlotRefusal::NotHeld) };
         hold.least = Some(least);
+        if self.config.follow {
+            // What is assigned is looked for again; nothing else is served.
+            self.put(out);
+            return Ok(());
+        }
         // Of two of one version what waits is the newer: the other one was given up.
         let at_hand = [self.state.other, self.state.waiting].into_iter().flatten();
         let floor = least.max(self.state.served.version + 1);
@@ -483,6 +545,45 @@ impl Slots {
             }
             None => self.put(out),
         }
+        Ok(())
+    }
+
+    /// Serves what the edge has assigned, whichever way that is.
+    fn assigned(
+        &mut self,
+        version: Version,
+        adapter: Digest,
+        out: &mut Vec<Effect>,
+    ) -> Result<(), SlotRefusal> {
+        let served = self.state.served;
+        if version == served.version {
+            return Ok(());
+        }
+        if let Some(Hold { from, least, by_checks }) = self.state.held {
+            if by_checks && version == from {
+                return Err(SlotRefusal::GivenUp { version });
+            }
+            let released = least.is_some_and(|least| version >= least);
+            if !by_checks && version > served.version && !released {
+                return Err(SlotRefusal::Held { version });
+            }
+        }
+        let fresh = Slot { version, adapter, proven: !self.config.checks, failed: 0 };
+        if version > served.version {
+            self.serve(fresh, out);
+        } else {
+            let floor = self.state.floor;
+            if version < floor {
+                return Err(SlotRefusal::BelowFloor { version, floor });
+            }
+            let known = self.state.other.filter(|other| other.version == version);
+            self.state.served = known.map_or(fresh, |slot| Slot { failed: 0, ..slot });
+            self.state.other = Some(served);
+            self.put(out);
+            let (from, reason) = (served.version, Word::new("assigned"));
+            out.push(Effect::Record(Event::Rollback { from, reason, to: version }));
+        }
+        self.announce(out);
         Ok(())
     }
 

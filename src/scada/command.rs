@@ -78,12 +78,63 @@ pub enum Action {
         /// The least version.
         version: Version,
     },
+    /// Something about the rollout of a version in stages.
+    Rollout {
+        /// The model; a question needs none.
+        model: Option<Name>,
+        /// What.
+        verb: RolloutVerb,
+    },
+}
+
+/// What a command wants of a rollout.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RolloutVerb {
+    /// Propose one.
+    Plan {
+        /// The version.
+        version: Version,
+        /// A stage that is passed leads to the next by itself.
+        automatic: bool,
+        /// The stages, as `protocol::rollout` reads them.
+        stages: Value,
+    },
+    /// Begin what was proposed.
+    Start,
+    /// Approve a stage of a plan.
+    Approve {
+        /// The plan's digest.
+        plan: Digest,
+        /// The stage's name.
+        stage: String,
+    },
+    /// Go on to the next stage.
+    Promote,
+    /// End it here.
+    Halt,
+    /// Tell how far it is.
+    Status,
+}
+
+impl RolloutVerb {
+    /// The command that says it.
+    pub fn command(&self) -> CommandKind {
+        match self {
+            Self::Plan { .. } => CommandKind::RolloutPlan,
+            Self::Start => CommandKind::RolloutStart,
+            Self::Approve { .. } => CommandKind::RolloutApprove,
+            Self::Promote => CommandKind::RolloutPromote,
+            Self::Halt => CommandKind::RolloutHalt,
+            Self::Status => CommandKind::RolloutStatus,
+        }
+    }
 }
 
 impl Action {
     /// Whether it only asks and changes nothing.
     pub fn only_asks(&self) -> bool {
-        matches!(self, Self::Status | Self::ModelList)
+        let status = matches!(self, Self::Rollout { verb: RolloutVerb::Status, .. });
+        status || matches!(self, Self::Status | Self::ModelList)
     }
 }
 
@@ -101,11 +152,17 @@ pub enum CommandKind {
     KeyringUpdate,
     VersionRelease,
     VersionFloor,
+    RolloutPlan,
+    RolloutStart,
+    RolloutApprove,
+    RolloutPromote,
+    RolloutHalt,
+    RolloutStatus,
 }
 
 impl CommandKind {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 16] = [
         Self::Status,
         Self::RoundStart,
         Self::Pause,
@@ -116,6 +173,12 @@ impl CommandKind {
         Self::KeyringUpdate,
         Self::VersionRelease,
         Self::VersionFloor,
+        Self::RolloutPlan,
+        Self::RolloutStart,
+        Self::RolloutApprove,
+        Self::RolloutPromote,
+        Self::RolloutHalt,
+        Self::RolloutStatus,
     ];
 
     /// Last level of its topic.
@@ -131,6 +194,12 @@ impl CommandKind {
             Self::KeyringUpdate => "keyring.update",
             Self::VersionRelease => "version.release",
             Self::VersionFloor => "version.floor",
+            Self::RolloutPlan => "rollout.plan",
+            Self::RolloutStart => "rollout.start",
+            Self::RolloutApprove => "rollout.approve",
+            Self::RolloutPromote => "rollout.promote",
+            Self::RolloutHalt => "rollout.halt",
+            Self::RolloutStatus => "rollout.status",
         }
     }
 
@@ -141,18 +210,28 @@ impl CommandKind {
 
     /// Whether it only asks and changes nothing.
     pub fn only_asks(self) -> bool {
-        matches!(self, Self::Status | Self::ModelList)
+        matches!(self, Self::Status | Self::ModelList | Self::RolloutStatus)
     }
 
     /// Whether it changes what is served or trusted, so that no setting makes it plain.
     pub fn needs_signature(self) -> bool {
         match self {
-            Self::Status | Self::RoundStart | Self::Pause | Self::Resume | Self::ModelList => false,
+            Self::Status
+            | Self::RoundStart
+            | Self::Pause
+            | Self::Resume
+            | Self::ModelList
+            | Self::RolloutStatus => false,
             Self::ConfigSet
             | Self::Rollback
             | Self::KeyringUpdate
             | Self::VersionRelease
-            | Self::VersionFloor => true,
+            | Self::VersionFloor
+            | Self::RolloutPlan
+            | Self::RolloutStart
+            | Self::RolloutApprove
+            | Self::RolloutPromote
+            | Self::RolloutHalt => true,
         }
     }
 }
@@ -498,6 +577,12 @@ fn read_action(kind: CommandKind, mut args: Fields) -> Result<Action, FieldError
                 _ => Action::VersionFloor { model, version },
             }
         }
+        CommandKind::RolloutPlan
+        | CommandKind::RolloutStart
+        | CommandKind::RolloutApprove
+        | CommandKind::RolloutPromote
+        | CommandKind::RolloutHalt
+        | CommandKind::RolloutStatus => read_rollout(kind, &mut args)?,
         CommandKind::KeyringUpdate => {
             let hex = "64 hexadecimal digits";
             let version = args.whole_number("version", VERSION)?;
@@ -510,6 +595,39 @@ fn read_action(kind: CommandKind, mut args: Fields) -> Result<Action, FieldError
     };
     args.finish()?;
     Ok(action)
+}
+
+fn read_rollout(kind: CommandKind, args: &mut Fields) -> Result<Action, FieldError> {
+    let (whole, flag) = ("a whole number, 1 or more", "true or false");
+    let (list, hex) = ("a list of stages", "64 hexadecimal digits");
+    let model = args.name("model")?;
+    if !kind.only_asks() {
+        args.need(model.as_ref(), "model", "a model's name")?;
+    }
+    let verb = match kind {
+        CommandKind::RolloutPlan => {
+            let version = args.whole_number("version", whole)?;
+            let automatic = args.convert("automatic", flag, Value::as_bool)?;
+            let stages = args.convert("stages", list, |v| v.is_array().then(|| v.clone()))?;
+            RolloutVerb::Plan {
+                version: args.need(version, "version", whole)?,
+                automatic: args.need(automatic, "automatic", flag)?,
+                stages: args.need(stages, "stages", list)?,
+            }
+        }
+        CommandKind::RolloutApprove => {
+            let plan = args.convert("plan", hex, |v| v.as_str()?.parse().ok())?;
+            let stage = args.name("stage")?;
+            let plan = args.need(plan, "plan", hex)?;
+            let stage = args.need(stage, "stage", "a stage's name")?;
+            RolloutVerb::Approve { plan, stage: stage.as_str().to_owned() }
+        }
+        CommandKind::RolloutStart => RolloutVerb::Start,
+        CommandKind::RolloutPromote => RolloutVerb::Promote,
+        CommandKind::RolloutHalt => RolloutVerb::Halt,
+        _ => RolloutVerb::Status,
+    };
+    Ok(Action::Rollout { model, verb })
 }
 
 #[cfg(test)]

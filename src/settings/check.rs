@@ -138,6 +138,9 @@ fn typed(values: &Leaves) -> Result<Settings, ConfigError> {
     Config::builder().add_source(Flat(values.clone())).build()?.try_deserialize()
 }
 
+/// Freezes of rollouts at most.
+const MAX_FREEZES: usize = 64;
+
 /// Rules between keys: `(key, what is wrong)`.
 fn broken_rules(settings: &Settings) -> Vec<(String, String)> {
     let mut broken = Vec::new();
@@ -394,6 +397,41 @@ fn broken_rules(settings: &Settings) -> Vec<(String, String)> {
         "data.set",
         "missing: with cascade.to_cloud an edge must measure which of its answers are sure",
     );
+    let rollout = &settings.rollout;
+    rule(
+        !rollout.steward || relays,
+        "rollout.steward",
+        "set, but only the edge of a site decides about its rollouts",
+    );
+    rule(
+        !rollout.steward || settings.round.island_after_s == 0,
+        "rollout.steward",
+        "not with round.island_after_s: what a site learns alone is no version that could be rolled out",
+    );
+    rule(
+        !rollout.follow || trains,
+        "rollout.follow",
+        "set, but only a device follows its edge; an edge that answers follows itself with rollout.steward",
+    );
+    rule(
+        !(rollout.steward || rollout.follow)
+            || !(settings.split.cut.is_some() || settings.knowledge.own_models),
+        if rollout.steward { "rollout.steward" } else { "rollout.follow" },
+        "set, but only whole adapters of one model are rolled out: not with split.cut or knowledge.own_models",
+    );
+    rule(
+        !rollout.follow || !(texts || model.learner == LearnerName::Language),
+        "rollout.follow",
+        "set, but nothing is counted yet of models that take texts, so no gate could be passed",
+    );
+    rule(rollout.freezes.len() <= MAX_FREEZES, "rollout.freezes", "more than 64 times");
+    for (at, freeze) in rollout.freezes.iter().enumerate() {
+        rule(
+            freeze.times().is_some_and(|(from, until)| from < until),
+            &format!("rollout.freezes[{at}].until"),
+            "not after from",
+        );
+    }
     let meters = settings.node.has(NodeRole::Trainer)
         && !fronts
         && matches!(model.learner, LearnerName::Softmax | LearnerName::SignalTransformer);
@@ -555,6 +593,14 @@ mod tests {
                 "bus.site.chunk_bytes=131072",
             ),
             (device, &["bus.parent.host=h"], "bus.parent.host", "node.roles=relay"),
+            (device, &["rollout.steward=true"], "rollout.steward", "rollout.steward=false"),
+            (cloud, &["rollout.follow=true"], "rollout.follow", "rollout.follow=false"),
+            (
+                device,
+                &["rollout.follow=true", "model.learner=language", "model.base=b"],
+                "rollout.follow",
+                "rollout.follow=false",
+            ),
             (
                 device,
                 &["cascade.enabled=true", "model.learner=language", "model.base=b"],

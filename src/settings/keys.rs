@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use config::{Value, ValueKind};
 
 use crate::ids::Name;
+use crate::time::Wall;
 
 /// One key and what it takes.
 #[derive(Debug)]
@@ -40,6 +41,8 @@ pub(super) enum Expect {
     Pointer,
     /// A filter of log levels.
     LogFilter,
+    /// A moment in UTC.
+    Moment,
     /// A switch.
     Flag,
     /// An integer: unit, least, most.
@@ -166,7 +169,15 @@ pub(super) const KEYS: &[Key] = &[
     key("privacy.risk_meter", Flag),
     key(
         "commands.unsigned",
-        ListOf(&["status", "infer", "pause", "resume", "round.start", "model.list"]),
+        ListOf(&[
+            "status",
+            "infer",
+            "pause",
+            "resume",
+            "round.start",
+            "model.list",
+            "rollout.status",
+        ]),
     ),
     key("telemetry.log", OneOf(&["text", "json"])),
     key("telemetry.level", LogFilter),
@@ -191,6 +202,11 @@ pub(super) const KEYS: &[Key] = &[
     key("cascade.on_no_reply", OneOf(&["local", "abstain"])),
     key("cascade.safe_default", Text(64)),
     key("cascade.to_cloud", Flag),
+    key("rollout.steward", Flag),
+    key("rollout.follow", Flag),
+    key("rollout.four_eyes", Flag),
+    required("rollout.freezes[].from", Expect::Moment),
+    required("rollout.freezes[].until", Expect::Moment),
 ];
 
 const fn key(path: &'static str, expect: Expect) -> Key {
@@ -222,7 +238,7 @@ pub(super) fn pattern(path: &str) -> String {
 }
 
 /// Arrays of tables.
-pub(super) const ARRAYS: [&str; 2] = ["model.adapters", "tags"];
+pub(super) const ARRAYS: [&str; 3] = ["model.adapters", "rollout.freezes", "tags"];
 
 /// The known key that an unknown one was probably meant to be.
 pub(super) fn nearest(path: &str) -> Option<&'static str> {
@@ -290,6 +306,7 @@ impl Expect {
             Text(most) => (1..=*most).contains(&text.chars().count()) && printable,
             Pointer => (text.is_empty() || text.starts_with('/')) && printable,
             LogFilter => text.split(',').all(is_log_directive),
+            Self::Moment => Wall::parse_utc(text).is_some(),
             OneOf(words) => words.contains(&text),
             Flag | Whole(..) | Real(..) | ListOf(_) => false,
         }
@@ -349,6 +366,7 @@ impl fmt::Display for Expect {
             Text(most) => write!(f, "text, 1 to {most} characters"),
             Pointer => f.write_str("JSON pointer, starts with / or is empty"),
             LogFilter => f.write_str("log filter"),
+            Self::Moment => f.write_str("UTC, like 2026-12-24T00:00:00Z"),
             Flag => f.write_str("true or false"),
             Whole(unit, least, most) => write!(f, "{unit}, whole number {least} to {most}"),
             Real(unit, least, most) => write!(f, "{unit}, {least} to {most}"),

@@ -15,6 +15,7 @@ mod keys;
 mod layers;
 mod learning;
 mod problem;
+mod rollout;
 mod schema;
 mod tier;
 
@@ -27,6 +28,7 @@ pub use learning::{
     TagBinds, TagFormat, TagSettings,
 };
 pub use problem::{Problem, SettingsError};
+pub use rollout::{FreezeSettings, RolloutSettings};
 pub use schema::{
     BusSettings, CommandSettings, LimitSettings, LinkSettings, LogFormat, NodeRole, NodeSettings,
     PathSettings, Settings, TelemetrySettings, TlsSettings,

@@ -14,6 +14,7 @@ use super::learning::{
     DataSettings, KnowledgeSettings, ModelSettings, PrivacySettings, RoundSettings, SplitSettings,
     StrategySettings, TagSettings,
 };
+use super::rollout::RolloutSettings;
 use crate::ids::{Name, NodeId};
 
 /// Everything that a node is told before it starts.
@@ -52,6 +53,8 @@ pub struct Settings {
     pub limits: LimitSettings,
     /// Who answers what.
     pub cascade: CascadeSettings,
+    /// Which versions are served where, in stages.
+    pub rollout: RolloutSettings,
 }
 
 /// Section `[node]`.

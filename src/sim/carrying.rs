@@ -408,8 +408,10 @@ impl World {
 
 /// Where a message is published: as the runner does it.
 fn address(to: &To, kind: Kind, parent: Option<&NodeId>) -> Address {
-    let directly =
-        matches!(kind, Kind::Get | Kind::Receipt | Kind::Answer | Kind::Frame | Kind::Promise);
+    let directly = matches!(
+        kind,
+        Kind::Get | Kind::Receipt | Kind::Answer | Kind::Frame | Kind::Promise | Kind::Evidence
+    );
     match (to, parent) {
         (To::Child(node) | To::Standby(node), _) => Address::Directly(node.clone()),
         (To::Parent, Some(parent)) if directly => Address::Directly(parent.clone()),

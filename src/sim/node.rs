@@ -156,8 +156,12 @@ impl Node {
             let config = self.member_config(parent, relay, settings);
             Member::new(config, &state).map_err(restart)
         };
-        let slots =
-            SlotsConfig { base: BASE, untrained: Digest::of(&settings.adapter), checks: false };
+        let slots = SlotsConfig {
+            base: BASE,
+            untrained: Digest::of(&settings.adapter),
+            checks: false,
+            follow: false,
+        };
         let state = self.store.state(Slots::KEY)?;
         let slots = Slots::new(slots, &state).map_err(restart)?;
         let machine = match (&self.parent, &self.peer) {

@@ -233,7 +233,7 @@ pub fn open(
     let sender = signer(door.keyring, &envelope)?;
     check_place(door, sender, &parsed.branch, kind)?;
     check_signature(sender, &envelope)?;
-    check_allowed(door, side, sender, kind)?;
+    check_allowed(door, side, sender, kind, &parsed.leaf)?;
 
     let (head, body_bytes) =
         split_pair(&envelope.payload, kind.cap_bytes()).map_err(malformed(Part::Payload))?;
@@ -295,6 +295,7 @@ fn check_allowed(
     side: Side,
     sender: &NodeEntry,
     kind: Kind,
+    leaf: &Leaf,
 ) -> Result<(), Refusal> {
     let mine = door.keyring.node(door.me);
     let from_parent =
@@ -306,6 +307,7 @@ fn check_allowed(
     let has = |role: Role| sender.roles.contains(&role);
     let owner = has(Role::Cloud) || has(Role::Edge);
     let worker = has(Role::Device) || has(Role::Edge);
+    let am = |role: Role| mine.is_some_and(|me| me.roles.contains(&role));
     let (role, neighbour) = match kind {
         Kind::Offer | Kind::Receipt | Kind::Result | Kind::Keyring | Kind::Base => {
             (owner, from_parent)
@@ -319,10 +321,16 @@ fn check_allowed(
         Kind::Mirror => (has(Role::Cloud), from_peer),
         // One's own comes back, or that of a copy with the same key.
         Kind::Checkpoint => (owner || worker, from_parent || from_child || sender.node == *door.me),
-        Kind::Command => (has(Role::Operator), true),
+        // Who approves does nothing else.
+        Kind::Command => {
+            let approval = matches!(leaf, Leaf::Cmd(name) if name.as_str() == "rollout.approve");
+            (has(Role::Operator) || (approval && has(Role::Approver)), true)
+        }
+        // What is served at a site is between its edge and its devices.
+        Kind::Assignment => (has(Role::Edge), from_parent && am(Role::Device)),
+        Kind::Evidence => (has(Role::Device), from_child && am(Role::Edge)),
         // Per-sample data stays inside its site: between a device and its own edge, nowhere else.
         Kind::Frame => {
-            let am = |role: Role| mine.is_some_and(|me| me.roles.contains(&role));
             let from_my_edge = from_parent && has(Role::Edge) && am(Role::Device);
             let from_my_device = from_child && has(Role::Device) && am(Role::Edge);
             (worker, from_my_edge || from_my_device)
@@ -392,7 +400,12 @@ fn check_age(head: &Head, kind: Kind, now: Wall) -> Result<(), Refusal> {
 /// An expired keyring stops change, never looking or answering.
 fn changes_something(kind: Kind) -> bool {
     match kind {
-        Kind::Offer | Kind::Contribution | Kind::Result | Kind::Command | Kind::Mirror => true,
+        Kind::Offer
+        | Kind::Contribution
+        | Kind::Result
+        | Kind::Command
+        | Kind::Assignment
+        | Kind::Mirror => true,
         Kind::Answer
         | Kind::Receipt
         | Kind::Get
@@ -401,6 +414,7 @@ fn changes_something(kind: Kind) -> bool {
         | Kind::Base
         | Kind::Frame
         | Kind::Lease
-        | Kind::Promise => false,
+        | Kind::Promise
+        | Kind::Evidence => false,
     }
 }

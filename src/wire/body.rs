@@ -8,6 +8,7 @@ use super::failover::{Lease, Mirror, Promise};
 use super::frame::Frame;
 use super::knowledge::{Knowledge, KnowledgePlan};
 use super::packed::Coding;
+use super::rollout::{Assignment, Evidence};
 use crate::ids::{Digest, Name, RoundNo, UpdateId, Version};
 
 /// The kinds of signed messages, and the last level of their topics.
@@ -41,11 +42,15 @@ pub enum Kind {
     Promise,
     /// The state of an owner's rounds, on its way to the standby.
     Mirror,
+    /// An edge says which device serves which version.
+    Assignment,
+    /// A device says what it has seen of a version that is rolled out.
+    Evidence,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::Offer,
         Self::Answer,
         Self::Contribution,
@@ -60,6 +65,8 @@ impl Kind {
         Self::Lease,
         Self::Promise,
         Self::Mirror,
+        Self::Assignment,
+        Self::Evidence,
     ];
 
     /// Last level of the topic, and the word in the payload type.
@@ -79,6 +86,8 @@ impl Kind {
             Self::Lease => "lease",
             Self::Promise => "promise",
             Self::Mirror => "mirror",
+            Self::Assignment => "assignment",
+            Self::Evidence => "evidence",
         }
     }
 
@@ -95,14 +104,17 @@ impl Kind {
     /// Most bytes of a sealed message.
     pub fn cap_bytes(self) -> usize {
         match self {
-            Self::Receipt | Self::Answer | Self::Lease | Self::Promise => 2 * 1024,
+            Self::Receipt | Self::Answer | Self::Lease | Self::Promise | Self::Evidence => 2 * 1024,
             Self::Get => 4 * 1024,
             Self::Checkpoint | Self::Command => 16 * 1024,
             Self::Keyring => 64 * 1024,
             Self::Base => BaseChunk::MAX_BYTES + BaseChunk::OVERHEAD_BYTES,
-            Self::Offer | Self::Contribution | Self::Result | Self::Frame | Self::Mirror => {
-                super::MAX_MESSAGE_BYTES
-            }
+            Self::Offer
+            | Self::Contribution
+            | Self::Result
+            | Self::Frame
+            | Self::Mirror
+            | Self::Assignment => super::MAX_MESSAGE_BYTES,
         }
     }
 
@@ -117,11 +129,13 @@ impl Kind {
             | Self::Base
             | Self::Frame
             | Self::Promise
-            | Self::Mirror => 60 * MINUTE,
+            | Self::Mirror
+            | Self::Evidence => 60 * MINUTE,
             Self::Offer
             | Self::Contribution
             | Self::Receipt
             | Self::Result
+            | Self::Assignment
             // Retained: an old one tells of an epoch, and extends a lease once.
             | Self::Lease => 30 * DAY,
             Self::Checkpoint | Self::Keyring => 365 * DAY,
@@ -418,6 +432,8 @@ pub enum Body {
     Lease(Lease),
     Promise(Promise),
     Mirror(Mirror),
+    Assignment(Assignment),
+    Evidence(Evidence),
 }
 
 impl Body {
@@ -438,6 +454,8 @@ impl Body {
             Self::Lease(_) => Kind::Lease,
             Self::Promise(_) => Kind::Promise,
             Self::Mirror(_) => Kind::Mirror,
+            Self::Assignment(_) => Kind::Assignment,
+            Self::Evidence(_) => Kind::Evidence,
         }
     }
 
@@ -460,6 +478,8 @@ impl Body {
             Self::Lease(body) => encode(body),
             Self::Promise(body) => encode(body),
             Self::Mirror(body) => encode(body),
+            Self::Assignment(body) => encode(body),
+            Self::Evidence(body) => encode(body),
         }
     }
 
@@ -484,6 +504,8 @@ impl Body {
             Kind::Lease => Self::Lease(decode(bytes, cap)?),
             Kind::Promise => Self::Promise(decode(bytes, cap)?),
             Kind::Mirror => Self::Mirror(decode(bytes, cap)?),
+            Kind::Assignment => Self::Assignment(decode(bytes, cap)?),
+            Kind::Evidence => Self::Evidence(decode(bytes, cap)?),
         })
     }
 }

@@ -4,11 +4,11 @@
 use std::path::PathBuf;
 
 use super::{
-    Answer, BaseChunk, BaseFile, Blob, Body, Cells, Checkpoint, Chunk, ClassSummary, Coding,
-    Command, Contribution, CopyPart, Frame, Get, Kind, Knowledge, KnowledgePlan, Lease, Manifest,
-    Merging, Mirror, Offer, PackedSet, PackedTensor, Plan, Promise, Receipt, Reference,
-    Result as RoundResult, Settled, SplitCoding, SplitMessage, StateCopy, Verdict, Wanted, decode,
-    encode,
+    Answer, Assignment, BaseChunk, BaseFile, Blob, Body, Candidate, Cells, Checkpoint, Chunk,
+    ClassSummary, Coding, Command, Contribution, CopyPart, Evidence, Frame, Get, Kind, Knowledge,
+    KnowledgePlan, Lease, Manifest, Merging, Mirror, Offer, PackedSet, PackedTensor, Plan, Promise,
+    Receipt, Reference, Result as RoundResult, Settled, SplitCoding, SplitMessage, StateCopy,
+    Tally, Verdict, Wanted, decode, encode,
 };
 use crate::ids::{BootId, Digest, Name, UpdateId};
 use crate::time::Wall;
@@ -140,6 +140,45 @@ fn offer_of_reference_texts() -> Offer {
     offer
 }
 
+/// A version that one device serves and another answers by unseen.
+fn assignment() -> Assignment {
+    let adapter = |byte: u8| Manifest {
+        sha256: Digest([byte; 32]),
+        bytes: 5_000,
+        chunk_bytes: 4_096,
+        chunks: vec![Digest([0xc0; 32]), Digest([0xc1; 32])],
+    };
+    Assignment {
+        model: Name::new("bearing").unwrap(),
+        serial: 9,
+        stable: 11,
+        stable_adapter: Some(adapter(0xa1)),
+        candidate: Some(Candidate {
+            version: 12,
+            adapter: adapter(0xa2),
+            serve: [Name::new("press-7").unwrap()].into(),
+            shadow: [Name::new("press-8").unwrap()].into(),
+            slow_ms: 200,
+        }),
+    }
+}
+
+fn evidence() -> Evidence {
+    let tally = Tally {
+        answers: 64,
+        errors: 1,
+        slow: 2,
+        judged: 32,
+        wrong: 3,
+        base_judged: 31,
+        base_wrong: 4,
+        compared: 60,
+        disagreed: 5,
+        drift: 0.0,
+    };
+    Evidence { serial: 9, version: 12, life: 3, tally, gave_up: false }
+}
+
 /// One of each kind, and the other variants of those that have some.
 fn bodies() -> Vec<(&'static str, Body)> {
     let receipt = |verdict| Body::Receipt(Receipt { update: UpdateId([0xab; 16]), verdict });
@@ -150,6 +189,13 @@ fn bodies() -> Vec<(&'static str, Body)> {
     let offer_id = Digest([0x0f; 32]);
     vec![
         ("offer", Body::Offer(offer())),
+        ("assignment", Body::Assignment(assignment())),
+        (
+            "assignment_of_nothing_new",
+            Body::Assignment(Assignment { stable_adapter: None, candidate: None, ..assignment() }),
+        ),
+        ("evidence", Body::Evidence(evidence())),
+        ("evidence_given_up", Body::Evidence(Evidence { gave_up: true, ..evidence() })),
         (
             "offer_falling_rate",
             Body::Offer(Offer { plan: Plan { final_rate: Some(0.005), ..plan() }, ..offer() }),

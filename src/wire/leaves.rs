@@ -81,7 +81,9 @@ impl Leaving {
             | Body::Command(_)
             | Body::Base(_)
             | Body::Lease(_)
-            | Body::Mirror(_) => Err(StaysInSite),
+            | Body::Mirror(_)
+            | Body::Assignment(_)
+            | Body::Evidence(_) => Err(StaysInSite),
         }
     }
 

@@ -17,6 +17,7 @@ mod head;
 mod knowledge;
 mod leaves;
 mod packed;
+mod rollout;
 
 pub use blob::{Blob, Manifest};
 pub use body::{
@@ -31,6 +32,7 @@ pub use head::Head;
 pub use knowledge::{Knowledge, KnowledgePlan, Merging, Reference};
 pub use leaves::{LeavesSite, Leaving, StaysInSite};
 pub use packed::{Coding, PackedSet, PackedTensor};
+pub use rollout::{Assignment, Candidate, Evidence, Tally};
 
 /// Largest sealed control message in bytes: head, envelope and a body of inlined state.
 pub const MAX_MESSAGE_BYTES: usize = 72 * 1024;

@@ -147,7 +147,7 @@ impl Stage {
         let branch = self.branch(sender);
         let directly =
             matches!(kind, Kind::Get | Kind::Receipt | Kind::Answer | Kind::Base | Kind::Frame)
-                || matches!(kind, Kind::Promise | Kind::Mirror);
+                || matches!(kind, Kind::Promise | Kind::Mirror | Kind::Evidence);
         let topic = if directly {
             branch.to(&self.target, kind.as_str())
         } else {

@@ -167,6 +167,7 @@ impl Members {
             bounds: Bounds::default(),
             adopt: None,
             bases: None,
+            rollout: gaisnet::node::RolloutTerms::default(),
             fatal: Arc::new(|what| panic!("a node gave up: {what}")),
         }
     }
@@ -333,7 +334,8 @@ pub(crate) fn keyring(places: &[Place]) -> Keyring {
     let until = START.plus_ms(365 * DAY_MS);
     let mut keyring = Keyring::first(name("fed"), root, START, until).unwrap();
     let operator = Place::new("ops", "_", "_", None, Role::Operator);
-    for place in places.iter().chain([&operator]) {
+    let approver = Place::new("anna", "_", "_", None, Role::Approver);
+    for place in places.iter().chain([&operator, &approver]) {
         let key = key_of(&place.node);
         let roles = BTreeSet::from([place.role]);
         let proof = key.prove_possession(&name("fed"), &place.node, &roles);

@@ -5,13 +5,14 @@
 //! is a way back, what was read is written and read again.
 #![allow(dead_code, reason = "each fuzz target uses one")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 
 use gaisnet::ids::{BootId, Digest, Name};
 use gaisnet::learn::{ActivationCoding, Activations, BEARING_PHYSICS, Cut, ReferenceTexts};
 use gaisnet::ledger::tiles::verify_export;
 use gaisnet::ledger::{Entry, InclusionProof, Origin, SignedCheckpoint};
+use gaisnet::protocol::rollout::{Plan, RolloutConfig, Stage};
 use gaisnet::protocol::{SplitTerms, knowledge as said, update};
 use gaisnet::scada::tags::{Binds, Format, Tag};
 use gaisnet::scada::{at_cut, command, escalation as cascade, infer, text};
@@ -243,11 +244,36 @@ pub(crate) fn command(bytes: &[u8]) {
             command::parse(kind.as_str(), bytes, false, Wall(0), &policy),
             command::parse_signed(kind.as_str(), bytes, Wall(0)),
         ] {
-            if let Err(error) = outcome {
-                assert!(serde_json::to_vec(&error.reply()).unwrap().len() < 4_096);
+            match outcome {
+                Err(error) => {
+                    assert!(serde_json::to_vec(&error.reply()).unwrap().len() < 4_096);
+                }
+                Ok(command::Command { action: command::Action::Rollout { verb, .. }, .. }) => {
+                    rollout(&name("toy"), &verb);
+                }
+                Ok(_) => {}
             }
         }
     }
+}
+
+/// A plan that came by a command.
+fn rollout(model: &Name, verb: &command::RolloutVerb) {
+    let command::RolloutVerb::Plan { version, automatic, stages } = verb else { return };
+    let Ok(plan) = Plan::read(model.clone(), *version, *automatic, stages) else { return };
+    let members = plan.stages.iter().flat_map(|stage| stage.nodes.clone()).collect();
+    let config = RolloutConfig {
+        model: model.clone(),
+        base: Digest([0; 32]),
+        served: 0,
+        widest: Stage::Site,
+        members,
+        approvers: BTreeSet::new(),
+        four_eyes: false,
+        freezes: Vec::new(),
+    };
+    // Whoever is asked whether it could be met has to come to an end.
+    let _ = plan.check_beforehand(&name("anna"), &config);
 }
 
 /// A request for an answer, of a model of windows and of one that writes.

@@ -96,6 +96,7 @@ async fn learn(
             ),
             learning,
             bases: None,
+            rollout: crate::node::RolloutTerms::default(),
             links: brokers.links(place)?,
             clock: Arc::clone(&clock),
             answering: None,

@@ -8,6 +8,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::learn::{lower_bound, upper_bound};
+pub use crate::wire::Tally;
 
 /// Answers at the first look.
 pub const FIRST_LOOK: u64 = 16;
@@ -16,6 +17,7 @@ pub(super) const MAX_LOOKS: u32 = 36;
 
 /// When a stage is passed, and when the rollout is halted. A rule that is left out isn't asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Gate {
     /// Fewest answers by the new version.
     pub least_answers: u64,
@@ -29,8 +31,11 @@ pub struct Gate {
     pub delta: f64,
     /// Most of its answers that may be none (errors), as a rate.
     pub max_errors: Option<f64>,
-    /// Most of its answers that may come later than the stage's limit.
+    /// Most of its answers that may come later than `slow_ms`.
     pub max_slow: Option<f64>,
+    /// An answer that comes later is slow, milliseconds; 0 where `max_slow` isn't asked for.
+    #[serde(default)]
+    pub slow_ms: u64,
     /// By how much its rate of wrong answers, as labels tell them, may lie above that of the version before.
     pub max_worse: Option<f64>,
     /// Most of the inputs that both versions answered on which they may differ.
@@ -40,11 +45,13 @@ pub struct Gate {
     /// Most that its adapter may tell of those whose data made it, as the registry has it.
     pub max_risk: Option<f64>,
     /// What the stage's nodes are expected to see within `most_ms`.
+    #[serde(default)]
     pub expected: Expected,
 }
 
 /// What a stage will see, so that rules that can't be met are told before it starts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct Expected {
     /// Answers.
     pub answers: u64,
@@ -54,31 +61,6 @@ pub struct Expected {
     pub base_judged: u64,
     /// Inputs that both versions answer.
     pub compared: u64,
-}
-
-/// What a node has seen of the new version since a stage began, in this life of it; each only grows.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-pub struct Tally {
-    /// Inputs that the new version was asked.
-    pub answers: u64,
-    /// Of those, without an answer.
-    pub errors: u64,
-    /// Of those, answered later than the limit.
-    pub slow: u64,
-    /// Its answers whose label is known.
-    pub judged: u64,
-    /// Of those, wrong.
-    pub wrong: u64,
-    /// Answers of the version before whose label is known.
-    pub base_judged: u64,
-    /// Of those, wrong.
-    pub base_wrong: u64,
-    /// Inputs that both versions answered.
-    pub compared: u64,
-    /// Of those, answered differently.
-    pub disagreed: u64,
-    /// Largest drift of the inputs so far.
-    pub drift: f64,
 }
 
 /// A rule of a gate.
@@ -218,6 +200,9 @@ impl Gate {
         }
         if self.least_answers == 0 || self.least_nodes == 0 {
             return Err("least_answers and least_nodes are 1 or more");
+        }
+        if self.max_slow.is_some() != (self.slow_ms > 0) {
+            return Err("max_slow and slow_ms belong together");
         }
         if self.most_ms <= self.least_ms {
             return Err("most_ms lies above least_ms");

@@ -27,6 +27,12 @@ pub enum Stage {
 }
 
 impl Stage {
+    /// The stage of this word.
+    pub fn parse(word: &str) -> Option<Self> {
+        let all = [Self::Shadow, Self::Canary, Self::Area, Self::Site, Self::Federation];
+        all.into_iter().find(|stage| stage.as_str() == word)
+    }
+
     /// A short word for the ledger and for people.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -41,12 +47,14 @@ impl Stage {
 
 /// One stage of a plan.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct StagePlan {
     /// Which.
     pub stage: Stage,
     /// The nodes that serve the new version in it, or answer unseen.
     pub nodes: BTreeSet<NodeId>,
     /// People who have to approve before it begins.
+    #[serde(default)]
     pub approvals: u32,
     /// What has to be seen before the next one begins.
     pub gate: Gate,
@@ -87,6 +95,10 @@ pub struct RolloutConfig {
     pub model: Name,
     /// Its base.
     pub base: Digest,
+    /// What is served when rollouts begin, where nothing is on disk yet.
+    pub served: Version,
+    /// How far its owner's word goes: the last stage of each plan.
+    pub widest: Stage,
     /// Nodes that serve it.
     pub members: BTreeSet<NodeId>,
     /// People who may approve.
@@ -101,6 +113,20 @@ pub struct RolloutConfig {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PlanError {
+    /// It can't be read.
+    #[error("stages: {0}")]
+    Malformed(String),
+    /// Its adapter isn't here any more.
+    #[error("the adapter of version {0} isn't kept any more: plan one of the newest versions")]
+    NotKept(Version),
+    /// Who serves what wouldn't fit into a message.
+    #[error("its assignments take up to {actual} bytes, a message has {cap}: name fewer nodes")]
+    TooLarge {
+        /// Most bytes.
+        cap: usize,
+        /// What it would take.
+        actual: usize,
+    },
     /// Nobody knows it here.
     #[error("version {0} isn't known here")]
     Unknown(Version),
@@ -162,6 +188,9 @@ impl PlanError {
     /// A short word for metrics and logs.
     pub fn kind(&self) -> &'static str {
         match self {
+            Self::Malformed(_) => "malformed_plan",
+            Self::NotKept(_) => "version_not_kept",
+            Self::TooLarge { .. } => "plan_too_large",
             Self::Unknown(_) => "version_unknown",
             Self::Unsigned(_) => "version_unsigned",
             Self::Barred(..) => "version_barred",
@@ -177,7 +206,33 @@ impl PlanError {
 }
 
 impl Plan {
-    /// Digest of its encoding: what approvals name.
+    /// Reads the stages of a plan that came as JSON: a list of objects with the fields of [`StagePlan`].
+    ///
+    /// # Errors
+    /// [`PlanError::Malformed`] with the field, or [`PlanError::Gate`] for a rule that nodes don't measure.
+    pub fn read(
+        model: Name,
+        version: Version,
+        automatic: bool,
+        stages: &serde_json::Value,
+    ) -> Result<Self, PlanError> {
+        let count = stages.as_array().map_or(0, Vec::len);
+        if !(1..=5).contains(&count) {
+            return Err(PlanError::Malformed("1 to 5 of them, as a list".to_owned()));
+        }
+        let stages = Vec::<StagePlan>::deserialize(stages)
+            .map_err(|error| PlanError::Malformed(error.to_string()))?;
+        for StagePlan { stage, gate, .. } in &stages {
+            if gate.max_drift.is_some() {
+                let problem =
+                    "no node measures drift yet, so max_drift would let everything through";
+                return Err(PlanError::Gate { stage: stage.as_str(), problem });
+            }
+        }
+        Ok(Self { model, version, stages, automatic })
+    }
+
+    /// Digest of its encoding: what approvals name. A plan that is checked always encodes.
     pub fn digest(&self) -> Digest {
         Digest::of(&encode(self).unwrap_or_default())
     }
@@ -210,9 +265,22 @@ impl Plan {
         }
         self.check_way(config)?;
         for stage in &self.stages {
-            stage.check(by, config, record)?;
+            stage.check(by, config)?;
+            stage.check_record(record)?;
         }
-        Ok(())
+        encode(self).map(drop).map_err(|error| PlanError::Malformed(error.to_string()))
+    }
+
+    /// What can be known without the version: the way, the gates, the people.
+    ///
+    /// # Errors
+    /// [`PlanError`], the first one.
+    pub fn check_beforehand(&self, by: &NodeId, config: &RolloutConfig) -> Result<(), PlanError> {
+        if self.model != config.model {
+            return Err(PlanError::Foreign(self.version));
+        }
+        self.check_way(config)?;
+        self.stages.iter().try_for_each(|stage| stage.check(by, config))
     }
 
     fn check_way(&self, config: &RolloutConfig) -> Result<(), PlanError> {
@@ -235,19 +303,22 @@ impl Plan {
             return fail("their nodes are ones that serve this model");
         }
         match self.stages.last() {
-            Some(last) if last.stage == Stage::Federation && last.nodes == config.members => Ok(()),
-            _ => fail("the last one is the federation, with all nodes"),
+            Some(last) if last.stage == config.widest && last.nodes == config.members => {
+                if config.four_eyes && last.approvals == 0 {
+                    return fail("where four eyes are asked for, the last one wants an approval");
+                }
+                Ok(())
+            }
+            _ => fail(match config.widest {
+                Stage::Federation => "the last one is the federation, with all nodes",
+                _ => "the last one is the site, with all nodes that serve the model there",
+            }),
         }
     }
 }
 
 impl StagePlan {
-    fn check(
-        &self,
-        by: &NodeId,
-        config: &RolloutConfig,
-        record: &VersionRecord,
-    ) -> Result<(), PlanError> {
+    fn check(&self, by: &NodeId, config: &RolloutConfig) -> Result<(), PlanError> {
         let stage = self.stage.as_str();
         self.gate.check().map_err(|problem| PlanError::Gate { stage, problem })?;
         let unmet = |rule: Rule| PlanError::CannotBeMet { stage, rule: rule.as_str() };
@@ -255,13 +326,13 @@ impl StagePlan {
             let problem = "only in the shadow both versions answer the same input";
             return Err(PlanError::Gate { stage, problem });
         }
+        if self.gate.max_slow.is_some() && self.stage == Stage::Shadow {
+            let problem =
+                "nobody waits for an answer in the shadow: how slow it is shows at the canary";
+            return Err(PlanError::Gate { stage, problem });
+        }
         if self.gate.least_nodes > u64::try_from(self.nodes.len()).unwrap_or(u64::MAX) {
             return Err(unmet(Rule::Nodes));
-        }
-        if let Some(most) = self.gate.max_risk
-            && record.risk.is_none_or(|risk| risk.is_nan() || risk > most)
-        {
-            return Err(unmet(Rule::Risk));
         }
         if let Some(rule) = self.gate.cannot_be_met() {
             return Err(unmet(rule));
@@ -272,5 +343,14 @@ impl StagePlan {
             return Err(PlanError::Approvals { stage, wanted, can });
         }
         Ok(())
+    }
+
+    fn check_record(&self, record: &VersionRecord) -> Result<(), PlanError> {
+        let known = |most: f64| record.risk.is_some_and(|risk| risk <= most);
+        if self.gate.max_risk.is_none_or(known) {
+            return Ok(());
+        }
+        let (stage, rule) = (self.stage.as_str(), Rule::Risk.as_str());
+        Err(PlanError::CannotBeMet { stage, rule })
     }
 }

@@ -19,6 +19,8 @@ fn config() -> RolloutConfig {
     RolloutConfig {
         model: Name::new("m").unwrap(),
         base: Digest([1; 32]),
+        served: 0,
+        widest: Stage::Federation,
         members: nodes(&ALL),
         approvers: nodes(&["anna", "ben", "cleo"]),
         four_eyes: true,
@@ -54,6 +56,7 @@ fn gate() -> Gate {
         delta: 0.05,
         max_errors: Some(0.1),
         max_slow: None,
+        slow_ms: 0,
         max_worse: None,
         max_disagreement: None,
         max_drift: Some(3.0),
@@ -117,6 +120,7 @@ impl Bench {
                 Effect::Record(event) => self.events.push(event.clone()),
                 Effect::Assign(assignment) => self.told.push(assignment.clone()),
                 Effect::Tick(_) | Effect::Refuse(_) => {}
+                Effect::Fatal(what) => panic!("{what}"),
             }
         }
         effects
@@ -280,6 +284,12 @@ fn what_can_never_be_passed_is_said_when_it_is_planned() {
     says(&|p| p.stages[1].gate.max_errors = None, "gate_is_none", "everything through");
     says(&|p| p.stages[1].gate.delta = 0.0, "gate_is_none", "delta");
     says(&|p| p.stages[1].gate.most_ms = 1, "gate_is_none", "most_ms");
+    says(&|p| p.stages[1].gate.slow_ms = 9, "gate_is_none", "belong together");
+    let slow = |p: &mut Plan, at: usize| {
+        (p.stages[at].gate.max_slow, p.stages[at].gate.slow_ms) = (Some(0.1), 500);
+    };
+    says(&|p| slow(p, 0), "gate_is_none", "nobody waits");
+    says(&|p| p.stages[3].approvals = 0, "stages_make_no_way", "four eyes");
     says(&|p| p.stages[3].approvals = 3, "too_few_approvers", "2 people could");
     let way = "stages_make_no_way";
     says(&|p| drop(p.stages.pop()), way, "federation");
@@ -455,13 +465,20 @@ fn drift_and_slow_answers_halt_too() {
         let mut bench = Bench::new();
         let mut plan = plan(2);
         change(&mut plan.stages[0].gate);
+        // How slow it is shows where somebody waits for the answer.
+        let shadow = plan.stages[0].gate.max_slow.is_none();
+        if !shadow {
+            let slow = plan.stages.remove(0).gate;
+            plan.stages[0].gate = slow;
+        }
         bench.propose(plan).unwrap();
         bench.step(Input::Begin);
-        bench.evidence("b1", tally);
+        bench.evidence(if shadow { "b1" } else { "a1" }, tally);
         bench.outcomes().last().unwrap().clone()
     };
     let slow = Tally { slow: 40, ..seen(64, 0) };
-    assert_eq!(halts(&|gate| gate.max_slow = Some(0.1), slow), "2 to 0: slow");
+    let asked = |gate: &mut Gate| (gate.max_slow, gate.slow_ms) = (Some(0.1), 500);
+    assert_eq!(halts(&asked, slow), "2 to 0: slow");
     assert_eq!(halts(&|_| {}, slow), "shadow entered", "not asked for");
     assert_eq!(halts(&|_| {}, Tally { drift: 3.5, ..seen(64, 0) }), "2 to 0: drift");
     let differ = Tally { compared: 64, disagreed: 40, ..seen(64, 0) };

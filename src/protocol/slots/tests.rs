@@ -80,7 +80,7 @@ impl Bench {
 }
 
 fn build(checks: bool, disk: &[(String, Vec<u8>)]) -> Slots {
-    let config = SlotsConfig { base: digest(1_000), untrained: digest(0), checks };
+    let config = SlotsConfig { base: digest(1_000), untrained: digest(0), checks, follow: false };
     Slots::new(config, disk).unwrap()
 }
 
@@ -286,11 +286,13 @@ fn another_adapter_of_the_same_version_takes_its_place_and_proves_itself_anew() 
 fn versions_of_another_base_are_forgotten() {
     let mut bench = Bench::with([4, 5]);
     bench.roll_back(None, RollbackBy::Operator).unwrap();
-    let config = SlotsConfig { base: digest(2_000), untrained: digest(0), checks: true };
+    let config =
+        SlotsConfig { base: digest(2_000), untrained: digest(0), checks: true, follow: false };
     let mut slots = Slots::new(config, &bench.disk).unwrap();
     assert_eq!(applied(&slots.start(vec![apply(1)])), [1]);
     let damaged = vec![(Slots::KEY.to_owned(), vec![0xc1])];
-    let config = SlotsConfig { base: digest(1_000), untrained: digest(0), checks: true };
+    let config =
+        SlotsConfig { base: digest(1_000), untrained: digest(0), checks: true, follow: false };
     assert!(Slots::new(config, &damaged).unwrap_err().starts_with(Slots::KEY));
 }
 

@@ -1,0 +1,465 @@
+//! An edge and its devices in a rollout, without actors: whoever dies at any moment changes nothing of what is promised.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::super::fixture::{CHUNK_BYTES, layout_of, verified};
+use super::super::guard::{Guard, tests::without};
+use super::super::rollout::{Expected, Gate, Plan, RolloutConfig, Stage, StagePlan};
+use super::super::{
+    FollowerConfig, SlotOrder, Slots, SlotsConfig, Steward, StewardConfig, Watch, update,
+};
+use super::*;
+use crate::ids::{Name, Version};
+use crate::learn::{Tensor, TensorSet};
+use crate::ledger::{Event, Word};
+use crate::time::{Mono, Wall};
+use crate::wire::{Assignment, Blob, Coding, Manifest, Result as RoundResult, Wanted};
+
+const DEVICES: [&str; 3] = ["d1", "d2", "d3"];
+
+fn node(name: &str) -> NodeId {
+    NodeId::new(name).unwrap()
+}
+
+fn adapter(version: Version) -> Vec<u8> {
+    let value = f32::from(u8::try_from(version).unwrap());
+    let tensor = Tensor { name: "w".into(), shape: vec![4], data: vec![value; 4] };
+    update::pack(&TensorSet::new(vec![tensor]).unwrap(), Coding::F32, 0).unwrap()
+}
+
+/// A version is handed down.
+fn handed_down(version: Version) -> Effect {
+    Effect::Send {
+        to: To::Children,
+        body: Body::Result(RoundResult {
+            offer: Digest([9; 32]),
+            version,
+            adapter: Blob::of(&adapter(version), CHUNK_BYTES),
+            class_targets: None,
+            contributors: 3,
+            contributor_set: Digest([8; 32]),
+            knowledge: None,
+        }),
+        round: version,
+        epoch: 1,
+        delivery: Delivery::Latest,
+    }
+}
+
+fn plan(version: Version) -> Plan {
+    let gate = Gate {
+        least_answers: 16,
+        least_nodes: 1,
+        least_ms: 10_000,
+        most_ms: 600_000,
+        delta: 0.1,
+        max_errors: Some(0.2),
+        max_slow: None,
+        slow_ms: 0,
+        max_worse: None,
+        max_disagreement: None,
+        max_drift: None,
+        max_risk: None,
+        expected: Expected { answers: 500, ..Expected::default() },
+    };
+    let stage = |stage, nodes: &[&str]| StagePlan {
+        stage,
+        nodes: nodes.iter().map(|name| node(name)).collect(),
+        approvals: 0,
+        gate,
+    };
+    let stages = vec![
+        stage(Stage::Shadow, &DEVICES[2..]),
+        stage(Stage::Canary, &DEVICES[..1]),
+        stage(Stage::Site, &DEVICES),
+    ];
+    Plan { model: Name::new("m").unwrap(), version, stages, automatic: true }
+}
+
+/// What a node is asked to do.
+#[derive(Clone)]
+#[expect(clippy::large_enum_variant, reason = "one lives for one step")]
+enum Ask {
+    Hears(Input),
+    HandsDown(Version),
+    Decides(RolloutOrder),
+    Sees(u64, Tally),
+    /// Its own check of the served version ends so.
+    Checks(super::super::Check),
+}
+
+struct Place {
+    name: NodeId,
+    rollouts: Rollouts,
+    slots: Slots,
+    disk: BTreeMap<String, Vec<u8>>,
+    watch: Option<Watch>,
+    seen: BTreeMap<u64, Tally>,
+    events: Vec<Event>,
+}
+
+impl Place {
+    fn new(name: &str) -> Self {
+        let name = node(name);
+        let (rollouts, slots) = Self::built(&name, &BTreeMap::new());
+        let (disk, seen, events) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
+        Self { name, rollouts, slots, disk, watch: None, seen, events }
+    }
+
+    fn built(name: &NodeId, disk: &BTreeMap<String, Vec<u8>>) -> (Rollouts, Slots) {
+        let state: Vec<_> = disk.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
+        let model = Name::new("m").unwrap();
+        let is_edge = name.as_str() == "edge";
+        let slots = SlotsConfig {
+            base: Digest([1; 32]),
+            untrained: Digest::of(&adapter(0)),
+            checks: true,
+            follow: !is_edge,
+        };
+        let slots = Slots::new(slots, &state).unwrap();
+        let (mut steward, mut follower) = (None, None);
+        if is_edge {
+            let rollout = RolloutConfig {
+                model,
+                base: Digest([1; 32]),
+                served: 0,
+                widest: Stage::Site,
+                members: DEVICES.iter().map(|name| node(name)).collect(),
+                approvers: BTreeSet::new(),
+                four_eyes: false,
+                freezes: Vec::new(),
+            };
+            let untrained = Manifest::of(&adapter(0), CHUNK_BYTES);
+            let code = Word::new("test");
+            let config = StewardConfig { rollout, untrained, chunk_bytes: CHUNK_BYTES, code };
+            steward = Some(Steward::new(config, &state).unwrap());
+        } else {
+            let layout = layout_of(&adapter(0));
+            let config = FollowerConfig { me: name.clone(), steward: node("edge"), model, layout };
+            follower = Some(Follower::new(config, &state).unwrap());
+        }
+        (Rollouts::new(name.clone(), steward, follower), slots)
+    }
+}
+
+/// The site; messages come in their order, and a death is one of a step before it was committed.
+struct Site {
+    now_ms: u64,
+    places: Vec<Place>,
+    letters: VecDeque<(NodeId, Input)>,
+    retained: Option<Assignment>,
+    /// Steps that were taken so far.
+    steps: usize,
+    dies_at: Option<usize>,
+    /// Versions that devices were ever told to answer by.
+    served: BTreeMap<NodeId, BTreeSet<Version>>,
+}
+
+impl Site {
+    fn new(dies_at: Option<usize>) -> Self {
+        let places = ["edge"].iter().chain(&DEVICES).map(|name| Place::new(name)).collect();
+        let mut site = Self {
+            now_ms: 0,
+            places,
+            letters: VecDeque::new(),
+            retained: None,
+            steps: 0,
+            dies_at,
+            served: BTreeMap::new(),
+        };
+        for name in ["edge"].iter().chain(&DEVICES) {
+            site.starts(&node(name));
+        }
+        site.post();
+        site
+    }
+
+    fn place(&mut self, name: &NodeId) -> &mut Place {
+        self.places.iter_mut().find(|place| place.name == *name).unwrap()
+    }
+
+    fn now(&self) -> Now {
+        let ms = self.now_ms;
+        Now { mono: Mono(ms), micros: ms * 1_000, wall: Wall(ms) }
+    }
+
+    fn starts(&mut self, name: &NodeId) {
+        let (now, place) = (self.now(), self.place(name));
+        (place.rollouts, place.slots) = Place::built(name, &place.disk);
+        (place.watch, place.seen) = (None, BTreeMap::new());
+        let started = place.slots.start(Vec::new());
+        let effects = place.rollouts.behind(now, &mut place.slots, true, started);
+        self.carry_out(name, effects);
+        // What the broker has kept comes with each connection.
+        if let Some(told) = self.retained.clone().filter(|_| name.as_str() != "edge") {
+            self.told(name, told);
+        }
+    }
+
+    fn told(&mut self, name: &NodeId, told: Assignment) {
+        let letter = verified(&node("edge"), 0, 0, Body::Assignment(told));
+        self.letters.push_back((name.clone(), Input::Message(letter)));
+    }
+
+    /// One step of a node; if it dies in it, it starts again and takes the step then.
+    #[expect(clippy::needless_pass_by_value, reason = "it is taken again after a death")]
+    fn ask(&mut self, name: &NodeId, ask: Ask) {
+        let now = self.now();
+        for _ in 0..2 {
+            self.steps += 1;
+            let place = self.place(name);
+            let Place { rollouts, slots, .. } = place;
+            let effects = match ask.clone() {
+                Ask::Hears(Input::Fetched { digest, bytes }) => {
+                    rollouts.fetched(now, slots, digest, &bytes)
+                }
+                Ask::Hears(input) => rollouts.takes(now, slots, input).unwrap_or_default(),
+                Ask::HandsDown(version) => {
+                    rollouts.behind(now, slots, false, vec![handed_down(version)])
+                }
+                Ask::Decides(order) => match rollouts.order(now, slots, &node("anna"), order) {
+                    Some(Ok(effects)) => effects,
+                    // It was carried out before it died.
+                    Some(Err(_)) | None => Vec::new(),
+                },
+                Ask::Sees(serial, tally) => rollouts.seen(now, slots, serial, tally),
+                Ask::Checks(check) => {
+                    let (version, adapter) =
+                        (slots.served(), slots.adapter_of(slots.served()).unwrap());
+                    let mut effects = slots.checked(version, adapter, check);
+                    effects.extend(rollouts.look(now, slots));
+                    effects
+                }
+            };
+            if self.dies_at == Some(self.steps) {
+                self.starts(name);
+                continue;
+            }
+            return self.carry_out(name, effects);
+        }
+    }
+
+    fn carry_out(&mut self, name: &NodeId, effects: Vec<Effect>) {
+        for effect in effects {
+            match effect {
+                Effect::Put(key, value) => drop(self.place(name).disk.insert(key, value)),
+                Effect::Delete(key) => drop(self.place(name).disk.remove(&key)),
+                Effect::Record(event) => self.place(name).events.push(event),
+                Effect::Watch(watch) => self.place(name).watch = watch,
+                Effect::Apply { version, .. } => {
+                    self.served.entry(name.clone()).or_default().insert(version);
+                }
+                Effect::Send { body: Body::Assignment(told), .. } => {
+                    self.retained = Some(told.clone());
+                    for device in DEVICES {
+                        self.told(&node(device), told.clone());
+                    }
+                }
+                Effect::Send { body: evidence @ Body::Evidence(_), .. } => {
+                    let letter = verified(name, 0, 0, evidence);
+                    self.letters.push_back((node("edge"), Input::Message(letter)));
+                }
+                Effect::Fetch { manifest, .. } => {
+                    let wanted = Wanted::Chunks { sha256: manifest.sha256, indices: vec![0] };
+                    let get = verified(name, 0, 0, Body::Get(Get { wanted }));
+                    let (now, edge) = (self.now(), self.place(&node("edge")));
+                    let given = edge.rollouts.takes(now, &mut edge.slots, Input::Message(get));
+                    assert!(matches!(given.unwrap()[..], [Effect::SendChunks { .. }]));
+                    let bytes = (0..9).map(adapter).find(|b| Digest::of(b) == manifest.sha256);
+                    let (digest, bytes) = (manifest.sha256, bytes.unwrap());
+                    self.letters.push_back((name.clone(), Input::Fetched { digest, bytes }));
+                }
+                Effect::Fatal(what) => panic!("{what}"),
+                _ => {}
+            }
+        }
+    }
+
+    fn post(&mut self) {
+        while let Some((to, input)) = self.letters.pop_front() {
+            self.ask(&to, Ask::Hears(input));
+        }
+    }
+
+    /// A second of the plant: whoever is to count has answered once, without an error unless `sick`.
+    fn works(&mut self, sick: bool) {
+        self.now_ms += 1_000;
+        for device in DEVICES.map(node) {
+            let place = self.place(&device);
+            let Some(watch) = place.watch.clone() else { continue };
+            let tally = place.seen.entry(watch.serial).or_default();
+            tally.answers += 1;
+            tally.errors += u64::from(sick);
+            let tally = *tally;
+            self.ask(&device, Ask::Sees(watch.serial, tally));
+        }
+        if self.now_ms.is_multiple_of(10_000) {
+            for device in DEVICES.map(node) {
+                self.ask(&device, Ask::Hears(Input::Timer(Timer::Follow)));
+            }
+        }
+        if self.now_ms.is_multiple_of(10_000) {
+            self.ask(&node("edge"), Ask::Hears(Input::Timer(Timer::Steward)));
+        }
+        self.post();
+    }
+
+    /// Version 1 goes over the site; gives its steps.
+    fn rolls_out(&mut self, sick: bool) {
+        let edge = node("edge");
+        for version in 1..=2 {
+            self.ask(&edge, Ask::HandsDown(version));
+        }
+        self.ask(&edge, Ask::Decides(RolloutOrder::Plan(plan(1))));
+        self.ask(&edge, Ask::Decides(RolloutOrder::Start));
+        self.post();
+        for _ in 0..600 {
+            self.works(sick);
+            if self.view().rollout.version.is_none() {
+                break;
+            }
+        }
+        (0..12).for_each(|_| self.works(sick));
+    }
+
+    fn view(&mut self) -> StewardView {
+        self.place(&node("edge")).rollouts.view().unwrap()
+    }
+
+    fn serve(&mut self) -> Vec<Version> {
+        DEVICES.map(node).iter().map(|device| self.place(device).slots.served()).collect()
+    }
+}
+
+#[test]
+fn whoever_dies_in_any_step_of_a_rollout_changes_nothing_of_its_course() {
+    let mut undisturbed = Site::new(None);
+    undisturbed.rolls_out(false);
+    assert_eq!(undisturbed.serve(), [1; 3]);
+    assert_eq!(undisturbed.view().rollout.stable, 1);
+    let steps = undisturbed.steps;
+    assert!(steps > 100, "{steps}");
+    for dies_at in 1..=steps {
+        let mut site = Site::new(Some(dies_at));
+        site.rolls_out(false);
+        assert_eq!(site.serve(), [1; 3], "died in step {dies_at}");
+        assert_eq!(site.view().rollout.stable, 1, "died in step {dies_at}");
+        let events = &site.place(&node("edge")).events;
+        let count = |what: &str| {
+            let is = |event: &&Event| matches!(event, Event::RolloutStep { outcome, .. } if outcome.as_str() == what);
+            events.iter().filter(is).count()
+        };
+        assert_eq!((count("entered"), count("passed"), count("done")), (3, 2, 1), "{dies_at}");
+    }
+}
+
+#[test]
+fn a_sick_version_never_leaves_the_shadow_whoever_dies_in_any_step() {
+    let mut undisturbed = Site::new(None);
+    undisturbed.rolls_out(true);
+    for dies_at in 1..=undisturbed.steps {
+        let mut site = Site::new(Some(dies_at));
+        site.rolls_out(true);
+        assert_eq!(site.serve(), [0; 3], "died in step {dies_at}");
+        let served: BTreeSet<Version> = site.served.values().flatten().copied().collect();
+        assert_eq!(served, [0].into(), "died in step {dies_at}");
+        let known = site.view().versions;
+        assert_eq!(known[0].barred.as_deref(), Some("errors"), "died in step {dies_at}");
+    }
+}
+
+#[test]
+fn a_device_that_gives_it_up_halts_it_and_an_operators_hold_stays() {
+    let mut site = Site::new(None);
+    let edge = node("edge");
+    site.ask(&edge, Ask::HandsDown(1));
+    let mut only_site = plan(1);
+    only_site.stages.drain(..2);
+    site.ask(&edge, Ask::Decides(RolloutOrder::Plan(only_site)));
+    site.ask(&edge, Ask::Decides(RolloutOrder::Start));
+    site.post();
+    assert_eq!(site.serve(), [1; 3]);
+    // A person takes it away from one device, which the rollout doesn't know of.
+    let by = super::super::RollbackBy::Operator;
+    let place = site.place(&node("d1"));
+    let back = place.slots.order(SlotOrder::Rollback { to: None, by }).unwrap();
+    site.carry_out(&node("d1"), back);
+    for _ in 0..20 {
+        site.works(false);
+    }
+    assert_eq!(site.serve(), [0, 1, 1], "it is held until it is released");
+    for _ in 0..3 {
+        site.ask(&node("d2"), Ask::Checks(super::super::Check::Failed));
+    }
+    site.post();
+    assert_eq!(site.serve(), [0; 3]);
+    assert_eq!(site.view().versions[0].barred.as_deref(), Some("failed_checks"));
+    // The next one goes where nobody holds it back, and there once it is released.
+    site.ask(&edge, Ask::HandsDown(2));
+    let mut next = plan(2);
+    next.stages.drain(..2);
+    site.ask(&edge, Ask::Decides(RolloutOrder::Plan(next)));
+    site.ask(&edge, Ask::Decides(RolloutOrder::Start));
+    site.post();
+    assert_eq!(site.serve(), [0, 2, 2]);
+    let (now, place) = (site.now(), site.place(&node("d1")));
+    let mut freed = place.slots.order(SlotOrder::Release { least: 2 }).unwrap();
+    freed.extend(place.rollouts.look(now, &mut place.slots));
+    site.carry_out(&node("d1"), freed);
+    site.post();
+    assert_eq!(site.serve(), [2; 3]);
+}
+
+#[test]
+fn nothing_is_served_that_is_not_assigned_and_without_the_guard_it_is() {
+    let serve = || {
+        let mut place = Place::new("d1");
+        let offered = Effect::Apply { version: 5, adapter: Digest::of(&adapter(5)) };
+        place.slots.take(vec![offered]);
+        place.slots.served()
+    };
+    assert_eq!(serve(), 0);
+    assert_eq!(without(Guard::Assigned, serve), 5);
+}
+
+#[test]
+fn an_older_assignment_changes_nothing_also_after_a_restart() {
+    let mut site = Site::new(None);
+    site.rolls_out(false);
+    let device = node("d1");
+    let old = Assignment {
+        model: Name::new("m").unwrap(),
+        serial: 0,
+        stable: 0,
+        stable_adapter: None,
+        candidate: None,
+    };
+    for _ in 0..2 {
+        site.told(&device, old.clone());
+        site.post();
+        assert_eq!(site.serve(), [1; 3]);
+        site.starts(&device);
+    }
+    // Numbers that no honest edge comes to aren't remembered.
+    site.told(&device, Assignment { serial: u64::MAX, ..old });
+    site.post();
+    assert_eq!(site.serve(), [1; 3]);
+}
+
+#[test]
+fn a_version_whose_adapter_is_not_kept_or_unknown_is_not_planned() {
+    let mut site = Site::new(None);
+    for version in 1..=8 {
+        site.ask(&node("edge"), Ask::HandsDown(version));
+    }
+    let (now, edge) = (site.now(), site.place(&node("edge")));
+    let mut refused = |version| {
+        let order = RolloutOrder::Plan(plan(version));
+        let decided = edge.rollouts.order(now, &mut edge.slots, &node("anna"), order);
+        decided.unwrap().map_err(|refusal| refusal.kind())
+    };
+    assert_eq!(refused(2), Err("version_not_kept"));
+    assert_eq!(refused(9), Err("version_unknown"));
+    assert!(refused(8).is_ok());
+    assert_eq!(edge.rollouts.blobs().len(), 5, "four and the untrained one");
+}

@@ -1,0 +1,449 @@
+//! The steward of a site's rollouts: an edge that runs [`Rollout`] beside its rounds.
+//!
+//! ```text
+//!   relay's effects: combined, sent up, handed down --> versions with their lineage
+//!   operators' signed commands ------------------------> Rollout --> Assign --> m/assignment (retained, signed)
+//!   devices' signed evidence --------------------------'
+//! ```
+//! It watches what its relay does and changes none of it: what is learned goes on, whatever is served. Versions that
+//! were handed down last are kept with their chunks, so that a device that lacks an assigned one can get it.
+//!
+//! Called by [`super::Rollouts`]. All of its state is on disk with the step that changed it; what devices have seen
+//! isn't, they say it again.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::effect::{CombineInput, Delivery, Effect, Job, Timer, To};
+use super::rollout::{
+    self, Input, Plan, PlanError, Refusal, Rollout, RolloutConfig, RolloutView, Stage,
+    VersionRecord,
+};
+use super::round::put;
+use crate::ids::{Digest, NodeId, RoundNo, Side, Version};
+use crate::ledger::Word;
+use crate::time::{Mono, Now};
+use crate::wire::{
+    self, Assignment, Blob, Body, Candidate, Contribution, Evidence, Kind, MAX_UPDATE_BYTES,
+    Manifest, Wanted, decode,
+};
+
+/// What a steward has to know.
+#[derive(Debug, Clone)]
+pub struct StewardConfig {
+    /// What plans are checked by.
+    pub rollout: RolloutConfig,
+    /// Chunks of the untrained adapter: version 0.
+    pub untrained: Manifest,
+    /// Bytes a chunk of adapters that travel inside their message otherwise.
+    pub chunk_bytes: u32,
+    /// The program.
+    pub code: Word,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Steward {
+    config: StewardConfig,
+    rollout: Rollout,
+    /// Chunks of the versions that can be assigned.
+    kept: BTreeMap<Version, Manifest>,
+    /// The site's share in the version that is being made.
+    making: Making,
+    /// When the assignment was last sealed.
+    told_at: Mono,
+}
+
+/// What this site gave to a version that isn't known yet.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+struct Making {
+    contributors: Vec<NodeId>,
+    strategy: Option<Word>,
+    /// The version that it was made from.
+    from: Version,
+    num_examples: u64,
+    losses: (f32, f32),
+}
+
+/// What an operator wants of a rollout.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RolloutOrder {
+    /// Propose one.
+    Plan(Plan),
+    /// Begin what was proposed.
+    Start,
+    /// Approve a stage of a plan.
+    Approve {
+        /// The plan's digest.
+        plan: Digest,
+        /// The stage.
+        stage: Stage,
+    },
+    /// Go on to the next stage: the one that runs has passed.
+    Promote,
+    /// End it here.
+    Halt,
+    /// Tell how far it is.
+    Status,
+}
+
+/// What may be seen of it from outside.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct StewardView {
+    /// The rollout.
+    #[serde(flatten)]
+    pub rollout: RolloutView,
+    /// The newest versions that are known, the lowest first.
+    pub versions: Vec<KnownVersion>,
+}
+
+/// A version with its lineage, as a status tells it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct KnownVersion {
+    /// Its number.
+    pub version: Version,
+    /// Digest of its adapter.
+    pub adapter: String,
+    /// The version that it was made from.
+    pub parent: Version,
+    /// The round in which it was handed down.
+    pub round: RoundNo,
+    /// This site's devices in it; the first ones.
+    pub contributors: Vec<NodeId>,
+    /// Examples of this site behind it.
+    pub num_examples: u64,
+    /// How it was combined.
+    pub strategy: String,
+    /// The program that handed it down.
+    pub code: String,
+    /// Its adapter is kept here, so it can be planned.
+    pub kept: bool,
+    /// Why it mustn't be served any more.
+    pub barred: Option<String>,
+}
+
+impl Steward {
+    /// Key prefix of its durable state.
+    pub const PREFIX: &'static str = Rollout::PREFIX;
+    const KEPT: &'static str = "rollout/kept/";
+    const MAKING: &'static str = "rollout/making";
+    const STATE_CAP: usize = 1 << 17;
+    /// Versions whose adapters are kept beside the stable one and the candidate.
+    const MAX_KEPT: usize = 4;
+    /// Versions and contributors that a status names.
+    const MAX_TOLD: usize = 8;
+    const MAX_NAMED: usize = 32;
+    /// A retained assignment is good for 30 days: it is sealed anew long before.
+    const TELL_AGAIN_MS: u64 = 24 * 60 * 60 * 1_000;
+
+    /// A steward as `state` left it.
+    ///
+    /// # Errors
+    /// The key whose value can't be read: the store is damaged.
+    pub fn new(config: StewardConfig, state: &[(String, Vec<u8>)]) -> Result<Self, String> {
+        let rollout = Rollout::new(config.rollout.clone(), state)?;
+        let mut kept = BTreeMap::new();
+        let mut making = Making::default();
+        for (key, value) in state {
+            let bad = |error: wire::CodecError| format!("{key}: {error}");
+            if let Some(version) = key.strip_prefix(Self::KEPT) {
+                let version = version.parse().map_err(|_| format!("{key}: no version"))?;
+                kept.insert(version, decode(value, Self::STATE_CAP).map_err(bad)?);
+            } else if key == Self::MAKING {
+                making = decode(value, Self::STATE_CAP).map_err(bad)?;
+            }
+        }
+        kept.insert(0, config.untrained.clone());
+        Ok(Self { config, rollout, kept, making, told_at: Mono::default() })
+    }
+
+    /// The node starts; `effects` are those of its relay's start.
+    pub fn start(&mut self, now: Now, effects: &[Effect]) -> Vec<Effect> {
+        let mut out = self.watch(now, effects);
+        let started = self.rollout.step(now, Input::Start);
+        self.carry_all(now, started, &mut out);
+        out
+    }
+
+    /// What its relay does: a version may come of it.
+    pub fn watch(&mut self, now: Now, effects: &[Effect]) -> Vec<Effect> {
+        let mut out = Vec::new();
+        for effect in effects {
+            match effect {
+                Effect::Job(Job::Combine(job)) => {
+                    let name = if job.plan.prox_mu > 0.0 { "fed_prox" } else { "fed_avg" };
+                    self.combined(&job.inputs, Word::new(name), &mut out);
+                }
+                Effect::Send { body: Body::Contribution(contribution), .. } => {
+                    self.sent_up(contribution, &mut out);
+                }
+                Effect::Send { to: To::Children, body, round, .. } => match body {
+                    Body::Result(result) => {
+                        self.handed_down(now, result.version, &result.adapter, *round, &mut out);
+                    }
+                    // What a site learns alone is no version.
+                    Body::Offer(offer) if offer.island.is_none() => {
+                        self.handed_down(now, offer.version, &offer.adapter, *round, &mut out);
+                    }
+                    _ => {}
+                },
+                _ => {}
+            }
+        }
+        out
+    }
+
+    /// Time goes by.
+    pub fn tick(&mut self, now: Now) -> Vec<Effect> {
+        let mut out = Vec::new();
+        let ticked = self.rollout.step(now, Input::Tick);
+        self.carry_all(now, ticked, &mut out);
+        if now.mono.0.saturating_sub(self.told_at.0) >= Self::TELL_AGAIN_MS {
+            self.tell(now, &mut out);
+        }
+        out
+    }
+
+    /// What a device says that it has seen.
+    pub fn evidence(&mut self, now: Now, node: &NodeId, evidence: &Evidence) -> Vec<Effect> {
+        let mut out = Vec::new();
+        let assigned = self.rollout.assignment();
+        let Evidence { serial, version, life, tally, gave_up } = *evidence;
+        if (serial, Some(version)) != (assigned.serial, assigned.candidate) {
+            // On its way while the stage ended.
+            return vec![Effect::Count("evidence_of_another_stage")];
+        }
+        let seen = Input::Evidence { node: node.clone(), life, serial, tally };
+        let stepped = self.rollout.step(now, seen);
+        self.carry_all(now, stepped, &mut out);
+        if gave_up
+            && assigned.serve.contains(node)
+            && self.rollout.assignment().candidate == Some(version)
+        {
+            let stepped = self.rollout.step(now, Input::GaveUp { version });
+            self.carry_all(now, stepped, &mut out);
+        }
+        out
+    }
+
+    /// Carries out what an operator wants.
+    ///
+    /// # Errors
+    /// [`Refusal`]; nothing has changed then.
+    pub fn order(
+        &mut self,
+        now: Now,
+        by: &NodeId,
+        order: RolloutOrder,
+    ) -> Result<Vec<Effect>, Refusal> {
+        let by = by.clone();
+        let input = match order {
+            RolloutOrder::Plan(plan) => {
+                self.can_be_told(&plan)?;
+                Input::Plan { by, plan }
+            }
+            RolloutOrder::Start => Input::Begin,
+            RolloutOrder::Approve { plan, stage } => Input::Approve { by, plan, stage },
+            RolloutOrder::Promote => Input::Promote,
+            RolloutOrder::Halt => Input::Halt,
+            RolloutOrder::Status => return Ok(Vec::new()),
+        };
+        let mut out = Vec::new();
+        let effects = self.rollout.step(now, input);
+        if let [rollout::Effect::Refuse(refusal)] = effects.as_slice() {
+            return Err(refusal.clone());
+        }
+        self.carry_all(now, effects, &mut out);
+        Ok(out)
+    }
+
+    /// Chunks of a kept adapter, for a device that asks for them.
+    pub fn chunks(&self, to: &NodeId, wanted: &Wanted) -> Option<Effect> {
+        let Wanted::Chunks { sha256, indices } = wanted else { return None };
+        let manifest = self.kept.values().find(|manifest| manifest.sha256 == *sha256)?;
+        Some(Effect::SendChunks {
+            to: to.clone(),
+            side: Side::Down,
+            sha256: *sha256,
+            chunk_bytes: manifest.chunk_bytes,
+            indices: indices.iter().copied().take(Wanted::MAX_CHUNKS).collect(),
+        })
+    }
+
+    /// Who serves what, as it is told.
+    pub fn assignment(&self) -> Assignment {
+        let rollout::Assignment { serial, stable, candidate, serve, shadow, slow_ms } =
+            self.rollout.assignment();
+        let candidate = candidate.and_then(|version| {
+            let adapter = self.kept.get(&version)?.clone();
+            Some(Candidate { version, adapter, serve, shadow, slow_ms })
+        });
+        let model = self.config.rollout.model.clone();
+        let stable_adapter = self.kept.get(&stable).cloned();
+        Assignment { model, serial, stable, stable_adapter, candidate }
+    }
+
+    /// Blobs that must be kept.
+    pub fn blobs(&self) -> BTreeSet<Digest> {
+        self.kept.values().map(|manifest| manifest.sha256).collect()
+    }
+
+    /// What may be seen from outside.
+    pub fn view(&self) -> StewardView {
+        let known = self.rollout.registry().records().map(|record| KnownVersion {
+            version: record.version,
+            adapter: record.adapter.to_string(),
+            parent: record.parent,
+            round: record.round,
+            contributors: record.contributors.iter().take(Self::MAX_NAMED).cloned().collect(),
+            num_examples: record.num_examples,
+            strategy: record.strategy.as_str().to_owned(),
+            code: record.code.as_str().to_owned(),
+            kept: self.kept.contains_key(&record.version),
+            barred: record.barred.as_ref().map(|why| why.as_str().to_owned()),
+        });
+        let mut versions: Vec<KnownVersion> = known.collect();
+        versions.drain(..versions.len().saturating_sub(Self::MAX_TOLD));
+        StewardView { rollout: self.rollout.view(), versions }
+    }
+
+    fn combined(&mut self, inputs: &[CombineInput], strategy: Word, out: &mut Vec<Effect>) {
+        let senders: BTreeSet<&NodeId> = inputs.iter().map(|input| &input.sender).collect();
+        let most = rollout::Registry::MAX_CONTRIBUTORS;
+        self.making.contributors = senders.into_iter().take(most).cloned().collect();
+        self.making.strategy = Some(strategy);
+        put(Self::MAKING, &self.making, out);
+    }
+
+    fn sent_up(&mut self, contribution: &Contribution, out: &mut Vec<Effect>) {
+        self.making.from = contribution.version;
+        self.making.num_examples = contribution.num_examples;
+        self.making.losses = (contribution.loss_first, contribution.loss_last);
+        put(Self::MAKING, &self.making, out);
+    }
+
+    fn handed_down(
+        &mut self,
+        now: Now,
+        version: Version,
+        adapter: &Blob,
+        round: RoundNo,
+        out: &mut Vec<Effect>,
+    ) {
+        let known = self.rollout.registry().get(version).is_some();
+        if version == 0 || adapter.is_empty() || adapter.len() > MAX_UPDATE_BYTES {
+            return; // the untrained one, or a round in which each has a model of its own
+        }
+        if known && self.kept.contains_key(&version) {
+            return;
+        }
+        if !known {
+            let registry = self.rollout.registry();
+            let before = registry.records().map(|record| record.version).filter(|v| *v < version);
+            let parent = before.max().unwrap_or(0);
+            // Of a version that this site gave nothing to, others know who made it.
+            let made_here = self.making.from + 1 == version && !self.making.contributors.is_empty();
+            let making =
+                if made_here { std::mem::take(&mut self.making) } else { Making::default() };
+            let record = VersionRecord {
+                version,
+                model: self.config.rollout.model.clone(),
+                base: self.config.rollout.base,
+                adapter: adapter.sha256(),
+                parent: if made_here { making.from } else { parent },
+                round,
+                contributors: making.contributors,
+                num_examples: making.num_examples,
+                losses: making.losses,
+                strategy: making.strategy.unwrap_or(Word::new("elsewhere")),
+                code: self.config.code.clone(),
+                risk: None,
+                // Nothing is handed down but what the parent has signed, or was made here.
+                signed: true,
+                barred: None,
+            };
+            if made_here {
+                put(Self::MAKING, &self.making, out);
+            }
+            let registered = self.rollout.step(now, Input::Registered(record));
+            self.carry_all(now, registered, out);
+        }
+        self.keep(version, adapter, out);
+        if self.rollout.assignment().stable == version {
+            self.tell(now, out); // now devices can get it, too
+        }
+    }
+
+    fn keep(&mut self, version: Version, adapter: &Blob, out: &mut Vec<Effect>) {
+        let manifest = match adapter {
+            Blob::Inline(bytes) => Manifest::of(bytes, self.config.chunk_bytes),
+            Blob::Manifest(manifest) => manifest.clone(),
+        };
+        put(&format!("{}{version}", Self::KEPT), &manifest, out);
+        self.kept.insert(version, manifest);
+        let RolloutView { stable, version: active, .. } = self.rollout.view();
+        let needed =
+            |version: Version| version == 0 || version == stable || Some(version) == active;
+        let mut others: Vec<Version> =
+            self.kept.keys().copied().filter(|version| !needed(*version)).collect();
+        others.truncate(others.len().saturating_sub(Self::MAX_KEPT));
+        for version in others {
+            self.kept.remove(&version);
+            out.push(Effect::Delete(format!("{}{version}", Self::KEPT)));
+        }
+    }
+
+    /// Whether each stage of a plan could be told to the devices.
+    fn can_be_told(&self, plan: &Plan) -> Result<(), PlanError> {
+        let known = self.rollout.registry().get(plan.version).is_some();
+        let Some(adapter) = self.kept.get(&plan.version) else {
+            let version = plan.version;
+            return Err(if known {
+                PlanError::NotKept(version)
+            } else {
+                PlanError::Unknown(version)
+            });
+        };
+        let most = plan.stages.iter().max_by_key(|stage| stage.nodes.len());
+        let (serve, slow_ms) =
+            most.map(|stage| (stage.nodes.clone(), u64::MAX)).unwrap_or_default();
+        let shadow = BTreeSet::new();
+        let candidate =
+            Candidate { version: plan.version, adapter: adapter.clone(), serve, shadow, slow_ms };
+        let told = Assignment { candidate: Some(candidate), ..self.assignment() };
+        let bytes = wire::encode(&told).map_or(usize::MAX, |bytes| bytes.len());
+        let (cap, actual) = (Kind::Assignment.cap_bytes(), bytes.saturating_add(Self::AROUND));
+        if actual > cap { Err(PlanError::TooLarge { cap, actual }) } else { Ok(()) }
+    }
+
+    /// Bytes around an assignment: envelope, head, signature, and a stable version that changes.
+    const AROUND: usize = 2 * 1024;
+
+    fn carry_all(&mut self, now: Now, effects: Vec<rollout::Effect>, out: &mut Vec<Effect>) {
+        for effect in effects {
+            match effect {
+                rollout::Effect::Put(key, value) => out.push(Effect::Put(key, value)),
+                rollout::Effect::Delete(key) => out.push(Effect::Delete(key)),
+                rollout::Effect::Record(event) => out.push(Effect::Record(event)),
+                rollout::Effect::Assign(_) => self.tell(now, out),
+                rollout::Effect::Tick(after_ms) => {
+                    out.push(Effect::Timer { timer: Timer::Steward, after_ms });
+                }
+                rollout::Effect::Refuse(refusal) => out.push(Effect::Count(refusal.kind())),
+                rollout::Effect::Fatal(what) => out.push(Effect::Fatal(what)),
+            }
+        }
+    }
+
+    fn tell(&mut self, now: Now, out: &mut Vec<Effect>) {
+        self.told_at = now.mono;
+        out.push(Effect::Send {
+            to: To::Children,
+            body: Body::Assignment(self.assignment()),
+            round: 0,
+            epoch: 0,
+            delivery: Delivery::Latest,
+        });
+    }
+}
