@@ -384,7 +384,7 @@ fn a_device_that_gives_it_up_halts_it_and_an_operators_hold_stays() {
     let place = site.place(&node("d1"));
     let back = place.slots.order(SlotOrder::Rollback { to: None, by }).unwrap();
     site.carry_out(&node("d1"), back);
-    for _ in 0..20 {
+    for _ in 0..5 {
         site.works(false);
     }
     assert_eq!(site.serve(), [0, 1, 1], "it is held until it is released");

@@ -6,7 +6,9 @@ use super::*;
 const NOW: Wall = Wall(1_700_000_000_000);
 
 fn open_policy() -> CommandPolicy {
-    CommandPolicy::new(["status", "round.start", "pause", "resume", "model.list", "infer"]).unwrap()
+    let plain =
+        ["status", "round.start", "pause", "resume", "model.list", "rollout.status", "infer"];
+    CommandPolicy::new(plain).unwrap()
 }
 
 fn plain(name: &str, payload: &str) -> Result<Command, CommandError> {
