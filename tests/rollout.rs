@@ -474,6 +474,8 @@ fn people_plan_approve_promote_and_halt_by_signed_commands() {
         site.publish(topic.clone(), bytes);
         site.publish(topic, json);
         assert_eq!(outcome(&site.reply().await), "needs_signature");
+        // What is recorded is counted when it is on disk.
+        sleep(Duration::from_secs(1)).await;
         assert_eq!(site.counted("edge0", "role_not_allowed"), before + 1);
         assert_eq!(site.answers().await, [1; 4]);
         // The order to halt: each node is back within five seconds.
