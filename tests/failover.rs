@@ -371,10 +371,10 @@ fn a_backup_starts(beside: bool) -> Vec<u8> {
         let parts = with_store(parts, &copy);
         let of_copy = Arc::clone(&parts.figures);
         let twin = gaisnet::node::start(parts).unwrap();
-        if !beside {
-            world.plant.running.insert(cloud.clone(), twin);
-        } else {
+        if beside {
             std::mem::forget(twin); // it is beside the other one until it stops by itself
+        } else {
+            world.plant.running.insert(cloud.clone(), twin);
         }
         wait(120).await;
         world.plant.converge(10).await;

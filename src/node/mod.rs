@@ -382,16 +382,15 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
             Some(device) => play(device, at_work(None), &runner, &clock),
             None => play(member(&shared, &keyring, false, &state)?, at_work(None), &runner, &clock),
         },
-        Tier::Cloud => match pair {
-            Some(pair) => {
+        Tier::Cloud => {
+            if let Some(pair) = pair {
                 let failover = failover(&shared, &keyring, pair, &state)?;
                 play(failover, at_work(None), &runner, &clock)
-            }
-            None => {
+            } else {
                 let round = round(&shared, &keyring, Owner::Root, &state)?;
                 play(round, at_work(None), &runner, &clock)
             }
-        },
+        }
         Tier::Edge => {
             let inner = round(&shared, &keyring, Owner::Relay, &state)?;
             let outer = member(&shared, &keyring, true, &state)?;
