@@ -68,6 +68,8 @@ pub struct Failover {
     told: u64,
     /// Ticks until promises count: whoever has just started hears the other one first.
     listens: u64,
+    /// A member's word of a higher epoch counts: none has in this tick.
+    heeds: bool,
     full: bool,
 }
 
@@ -126,7 +128,7 @@ impl Failover {
     const TICKS: u64 = 4;
     /// A leader's word for more than this many of ours counts as this many.
     const MOST_TICKS: u64 = 60;
-    /// Effects that wait for a confirmation; more are dropped, and said again later.
+    /// Effects that wait for a confirmation. Of more, those are dropped that are said again later.
     const MOST_HELD: usize = 4_096;
 
     /// One of the two, where the store left it: `own` is what is under [`Failover::PREFIX`], `state` under
@@ -170,6 +172,7 @@ impl Failover {
             place: Place::Following { incoming: None, ticks_left: Self::TICKS + 1 },
             told,
             listens: 0,
+            heeds: false,
             full: false,
         })
     }
@@ -275,6 +278,7 @@ impl Failover {
     /// A part of a lease has passed.
     fn tick(&mut self, now: Now, out: &mut Vec<Effect>) {
         self.listens = self.listens.saturating_sub(1);
+        self.heeds = true;
         match &mut self.place {
             Place::Following { ticks_left, .. } => {
                 *ticks_left = ticks_left.saturating_sub(1);
@@ -404,6 +408,9 @@ impl Failover {
     /// A member listens to us, and to nobody below.
     fn promise(&mut self, now: Now, message: &Verified, out: &mut Vec<Effect>) {
         let Body::Promise(promise) = message.body() else { return };
+        if self.stand.post == Post::Alone {
+            return self.lead_above(now, message, out);
+        }
         let Place::Standing { promised, .. } = &mut self.place else { return };
         if message.epoch() != self.stand.epoch || !self.round.members.contains(message.sender()) {
             return out.push(Effect::Count("promise_of_another_epoch"));
@@ -415,6 +422,23 @@ impl Failover {
         }
         promised.insert(message.sender().clone());
         self.lead_if_promised(now, out);
+    }
+
+    /// A member has heard the other one ask in a higher epoch, and listens to none below. Who leads alone is whom
+    /// most have promised to, so the other one asked in vain: it goes on above.
+    ///
+    /// Once a tick, for each time is a restart of the round.
+    fn lead_above(&mut self, now: Now, message: &Verified, out: &mut Vec<Effect>) {
+        let epoch = message.epoch();
+        let of_a_member = self.round.members.contains(message.sender());
+        if !of_a_member || epoch <= self.stand.epoch || !std::mem::take(&mut self.heeds) {
+            return;
+        }
+        if !sense::in_reach(self.stand.epoch, epoch) {
+            return out.push(Effect::Count("number_out_of_reach"));
+        }
+        self.stand.epoch = epoch;
+        self.lead(now, Post::Alone, Outgoing::default(), out);
     }
 
     /// Says whether most members have promised, and it leads.
@@ -575,7 +599,7 @@ impl Failover {
         let number = outgoing.number();
         held.extend(said.into_iter().map(|effect| (number, effect)));
         if held.len() > Self::MOST_HELD {
-            held.truncate(Self::MOST_HELD);
+            shorten(held, Self::MOST_HELD);
             out.push(Effect::Count("too_much_held_back"));
         }
         if news {
@@ -734,6 +758,51 @@ impl Failover {
     fn next_epoch(&self) -> Epoch {
         let next = self.stand.epoch + 1;
         if next.is_multiple_of(2) == self.config.first { next } else { next + 1 }
+    }
+}
+
+/// Drops what a newer one stands for, and of what is said only once, since whoever misses it asks again, the
+/// oldest. An offer, a result and the version to serve aren't said again: their newest ones stay.
+fn shorten(held: &mut Vec<(u64, Effect)>, most: usize) {
+    let mut newer: Vec<(u64, Effect)> = Vec::new();
+    let mut stays = 0;
+    for (number, effect) in std::mem::take(held).into_iter().rev() {
+        let is_once = match &effect {
+            Effect::Send { delivery, .. } => *delivery == Delivery::Volatile,
+            Effect::SendChunks { .. } => true,
+            _ => false,
+        };
+        if is_once {
+            newer.push((number, effect));
+        } else if !newer.iter().any(|(_, newer)| stands_for(newer, &effect)) {
+            stays += 1;
+            newer.push((number, effect));
+        }
+    }
+    let mut room = most.saturating_sub(stays);
+    newer.retain(|(_, effect)| match effect {
+        Effect::SendChunks { .. } | Effect::Send { delivery: Delivery::Volatile, .. } => {
+            let fits = room > 0;
+            room = room.saturating_sub(1);
+            fits
+        }
+        _ => true,
+    });
+    newer.reverse();
+    *held = newer;
+}
+
+/// Whether nothing is lost where only the newer one of two is said.
+fn stands_for(newer: &Effect, older: &Effect) -> bool {
+    match (newer, older) {
+        (
+            Effect::Send { to, body, delivery: Delivery::Latest, .. },
+            Effect::Send { to: to_too, body: older, delivery: Delivery::Latest, .. },
+        ) => to == to_too && body.kind() == older.kind(),
+        (Effect::Apply { .. }, Effect::Apply { .. }) | (Effect::Republish, Effect::Republish) => {
+            true
+        }
+        _ => false,
     }
 }
 

@@ -344,3 +344,78 @@ fn the_two_never_take_the_same_number() {
         assert_eq!((owner % 2, standby % 2), (0, 1));
     }
 }
+
+#[test]
+fn of_too_much_that_is_held_back_offers_results_and_the_version_to_serve_stay() {
+    let say = |body: Body, delivery: Delivery| Effect::Send {
+        to: To::Children,
+        body,
+        round: 0,
+        epoch: 2,
+        delivery,
+    };
+    let receipt = || say(Body::Promise(Promise { before: 1 }), Delivery::Volatile);
+    let latest = |ms: u64| say(lease(ms), Delivery::Latest);
+    let serve = |version| Effect::Apply { version, adapter: Digest([1; 32]) };
+    let mut held: Vec<_> = [latest(1), serve(1), Effect::Republish, receipt(), receipt()]
+        .into_iter()
+        .chain([receipt(), Effect::Republish, latest(2), serve(2)])
+        .zip(1..)
+        .map(|(effect, number)| (number, effect))
+        .collect();
+    shorten(&mut held, 5);
+    let stays =
+        [(5, receipt()), (6, receipt()), (7, Effect::Republish), (8, latest(2)), (9, serve(2))];
+    assert_eq!(held, stays);
+    shorten(&mut held, 1);
+    assert_eq!(held.len(), 3, "what isn't said again stays, however much it is");
+}
+
+#[test]
+fn changes_that_nobody_confirms_are_bounded_and_none_is_lost() {
+    let mut outgoing = Outgoing::default();
+    let mut state: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+    let change = |outgoing: &mut Outgoing, state: &mut BTreeMap<_, _>, key: usize| {
+        state.insert(format!("round/{key}"), vec![1]);
+        outgoing.changed([format!("round/{key}")].into());
+    };
+    let lacks = |outgoing: &mut Outgoing, state: &BTreeMap<String, Vec<u8>>| {
+        let (copy, _) = outgoing.copy(state, Vec::new(), (None, 0), 1 << 24).unwrap();
+        let part = match copy.part {
+            Blob::Inline(bytes) => bytes,
+            Blob::Manifest(_) => panic!("it is small"),
+        };
+        decode::<CopyPart>(&part, 1 << 24).unwrap().puts.len()
+    };
+    change(&mut outgoing, &mut state, 0);
+    let sent = outgoing.number();
+    change(&mut outgoing, &mut state, 1);
+    assert!(outgoing.confirm(sent));
+    assert_eq!(lacks(&mut outgoing, &state), 1, "what has changed since that copy was sent");
+    for key in 0..3 * Outgoing::MOST_CHANGED {
+        change(&mut outgoing, &mut state, key % 10_000);
+        assert!(outgoing.noted() <= Outgoing::MOST_CHANGED);
+    }
+    assert!(!outgoing.confirm(sent + 1), "it would lack what isn't noted any more");
+    assert_eq!(outgoing.confirmed(), 0, "everything is told again");
+}
+
+#[test]
+fn who_leads_alone_goes_on_above_what_a_member_has_heard_and_once_a_tick() {
+    let mut bench = Bench::new(OWNER);
+    let promise = || Body::Promise(Promise { before: 2 });
+    let epoch = bench.me.view().epoch;
+    bench.ticks(1);
+    bench.hear("stranger", epoch + 1, promise());
+    bench.hear("a", u64::MAX / 2, promise());
+    bench.hear("a", epoch, promise());
+    assert_eq!(bench.me.view().epoch, epoch);
+    bench.ticks(1);
+    bench.hear("a", epoch + 1, promise());
+    assert_eq!((bench.me.view().post, bench.me.view().epoch), ("alone", epoch + 2));
+    bench.hear("b", epoch + 3, promise());
+    assert_eq!(bench.me.view().epoch, epoch + 2, "in the same tick");
+    bench.ticks(1);
+    bench.hear("b", epoch + 3, promise());
+    assert_eq!(bench.me.view().epoch, epoch + 4);
+}
