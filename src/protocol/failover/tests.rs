@@ -190,17 +190,20 @@ fn who_knows_less_is_not_confirmed_and_who_knows_as_much_is() {
 
 #[test]
 fn a_copy_of_what_was_put_back_from_a_backup_is_refused_and_else_it_would_take_the_state_s_place() {
-    let given_back = |told: u64| {
-        let mut bench = Bench::new(STANDBY);
-        bench.copied(4, 5, Some(4));
-        let effects = bench.peer_says(6, copy(told, Some(4), owners_state(6)));
-        let taken = puts(&effects).contains(&"round/epoch");
-        (counted(&effects, "copy_knows_less"), asks(&effects), taken)
-    };
-    assert_eq!(given_back(2), (true, true, false), "it stands before anybody promises");
-    assert_eq!(given_back(5), (false, false, true), "nothing was lost");
-    let broken = without(Guard::Told, || given_back(2));
-    assert_eq!(broken, (false, false, true));
+    // Of before it asks, and where it was alone when the backup was taken.
+    for basis in [Some(4), None] {
+        let given_back = |told: u64| {
+            let mut bench = Bench::new(STANDBY);
+            bench.copied(4, 5, Some(4));
+            let effects = bench.peer_says(6, copy(told, basis, owners_state(6)));
+            let taken = puts(&effects).contains(&"round/epoch");
+            (counted(&effects, "copy_knows_less"), asks(&effects), taken)
+        };
+        assert_eq!(given_back(2), (true, true, false), "it stands: {basis:?}");
+        assert_eq!(given_back(5), (false, false, true), "nothing was lost: {basis:?}");
+        let broken = without(Guard::Told, || given_back(2));
+        assert_eq!(broken, (false, false, true));
+    }
 }
 
 #[test]
@@ -321,6 +324,11 @@ fn a_receipt_and_a_result_leave_once_the_standby_has_what_they_say() {
     assert_eq!(receipts(&bench.peer_says(epoch, have(at))), 1);
     let job = job.unwrap();
     let blob = |_: &Digest| Some(first_adapter(4));
+    let mut of_before = job.clone();
+    of_before.inputs.pop();
+    let outcome = Ok(update::combine(&of_before, &blob).unwrap());
+    let effects = bench.step(Input::Combined { offer: job.offer, outcome });
+    assert_eq!(effects, [Effect::Count("outcome_of_another_set")], "of a set of before");
     let outcome = Ok(update::combine(&job, &blob).unwrap());
     let effects = bench.step(Input::Combined { offer: job.offer, outcome });
     let speaks =
@@ -418,4 +426,70 @@ fn who_leads_alone_goes_on_above_what_a_member_has_heard_and_once_a_tick() {
     bench.ticks(1);
     bench.hear("b", epoch + 3, promise());
     assert_eq!(bench.me.view().epoch, epoch + 4);
+}
+
+fn said(effects: &[Effect]) -> usize {
+    effects.iter().filter(|effect| matches!(effect, Effect::Send { .. })).count()
+}
+
+#[test]
+fn who_led_alone_when_it_stopped_hears_the_other_one_before_its_first_word() {
+    let heard = |asks: bool, told: u64, kept_by_broker: bool| {
+        let mut bench = Bench::new(OWNER);
+        let epoch = bench.me.view().epoch;
+        bench.me.is_new = false;
+        assert_eq!(said(&bench.step(Input::Start)), 0);
+        assert_eq!(said(&bench.ticks(Failover::TICKS + 1)), 0);
+        let lease = Body::Lease(Lease { ms: 4_000, asks, alone: false, told });
+        let message = verified(&node(STANDBY), 0, epoch + 1, lease);
+        let message = if kept_by_broker { message.kept_by_broker() } else { message };
+        bench.step(Input::Message(message));
+        bench
+    };
+    for asks in [true, false] {
+        assert_eq!(heard(asks, u64::MAX, false).me.view().post, "following", "it is of a backup");
+        assert_eq!(heard(asks, 0, false).me.view().post, "alone", "it has all there is");
+        let mut bench = heard(asks, u64::MAX, true);
+        let before = bench.me.view();
+        assert_eq!(before.post, "standing", "nobody has to live who said so once");
+        bench.ticks(1);
+        assert_eq!(bench.me.view().post, "alone");
+        assert!(bench.me.view().epoch > before.epoch);
+    }
+    let broken = without(Guard::Told, || heard(true, u64::MAX, false).me.view().post);
+    assert_eq!(broken, "alone");
+}
+
+#[test]
+fn who_leads_alone_from_a_backup_follows_whoever_asks_and_knows_more() {
+    for (more, post) in [(1, "following"), (0, "alone")] {
+        let mut bench = Bench::new(OWNER);
+        let (epoch, told) = (bench.me.view().epoch, bench.me.told);
+        let asks = Lease { ms: 4_000, asks: true, alone: false, told: told + more };
+        bench.peer_says(epoch + 1, Body::Lease(asks));
+        assert_eq!(bench.me.view().post, post);
+    }
+}
+
+#[test]
+fn what_nobody_confirmed_is_no_reason_to_refuse_who_went_on_without_it() {
+    let mut bench = Bench::new(OWNER);
+    let epoch = bench.me.view().epoch;
+    let have = |bench: &Bench| match &bench.me.place {
+        Place::Leading { outgoing, .. } => {
+            Body::Mirror(Mirror::Have { seq: outgoing.number(), wants: false })
+        }
+        _ => panic!("it leads"),
+    };
+    for _ in 0..2 {
+        let all = have(&bench);
+        bench.peer_says(epoch, all);
+    }
+    let confirmed = bench.me.told;
+    bench.step(Input::Timer(Timer::NextRound));
+    assert!(bench.me.told > confirmed);
+    assert_eq!(bench.me.known, confirmed);
+    bench.peer_says(epoch + 1, lease(4_000));
+    let effects = bench.peer_says(epoch + 1, copy(confirmed, None, owners_state(epoch + 1)));
+    assert!(puts(&effects).contains(&"round/epoch"));
 }
