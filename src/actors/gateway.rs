@@ -423,7 +423,7 @@ pub fn subscriptions(
             }
         }
     }
-    if let Some(peer) = paired.and_then(|peer| branch(&peer.node)) {
+    if let Some(peer) = paired.and_then(branch) {
         down.extend(direct(&peer, false, &["mirror", "get", "chunk"]));
     }
     [(Side::Up, up), (Side::Down, down)]

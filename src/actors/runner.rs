@@ -867,10 +867,11 @@ impl Handler<OwnHead> for Runner {
             Some(Twin::Lives) => {
                 self.parts.figures.count("twin");
                 let what = format!(
-                    "another process runs with this node's name and key, and its ledger is the longer one ({} \
-                     entries, {} here): this one is a copy of its disk. Stop one of the two, and enrol the copy \
-                     under a name and a key of its own",
-                    head.size, own.size
+                    "another process runs with this node's name and key: one of the two has a copy of its disk. This one has \
+                     the shorter ledger ({own} entries, {said} there) and ends, which doesn't say that it is the copy. Stop \
+                     whichever is the copy, and enrol it under a name and a key of its own",
+                    own = own.size,
+                    said = head.size
                 );
                 self.fail(&what, ctx);
             }

@@ -210,7 +210,8 @@ fn node_rights(keyring: &Keyring, prefix: &Prefix, scope: &Scope, entry: &NodeEn
         read.extend([format!("{own}/cmd/#"), format!("{own}/infer/#")]);
     }
     let owners = keyring.owners_of(&entry.node);
-    let below = keyring.members_of(&entry.node).chain(keyring.peer_of(&entry.node));
+    let peer = keyring.peer_of(&entry.node).and_then(|peer| keyring.node(peer));
+    let below = keyring.members_of(&entry.node).chain(peer);
     let neighbours = owners.chain(below);
     for neighbour in neighbours.filter(|neighbour| scope.holds(neighbour)) {
         let there = branch(prefix, neighbour);

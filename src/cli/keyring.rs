@@ -139,7 +139,7 @@ fn show(keyring: &Keyring, out: &mut dyn Write) -> anyhow::Result<()> {
         let roles: Vec<&str> = entry.roles.iter().map(|role| role.as_str()).collect();
         let parent = entry.parent.as_ref().map(|parent| format!(" under {parent}"));
         let owner = keyring.stands_by(&entry.node);
-        let parent = parent.or(owner.map(|owner| format!(" stands by for {}", owner.node)));
+        let parent = parent.or(owner.map(|owner| format!(" stands by for {owner}")));
         writeln!(
             out,
             "{:width$}  {}  {:16}  {}/{}{}",

@@ -3,7 +3,8 @@
 //!
 //! A node hears what is said under its own name. Heads of its own ledger come back to it; another start of
 //! the same key signs other ones. One that is heard after a head of one's own was, and ends no earlier, is of
-//! somebody who lives, not of before. The one with the longer ledger stays. Called by the runner.
+//! somebody who lives, not of before. The one with the longer ledger stays, which may be the copy: a fresh one that is busier
+//! than a quiet original outgrows it. Which is which no ledger tells. Called by the runner.
 
 use super::tree::Head;
 use crate::ids::BootId;
@@ -20,7 +21,7 @@ pub struct OwnWord {
 /// What another start with the same key means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Twin {
-    /// It lives, and has the longer ledger: this one is the copy.
+    /// It lives, and has the longer ledger: one of the two is a copy, and this one ends.
     Lives,
     /// It has signed more than is in this store, whenever that was.
     KnewMore,

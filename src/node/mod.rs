@@ -758,7 +758,7 @@ fn pair_of(
     let Shared { me, learning, .. } = shared;
     let Some(peer) = keyring.peer_of(me) else { return Ok(None) };
     let config = FailoverConfig {
-        peer: peer.node.clone(),
+        peer: peer.clone(),
         first: keyring.stands_by(me).is_none(),
         lease_ms: learning.lease_ms,
         chunk_bytes: learning.chunk_bytes,

@@ -63,11 +63,17 @@ pub struct Failover {
     /// Blobs that the state names, all on disk.
     blobs: BTreeMap<Digest, Manifest>,
     place: Place,
-    /// Changes of the state since there are rounds. Who has less of one basis lacks something: its store
-    /// was put back from a backup.
+    /// Changes of the state since there are rounds.
     told: u64,
+    /// As many of them, at least, are on the other one's disk too, or were let out. Who has fewer than that
+    /// lacks something: its store was put back from a backup.
+    known: u64,
+    /// Nothing of it was on disk.
+    is_new: bool,
     /// Ticks until promises count: whoever has just started hears the other one first.
     listens: u64,
+    /// A member's word of a higher epoch counts: none has in this tick.
+    heeds: bool,
     full: bool,
 }
 
@@ -121,12 +127,13 @@ impl Failover {
     pub const PREFIX: &'static str = "failover/";
     pub(super) const STAND: &'static str = "failover/stand";
     const TOLD: &'static str = "failover/told";
+    const KNOWN: &'static str = "failover/known";
     const STATE_CAP: usize = 1 << 16;
     /// Parts of a lease in which a leader says that it is there.
     const TICKS: u64 = 4;
     /// A leader's word for more than this many of ours counts as this many.
     const MOST_TICKS: u64 = 60;
-    /// Effects that wait for a confirmation; more are dropped, and said again later.
+    /// Effects that wait for a confirmation. Of more, those are dropped that are said again later.
     const MOST_HELD: usize = 4_096;
 
     /// One of the two, where the store left it: `own` is what is under [`Failover::PREFIX`], `state` under
@@ -150,12 +157,17 @@ impl Failover {
             have: 0,
             of: 0,
         };
+        let is_new = !own.iter().any(|(key, _)| key == Self::STAND);
         if let Some((key, value)) = own.iter().find(|(key, _)| key == Self::STAND) {
             stand = decode(value, Self::STATE_CAP).map_err(|e| format!("{key}: {e}"))?;
         }
         let mut told = 0;
         if let Some((key, value)) = own.iter().find(|(key, _)| key == Self::TOLD) {
             told = decode(value, Self::STATE_CAP).map_err(|e| format!("{key}: {e}"))?;
+        }
+        let mut known = 0;
+        if let Some((key, value)) = own.iter().find(|(key, _)| key == Self::KNOWN) {
+            known = decode(value, Self::STATE_CAP).map_err(|e| format!("{key}: {e}"))?;
         }
         let mut blobs: BTreeMap<_, _> = blobs.into_iter().map(|blob| (blob.sha256, blob)).collect();
         let untrained = Manifest::of(adapter, config.chunk_bytes);
@@ -169,7 +181,10 @@ impl Failover {
             blobs,
             place: Place::Following { incoming: None, ticks_left: Self::TICKS + 1 },
             told,
+            known,
+            is_new,
             listens: 0,
+            heeds: false,
             full: false,
         })
     }
@@ -219,6 +234,7 @@ impl Failover {
     /// What may be seen from outside.
     pub fn view(&self) -> FailoverView {
         let post = match self.stand.post {
+            _ if self.listens_first() => "standing",
             Post::Following => "following",
             Post::Standing => "standing",
             Post::Paired => "paired",
@@ -268,17 +284,55 @@ impl Failover {
             Post::Standing => self.ask(out),
             // Whether the standby has taken over meanwhile shows when it confirms, or doesn't.
             Post::Paired => self.stand_up(out),
-            Post::Alone => self.lead(now, Post::Alone, Outgoing::default(), out),
+            Post::Alone if self.is_new => self.lead(now, Post::Alone, Outgoing::default(), out),
+            // The disk may be that of a backup, and the other one may have gone on since.
+            Post::Alone => {
+                let ticks_left = Self::TICKS + 2; // it asks within one more than a lease
+                self.place = Place::Following { incoming: None, ticks_left };
+                out.push(self.next_tick());
+            }
+        }
+    }
+
+    /// Whether it led alone when it stopped, and hasn't said anything since.
+    fn listens_first(&self) -> bool {
+        self.stand.post == Post::Alone && matches!(self.place, Place::Following { .. })
+    }
+
+    /// What the other one says before we have said anything.
+    fn hear_first(&mut self, now: Now, message: &Verified, out: &mut Vec<Effect>) {
+        let Body::Lease(lease) = message.body() else {
+            return out.push(Effect::Count("not_following"));
+        };
+        let epoch = message.epoch();
+        if epoch < self.stand.epoch {
+            return out.push(Effect::Count("stale_epoch"));
+        }
+        let is_higher = epoch > self.stand.epoch;
+        self.stand.epoch = epoch;
+        if message.was_retained() {
+            put(Self::STAND, &self.stand, out);
+        } else if lease.told > self.told && guard::stands(Guard::Told) {
+            self.step_down(out);
+        } else if is_higher {
+            self.lead(now, Post::Alone, Outgoing::default(), out);
         }
     }
 
     /// A part of a lease has passed.
     fn tick(&mut self, now: Now, out: &mut Vec<Effect>) {
         self.listens = self.listens.saturating_sub(1);
+        self.heeds = true;
         match &mut self.place {
             Place::Following { ticks_left, .. } => {
                 *ticks_left = ticks_left.saturating_sub(1);
                 let gone = *ticks_left == 0;
+                if self.stand.post == Post::Alone {
+                    if gone {
+                        return self.lead(now, Post::Alone, Outgoing::default(), out);
+                    }
+                    return out.push(self.next_tick());
+                }
                 if gone && self.stand.basis.is_some() {
                     return self.stand_up(out);
                 }
@@ -322,13 +376,16 @@ impl Failover {
         if !sense::in_reach(self.stand.epoch, epoch) {
             return out.push(Effect::Count("number_out_of_reach"));
         }
+        if self.listens_first() {
+            return self.hear_first(now, message, out);
+        }
         if epoch < self.stand.epoch && !is_wish && guard::stands(Guard::Epochs) {
             return out.push(Effect::Count("stale_epoch"));
         }
         if epoch > self.stand.epoch {
-            // Two that lead alone are one with another disk than it had: the one that knows less.
+            // Who leads alone has all that was ever let out, unless its disk is that of a backup.
             let knows_more = match message.body() {
-                Body::Lease(lease) => !lease.asks && lease.told > self.told,
+                Body::Lease(lease) => lease.told > self.told && guard::stands(Guard::Told),
                 _ => false,
             };
             if self.stand.post == Post::Alone && (!knows_more || message.was_retained()) {
@@ -355,11 +412,10 @@ impl Failover {
                     return out.push(Effect::Count("copy_behind"));
                 }
                 let is_first = self.stand.of != epoch;
-                let of_one_basis = copy.basis.is_some() && copy.basis == self.stand.basis;
-                if is_first && of_one_basis && copy.told < self.told && guard::stands(Guard::Told) {
-                    // It has forgotten what it once told us. We stand before anybody promises it the rounds.
+                if is_first && copy.told < self.known && guard::stands(Guard::Told) {
+                    // It has forgotten what it once told us. We stand, if we may, and it hears what we know.
                     out.push(Effect::Count("copy_knows_less"));
-                    if let Place::Following { .. } = self.place {
+                    if matches!(self.place, Place::Following { .. }) && self.stand.basis.is_some() {
                         self.stand_up(out);
                     }
                     return;
@@ -404,7 +460,13 @@ impl Failover {
     /// A member listens to us, and to nobody below.
     fn promise(&mut self, now: Now, message: &Verified, out: &mut Vec<Effect>) {
         let Body::Promise(promise) = message.body() else { return };
-        let Place::Standing { promised, .. } = &mut self.place else { return };
+        let promised = match &mut self.place {
+            Place::Standing { promised, .. } => promised,
+            Place::Leading { .. } if self.stand.post == Post::Alone => {
+                return self.lead_above(now, message, out);
+            }
+            Place::Following { .. } | Place::Leading { .. } => return,
+        };
         if message.epoch() != self.stand.epoch || !self.round.members.contains(message.sender()) {
             return out.push(Effect::Count("promise_of_another_epoch"));
         }
@@ -415,6 +477,23 @@ impl Failover {
         }
         promised.insert(message.sender().clone());
         self.lead_if_promised(now, out);
+    }
+
+    /// A member has heard the other one ask in a higher epoch, and listens to none below. Who leads alone is whom
+    /// most have promised to, so the other one asked in vain: it goes on above.
+    ///
+    /// Once a tick, for each time is a restart of the round.
+    fn lead_above(&mut self, now: Now, message: &Verified, out: &mut Vec<Effect>) {
+        let epoch = message.epoch();
+        let of_a_member = self.round.members.contains(message.sender());
+        if !of_a_member || epoch <= self.stand.epoch || !std::mem::take(&mut self.heeds) {
+            return;
+        }
+        if !sense::in_reach(self.stand.epoch, epoch) {
+            return out.push(Effect::Count("number_out_of_reach"));
+        }
+        self.stand.epoch = epoch;
+        self.lead(now, Post::Alone, Outgoing::default(), out);
     }
 
     /// Says whether most members have promised, and it leads.
@@ -450,6 +529,11 @@ impl Failover {
                     put(Self::STAND, &self.stand, out);
                 }
                 let confirmed = outgoing.confirmed();
+                if newer {
+                    // Each number is one change of the state at most. It goes to disk with the next one.
+                    let unconfirmed = outgoing.number().saturating_sub(confirmed);
+                    self.known = self.known.max(self.told.saturating_sub(unconfirmed));
+                }
                 let freed = held.iter().take_while(|(seq, _)| *seq <= confirmed).count();
                 out.extend(held.drain(..freed).map(|(_, effect)| effect));
                 if wants && seq < confirmed {
@@ -494,6 +578,9 @@ impl Failover {
         self.stand.post = post;
         self.stand.basis = (post == Post::Paired).then_some(self.stand.epoch);
         put(Self::STAND, &self.stand, out);
+        // The other one has all of it, or nobody waits for that.
+        self.known = self.told;
+        put(Self::KNOWN, &self.known, out);
         outgoing.touch();
         let mut round = Box::new(self.at_rest());
         round.raise_epoch(self.stand.epoch);
@@ -532,6 +619,12 @@ impl Failover {
             }
             return;
         };
+        if let Input::Combined { offer, outcome: Ok(work) } = &input
+            && round.closes_over_others(*offer, &work.weighed)
+        {
+            // Begun before the other one led, and closed the same round over more or less. Ours is under way.
+            return out.push(Effect::Count("outcome_of_another_set"));
+        }
         let effects = round.step(now, input);
         let mut said = Vec::new();
         let mut changed = BTreeSet::new();
@@ -564,7 +657,11 @@ impl Failover {
         if news {
             outgoing.changed(changed);
             self.told += 1;
+            if self.stand.post == Post::Alone {
+                self.known = self.told;
+            }
             put(Self::TOLD, &self.told, out);
+            put(Self::KNOWN, &self.known, out);
             let needs = round.named_blobs();
             self.blobs.retain(|digest, _| needs.contains(digest));
         }
@@ -575,7 +672,7 @@ impl Failover {
         let number = outgoing.number();
         held.extend(said.into_iter().map(|effect| (number, effect)));
         if held.len() > Self::MOST_HELD {
-            held.truncate(Self::MOST_HELD);
+            shorten(held, Self::MOST_HELD);
             out.push(Effect::Count("too_much_held_back"));
         }
         if news {
@@ -654,8 +751,9 @@ impl Failover {
         self.blobs = blobs;
         (self.stand.have, self.stand.of, self.stand.basis) = (seq, epoch, basis);
         put(Self::STAND, &self.stand, out);
-        self.told = told;
+        (self.told, self.known) = (told, told);
         put(Self::TOLD, &self.told, out);
+        put(Self::KNOWN, &self.known, out);
         let known = self.have(false);
         out.push(known);
     }
@@ -715,7 +813,7 @@ impl Failover {
         let alone = self.stand.post == Post::Alone;
         Effect::Send {
             to: To::Children,
-            body: Body::Lease(Lease { ms: self.config.lease_ms, asks, alone, told: self.told }),
+            body: Body::Lease(Lease { ms: self.config.lease_ms, asks, alone, told: self.known }),
             round: 0,
             epoch: self.stand.epoch,
             delivery: Delivery::Latest,
@@ -734,6 +832,51 @@ impl Failover {
     fn next_epoch(&self) -> Epoch {
         let next = self.stand.epoch + 1;
         if next.is_multiple_of(2) == self.config.first { next } else { next + 1 }
+    }
+}
+
+/// Drops what a newer one stands for, and of what is said only once, since whoever misses it asks again, the
+/// oldest. An offer, a result and the version to serve aren't said again: their newest ones stay.
+fn shorten(held: &mut Vec<(u64, Effect)>, most: usize) {
+    let mut newer: Vec<(u64, Effect)> = Vec::new();
+    let mut stays = 0;
+    for (number, effect) in std::mem::take(held).into_iter().rev() {
+        let is_once = match &effect {
+            Effect::Send { delivery, .. } => *delivery == Delivery::Volatile,
+            Effect::SendChunks { .. } => true,
+            _ => false,
+        };
+        if is_once {
+            newer.push((number, effect));
+        } else if !newer.iter().any(|(_, newer)| stands_for(newer, &effect)) {
+            stays += 1;
+            newer.push((number, effect));
+        }
+    }
+    let mut room = most.saturating_sub(stays);
+    newer.retain(|(_, effect)| match effect {
+        Effect::SendChunks { .. } | Effect::Send { delivery: Delivery::Volatile, .. } => {
+            let fits = room > 0;
+            room = room.saturating_sub(1);
+            fits
+        }
+        _ => true,
+    });
+    newer.reverse();
+    *held = newer;
+}
+
+/// Whether nothing is lost where only the newer one of two is said.
+fn stands_for(newer: &Effect, older: &Effect) -> bool {
+    match (newer, older) {
+        (
+            Effect::Send { to, body, delivery: Delivery::Latest, .. },
+            Effect::Send { to: to_too, body: older, delivery: Delivery::Latest, .. },
+        ) => to == to_too && body.kind() == older.kind(),
+        (Effect::Apply { .. }, Effect::Apply { .. }) | (Effect::Republish, Effect::Republish) => {
+            true
+        }
+        _ => false,
     }
 }
 

@@ -361,6 +361,15 @@ impl Member {
         }
         if epoch < self.parent_epoch && guard::stands(Guard::Epochs) {
             out.push(Effect::Count("stale_epoch"));
+            if let Body::Lease(lease) = message.body()
+                && !lease.asks
+                && !message.was_retained()
+                && self.config.standby.is_some()
+            {
+                // It lives and leads, and nobody who hears the other one may have told it. Below what is
+                // promised here it would speak in vain for ever.
+                out.push(self.promise_to(sender));
+            }
             return;
         }
         if epoch == self.parent_epoch && *sender != self.owner && epoch > 0 {
@@ -387,7 +396,7 @@ impl Member {
                 self.offered(offered, out);
             }
             Body::Receipt(receipt) => self.receipt(receipt, out),
-            Body::Lease(lease) if lease.asks => self.promise(out),
+            Body::Lease(lease) if lease.asks => out.push(self.promise_to(sender)),
             Body::Lease(_) => {}
             Body::Result(result) => {
                 let body = message.body_digest();
@@ -432,19 +441,23 @@ impl Member {
 
     /// Where what is for the owner alone goes.
     fn above(&self) -> To {
-        if self.owner == self.config.parent { To::Parent } else { To::Standby(self.owner.clone()) }
+        self.to_one_of_them(&self.owner)
     }
 
-    /// Tells whoever asks for the rounds what it had heard before. It is on disk by then that no lower
+    fn to_one_of_them(&self, node: &NodeId) -> To {
+        if *node == self.config.parent { To::Parent } else { To::Standby(node.clone()) }
+    }
+
+    /// Tells whoever asks for the rounds, or leads below what was promised, what it had heard before. It is on disk by then that no lower
     /// epoch is listened to.
-    fn promise(&self, out: &mut Vec<Effect>) {
-        out.push(Effect::Send {
-            to: self.above(),
+    fn promise_to(&self, node: &NodeId) -> Effect {
+        Effect::Send {
+            to: self.to_one_of_them(node),
             body: Body::Promise(Promise { before: self.epoch_before }),
             round: 0,
             epoch: self.parent_epoch,
             delivery: Delivery::Volatile,
-        });
+        }
     }
 
     fn serve(&self, asker: &NodeId, get: &Get, out: &mut Vec<Effect>) {

@@ -825,6 +825,14 @@ impl Round {
         if knowledge { Blob::Inline(Vec::new()) } else { self.global.adapter_blob.clone() }
     }
 
+    /// Whether these are the deltas of another set than the one that is closed over for this offer.
+    pub(super) fn closes_over_others(&self, offer: Digest, weighed: &[Weighed]) -> bool {
+        let Phase::Closing(closing) = &self.phase else { return false };
+        let set = closing.set.iter().filter(|input| input.delta.is_some());
+        let other = !set.map(|input| input.update).eq(weighed.iter().map(|weighed| weighed.update));
+        closing.digest == offer && other && !weighed.is_empty()
+    }
+
     fn combined(
         &mut self,
         offer: Digest,

@@ -396,15 +396,14 @@ impl Keyring {
         self.node(self.standbys.get(owner)?)
     }
 
-    /// The node that this one takes over from.
-    pub fn stands_by(&self, standby: &NodeId) -> Option<&NodeEntry> {
-        let (owner, _) = self.standbys.iter().find(|(_, named)| *named == standby)?;
-        self.node(owner)
+    /// The node that this one takes over from, also where its key is revoked: that is what a standby is for.
+    pub fn stands_by(&self, standby: &NodeId) -> Option<&NodeId> {
+        self.standbys.iter().find(|(_, named)| *named == standby).map(|(owner, _)| owner)
     }
 
-    /// The other one of an owner and its standby.
-    pub fn peer_of(&self, node: &NodeId) -> Option<&NodeEntry> {
-        self.standby_of(node).or_else(|| self.stands_by(node))
+    /// The other one of an owner and its standby. An owner has none whose key is revoked.
+    pub fn peer_of(&self, node: &NodeId) -> Option<&NodeId> {
+        self.standby_of(node).map(|entry| &entry.node).or_else(|| self.stands_by(node))
     }
 
     /// Nodes that may own this one's rounds: its parent, and the standby of that.
@@ -416,7 +415,7 @@ impl Keyring {
 
     /// Members of the rounds that this node owns, or may come to own.
     pub fn members_of<'a>(&'a self, node: &'a NodeId) -> impl Iterator<Item = &'a NodeEntry> {
-        self.children_of(self.stands_by(node).map_or(node, |owner| &owner.node))
+        self.children_of(self.stands_by(node).unwrap_or(node))
     }
 
     fn next_version(&self) -> u64 {

@@ -302,8 +302,7 @@ fn check_allowed(
         side == Side::Up && door.keyring.owners_of(door.me).any(|owner| owner.node == sender.node);
     let from_child = side == Side::Down
         && door.keyring.owners_of(&sender.node).any(|owner| owner.node == *door.me);
-    let from_peer = side == Side::Down
-        && door.keyring.peer_of(door.me).is_some_and(|peer| peer.node == sender.node);
+    let from_peer = side == Side::Down && door.keyring.peer_of(door.me) == Some(&sender.node);
     let has = |role: Role| sender.roles.contains(&role);
     let owner = has(Role::Cloud) || has(Role::Edge);
     let worker = has(Role::Device) || has(Role::Edge);
@@ -371,7 +370,7 @@ fn check_head(
         return Err(Refusal::WrongTopic);
     }
     // What was sealed for one of an owner and its standby is good for the other: it is resent verbatim.
-    let peer = door.keyring.peer_of(door.me).map(|peer| &peer.node);
+    let peer = door.keyring.peer_of(door.me);
     let for_us = |audience: &NodeId| {
         audience == door.me || kind == Kind::Contribution && Some(audience) == peer
     };

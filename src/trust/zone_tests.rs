@@ -160,3 +160,22 @@ fn a_keyring_with_a_standby_survives_msgpack_and_one_without_has_the_bytes_that_
     let plain = String::from_utf8_lossy(&crate::wire::encode(&site()).unwrap()).into_owned();
     assert!(!plain.contains("standbys"));
 }
+
+#[test]
+fn a_standby_keeps_its_members_when_the_key_of_its_owner_is_revoked() {
+    let paired = paired();
+    let key = paired.node(&name("cloud")).unwrap().key.key_id();
+    let ring = paired.revoke(key, AT, AT.plus_ms(1_000_000)).unwrap();
+    let names = |ring: &Keyring| -> Vec<NodeId> {
+        ring.members_of(&name("cloud-2")).map(|entry| entry.node.clone()).collect()
+    };
+    assert_eq!(names(&ring), names(&paired));
+    assert!(!names(&ring).is_empty());
+    assert_eq!(ring.peer_of(&name("cloud-2")), Some(&name("cloud")));
+    assert_eq!(ring.stands_by(&name("cloud-2")), Some(&name("cloud")));
+    let owners: Vec<_> = ring.owners_of(&name("over")).map(|e| e.node.as_str()).collect();
+    assert_eq!(owners, ["cloud-2"]);
+    let key = paired.node(&name("cloud-2")).unwrap().key.key_id();
+    let ring = paired.revoke(key, AT, AT.plus_ms(1_000_000)).unwrap();
+    assert_eq!(ring.peer_of(&name("cloud")), None);
+}

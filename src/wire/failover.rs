@@ -16,9 +16,9 @@ pub struct Lease {
     pub ms: u64,
     /// It doesn't own the rounds yet: members are asked for their promises.
     pub asks: bool,
-    /// What it says is held by nobody else.
+    /// What it says is held by nobody else. For whoever reads along: nothing is decided by it.
     pub alone: bool,
-    /// Changes of the state that it knows of, since there are rounds.
+    /// Changes of the state, since there are rounds, that both of them know of or that were let out.
     pub told: u64,
 }
 

@@ -30,8 +30,19 @@ pub(super) struct Outgoing {
 }
 
 impl Outgoing {
+    /// Keys that are noted as changed; with more, everything is told again.
+    pub(super) const MOST_CHANGED: usize = 4_096;
+
     /// These keys are other ones now.
+    ///
+    /// They are noted from the first copy on, also before anything is confirmed: a confirmation that is on
+    /// its way is of what was there when its copy was sent.
     pub(super) fn changed(&mut self, keys: BTreeSet<String>) {
+        if self.changed.len() + keys.len() > Self::MOST_CHANGED {
+            // Nobody has confirmed for long, and whoever does so now would lack what is forgotten here.
+            (self.confirmed, self.void) = (0, self.number);
+            self.changed.clear();
+        }
         self.touch();
         self.changed.extend(keys.into_iter().map(|key| (key, self.number)));
     }
@@ -78,6 +89,12 @@ impl Outgoing {
 
     pub(super) fn confirmed(&self) -> u64 {
         self.confirmed
+    }
+
+    /// Keys that are noted as changed.
+    #[cfg(test)]
+    pub(super) fn noted(&self) -> usize {
+        self.changed.len()
     }
 
     pub(super) fn blobs(&self) -> impl Iterator<Item = Digest> {

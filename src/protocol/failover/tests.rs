@@ -190,17 +190,20 @@ fn who_knows_less_is_not_confirmed_and_who_knows_as_much_is() {
 
 #[test]
 fn a_copy_of_what_was_put_back_from_a_backup_is_refused_and_else_it_would_take_the_state_s_place() {
-    let given_back = |told: u64| {
-        let mut bench = Bench::new(STANDBY);
-        bench.copied(4, 5, Some(4));
-        let effects = bench.peer_says(6, copy(told, Some(4), owners_state(6)));
-        let taken = puts(&effects).contains(&"round/epoch");
-        (counted(&effects, "copy_knows_less"), asks(&effects), taken)
-    };
-    assert_eq!(given_back(2), (true, true, false), "it stands before anybody promises");
-    assert_eq!(given_back(5), (false, false, true), "nothing was lost");
-    let broken = without(Guard::Told, || given_back(2));
-    assert_eq!(broken, (false, false, true));
+    // Of before it asks, and where it was alone when the backup was taken.
+    for basis in [Some(4), None] {
+        let given_back = |told: u64| {
+            let mut bench = Bench::new(STANDBY);
+            bench.copied(4, 5, Some(4));
+            let effects = bench.peer_says(6, copy(told, basis, owners_state(6)));
+            let taken = puts(&effects).contains(&"round/epoch");
+            (counted(&effects, "copy_knows_less"), asks(&effects), taken)
+        };
+        assert_eq!(given_back(2), (true, true, false), "it stands: {basis:?}");
+        assert_eq!(given_back(5), (false, false, true), "nothing was lost: {basis:?}");
+        let broken = without(Guard::Told, || given_back(2));
+        assert_eq!(broken, (false, false, true));
+    }
 }
 
 #[test]
@@ -321,6 +324,11 @@ fn a_receipt_and_a_result_leave_once_the_standby_has_what_they_say() {
     assert_eq!(receipts(&bench.peer_says(epoch, have(at))), 1);
     let job = job.unwrap();
     let blob = |_: &Digest| Some(first_adapter(4));
+    let mut of_before = job.clone();
+    of_before.inputs.pop();
+    let outcome = Ok(update::combine(&of_before, &blob).unwrap());
+    let effects = bench.step(Input::Combined { offer: job.offer, outcome });
+    assert_eq!(effects, [Effect::Count("outcome_of_another_set")], "of a set of before");
     let outcome = Ok(update::combine(&job, &blob).unwrap());
     let effects = bench.step(Input::Combined { offer: job.offer, outcome });
     let speaks =
@@ -343,4 +351,145 @@ fn the_two_never_take_the_same_number() {
         assert!(owner > heard && standby > heard);
         assert_eq!((owner % 2, standby % 2), (0, 1));
     }
+}
+
+#[test]
+fn of_too_much_that_is_held_back_offers_results_and_the_version_to_serve_stay() {
+    let say = |body: Body, delivery: Delivery| Effect::Send {
+        to: To::Children,
+        body,
+        round: 0,
+        epoch: 2,
+        delivery,
+    };
+    let receipt = || say(Body::Promise(Promise { before: 1 }), Delivery::Volatile);
+    let latest = |ms: u64| say(lease(ms), Delivery::Latest);
+    let serve = |version| Effect::Apply { version, adapter: Digest([1; 32]) };
+    let mut held: Vec<_> = [latest(1), serve(1), Effect::Republish, receipt(), receipt()]
+        .into_iter()
+        .chain([receipt(), Effect::Republish, latest(2), serve(2)])
+        .zip(1..)
+        .map(|(effect, number)| (number, effect))
+        .collect();
+    shorten(&mut held, 5);
+    let stays =
+        [(5, receipt()), (6, receipt()), (7, Effect::Republish), (8, latest(2)), (9, serve(2))];
+    assert_eq!(held, stays);
+    shorten(&mut held, 1);
+    assert_eq!(held.len(), 3, "what isn't said again stays, however much it is");
+}
+
+#[test]
+fn changes_that_nobody_confirms_are_bounded_and_none_is_lost() {
+    let mut outgoing = Outgoing::default();
+    let mut state: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+    let change = |outgoing: &mut Outgoing, state: &mut BTreeMap<_, _>, key: usize| {
+        state.insert(format!("round/{key}"), vec![1]);
+        outgoing.changed([format!("round/{key}")].into());
+    };
+    let lacks = |outgoing: &mut Outgoing, state: &BTreeMap<String, Vec<u8>>| {
+        let (copy, _) = outgoing.copy(state, Vec::new(), (None, 0), 1 << 24).unwrap();
+        let part = match copy.part {
+            Blob::Inline(bytes) => bytes,
+            Blob::Manifest(_) => panic!("it is small"),
+        };
+        decode::<CopyPart>(&part, 1 << 24).unwrap().puts.len()
+    };
+    change(&mut outgoing, &mut state, 0);
+    let sent = outgoing.number();
+    change(&mut outgoing, &mut state, 1);
+    assert!(outgoing.confirm(sent));
+    assert_eq!(lacks(&mut outgoing, &state), 1, "what has changed since that copy was sent");
+    for key in 0..3 * Outgoing::MOST_CHANGED {
+        change(&mut outgoing, &mut state, key % 10_000);
+        assert!(outgoing.noted() <= Outgoing::MOST_CHANGED);
+    }
+    assert!(!outgoing.confirm(sent + 1), "it would lack what isn't noted any more");
+    assert_eq!(outgoing.confirmed(), 0, "everything is told again");
+}
+
+#[test]
+fn who_leads_alone_goes_on_above_what_a_member_has_heard_and_once_a_tick() {
+    let mut bench = Bench::new(OWNER);
+    let promise = || Body::Promise(Promise { before: 2 });
+    let epoch = bench.me.view().epoch;
+    bench.ticks(1);
+    bench.hear("stranger", epoch + 1, promise());
+    bench.hear("a", u64::MAX / 2, promise());
+    bench.hear("a", epoch, promise());
+    assert_eq!(bench.me.view().epoch, epoch);
+    bench.ticks(1);
+    bench.hear("a", epoch + 1, promise());
+    assert_eq!((bench.me.view().post, bench.me.view().epoch), ("alone", epoch + 2));
+    bench.hear("b", epoch + 3, promise());
+    assert_eq!(bench.me.view().epoch, epoch + 2, "in the same tick");
+    bench.ticks(1);
+    bench.hear("b", epoch + 3, promise());
+    assert_eq!(bench.me.view().epoch, epoch + 4);
+}
+
+fn said(effects: &[Effect]) -> usize {
+    effects.iter().filter(|effect| matches!(effect, Effect::Send { .. })).count()
+}
+
+#[test]
+fn who_led_alone_when_it_stopped_hears_the_other_one_before_its_first_word() {
+    let heard = |asks: bool, told: u64, kept_by_broker: bool| {
+        let mut bench = Bench::new(OWNER);
+        let epoch = bench.me.view().epoch;
+        bench.me.is_new = false;
+        assert_eq!(said(&bench.step(Input::Start)), 0);
+        assert_eq!(said(&bench.ticks(Failover::TICKS + 1)), 0);
+        let lease = Body::Lease(Lease { ms: 4_000, asks, alone: false, told });
+        let message = verified(&node(STANDBY), 0, epoch + 1, lease);
+        let message = if kept_by_broker { message.kept_by_broker() } else { message };
+        bench.step(Input::Message(message));
+        bench
+    };
+    for asks in [true, false] {
+        assert_eq!(heard(asks, u64::MAX, false).me.view().post, "following", "it is of a backup");
+        assert_eq!(heard(asks, 0, false).me.view().post, "alone", "it has all there is");
+        let mut bench = heard(asks, u64::MAX, true);
+        let before = bench.me.view();
+        assert_eq!(before.post, "standing", "nobody has to live who said so once");
+        bench.ticks(1);
+        assert_eq!(bench.me.view().post, "alone");
+        assert!(bench.me.view().epoch > before.epoch);
+    }
+    let broken = without(Guard::Told, || heard(true, u64::MAX, false).me.view().post);
+    assert_eq!(broken, "alone");
+}
+
+#[test]
+fn who_leads_alone_from_a_backup_follows_whoever_asks_and_knows_more() {
+    for (more, post) in [(1, "following"), (0, "alone")] {
+        let mut bench = Bench::new(OWNER);
+        let (epoch, told) = (bench.me.view().epoch, bench.me.told);
+        let asks = Lease { ms: 4_000, asks: true, alone: false, told: told + more };
+        bench.peer_says(epoch + 1, Body::Lease(asks));
+        assert_eq!(bench.me.view().post, post);
+    }
+}
+
+#[test]
+fn what_nobody_confirmed_is_no_reason_to_refuse_who_went_on_without_it() {
+    let mut bench = Bench::new(OWNER);
+    let epoch = bench.me.view().epoch;
+    let have = |bench: &Bench| match &bench.me.place {
+        Place::Leading { outgoing, .. } => {
+            Body::Mirror(Mirror::Have { seq: outgoing.number(), wants: false })
+        }
+        _ => panic!("it leads"),
+    };
+    for _ in 0..2 {
+        let all = have(&bench);
+        bench.peer_says(epoch, all);
+    }
+    let confirmed = bench.me.told;
+    bench.step(Input::Timer(Timer::NextRound));
+    assert!(bench.me.told > confirmed);
+    assert_eq!(bench.me.known, confirmed);
+    bench.peer_says(epoch + 1, lease(4_000));
+    let effects = bench.peer_says(epoch + 1, copy(confirmed, None, owners_state(epoch + 1)));
+    assert!(puts(&effects).contains(&"round/epoch"));
 }

@@ -173,6 +173,22 @@ fn two_that_do_not_hear_each_other_are_told_apart_by_the_members() {
     }
 }
 
+#[test]
+fn two_that_never_hear_each_other_again_go_on_with_one_that_leads() {
+    for since in (1_000..4_200).step_by(200) {
+        let mut scenario = with_standby(calm());
+        scenario.rounds.count = 40;
+        scenario.standby = Some(Standby { lease_ms: LEASE_MS, apart_ms: [since, 10_000_000] });
+        let mut world = world(&scenario, 3);
+        world.run_until(150_000).unwrap_or_else(|what| panic!("apart at {since} ms: {what}"));
+        let one = ["cloud", "cloud-2"].map(|name| leads(&world, name));
+        assert!(one[0] != one[1], "apart at {since} ms: {one:?}");
+        let versions = versions_below(&world);
+        assert!(versions.iter().all(|v| *v == Some(40)), "apart at {since} ms: {versions:?}");
+        is_one_line(&world, leader(&world).unwrap()).unwrap();
+    }
+}
+
 /// A storm in which each of the two stops now and then, and so does an edge.
 fn storm_of(seed: u64) -> Result<World, Box<Outcome>> {
     let mut scenario = with_standby(storm());
