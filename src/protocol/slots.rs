@@ -587,13 +587,16 @@ impl Slots {
             }
         }
         let fresh = Slot { version, adapter, proven: !self.config.checks, failed: 0 };
-        if version > served.version {
-            self.serve(fresh, out);
-        } else if version == served.version {
+        if version == served.version {
             // Another adapter by the same number, as of an edge that lost its store.
             self.state.served = fresh;
             self.put(out);
             out.push(Effect::Record(Event::Rollout { adapter, version }));
+            self.announce(out);
+            return Ok(());
+        }
+        if version > served.version {
+            self.serve(fresh, out);
         } else {
             let floor = self.state.floor;
             if version < floor {
