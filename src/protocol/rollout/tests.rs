@@ -676,3 +676,15 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_passed_after_the_last_look_does_not_stay_so_when_errors_come() {
+    let mut bench = Bench::new();
+    bench.propose(plan(2)).unwrap();
+    bench.step(Input::Begin);
+    let last = look_at(u32::MAX);
+    bench.evidence("b1", seen(last, 0));
+    assert!(bench.rollout.view().passed);
+    bench.evidence("b1", seen(2 * last, last));
+    assert!(bench.rollout.registry().get(2).unwrap().barred.is_some());
+}
