@@ -7,7 +7,7 @@ use statrs::function::beta::inv_beta_reg;
 use super::count_weight;
 
 /// Upper bound of a rate of which `hits` out of `draws` were seen, wrong with a probability of at most
-/// `delta`; one-sided, exact for independent draws. 1 without draws.
+/// `delta`; one-sided, exact for independent draws, wider beyond 2^20 of them. 1 without draws.
 ///
 /// # Examples
 /// ```
@@ -18,11 +18,23 @@ use super::count_weight;
 /// # Source
 /// Clopper and Pearson 1934, Biometrika 26(4).
 pub fn upper_bound(hits: u64, draws: u64, delta: f64) -> f64 {
+    let (hits, draws) = fewer(hits, draws);
     if hits >= draws {
         return 1.0;
     }
     let delta = delta.clamp(f64::MIN_POSITIVE, 1.0);
     inv_beta_reg(count_weight(hits) + 1.0, count_weight(draws - hits), 1.0 - delta)
+}
+
+/// The same rate in as many draws as the quantile's search is sure to end with: from 2^24 on it may not. Fewer draws
+/// and a hit rounded up make a bound wider, never narrower.
+fn fewer(hits: u64, draws: u64) -> (u64, u64) {
+    const MOST: u64 = 1 << 20;
+    if draws <= MOST {
+        return (hits, draws);
+    }
+    let part = (u128::from(hits) * u128::from(MOST)).div_ceil(u128::from(draws));
+    (u64::try_from(part).unwrap_or(MOST), MOST)
 }
 
 /// Lower bound of such a rate, wrong with a probability of at most `delta`; 0 without draws.
@@ -68,6 +80,17 @@ mod tests {
         assert!((upper_bound(9, 7, 0.05) - 1.0).abs() < f64::EPSILON);
         assert!(lower_bound(0, 0, 0.05).abs() < f64::EPSILON);
         assert!(lower_bound(0, 7, 0.05).abs() < f64::EPSILON);
+    }
+
+    #[test]
+    fn bounds_of_counts_beyond_any_plant_end_and_hold_the_rate() {
+        for draws in [1 << 21, 1 << 24, 1 << 30, (1 << 40) + 7, u64::MAX] {
+            for hits in [0, 1, 3, draws / 1_000, draws / 2, draws - 3, draws - 1] {
+                let rate = count_weight(hits) / count_weight(draws);
+                let (low, high) = (lower_bound(hits, draws, 1e-9), upper_bound(hits, draws, 1e-9));
+                assert!(low <= rate && rate <= high && high - low < 0.01, "{hits} of {draws}");
+            }
+        }
     }
 
     proptest! {

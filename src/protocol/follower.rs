@@ -115,6 +115,13 @@ impl Follower {
         if !sense::in_reach(serial, told.serial) {
             return vec![Effect::Count("number_out_of_reach")];
         }
+        if !manifests(told).all(Manifest::is_sound) {
+            return vec![Effect::Count("unsound_blob")];
+        }
+        // Two starts of an edge's store have used the number: what was counted for one isn't the other's.
+        if known.is_some_and(|known| told.serial == known.serial && differs(known, told)) {
+            return vec![Effect::Count("serial_used_twice")];
+        }
         let mut out = Vec::new();
         if news {
             if told.serial > serial {
@@ -135,7 +142,7 @@ impl Follower {
         let Some(assignment) = &self.state.assignment else { return out };
         let (mine, beside) = (self.mine(assignment), self.beside_of(assignment));
         let (is_mine, is_beside) = (is(mine), beside.is_some_and(is));
-        if !(is_mine && slots.served() != mine.0 || is_beside && self.beside.is_none()) {
+        if !(is_mine && slots.in_use() != (mine.0, digest) || is_beside && self.beside.is_none()) {
             return out;
         }
         if let Err(reason) = sense::check_adapter(bytes, &self.config.layout) {
@@ -193,26 +200,33 @@ impl Follower {
         &self.config.steward
     }
 
-    /// Blobs that must be kept.
+    /// Blobs that must be kept: what is assigned, also while it is on its way, and what answers beside it.
     pub fn blobs(&self) -> BTreeSet<Digest> {
-        self.beside.into_iter().collect()
+        let assigned = self.state.assignment.iter();
+        let wanted = assigned.flat_map(|told| [Some(self.mine(told)), self.beside_of(told)]);
+        let manifests = wanted.flatten().filter_map(|(_, manifest)| manifest);
+        manifests.map(|manifest| manifest.sha256).chain(self.beside).collect()
     }
 
     /// Goes after the version that is assigned, and the one beside it.
     fn pursue(&mut self, slots: &mut Slots, out: &mut Vec<Effect>) {
         let Some(assignment) = self.state.assignment.clone() else { return };
         let mine = self.mine(&assignment);
-        if slots.served() != mine.0 {
-            match (slots.adapter_of(mine.0), mine.1) {
+        let is_served = match mine.1 {
+            Some(manifest) => slots.in_use() == (mine.0, manifest.sha256),
+            None => slots.served() == mine.0,
+        };
+        if !is_served {
+            match (here(slots, mine), mine.1) {
                 (Some(adapter), _) => order(slots, mine.0, adapter, out),
                 (None, Some(manifest)) => out.push(self.fetch(manifest)),
                 (None, None) => out.push(Effect::Count("assigned_version_not_here")),
             }
         }
         if self.beside.is_none()
-            && let Some((version, manifest)) = self.beside_of(&assignment)
+            && let Some(wanted) = self.beside_of(&assignment)
         {
-            match (slots.adapter_of(version), manifest) {
+            match (here(slots, wanted), wanted.1) {
                 (Some(adapter), _) => self.beside = Some(adapter),
                 (None, Some(manifest)) => out.push(self.fetch(manifest)),
                 (None, None) => {} // nobody has it any more: nothing is compared
@@ -293,6 +307,27 @@ impl Follower {
         let stable = (assignment.stable, assignment.stable_adapter.as_ref());
         candidate.serve.contains(&self.config.me).then_some(stable)
     }
+}
+
+/// Its adapter, if a slot has it: by its digest, where that was told.
+fn here(slots: &Slots, (version, manifest): Wanted<'_>) -> Option<Digest> {
+    match manifest {
+        Some(manifest) => slots.blobs().contains(&manifest.sha256).then_some(manifest.sha256),
+        None => slots.adapter_of(version),
+    }
+}
+
+fn manifests(told: &Assignment) -> impl Iterator<Item = &Manifest> {
+    told.stable_adapter.iter().chain(told.candidate.iter().map(|candidate| &candidate.adapter))
+}
+
+/// Whether two assignments of one number say different things; the stable version's chunks may come later.
+fn differs(known: &Assignment, told: &Assignment) -> bool {
+    let other = match (&known.stable_adapter, &told.stable_adapter) {
+        (Some(known), Some(told)) => known.sha256 != told.sha256,
+        _ => false,
+    };
+    other || known.stable != told.stable || known.candidate != told.candidate
 }
 
 fn order(slots: &mut Slots, version: Version, adapter: Digest, out: &mut Vec<Effect>) {

@@ -13,7 +13,7 @@ use crate::ids::{Name, Version};
 use crate::learn::{Tensor, TensorSet};
 use crate::ledger::{Event, Word};
 use crate::time::{Mono, Wall};
-use crate::wire::{Assignment, Blob, Coding, Manifest, Result as RoundResult, Wanted};
+use crate::wire::{Assignment, Blob, Candidate, Coding, Manifest, Result as RoundResult, Wanted};
 
 const DEVICES: [&str; 3] = ["d1", "d2", "d3"];
 
@@ -462,4 +462,86 @@ fn a_version_whose_adapter_is_not_kept_or_unknown_is_not_planned() {
     assert_eq!(refused(9), Err("version_unknown"));
     assert!(refused(8).is_ok());
     assert_eq!(edge.rollouts.blobs().len(), 5, "four and the untrained one");
+}
+
+fn follower() -> (Place, Assignment) {
+    let told = Assignment {
+        model: Name::new("m").unwrap(),
+        serial: 3,
+        stable: 1,
+        stable_adapter: Some(Manifest::of(&adapter(1), CHUNK_BYTES)),
+        candidate: None,
+    };
+    (Place::new("d1"), told)
+}
+
+fn hears(place: &mut Place, told: &Assignment) -> Vec<Effect> {
+    let now = Now { mono: Mono(0), micros: 0, wall: Wall(0) };
+    let letter = verified(&node("edge"), 0, 0, Body::Assignment(told.clone()));
+    place.rollouts.takes(now, &mut place.slots, Input::Message(letter)).unwrap()
+}
+
+fn fetches(place: &mut Place, version: Version) {
+    let now = Now { mono: Mono(0), micros: 0, wall: Wall(0) };
+    let bytes = adapter(version);
+    place.rollouts.fetched(now, &mut place.slots, Digest::of(&bytes), &bytes);
+}
+
+#[test]
+fn what_is_assigned_is_kept_while_it_is_on_its_way() {
+    let (mut place, mut told) = follower();
+    hears(&mut place, &told);
+    assert_eq!(place.rollouts.blobs(), [Digest::of(&adapter(1))].into());
+    let candidate = Candidate {
+        version: 2,
+        adapter: Manifest::of(&adapter(2), CHUNK_BYTES),
+        serve: BTreeSet::new(),
+        shadow: [node("d1")].into(),
+        slow_ms: 0,
+    };
+    (told.serial, told.candidate) = (4, Some(candidate));
+    hears(&mut place, &told);
+    let both = [1, 2].map(|version| Digest::of(&adapter(version)));
+    assert_eq!(place.rollouts.blobs(), both.into());
+}
+
+#[test]
+fn an_assignment_with_an_unsound_manifest_is_refused_before_it_is_remembered() {
+    let (mut place, told) = follower();
+    let mut unsound = told.clone();
+    unsound.stable_adapter.as_mut().unwrap().chunk_bytes = 1;
+    assert_eq!(hears(&mut place, &unsound), [Effect::Count("unsound_blob")]);
+    assert!(place.rollouts.blobs().is_empty());
+    // Its twin of the same number is heard.
+    assert!(matches!(hears(&mut place, &told)[..], [Effect::Put(..), Effect::Fetch { .. }]));
+}
+
+#[test]
+fn another_adapter_of_the_same_version_is_fetched_and_served() {
+    let (mut place, mut told) = follower();
+    hears(&mut place, &told);
+    fetches(&mut place, 1);
+    assert_eq!(place.slots.in_use(), (1, Digest::of(&adapter(1))));
+    (told.serial, told.stable_adapter) = (4, Some(Manifest::of(&adapter(7), CHUNK_BYTES)));
+    let effects = hears(&mut place, &told);
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Fetch { .. })), "{effects:?}");
+    fetches(&mut place, 7);
+    assert_eq!(place.slots.in_use(), (1, Digest::of(&adapter(7))));
+}
+
+#[test]
+fn a_number_says_one_thing_only() {
+    let (mut place, told) = follower();
+    let bare = Assignment { stable_adapter: None, ..told.clone() };
+    hears(&mut place, &bare);
+    // Its chunks may come later, and it may be repeated ...
+    for told in [&told, &told] {
+        assert!(!hears(&mut place, told).iter().any(|e| matches!(e, Effect::Count(_))));
+    }
+    // ... but it is no other version, and no other adapter of it.
+    let other = Some(Manifest::of(&adapter(2), CHUNK_BYTES));
+    for stable in [1, 2] {
+        let told = Assignment { stable, stable_adapter: other.clone(), ..told.clone() };
+        assert_eq!(hears(&mut place, &told), [Effect::Count("serial_used_twice")]);
+    }
 }

@@ -400,7 +400,7 @@ impl Slots {
         SlotsView {
             served: self.state.served.version,
             versions: self.have(),
-            held_since: self.state.held.map(|hold| hold.from),
+            held_since: self.held().map(|hold| hold.from),
             floor: self.state.floor,
         }
     }
@@ -408,6 +408,11 @@ impl Slots {
     /// The version that is served.
     pub fn served(&self) -> Version {
         self.state.served.version
+    }
+
+    /// The version that is served, and its blob.
+    pub fn in_use(&self) -> (Version, Digest) {
+        (self.state.served.version, self.state.served.adapter)
     }
 
     /// Blob of a version that could be served at once.
@@ -421,6 +426,11 @@ impl Slots {
     /// The version that this node gave up by its own checks, as long as nothing else is served for it.
     pub fn given_up(&self) -> Option<Version> {
         self.state.held.filter(|hold| hold.by_checks).map(|hold| hold.from)
+    }
+
+    /// What is held back, while nothing newer is served.
+    fn held(&self) -> Option<Hold> {
+        self.state.held.filter(|hold| hold.from > self.state.served.version)
     }
 
     fn have(&self) -> Vec<Version> {
@@ -443,6 +453,9 @@ impl Slots {
             }
             self.serve(slot, out);
         } else if adapter != served.adapter {
+            if self.config.follow && guard::stands(Guard::Assigned) {
+                return out.push(Effect::Count("held_version"));
+            }
             // What a device trains for itself goes by the version of the round that asked for it.
             let proven = !self.config.checks;
             self.state.served = Slot { version, adapter, proven, failed: 0 };
@@ -482,7 +495,10 @@ impl Slots {
         if before.proven || !self.config.checks || older.is_none() {
             self.state.other = Some(before);
         }
-        self.state.held = None;
+        // What is assigned may come back to what is held: that needs the operator's word then, too.
+        if !self.config.follow || !guard::stands(Guard::Hold) {
+            self.state.held = None;
+        }
         self.state.waiting.take_if(|waiting| waiting.version <= slot.version);
         self.put(out);
         let Slot { version, adapter, .. } = slot;
@@ -556,7 +572,7 @@ impl Slots {
         out: &mut Vec<Effect>,
     ) -> Result<(), SlotRefusal> {
         let served = self.state.served;
-        if version == served.version {
+        if (version, adapter) == (served.version, served.adapter) {
             return Ok(());
         }
         if let Some(Hold { from, least, by_checks }) = self.state.held {
@@ -564,11 +580,21 @@ impl Slots {
                 return Err(SlotRefusal::GivenUp { version });
             }
             let released = least.is_some_and(|least| version >= least);
-            if !by_checks && version > served.version && !released {
+            // Nothing newer than what it went back to, and never what was taken away.
+            let held = version == from || (version > served.version && served.version < from);
+            if !by_checks && held && !released {
                 return Err(SlotRefusal::Held { version });
             }
         }
         let fresh = Slot { version, adapter, proven: !self.config.checks, failed: 0 };
+        if version == served.version {
+            // Another adapter by the same number, as of an edge that lost its store.
+            self.state.served = fresh;
+            self.put(out);
+            out.push(Effect::Record(Event::Rollout { adapter, version }));
+            self.announce(out);
+            return Ok(());
+        }
         if version > served.version {
             self.serve(fresh, out);
         } else {
@@ -576,7 +602,8 @@ impl Slots {
             if version < floor {
                 return Err(SlotRefusal::BelowFloor { version, floor });
             }
-            let known = self.state.other.filter(|other| other.version == version);
+            let same = |other: &Slot| (other.version, other.adapter) == (version, adapter);
+            let known = self.state.other.filter(same);
             self.state.served = known.map_or(fresh, |slot| Slot { failed: 0, ..slot });
             self.state.other = Some(served);
             self.put(out);

@@ -93,7 +93,8 @@ impl Manifest {
         Some(left.min(u64::from(self.chunk_bytes)))
     }
 
-    fn is_sound(&self) -> bool {
+    /// Whether the sizes agree with each other and keep the caps.
+    pub fn is_sound(&self) -> bool {
         Self::CHUNK_BYTES.contains(&self.chunk_bytes)
             && self.bytes <= MAX_UPDATE_BYTES
             && (1..=Self::MAX_CHUNKS).contains(&self.chunks.len())

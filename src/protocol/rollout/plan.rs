@@ -304,8 +304,14 @@ impl Plan {
         }
         match self.stages.last() {
             Some(last) if last.stage == config.widest && last.nodes == config.members => {
-                if config.four_eyes && last.approvals == 0 {
-                    return fail("where four eyes are asked for, the last one wants an approval");
+                let wide = |stage: &&StagePlan| {
+                    stage.stage != Stage::Shadow && stage.nodes == config.members
+                };
+                let mut wide = self.stages.iter().filter(wide);
+                if config.four_eyes && wide.any(|stage| stage.approvals == 0) {
+                    return fail(
+                        "where four eyes are asked for, each one in which all nodes serve it wants an approval",
+                    );
                 }
                 Ok(())
             }

@@ -290,6 +290,11 @@ fn what_can_never_be_passed_is_said_when_it_is_planned() {
     };
     says(&|p| slow(p, 0), "gate_is_none", "nobody waits");
     says(&|p| p.stages[3].approvals = 0, "stages_make_no_way", "four eyes");
+    let all_at_the_canary = |p: &mut Plan| {
+        p.stages[1].nodes = nodes(&ALL);
+        p.stages[2].nodes = nodes(&ALL);
+    };
+    says(&all_at_the_canary, "stages_make_no_way", "four eyes");
     says(&|p| p.stages[3].approvals = 3, "too_few_approvers", "2 people could");
     let way = "stages_make_no_way";
     says(&|p| drop(p.stages.pop()), way, "federation");
@@ -670,4 +675,16 @@ proptest! {
             prop_assert_eq!(again.registry(), bench.rollout.registry());
         }
     }
+}
+
+#[test]
+fn what_passed_after_the_last_look_does_not_stay_so_when_errors_come() {
+    let mut bench = Bench::new();
+    bench.propose(plan(2)).unwrap();
+    bench.step(Input::Begin);
+    let last = look_at(u32::MAX);
+    bench.evidence("b1", seen(last, 0));
+    assert!(bench.rollout.view().passed);
+    bench.evidence("b1", seen(2 * last, last));
+    assert!(bench.rollout.registry().get(2).unwrap().barred.is_some());
 }

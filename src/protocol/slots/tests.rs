@@ -396,3 +396,60 @@ proptest! {
         }
     }
 }
+
+fn following() -> Slots {
+    let mut slots = build(true, &[]);
+    slots.config.follow = true;
+    slots
+}
+
+fn assign(slots: &mut Slots, version: Version, adapter: Digest) -> Result<(), &'static str> {
+    let effects = slots.order(SlotOrder::Assigned { version, adapter });
+    effects.map(drop).map_err(|refusal| refusal.kind())
+}
+
+#[test]
+fn what_an_operator_took_away_is_not_assigned_from_above_either() {
+    let serve = || {
+        let mut slots = following();
+        assign(&mut slots, 1, digest(1)).unwrap();
+        let by = RollbackBy::Operator;
+        slots.order(SlotOrder::Rollback { to: None, by }).unwrap();
+        assert_eq!(assign(&mut slots, 2, digest(2)), Err("held_version"));
+        slots.order(SlotOrder::Release { least: 2 }).unwrap();
+        assign(&mut slots, 2, digest(2)).unwrap();
+        assert_eq!(slots.view().held_since, None, "something newer is served");
+        let from_above = assign(&mut slots, 1, digest(1));
+        slots.order(SlotOrder::Release { least: 1 }).map(drop).unwrap_or_default();
+        (from_above, assign(&mut slots, 1, digest(1)))
+    };
+    assert_eq!(serve(), (Err("held_version"), Ok(())));
+    assert_eq!(without(Guard::Hold, serve), (Ok(()), Ok(())));
+}
+
+#[test]
+fn what_this_node_gave_up_is_not_assigned_from_above_either() {
+    let mut slots = following();
+    assign(&mut slots, 1, digest(1)).unwrap();
+    slots.checked(1, digest(1), Check::Unfit);
+    assert_eq!((slots.served(), slots.given_up()), (0, Some(1)));
+    assign(&mut slots, 2, digest(2)).unwrap();
+    assert_eq!(assign(&mut slots, 1, digest(1)), Err("given_up_version"));
+    assert_eq!(slots.served(), 2);
+}
+
+#[test]
+fn another_adapter_of_the_served_version_comes_by_an_assignment_alone() {
+    let serve = || {
+        let mut slots = following();
+        assign(&mut slots, 1, digest(1)).unwrap();
+        slots.take(vec![Effect::Apply { version: 1, adapter: digest(11) }]);
+        slots.in_use()
+    };
+    assert_eq!(serve(), (1, digest(1)));
+    assert_eq!(without(Guard::Assigned, serve), (1, digest(11)));
+    let mut slots = following();
+    assign(&mut slots, 1, digest(1)).unwrap();
+    assign(&mut slots, 1, digest(11)).unwrap();
+    assert_eq!((slots.in_use(), slots.view().versions), ((1, digest(11)), vec![0, 1]));
+}
