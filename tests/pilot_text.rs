@@ -15,6 +15,7 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
@@ -99,6 +100,24 @@ impl Asker {
         waited.await.unwrap_or_else(|_| panic!("nothing came on {wanted}"))
     }
 
+    /// Waits until all say that they are online: a node that runs has not subscribed yet.
+    async fn until_online(&mut self, branches: &[&str]) {
+        let mut missing: BTreeSet<String> =
+            branches.iter().map(|branch| format!("{branch}/status")).collect();
+        let waited = timeout(LONG, async {
+            while !missing.is_empty() {
+                if let BusEvent::Delivery(delivery) = self.peer.events.recv().await.unwrap() {
+                    delivery.ack.release();
+                    let said: Value = serde_json::from_slice(&delivery.payload).unwrap();
+                    if said["online"] == true {
+                        missing.remove(&delivery.topic);
+                    }
+                }
+            }
+        });
+        waited.await.unwrap_or_else(|_| panic!("not all came online"));
+    }
+
     async fn ask(&mut self, branch: &str, more: &Value) -> Value {
         self.asked += 1;
         let mut request = json!({"id": format!("q-{}", self.asked), "prompt": "Bucket teeth worn,",
@@ -123,14 +142,16 @@ async fn three_processes_with_smollm2_learn_in_a_round_and_answer_with_it() {
     let Some(broker) = Mosquitto::start() else { return };
     let federation = folders();
     let mut peer = Peer::up(broker.port, "hmi").await;
-    let replies = [DEVICE, EDGE, CLOUD].map(|branch| format!("{branch}/reply/+"));
-    peer.listen(&replies.each_ref().map(String::as_str)).await;
+    let branches = [DEVICE, EDGE, CLOUD];
+    let heard = ["reply/+", "status"].map(|leaf| branches.map(|branch| format!("{branch}/{leaf}")));
+    peer.listen(&heard.as_flattened().iter().map(String::as_str).collect::<Vec<_>>()).await;
     let mut hmi = Asker { peer, asked: 0 };
     let mut nodes = NODES.map(|node| federation.run(node, broker.port, &SET));
     for node in &mut nodes {
         node.says("is running");
     }
 
+    hmi.until_online(&[DEVICE, EDGE, CLOUD]).await;
     let before = hmi.ask(DEVICE, &json!({})).await;
     assert_eq!((&before["model_version"], &before["tier"]), (&json!(0), &json!("device")));
     assert_eq!((&before["tokens"], &before["finish"]), (&json!(2), &json!("length")));
