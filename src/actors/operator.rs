@@ -16,11 +16,11 @@ use tokio::sync::Notify;
 
 use super::MAILBOX;
 use super::figures::Figures;
-use super::role::{Decide, MachineView, Observe, Steer, Stimulus};
-use super::runner::{Link, Run, Runner};
+use super::role::{Decide, MachineView, Note, Observe, Steer, Stimulus};
+use super::runner::{Link, Runner};
 use crate::bus::{Ack, Bus, Crossing, Line, Priority, Publish};
-use crate::ids::{Digest, KeyId, Name, NodeId, Side};
-use crate::ledger::{Event, Word};
+use crate::ids::{Digest, KeyId, Name, Side};
+use crate::ledger::Event;
 use crate::protocol::rollout::{Plan, Stage};
 use crate::protocol::{Effect, Input, RollbackBy, RolloutOrder, SlotOrder};
 use crate::scada::RequestId;
@@ -132,16 +132,6 @@ pub enum Order {
         /// Released once it is recorded.
         ack: Ack,
     },
-}
-
-/// What is put down about a command.
-struct Note {
-    name: String,
-    command: Digest,
-    operator: Option<NodeId>,
-    /// So that it doesn't work twice: on disk together with its entry in the ledger.
-    guard: Vec<Effect>,
-    ack: Ack,
 }
 
 impl Operator {
@@ -319,12 +309,8 @@ impl Operator {
 
     /// What the command does comes behind this at the runner: never on disk without it.
     fn record(&self, note: Note, outcome: &'static str, ctx: &mut Context<Self>) {
-        let Note { name, command, operator, guard: mut effects, ack } = note;
-        let name = Word::try_from(name).unwrap_or(Word::new("unnamed"));
-        let outcome = Word::new(outcome);
-        effects.push(Effect::Record(Event::Command { command, name, operator, outcome }));
         let runner = self.parts.runner.clone();
-        let run = Run { effects, ack };
+        let run = note.ends(outcome, Vec::new());
         ctx.wait(async move { runner.send(run).await.unwrap_or(()) }.into_actor(self));
     }
 
@@ -332,9 +318,7 @@ impl Operator {
     fn steer(&self, note: Note, id: Option<RequestId>, order: SlotOrder, ctx: &mut Context<Self>) {
         // `check` has answered where there is none.
         let Some(role) = self.parts.steer.clone() else { return };
-        let Note { name, command, operator, guard, ack } = note;
-        let word = Word::try_from(name.clone()).unwrap_or(Word::new("unnamed"));
-        let steer = Steer { order, guard, command, name: word, operator, ack };
+        let (name, steer) = (note.name.clone(), Steer { order, note });
         let done = async move { role.send(steer).await };
         ctx.wait(done.into_actor(self).map(move |steered, this, ctx| {
             let Ok(outcome) = steered else { return };
@@ -362,9 +346,7 @@ impl Operator {
     ) {
         // `check` has answered where there is none.
         let Some(role) = self.parts.decide.clone() else { return };
-        let Note { name, command, operator, guard, ack } = note;
-        let word = Word::try_from(name.clone()).unwrap_or(Word::new("unnamed"));
-        let decide = Decide { order, guard, command, name: word, operator, ack };
+        let (name, decide) = (note.name.clone(), Decide { order, note });
         let done = async move { role.send(decide).await };
         ctx.wait(done.into_actor(self).map(move |decided, this, _| {
             let Ok(outcome) = decided else { return };

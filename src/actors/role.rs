@@ -82,6 +82,33 @@ pub struct Stimulus {
 #[rtype(result = "MachineView")]
 pub struct Observe;
 
+/// What is put down about a command, whatever becomes of it.
+#[derive(Debug)]
+pub struct Note {
+    /// Its name.
+    pub name: String,
+    /// Digest of the command as it came.
+    pub command: Digest,
+    /// Who signed it; nobody where it only asks.
+    pub operator: Option<NodeId>,
+    /// So that it doesn't work twice: on disk together with its entry in the ledger.
+    pub guard: Vec<Effect>,
+    /// Released after the commit.
+    pub ack: Ack,
+}
+
+impl Note {
+    /// One transaction: its guard, its entry, and behind them what it changes.
+    pub(super) fn ends(self, outcome: &'static str, changes: Vec<Effect>) -> Run {
+        let Self { name, command, operator, guard: mut effects, ack } = self;
+        let name = Word::try_from(name).unwrap_or(Word::new("unnamed"));
+        let outcome = Word::new(outcome);
+        effects.push(Effect::Record(Event::Command { command, name, operator, outcome }));
+        effects.extend(changes);
+        Run { effects, ack }
+    }
+}
+
 /// An operator's word about the version that is served. Answered when it is on disk, together with what is put
 /// down about the command, also where it is refused.
 #[derive(Debug, Message)]
@@ -89,16 +116,8 @@ pub struct Observe;
 pub struct Steer {
     /// What is wanted.
     pub order: SlotOrder,
-    /// So that the command doesn't work twice.
-    pub guard: Vec<Effect>,
-    /// Digest of the command as it came.
-    pub command: Digest,
-    /// Its name.
-    pub name: Word,
-    /// Who signed it.
-    pub operator: Option<NodeId>,
-    /// Released after the commit.
-    pub ack: Ack,
+    /// What is put down.
+    pub note: Note,
 }
 
 /// An operator's word about a rollout, to the steward of a site. Answered as [`Steer`] is.
@@ -107,16 +126,8 @@ pub struct Steer {
 pub struct Decide {
     /// What is wanted.
     pub order: RolloutOrder,
-    /// So that the command doesn't work twice.
-    pub guard: Vec<Effect>,
-    /// Digest of the command as it came.
-    pub command: Digest,
-    /// Its name.
-    pub name: Word,
-    /// Who signed it; nobody where it only asks.
-    pub operator: Option<NodeId>,
-    /// Released after the commit.
-    pub ack: Ack,
+    /// What is put down.
+    pub note: Note,
 }
 
 /// What was counted of a version that is rolled out.
@@ -181,6 +192,17 @@ impl<M: Machine> Role<M> {
         ctx.wait(async move { runner.send(run).await.unwrap_or(()) }.into_actor(self));
     }
 
+    /// Answers once this is on disk.
+    fn on_disk<T: 'static>(&self, run: Run, outcome: T) -> AtomicResponse<Self, T> {
+        let runner = self.runner.clone();
+        let hand_over = async move {
+            let _ = runner.send(run).await;
+            let _ = runner.send(Finish).await;
+            outcome
+        };
+        AtomicResponse::new(Box::pin(hand_over.into_actor(self)))
+    }
+
     /// What is still needed, if these effects may leave something that isn't.
     fn keep(&self, effects: &[Effect]) -> Option<Keep> {
         effects.iter().any(Effect::frees_blobs).then(|| {
@@ -230,7 +252,7 @@ impl<M: Machine> Handler<Steer> for Role<M> {
     type Result = AtomicResponse<Self, Result<SlotsView, SlotRefusal>>;
 
     fn handle(&mut self, steer: Steer, _: &mut Self::Context) -> Self::Result {
-        let Steer { order, guard: mut effects, command, name, operator, ack } = steer;
+        let Steer { order, note } = steer;
         let (outcome, changes) = match self.slots.order(order) {
             Ok(mut changes) => {
                 changes.extend(self.rollouts.look(self.clock.now(), &mut self.slots));
@@ -238,16 +260,8 @@ impl<M: Machine> Handler<Steer> for Role<M> {
             }
             Err(refusal) => (Err(refusal), Vec::new()),
         };
-        let word = Word::new(outcome.as_ref().map_or_else(SlotRefusal::kind, |_| "ok"));
-        effects.push(Effect::Record(Event::Command { command, name, operator, outcome: word }));
-        effects.extend(changes);
-        let runner = self.runner.clone();
-        let hand_over = async move {
-            let _ = runner.send(Run { effects, ack }).await;
-            let _ = runner.send(Finish).await;
-            outcome
-        };
-        AtomicResponse::new(Box::pin(hand_over.into_actor(self)))
+        let word = outcome.as_ref().map_or_else(SlotRefusal::kind, |_| "ok");
+        self.on_disk(note.ends(word, changes), outcome)
     }
 }
 
@@ -268,10 +282,10 @@ impl<M: Machine> Handler<Decide> for Role<M> {
     type Result = AtomicResponse<Self, Result<StewardView, rollout::Refusal>>;
 
     fn handle(&mut self, decide: Decide, _: &mut Self::Context) -> Self::Result {
-        let Decide { order, guard: mut effects, command, name, operator, ack } = decide;
-        let (now, by) = (self.clock.now(), operator.clone());
+        let Decide { order, note } = decide;
+        let now = self.clock.now();
         // What only asks may come without a signature.
-        let decided = match (&by, order) {
+        let decided = match (&note.operator, order) {
             (_, RolloutOrder::Status) => Some(Ok(Vec::new())),
             (Some(by), order) => self.rollouts.order(now, &mut self.slots, by, order),
             (None, _) => None,
@@ -281,16 +295,8 @@ impl<M: Machine> Handler<Decide> for Role<M> {
             (Some(Err(refusal)), _) => (Err(refusal), Vec::new()),
             (..) => (Err(rollout::Refusal::NoPlan), Vec::new()), // the desk asks stewards only
         };
-        let word = Word::new(outcome.as_ref().map_or_else(rollout::Refusal::kind, |_| "ok"));
-        effects.push(Effect::Record(Event::Command { command, name, operator, outcome: word }));
-        effects.extend(changes);
-        let runner = self.runner.clone();
-        let hand_over = async move {
-            let _ = runner.send(Run { effects, ack }).await;
-            let _ = runner.send(Finish).await;
-            outcome
-        };
-        AtomicResponse::new(Box::pin(hand_over.into_actor(self)))
+        let word = outcome.as_ref().map_or_else(rollout::Refusal::kind, |_| "ok");
+        self.on_disk(note.ends(word, changes), outcome)
     }
 }
 
