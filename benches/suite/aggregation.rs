@@ -162,6 +162,7 @@ fn job(members: usize, coding: Coding, pool: &[(Digest, Vec<u8>)]) -> CombineJob
         seed: 1,
         local_epochs: None,
         knowledge: None,
+        cluster_rounds: None,
     };
     let inputs = (0..members).map(input).collect();
     let offer = Digest([7; 32]);

@@ -436,6 +436,7 @@ pub fn plan_of(settings: &Settings) -> Plan {
         seed: strategy.seed,
         local_epochs: (strategy.local_epochs > 0).then_some(strategy.local_epochs),
         knowledge: None,
+        cluster_rounds: (strategy.cluster_rounds > 1).then_some(strategy.cluster_rounds),
     }
 }
 

@@ -407,10 +407,14 @@ impl Default for ShareBounds {
 pub struct LocalWork {
     /// That version.
     pub version: Version,
+    /// The outer offer that it is a cluster round of; none while the parent is away.
+    pub outer: Option<Digest>,
     /// The adapter that was offered.
     pub from: Blob,
-    /// Blob of the one that came of it.
-    pub adapter: Digest,
+    /// The one that came of it.
+    pub adapter: Blob,
+    /// Class targets that came of it.
+    pub class_targets: Option<ClassSummary>,
     /// Distinct examples.
     pub num_examples: u64,
     /// Devices.

@@ -51,6 +51,7 @@ pub(crate) fn plan(coding: Coding) -> Plan {
         seed: 7,
         local_epochs: None,
         knowledge: None,
+        cluster_rounds: None,
     }
 }
 

@@ -15,9 +15,13 @@
 //! ```text
 //!   silent for `after_ms`      round of its own     ...      heard: kept for the next inner round, recorded
 //! ```
+//! Where the outer offer asks for cluster rounds, such rounds of its own come one after the other *for* that offer: each starts
+//! from what the one before came to, and all together are one contribution, which isn't shortened to the length of one
+//! round. A round that comes to nothing, or a parent that has gone on, ends them with what there is.
+//!
 //! Called by the relay's actor.
 
-use super::effect::{CombineInput, Effect, Input, LocalWork, Timer};
+use super::effect::{CombineInput, Effect, Input, LocalWork, Timer, Work};
 use super::member::Member;
 use super::round::{Round, RoundView, put};
 use super::session::{BackSessions, SplitTerms};
@@ -27,7 +31,7 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{Digest, Side, Version};
 use crate::time::Now;
 use crate::trust::Verified;
-use crate::wire::{Blob, Body, Result as RoundResult, decode};
+use crate::wire::{Blob, Body, Offer, Plan, Result as RoundResult, decode};
 
 /// What only a relay has to know.
 #[derive(Debug, Clone)]
@@ -52,9 +56,12 @@ pub struct IslandTerms {
     pub pause_ms: u64,
 }
 
-/// What the site has learned alone.
+/// What the site has learned in rounds of its own.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Island {
+    /// The outer offer whose cluster rounds these are; none while the parent is away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    outer: Option<Digest>,
     /// The parent's last version.
     version: Version,
     /// Its adapter.
@@ -87,7 +94,7 @@ pub struct Relay {
     backs: Option<BackSessions>,
     /// The blob that came in this step: its front is cut off of it.
     at_hand: Option<(Digest, Vec<u8>)>,
-    /// What was learned alone and isn't given to a round yet.
+    /// What was learned in rounds of its own and isn't given to a round yet.
     island: Option<Island>,
     /// The parent is away.
     alone: bool,
@@ -122,8 +129,14 @@ impl Relay {
 
     /// One step.
     pub fn step(&mut self, now: Now, input: Input) -> Vec<Effect> {
-        if let (Input::Fetched { digest, bytes }, Some(_)) = (&input, self.config.split) {
-            self.at_hand = Some((*digest, bytes.clone()));
+        if self.config.split.is_some() {
+            self.at_hand = match &input {
+                Input::Fetched { digest, bytes } => Some((*digest, bytes.clone())),
+                Input::Combined { outcome: Ok(Work { update: Some(bytes), .. }), .. } => {
+                    Some((Digest::of(bytes), bytes.clone()))
+                }
+                _ => None,
+            };
         }
         let effects = match input {
             Input::Message(message) if self.member.hears(message.sender()) => {
@@ -266,6 +279,10 @@ impl Relay {
         }
         for effect in across {
             match effect {
+                // What its cluster rounds have come to by then counts.
+                Effect::Contribute { outer, work: Err(_) } if self.has_learned_for(&outer) => {
+                    self.end_cluster(outer, &mut out);
+                }
                 Effect::Contribute { outer, work } => {
                     let more = self.member.step(now, Input::Worked { offer: outer, work });
                     out.extend(self.join(now, more));
@@ -285,10 +302,11 @@ impl Relay {
     }
 
     fn start(&mut self, out: &mut Vec<Effect>) {
-        let Some(terms) = self.config.island else { return };
         self.answer_with_own(out);
+        let Some(terms) = self.config.island else { return };
         // It was away when this node died, and nothing has come since.
-        self.alone = self.island.is_some() || self.round.alone().is_some();
+        let alone = |island: &Island| island.outer.is_none();
+        self.alone = self.island.as_ref().is_some_and(alone) || self.round.alone().is_some();
         out.push(Effect::Timer { timer: Timer::Island, after_ms: terms.after_ms });
     }
 
@@ -312,9 +330,22 @@ impl Relay {
 
     /// A round of its own has ended.
     fn learned_alone(&mut self, work: LocalWork, out: &mut Vec<Effect>) {
-        let LocalWork { version, from, adapter, num_examples, num_devices, .. } = work;
-        let goes_on =
-            |island: &mut Island| island.version == version && island.adapter == from.sha256();
+        let LocalWork { version, outer, from, adapter, num_examples, num_devices, .. } = work;
+        // The next version may have come while this was combined.
+        if version == self.round.view().version
+            && let Some((blob, whole)) = self.for_devices(&adapter, out)
+        {
+            self.round.take(version, blob, whole, work.class_targets, out);
+        }
+        // What a split model's devices started from is the front alone.
+        let from = match self.member.working_on() {
+            Some((digest, offer)) if outer == Some(digest) => offer.adapter.clone(),
+            _ => from,
+        };
+        let goes_on = |island: &mut Island| {
+            let same = island.version == version && island.outer == outer;
+            same && (outer.is_some() || island.adapter == from.sha256())
+        };
         let before = self.island.take_if(goes_on);
         // What was learned from another start is a contribution of its own.
         self.give_to_round(out);
@@ -323,9 +354,10 @@ impl Relay {
                 (island.since, island.rounds, island.steps, island.loss_first)
             });
         self.island = Some(Island {
+            outer,
             version,
             since,
-            adapter,
+            adapter: adapter.sha256(),
             rounds: rounds + 1,
             num_examples,
             num_devices,
@@ -335,12 +367,49 @@ impl Relay {
         });
         put(Self::ISLAND, &self.island, out);
         self.answer_with_own(out);
-        if !self.alone {
+        if !self.alone && outer.is_none() {
             self.give_to_round(out); // the parent came back while it was combined
         }
     }
 
-    /// Answers with what was learned alone, unless a newer version is here.
+    /// Whether cluster rounds of this outer offer have come to something.
+    fn has_learned_for(&self, outer: &Digest) -> bool {
+        self.island.as_ref().is_some_and(|island| island.outer.as_ref() == Some(outer))
+    }
+
+    /// The next cluster round, or the end of them.
+    fn go_on_with_cluster(&mut self, out: &mut Vec<Effect>) {
+        let (Some((digest, offer)), Some(island)) = (self.member.working_on(), &self.island) else {
+            return;
+        };
+        if self.round.view().phase != "idle" {
+            return;
+        }
+        let rounds = u64::from(offer.plan.cluster_rounds.unwrap_or(1));
+        // A parent that has gone on waits for nothing more.
+        if island.rounds < rounds && self.round.view().version == island.version {
+            let (number, deadline_ms) = (island.rounds + 1, self.inner_deadline(offer));
+            return self.round.open_cluster(digest, number, deadline_ms, out);
+        }
+        self.end_cluster(digest, out);
+    }
+
+    /// What its cluster rounds have come to is its contribution to this outer offer.
+    fn end_cluster(&mut self, outer: Digest, out: &mut Vec<Effect>) {
+        let Some(island) = self.island.take() else { return };
+        out.push(Effect::Delete(Self::ISLAND.to_owned()));
+        let (since, input) = (island.since.clone(), self.own_work(&island));
+        self.round.close_own(outer, since, input, out);
+    }
+
+    /// The outer deadline less the margin, dealt out among its cluster rounds.
+    fn inner_deadline(&self, offer: &Offer) -> u64 {
+        let before_outer = offer.deadline_ms.saturating_sub(self.config.margin_ms);
+        let all = before_outer.max(offer.deadline_ms / 2);
+        (all / u64::from(offer.plan.cluster_rounds.unwrap_or(1))).max(1)
+    }
+
+    /// Answers with what the site has learned, as its devices do, unless a newer version is here.
     fn answer_with_own(&self, out: &mut Vec<Effect>) {
         if let Some(Island { version, adapter, .. }) = self.island
             && version == self.member.version()
@@ -363,7 +432,8 @@ impl Relay {
             // What came for it counts in the next round.
             self.round.abandon("parent_is_back", out);
         }
-        if self.round.alone().is_none() {
+        let alone = |island: &Island| island.outer.is_none();
+        if self.round.alone().is_none() && self.island.as_ref().is_some_and(alone) {
             self.give_to_round(out);
         }
     }
@@ -373,8 +443,16 @@ impl Relay {
     fn give_to_round(&mut self, out: &mut Vec<Effect>) {
         let Some(island) = self.island.take() else { return };
         out.push(Effect::Delete(Self::ISLAND.to_owned()));
+        self.round.bring(self.own_work(&island), out);
+        self.round.go_back_to(island.version, island.since, out);
+        // Answers come from the federation's version again.
+        self.member.apply(out);
+    }
+
+    /// What was learned in rounds of its own, as a contribution of this node.
+    fn own_work(&self, island: &Island) -> CombineInput {
         let update = self.member.name_of(self.round.view().round, &island.adapter);
-        let input = CombineInput {
+        CombineInput {
             sender: self.member.me().clone(),
             update,
             num_examples: island.num_examples,
@@ -392,16 +470,15 @@ impl Relay {
             base: island.since.sha256(),
             class_logits: None,
             knowledge: None,
-        };
-        self.round.bring(input, out);
-        self.round.go_back_to(island.version, island.since, out);
-        // Answers come from the federation's version again.
-        self.member.apply(out);
+        }
     }
 
     /// Opens the inner round as soon as the member has an outer offer to work on.
     fn open_inner(&mut self, out: &mut Vec<Effect>) {
         let Some((digest, offer)) = self.member.working_on() else { return };
+        if self.has_learned_for(&digest) {
+            return self.go_on_with_cluster(out);
+        }
         if self.serving == Some(digest) || self.round.alone() == Some(true) {
             return; // a round of its own that combines ends first
         }
@@ -411,18 +488,20 @@ impl Relay {
             return;
         }
         self.serving = Some(digest);
-        let deadline_ms = offer
-            .deadline_ms
-            .saturating_sub(self.config.margin_ms)
-            .max(offer.deadline_ms / 2)
-            .max(1);
-        self.round.set_plan(offer.plan.clone(), out);
+        let deadline_ms = self.inner_deadline(offer);
+        // Relays below this one have ordinary rounds.
+        let (plan, cluster) =
+            (Plan { cluster_rounds: None, ..offer.plan.clone() }, offer.plan.cluster_rounds);
+        self.round.set_plan(plan, out);
         let (version, targets) = (offer.version, offer.class_targets.clone());
         match cut.flatten() {
             Some((adapter, whole)) => self.round.take(version, adapter, whole, targets, out),
             None => self.round.take_knowledge(version, targets, offer.knowledge.clone(), out),
         }
-        self.round.open(Some(digest), deadline_ms, out);
+        match cluster {
+            Some(_) => self.round.open_cluster(digest, 1, deadline_ms, out),
+            None => self.round.open(Some(digest), deadline_ms, out),
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use super::super::{Backs, Owner};
 use super::*;
 use crate::ids::NodeId;
 use crate::learn::{Cut, Tensor, TensorSet};
-use crate::wire::{Coding, Contribution, Frame, Offer, SplitCoding, SplitMessage, Verdict};
+use crate::wire::{Coding, Contribution, Frame, SplitCoding, SplitMessage, Verdict};
 
 fn node(name: &str) -> NodeId {
     NodeId::new(name).unwrap()
@@ -73,7 +73,7 @@ impl Bench {
             chunk_bytes: CHUNK_BYTES,
             island: None,
         };
-        Relay::new(config, member, round, &[]).unwrap()
+        Relay::new(config, member, round, &of(Relay::PREFIX)).unwrap()
     }
 
     fn step(&mut self, input: Input) -> Vec<Effect> {
@@ -102,6 +102,10 @@ impl Bench {
     }
 
     fn open(&mut self) -> (Digest, Offer) {
+        self.open_with(plan(Coding::F32))
+    }
+
+    fn open_with(&mut self, plan: Plan) -> (Digest, Offer) {
         let outer = Offer {
             island: None,
             round: 1,
@@ -111,20 +115,26 @@ impl Bench {
             adapter: Blob::of(&adapter(1.0, 2.0), CHUNK_BYTES),
             class_targets: None,
             knowledge: None,
-            plan: plan(Coding::F32),
+            plan,
             deadline_ms: 20_000,
             outer: None,
         };
-        let effects = self.hear("cloud", 1, Body::Offer(outer));
-        sent(&effects, |body| match body {
-            Body::Offer(offer) => Some((Digest::of(&body.to_bytes().unwrap()), offer.clone())),
-            _ => None,
-        })
-        .unwrap()
+        offered(&self.hear("cloud", 1, Body::Offer(outer))).unwrap()
     }
 
     /// A session of a device, whose back learns this much.
     fn session(&mut self, device: &str, inner: &(Digest, Offer), learned: f32) -> Vec<Effect> {
+        self.session_from(&adapter(1.0, 2.0), device, inner, learned)
+    }
+
+    /// The same, where the whole adapter behind the offered front is this one.
+    fn session_from(
+        &mut self,
+        whole: &[u8],
+        device: &str,
+        inner: &(Digest, Offer),
+        learned: f32,
+    ) -> Vec<Effect> {
         let open = SplitMessage::Open {
             offer: inner.0,
             cut: 1,
@@ -132,14 +142,15 @@ impl Bench {
             coding: SplitCoding::F32,
             class_counts: vec![20, 20],
         };
-        let whole = Digest::of(&adapter(1.0, 2.0));
+        let whole = Digest::of(whole);
         match self.say(device, 1, &open, inner.1.round).as_slice() {
             [Effect::Job(Job::Back { task: BackTask::Open { adapter, .. }, .. })] => {
                 assert_eq!(*adapter, whole, "a back starts from the whole adapter");
             }
             other => panic!("{other:?}"),
         }
-        let ended = |end| Input::Back { device: node(device), run: 1, end: Ok(end) };
+        let run = inner.1.round;
+        let ended = |end| Input::Back { device: node(device), run, end: Ok(end) };
         self.step(ended(BackEnd::Opened));
         self.say(device, 2, &SplitMessage::Finish { settled: None }, inner.1.round);
         self.step(ended(BackEnd::Learned(back(learned))))
@@ -147,7 +158,7 @@ impl Bench {
 
     fn say(&mut self, from: &str, step: u32, said: &SplitMessage, round: u64) -> Vec<Effect> {
         let data = said.to_bytes().unwrap();
-        let frame = Frame { run: 1, step, turn: 0, part: 0, parts: 1, data };
+        let frame = Frame { run: round, step, turn: 0, part: 0, parts: 1, data };
         self.hear(from, round, Body::Frame(frame))
     }
 
@@ -168,17 +179,42 @@ impl Bench {
         self.hear(device, inner.1.round, body)
     }
 
-    fn combine(&mut self, job: &CombineJob) -> TensorSet {
+    fn combined(&mut self, job: &CombineJob) -> Work {
         let mut blobs = self.blobs.clone();
         blobs.insert(Digest::of(&adapter(1.0, 2.0)), adapter(1.0, 2.0));
-        let work = update::combine(job, &|digest| blobs.get(digest).cloned()).unwrap();
-        update::unpack(&work.update.unwrap()).unwrap()
+        update::combine(job, &|digest| blobs.get(digest).cloned()).unwrap()
+    }
+
+    fn combine(&mut self, job: &CombineJob) -> TensorSet {
+        update::unpack(&self.combined(job).update.unwrap()).unwrap()
+    }
+
+    /// Both devices learn as much in front of the cut, and behind it; what that leads to.
+    fn round(&mut self, whole: &[u8], inner: &(Digest, Offer), learned: (f32, f32)) -> CombineJob {
+        let mut last = Vec::new();
+        for device in ["d1", "d2"] {
+            self.session_from(whole, device, inner, learned.1);
+            last = self.contribute(device, inner, learned.0);
+        }
+        job(&last)
+    }
+
+    fn end(&mut self, job: &CombineJob) -> Vec<Effect> {
+        let work = self.combined(job);
+        self.step(Input::Combined { offer: job.offer, outcome: Ok(work) })
     }
 }
 
 fn sent<T>(effects: &[Effect], pick: impl Fn(&Body) -> Option<T>) -> Option<T> {
     effects.iter().find_map(|effect| match effect {
         Effect::Send { body, .. } => pick(body),
+        _ => None,
+    })
+}
+
+fn offered(effects: &[Effect]) -> Option<(Digest, Offer)> {
+    sent(effects, |body| match body {
+        Body::Offer(offer) => Some((Digest::of(&body.to_bytes().unwrap()), offer.clone())),
         _ => None,
     })
 }
@@ -283,11 +319,7 @@ fn a_contribution_finds_its_back_also_when_the_device_has_trained_another_since(
     bench.relay.serving = None;
     let mut out = Vec::new();
     bench.relay.open_inner(&mut out);
-    let second = sent(&out, |body| match body {
-        Body::Offer(offer) => Some((Digest::of(&body.to_bytes().unwrap()), offer.clone())),
-        _ => None,
-    });
-    let second = second.unwrap();
+    let second = offered(&out).unwrap();
     assert_ne!(second.0, first.0);
     let (device, delta) = (node("d1"), Digest::of(&back(0.75)));
     let learned = crate::protocol::session::Learned { offer: second.0, device, delta };
@@ -296,6 +328,73 @@ fn a_contribution_finds_its_back_also_when_the_device_has_trained_another_since(
     assert_eq!(verdict(&bench.contribute("d1", &second, 0.5)), Some(Verdict::Accepted));
     let kept = bench.relay.blobs();
     assert!([0.25, 0.75].iter().all(|learned| kept.contains(&Digest::of(&back(*learned)))));
+}
+
+#[test]
+fn cluster_rounds_average_halves_on_the_site_and_one_contribution_tells_their_sum() {
+    for dies in [false, true] {
+        let mut bench = Bench::new(Backs::Each);
+        let plan = Plan { cluster_rounds: Some(3), ..plan(Coding::F32) };
+        let mut inner = bench.open_with(plan);
+        assert_eq!((inner.1.island, inner.1.plan.cluster_rounds), (Some(1), None));
+        for (number, (value, whole)) in
+            [(1.0, 2.0), (1.5, 2.25), (2.0, 2.5)].into_iter().enumerate()
+        {
+            assert_eq!(inner.1.adapter.sha256(), Digest::of(&front(value)), "the site's own front");
+            let task = bench.round(&adapter(value, whole), &inner, (0.5, 0.25));
+            let mut effects = bench.end(&task);
+            let up = sent(&effects, |body| matches!(body, Body::Contribution(_)).then_some(()));
+            assert_eq!(up, None, "not before they are over");
+            if dies {
+                effects = bench.restart();
+            }
+            if number < 2 {
+                inner = offered(&effects).unwrap();
+                assert_eq!(inner.1.island, Some(number as u64 + 2));
+            } else {
+                let all = job(&effects);
+                let got = bench.combine(&all);
+                assert_eq!(got.get("blocks.0.norm1.bias").unwrap().data, [1.5; 3], "no clipping");
+                assert_eq!(got.get("head.bias").unwrap().data, [0.75; 2]);
+                let effects = bench.end(&all);
+                let up = sent(&effects, |body| match body {
+                    Body::Contribution(up) => Some((up.num_examples, up.num_devices, up.steps)),
+                    _ => None,
+                });
+                assert_eq!(up, Some((100, 2, 12)));
+            }
+        }
+    }
+}
+
+#[test]
+fn cluster_rounds_that_miss_a_quorum_or_the_parents_round_give_what_they_have() {
+    for missed in ["quorum", "round"] {
+        let mut bench = Bench::new(Backs::Each);
+        let plan = Plan { cluster_rounds: Some(3), ..plan(Coding::F32) };
+        let first = bench.open_with(plan);
+        let task = bench.round(&adapter(1.0, 2.0), &first, (0.5, 0.25));
+        let second = offered(&bench.end(&task)).unwrap();
+        let effects = if missed == "quorum" {
+            bench.step(Input::Timer(Timer::Deadline))
+        } else {
+            let result = RoundResult {
+                offer: Digest([9; 32]),
+                version: 1,
+                adapter: Blob::of(&adapter(5.0, 6.0), CHUNK_BYTES),
+                class_targets: None,
+                knowledge: None,
+                contributors: 2,
+                contributor_set: Digest([8; 32]),
+            };
+            bench.hear("cloud", 1, Body::Result(result));
+            let task = bench.round(&adapter(1.5, 2.25), &second, (0.5, 0.25));
+            bench.end(&task)
+        };
+        let expected = if missed == "quorum" { 0.5 } else { 1.0 };
+        let got = bench.combine(&job(&effects));
+        assert_eq!(got.get("blocks.0.norm1.bias").unwrap().data, [expected; 3], "{missed}");
+    }
 }
 
 #[test]

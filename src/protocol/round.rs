@@ -248,8 +248,19 @@ impl Round {
         self.open_as(outer, None, deadline_ms, out);
     }
 
-    /// Opens a relay's round of its own, the `number`-th since its parent is away: its outcome is the site's next
-    /// adapter, of the same version.
+    /// Opens a cluster round, the `number`-th for this outer offer: its outcome is the site's next adapter, of the
+    /// same version.
+    pub fn open_cluster(
+        &mut self,
+        outer: Digest,
+        number: u64,
+        deadline_ms: u64,
+        out: &mut Vec<Effect>,
+    ) {
+        self.open_as(Some(outer), Some(number), deadline_ms, out);
+    }
+
+    /// Opens a relay's round of its own, the `number`-th since its parent is away: likewise.
     pub fn open_alone(&mut self, number: u64, out: &mut Vec<Effect>) {
         if !self.paused {
             self.open_as(None, Some(number), self.config.deadline_ms, out);
@@ -295,10 +306,7 @@ impl Round {
             island,
         };
         let body = Body::Offer(offer.clone());
-        let digest = match body.to_bytes() {
-            Ok(bytes) => Digest::of(&bytes),
-            Err(e) => return out.push(Effect::Fatal(format!("an offer can't be encoded: {e}"))),
-        };
+        let Some(digest) = digest_of_offer(&body, out) else { return };
         out.push(Effect::Record(Event::RoundOpen {
             epoch: self.epoch,
             offer: digest,
@@ -414,11 +422,39 @@ impl Round {
         self.keep_late(input, out);
     }
 
-    /// The round of a relay's own that is under way: whether it is closed already.
+    /// Ends the cluster rounds of an outer offer: what they came to is all that its outcome is made of. `since` is what
+    /// the parent offered, whole.
+    pub fn close_own(
+        &mut self,
+        outer: Digest,
+        since: Blob,
+        input: CombineInput,
+        out: &mut Vec<Effect>,
+    ) {
+        let offer = Offer {
+            round: self.number,
+            model: self.config.model.clone(),
+            base: self.config.base,
+            version: input.version,
+            adapter: since,
+            class_targets: self.global.class_targets.clone(),
+            knowledge: None,
+            plan: self.config.plan.clone(),
+            deadline_ms: self.config.deadline_ms,
+            outer: Some(outer),
+            island: None,
+        };
+        let Some(digest) = digest_of_offer(&Body::Offer(offer.clone()), out) else { return };
+        let (sender, update) = (input.sender.clone(), input.update);
+        out.push(Effect::Record(Event::Late { round: self.number, sender, update }));
+        self.fix(digest, offer, None, vec![input], out);
+    }
+
+    /// The round that a relay runs while its parent is away: whether it is closed already.
     pub fn alone(&self) -> Option<bool> {
         match &self.phase {
-            Phase::Open(open) => open.offer.island.map(|_| false),
-            Phase::Closing(closing) => closing.offer.island.map(|_| true),
+            Phase::Open(Open { offer, .. }) => offer.is_alone().then_some(false),
+            Phase::Closing(Closing { offer, .. }) => offer.is_alone().then_some(true),
             Phase::Idle => None,
         }
     }
@@ -716,13 +752,24 @@ impl Round {
             set.push(input);
         }
         set.sort_by(|a, b| (&a.sender, a.update).cmp(&(&b.sender, b.update)));
+        self.fix(open.digest, open.offer, open.whole, set, out);
+    }
+
+    fn fix(
+        &mut self,
+        digest: Digest,
+        offer: Offer,
+        whole: Option<Digest>,
+        set: Vec<CombineInput>,
+        out: &mut Vec<Effect>,
+    ) {
         out.push(Effect::Record(Event::RoundClose {
             contributions: set.len() as u64,
             epoch: self.epoch,
-            round: open.offer.round,
+            round: offer.round,
             set: contributor_set(&set),
         }));
-        let closing = Closing { digest: open.digest, offer: open.offer, whole: open.whole, set };
+        let closing = Closing { digest, offer, whole, set };
         out.push(Effect::Job(self.combine_job(&closing)));
         self.phase = Phase::Closing(closing);
         self.put_phase(out);
@@ -736,7 +783,8 @@ impl Round {
             class_targets: closing.offer.class_targets.clone(),
             inputs: closing.set.clone(),
             relay: self.config.owner == Owner::Relay && closing.offer.island.is_none(),
-            norms: self.norms.clone(),
+            // Many rounds' work is longer than what is usual of one.
+            norms: if closing.is_own() { Vec::new() } else { self.norms.clone() },
             bounds: self.config.bounds,
             offered: closing.offer.knowledge.as_ref().map(|knowledge| {
                 let plan = closing.offer.plan.knowledge.as_ref();
@@ -864,11 +912,13 @@ impl Round {
         out: &mut Vec<Effect>,
     ) {
         self.phase = Phase::Idle;
-        if let Ok(work) = &outcome {
+        if let Ok(work) = &outcome
+            && !closing.is_own()
+        {
             self.remember_norms(closing.offer.round, &work.weighed, out);
         }
         match (outcome, closing.offer.outer) {
-            (Ok(work), None) if closing.offer.island.is_some() => {
+            (Ok(work), _) if closing.offer.island.is_some() => {
                 self.commit_alone(&closing, work, out);
             }
             (Ok(work), None) => self.commit(&closing, work, out),
@@ -965,25 +1015,21 @@ impl Round {
     /// The site's next adapter. Its members hear of it by the next offer: a result would be a version.
     fn commit_alone(&mut self, closing: &Closing, work: Work, out: &mut Vec<Effect>) {
         let Some(bytes) = work.update else { return out.push(Effect::Count("nothing_learned")) };
-        let (version, from) = (closing.offer.version, closing.offer.adapter.clone());
-        let blob = Blob::of(&bytes, self.config.chunk_bytes);
-        let adapter = blob.sha256();
+        let version = closing.offer.version;
+        let adapter = Blob::of(&bytes, self.config.chunk_bytes);
         out.push(Effect::SaveBlob(bytes));
-        let class_targets = work.class_logits.or_else(|| closing.offer.class_targets.clone());
-        // The next version may have come while this was combined.
-        if version == self.global.version {
-            self.set_global(version, blob, None, class_targets, None, out);
-        }
         out.push(Effect::Record(Event::RoundCommit {
             epoch: self.epoch,
-            result: adapter,
+            result: adapter.sha256(),
             round: closing.offer.round,
             version,
         }));
         out.push(Effect::Local(LocalWork {
             version,
-            from,
+            outer: closing.offer.outer,
+            from: closing.offer.adapter.clone(),
             adapter,
+            class_targets: work.class_logits.or_else(|| closing.offer.class_targets.clone()),
             num_examples: work.num_examples,
             num_devices: work.num_devices,
             steps: work.steps,
@@ -1078,6 +1124,17 @@ impl Round {
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to a million")]
 fn millionths(factor: f64) -> u32 {
     (factor.clamp(0.0, 1.0) * 1e6) as u32
+}
+
+/// The name of an offer's task; ours always encode.
+fn digest_of_offer(offer: &Body, out: &mut Vec<Effect>) -> Option<Digest> {
+    match offer.to_bytes() {
+        Ok(bytes) => Some(Digest::of(&bytes)),
+        Err(e) => {
+            out.push(Effect::Fatal(format!("an offer can't be encoded: {e}")));
+            None
+        }
+    }
 }
 
 /// What came out of a round, as one digest.

@@ -103,6 +103,9 @@ fn makes_sense(plan: &Plan) -> bool {
         && (1..=MAX_STEPS).contains(&plan.local_steps)
         // How many steps the passes are is known by the learner, which has the same bound for them.
         && plan.local_epochs.is_none_or(|epochs| (1..=10_000).contains(&epochs))
+        && plan.cluster_rounds.is_none_or(|rounds| {
+            (2..=MAX_CLUSTER_ROUNDS).contains(&rounds) && plan.adapter_delta && knowledge.is_none()
+        })
         && (1..=65_536).contains(&plan.batch_size)
         // 0 where a cosine has come to its end.
         && (0.0..=10.0).contains(&plan.learning_rate)
@@ -113,6 +116,9 @@ fn makes_sense(plan: &Plan) -> bool {
         && (0.001..=4096.0).contains(&plan.alpha)
         && update::can_code(plan.coding, plan.block)
 }
+
+/// More rounds of a site for one of the federation aren't asked for.
+const MAX_CLUSTER_ROUNDS: u32 = 1_000;
 
 /// Longest deadline of a round: 30 days, as long as an offer lives.
 const MAX_DEADLINE_MS: u64 = 30 * 24 * 60 * 60 * 1_000;
@@ -151,7 +157,12 @@ mod tests {
         assert_eq!(check_offer(&offer(Plan { final_rate: Some(0.0), ..good.clone() })), Ok(()));
         let epochs = Plan { local_epochs: Some(10), ..good.clone() };
         assert_eq!(check_offer(&offer(epochs)), Ok(()));
-        let bad: [fn(&mut Plan); 21] = [
+        let cluster = Plan { cluster_rounds: Some(4), ..good.clone() };
+        assert_eq!(check_offer(&offer(cluster)), Ok(()));
+        let bad: [fn(&mut Plan); 24] = [
+            |p| p.cluster_rounds = Some(1),
+            |p| p.cluster_rounds = Some(u32::MAX),
+            |p| (p.cluster_rounds, p.adapter_delta, p.class_logits) = (Some(2), false, true),
             |p| p.final_rate = Some(f32::NAN),
             |p| p.final_rate = Some(-0.1),
             |p| p.adapter_delta = false, // and no class logits either

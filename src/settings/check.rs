@@ -186,6 +186,14 @@ fn broken_rules(settings: &Settings) -> Vec<(String, String)> {
         "not below round.deadline_s: no time would be left for the relay's own round",
     );
     let strategy = &settings.strategy;
+    rule(
+        strategy.cluster_rounds == 1
+            || strategy.contribute.contains(&Contribute::AdapterDelta)
+                && !settings.knowledge.own_models,
+        "strategy.cluster_rounds",
+        "above 1, but a site has rounds of its own only where adapters travel: strategy.contribute with adapter_delta, without \
+         knowledge.own_models",
+    );
     let island = round.island_after_s;
     rule(
         island == 0 || relays,

@@ -117,6 +117,7 @@ pub(super) const KEYS: &[Key] = &[
     key("strategy.local_epochs", Whole("passes", 0, 10_000)),
     key("strategy.max_share", Real("share of a round", 0.5, 1.0)),
     key("strategy.clip_norms", Flag),
+    key("strategy.cluster_rounds", Whole("rounds", 1, 1_000)),
     key("knowledge.own_models", Flag),
     key("knowledge.reference", OneOf(&["bearing-physics-1"])),
     key("knowledge.reference_seed", Whole("no unit", 0, (1 << 53) - 1)),

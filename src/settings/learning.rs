@@ -69,6 +69,8 @@ pub struct StrategySettings {
     pub max_share: f64,
     /// Shortens contributions that are longer than the usual one.
     pub clip_norms: bool,
+    /// Rounds that a relay right below the root runs with its members for one of the root's.
+    pub cluster_rounds: u32,
 }
 
 /// How contributions are made and combined.

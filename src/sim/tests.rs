@@ -14,6 +14,7 @@ use crate::protocol::{Distils, Input, RollbackBy, SlotOrder, SlotRefusal, SlotsV
 use crate::store::Store;
 use crate::wire::{Blob, Coding};
 
+mod clusters;
 mod failover;
 mod guards;
 mod islands;

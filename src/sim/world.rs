@@ -415,6 +415,7 @@ fn settings_of(scenario: &Scenario) -> Result<Settings, Broken> {
             seed: 7,
             local_epochs: None,
             knowledge: None,
+            cluster_rounds: None,
         },
         rounds: scenario.rounds,
         federation: name("simulated")?,

@@ -182,6 +182,10 @@ pub struct Plan {
     /// A round of knowledge: each node has a model of its own, and none of it travels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub knowledge: Option<KnowledgePlan>,
+    /// Rounds that a relay right below the root runs with its own members before it contributes, > 1; absent
+    /// for one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster_rounds: Option<u32>,
 }
 
 /// A round's owner offers work. Its digest names the round's task.
@@ -209,10 +213,17 @@ pub struct Offer {
     /// What the tiers above know, in a round of knowledge; the adapter is empty then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub knowledge: Option<Knowledge>,
-    /// A relay's round of its own, while its parent is away: how many there were since. The adapter is the
-    /// site's own then, learned from that of `version`.
+    /// A relay's round of its own, the how-manieth: a cluster round where `outer` names an offer, else one while its
+    /// parent is away. The adapter is the site's own then, learned from that of `version`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub island: Option<u64>,
+}
+
+impl Offer {
+    /// A relay's round of its own while its parent is away.
+    pub fn is_alone(&self) -> bool {
+        self.island.is_some() && self.outer.is_none()
+    }
 }
 
 /// A member says whether it takes part. Not durable: the contribution is what counts.

@@ -34,6 +34,7 @@ fn plan() -> Plan {
         final_rate: None,
         local_epochs: None,
         knowledge: None,
+        cluster_rounds: None,
     }
 }
 
@@ -207,6 +208,10 @@ fn bodies() -> Vec<(&'static str, Body)> {
             Body::Answer(Answer { offer: offer_id, accepted: false, reason: "paused".into() }),
         ),
         ("offer_of_island", Body::Offer(offer_of_island())),
+        (
+            "offer_of_cluster",
+            Body::Offer(Offer { plan: Plan { cluster_rounds: Some(4), ..plan() }, ..offer() }),
+        ),
         ("contribution", Body::Contribution(contribution())),
         (
             "contribution_logits_only",

@@ -403,6 +403,7 @@ pub(crate) fn learning(versions: u64) -> Learning {
             seed: 1,
             local_epochs: None,
             knowledge: None,
+            cluster_rounds: None,
         },
         gate: Gate::from(Profile::Standard),
         quorum: 0.6,

@@ -191,6 +191,11 @@ impl Strategy {
         }
     }
 
+    /// Rounds of an edge for one of the cloud; a client's passes are dealt out among them.
+    pub fn cluster_rounds(self) -> u32 {
+        if self == Self::Hfsl { 2 } else { 1 }
+    }
+
     /// What it sets, beside what all cells have in common.
     pub fn settings(self) -> &'static [&'static str] {
         match self {

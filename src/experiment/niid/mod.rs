@@ -143,7 +143,9 @@ pub fn settings(cell: &Cell, options: &CellOptions) -> Result<Settings, Settings
         layers.set(of_strategy);
     }
     layers.set(&format!("round.rounds={}", options.rounds));
-    layers.set(&format!("strategy.local_epochs={}", options.local_epochs));
+    let clusters = cell.strategy.cluster_rounds().min(options.local_epochs);
+    layers.set(&format!("strategy.local_epochs={}", options.local_epochs / clusters.max(1)));
+    layers.set(&format!("strategy.cluster_rounds={}", clusters.max(1)));
     layers.set(&format!("strategy.seed={}", options.seed));
     let mut settings = layers.load().into_settings()?;
     // Set behind the rules, since they know no model of images that could be cut.

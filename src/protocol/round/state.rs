@@ -97,6 +97,13 @@ pub(super) struct Closing {
     pub(super) whole: Option<Digest>,
 }
 
+impl Closing {
+    /// It ends cluster rounds: nothing but the relay's own work is in it.
+    pub(super) fn is_own(&self) -> bool {
+        self.offer.outer.is_some() && self.set.iter().all(|input| input.whole)
+    }
+}
+
 /// A closed round: enough to answer repeats and to weigh what comes late.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Recent {
