@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use federation::{Plant, name, paused, until};
 use gaisnet::actors::split_lane::{BackCopies, FrontRuns, back_lane, front_lane};
-use gaisnet::actors::{Busy, Half, InlineBench, LaneBench, Workbench};
+use gaisnet::actors::{Half, InlineBench, LaneBench, Pace, Workbench};
 use gaisnet::bus::memory::Faults;
 use gaisnet::ids::NodeId;
 use gaisnet::learn::{
@@ -190,16 +190,17 @@ fn on_lanes(
     half: Half<FrontRuns, BackCopies>,
     parts: &NodeParts,
 ) -> Box<dyn Workbench> {
-    let (figures, busy) = (Arc::clone(&parts.figures), Arc::new(Busy::default()));
+    let figures = Arc::clone(&parts.figures);
+    let pace = Arc::new(Pace::free(Arc::clone(&parts.clock)));
     let half = match half {
         Half::Front(runs) => {
-            let lane = front_lane(runs, Arc::clone(&figures), Arc::clone(&busy), 8).unwrap();
+            let lane = front_lane(runs, Arc::clone(&figures), Arc::clone(&pace), 8).unwrap();
             Half::Front(lane)
         }
         Half::Back(copies) => Half::Back(back_lane(copies, Arc::clone(&figures), 8).unwrap()),
         Half::None => Half::None,
     };
-    Box::new(LaneBench::new(node.clone(), None, figures, busy).with_half(half))
+    Box::new(LaneBench::new(node.clone(), None, figures, pace).with_half(half))
 }
 
 /// Share of fresh windows that an adapter answers right.

@@ -23,7 +23,7 @@ use actix::prelude::*;
 
 use super::MAILBOX;
 use super::attending::{Attending, Waiting};
-use super::busy::Busy;
+use super::busy::{Busy, Hold};
 use super::figures::Figures;
 use super::halves::{HalfParts, Halves};
 use super::lanes::{Lane, ServeRequest};
@@ -914,7 +914,8 @@ impl Handler<TagSample> for Inferencer {
                     self.samples((index, topic.clone()), &samples, now, ctx);
                 }
                 Reading::Label(label) => self.label(label),
-                Reading::Idle(idle) => self.machines.said(&topic, idle),
+                Reading::Idle(idle) => self.machines.said(&topic, Hold::Machine, !idle),
+                Reading::Veto(forbids) => self.machines.said(&topic, Hold::Veto, forbids),
             }
         }
     }

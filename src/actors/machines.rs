@@ -1,15 +1,15 @@
-//! Which machines say that they work, from tags that bind `idle`: training waits while one does.
+//! What tags say about a device's machines: that one works (`idle`), that a value forbids training (`veto`).
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::busy::Busy;
+use super::busy::{Busy, Hold};
 
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Machines {
-    /// Topics that say that their machine works.
-    working: BTreeSet<String>,
+    /// Topics that hold training now, and why.
+    holding: BTreeSet<(Hold, String)>,
     busy: Arc<Busy>,
 }
 
@@ -18,16 +18,17 @@ impl Machines {
     const MAX: usize = 256;
 
     pub(super) fn new(busy: Arc<Busy>) -> Self {
-        Self { working: BTreeSet::new(), busy }
+        Self { holding: BTreeSet::new(), busy }
     }
 
-    /// The machine of a topic works now, or stands still.
-    pub(super) fn said(&mut self, topic: &str, idle: bool) {
-        if idle {
-            self.working.remove(topic);
-        } else if self.working.len() < Self::MAX {
-            self.working.insert(topic.to_owned());
+    /// A topic holds training now, or doesn't any longer.
+    pub(super) fn said(&mut self, topic: &str, hold: Hold, holds: bool) {
+        let key = (hold, topic.to_owned());
+        if !holds {
+            self.holding.remove(&key);
+        } else if self.holding.len() < Self::MAX {
+            self.holding.insert(key);
         }
-        self.busy.set(!self.working.is_empty());
+        self.busy.set(hold, self.holding.iter().any(|(why, _)| *why == hold));
     }
 }

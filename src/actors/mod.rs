@@ -27,6 +27,7 @@ mod machines;
 mod measuring;
 mod operator;
 mod outbox;
+mod pace;
 mod quota;
 mod risk_meter;
 mod role;
@@ -40,7 +41,7 @@ mod tiers;
 mod workbench;
 
 pub use base_desk::{BaseDesk, HeldBase, NotGiven, WantsBase};
-pub use busy::Busy;
+pub use busy::{AreHours, Busy, Hold};
 pub use figures::{Figures, FiguresView};
 pub use gateway::{AboveLink, Gateway, GatewayParts, Incoming, pump, subscribe, subscriptions};
 pub use halves::{HalfOf, HalfParts};
@@ -49,6 +50,7 @@ pub use inferencer::{
 };
 pub use measuring::Measure;
 pub use operator::{Adopt, Leave, Operator, OperatorParts, Order};
+pub use pace::Pace;
 pub use risk_meter::RiskMeter;
 pub use role::{
     Aggregator, Checked, Decide, Machine, MachineView, Observe, RelayActor, Role, Seen, Steer,

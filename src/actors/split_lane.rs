@@ -8,9 +8,9 @@ use std::io;
 use std::sync::Arc;
 use std::thread;
 
-use super::busy::Busy;
 use super::figures::Figures;
 use super::lanes::Lane;
+use super::pace::Pace;
 use super::workbench::job_of;
 use crate::ids::{Digest, NodeId};
 use crate::learn::{
@@ -219,23 +219,25 @@ impl BackCopies {
     }
 }
 
-/// Starts the lane of a front; it waits while the device's machine is `busy`.
+/// Starts the lane of a front, which trains at this `pace`.
 ///
 /// # Errors
 /// When the system gives no thread.
 pub fn front_lane(
     mut runs: FrontRuns,
     figures: Arc<Figures>,
-    busy: Arc<Busy>,
+    pace: Arc<Pace>,
     capacity: usize,
 ) -> io::Result<Lane<FrontRequest>> {
     Lane::spawn("gaisnet-front", capacity, move |request: FrontRequest| {
         let FrontRequest { task, adapter, residual, done } = request;
         thread::yield_now();
         if matches!(task, FrontTask::Forward { .. }) {
-            busy.wait_until_idle();
+            pace.wait(&figures);
         }
+        let begun = pace.now();
         let end = runs.work(task, adapter.as_deref(), residual);
+        pace.rest_since(begun);
         match &end {
             Ok(FrontEnd::Applied(_)) => figures.update(|view| view.train_steps += 1),
             Ok(FrontEnd::Headed { loss, .. }) => {

@@ -16,7 +16,7 @@ use actix::prelude::*;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use super::MAILBOX;
-use super::busy::Busy;
+use super::busy::{Busy, Hold};
 use super::figures::Figures;
 use super::inferencer::{Loaded, Request, Serve, TagSample};
 use super::machines::Machines;
@@ -374,7 +374,8 @@ impl Handler<TagSample> for TextInferencer {
     fn handle(&mut self, TagSample { topic, payload }: TagSample, _: &mut Self::Context) {
         for (_, tag) in self.parts.tags.of(&topic) {
             match tag.read(&payload) {
-                Ok(Reading::Idle(idle)) => self.machines.said(&topic, idle),
+                Ok(Reading::Idle(idle)) => self.machines.said(&topic, Hold::Machine, !idle),
+                Ok(Reading::Veto(forbids)) => self.machines.said(&topic, Hold::Veto, forbids),
                 Ok(Reading::Samples(_) | Reading::Label(_)) => {
                     self.parts.figures.count("unused_tag");
                 }

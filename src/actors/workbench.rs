@@ -4,9 +4,9 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::busy::Busy;
 use super::figures::Figures;
 use super::lanes::{EndOnPanic, Lane, TrainRequest};
+use super::pace::Pace;
 use super::split_lane::{BackCopies, BackDone, BackRequest, FrontDone, FrontRequest, FrontRuns};
 use crate::ids::{Digest, NodeId};
 use crate::learn::{
@@ -88,7 +88,7 @@ pub struct LaneBench {
     half: Half<Lane<FrontRequest>, Lane<BackRequest>>,
     reference: Option<Arc<ReferenceSet>>,
     figures: Arc<Figures>,
-    busy: Arc<Busy>,
+    pace: Arc<Pace>,
 }
 
 /// What a node has of a split model.
@@ -111,14 +111,14 @@ pub struct InlineBench {
 
 impl LaneBench {
     /// A bench for a node; whoever has a model that learns brings a lane and its data (an owner's own model
-    /// has none), and trains while it isn't `busy`.
+    /// has none), and trains at this `pace`.
     pub fn new(
         me: NodeId,
         train: Option<(Lane<TrainRequest>, Arc<Examples>)>,
         figures: Arc<Figures>,
-        busy: Arc<Busy>,
+        pace: Arc<Pace>,
     ) -> Self {
-        Self { me, train, half: Half::None, reference: None, figures, busy }
+        Self { me, train, half: Half::None, reference: None, figures, pace }
     }
 
     /// The same with a half of a split model.
@@ -154,9 +154,10 @@ impl LaneBench {
             data: Arc::clone(data),
             job,
             progress: Box::new({
-                let (figures, busy) = (Arc::clone(&figures), Arc::clone(&self.busy));
+                let (figures, pace) = (Arc::clone(&figures), Arc::clone(&self.pace));
+                let mut resumed = pace.begin(&figures);
                 move |_| {
-                    busy.wait_until_idle();
+                    resumed = pace.step(resumed, &figures);
                     figures.update(|view| view.train_steps += 1);
                     Control::Continue
                 }

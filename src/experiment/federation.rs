@@ -14,7 +14,7 @@ use super::turns::Turns;
 use super::versions::Versions;
 use crate::actors::lanes::train_lane;
 use crate::actors::split_lane::{BackCopies, FrontRuns, back_lane, front_lane};
-use crate::actors::{Bounds, Busy, Figures, Half, LaneBench};
+use crate::actors::{Bounds, Figures, Half, LaneBench, Pace};
 use crate::bus::memory::{Faults, MemoryBroker};
 use crate::bus::mqtt::{MqttBus, MqttSettings};
 use crate::bus::{Bus, BusEvent};
@@ -301,10 +301,11 @@ impl Federation<'_> {
         gave_up: mpsc::Sender<String>,
     ) -> Result<NodeParts, ExperimentError> {
         let settings = self.settings;
-        let (figures, busy) = (Arc::new(Figures::default()), Arc::new(Busy::default()));
+        let (figures, pace) =
+            (Arc::new(Figures::default()), Arc::new(Pace::free(Arc::clone(&clock))));
         let me = identity.me.clone();
         let bench =
-            |lane| LaneBench::new(me.clone(), lane, Arc::clone(&figures), Arc::clone(&busy));
+            |lane| LaneBench::new(me.clone(), lane, Arc::clone(&figures), Arc::clone(&pace));
         let no_thread = ExperimentError::Thread;
         let bench = match works {
             Works::Owner => bench(None),
@@ -314,7 +315,7 @@ impl Federation<'_> {
             Works::Front(front, data) => {
                 adapter = update::pack(&front.initial_adapter(), Coding::F32, 0)?;
                 let runs = FrontRuns::new(me.clone(), front, data);
-                let lane = front_lane(runs, Arc::clone(&figures), Arc::clone(&busy), QUEUE);
+                let lane = front_lane(runs, Arc::clone(&figures), Arc::clone(&pace), QUEUE);
                 bench(None).with_half(Half::Front(lane.map_err(no_thread)?))
             }
             Works::Back(back) => {

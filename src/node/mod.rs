@@ -9,6 +9,8 @@ mod base;
 mod clock;
 #[cfg(feature = "web")]
 mod health;
+#[cfg(feature = "cli")]
+mod hours;
 #[cfg(all(feature = "cli", feature = "torch"))]
 mod language;
 #[cfg(all(feature = "cli", feature = "torch"))]

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 #[cfg(feature = "torch")]
 use super::base::HeldFiles;
 use super::base::WantedBase;
+use super::hours;
 #[cfg(feature = "torch")]
 use super::language_brain;
 use super::texts::{TextReader, text_brain};
@@ -24,7 +25,7 @@ use crate::actors::lanes::{back_serve_lane, serve_lane, train_lane};
 use crate::actors::split_lane::{BackCopies, back_lane};
 use crate::actors::text_lane::{TextLane, Writer};
 use crate::actors::{
-    Adopt, Bounds, Busy, Figures, Half, HeldBase, LaneBench, Measure, Operator, RiskMeter,
+    Adopt, Bounds, Busy, Figures, Half, HeldBase, LaneBench, Measure, Operator, Pace, RiskMeter,
 };
 use crate::bus::mqtt::{MqttBus, MqttError, MqttSettings, TlsSettings};
 use crate::bus::{Bus, BusEvent};
@@ -607,8 +608,8 @@ pub fn parts_of(
         Some(data) => Some((train_lane(learner, QUEUE)?, Arc::new(data))),
         None => None,
     };
-    let busy = Arc::new(Busy::default());
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let busy = Arc::new(Busy::with_hours(hours::of(settings, &clock)?));
     let lane_that_answers = match brain.server {
         Server::Windows(predictor) => Some(AnswerLane::Windows(serve_lane(predictor, QUEUE)?)),
         Server::Split(predictor) => {
@@ -626,7 +627,8 @@ pub fn parts_of(
     let answering = lane_that_answers
         .map(|lane| answering_of(settings, lane, Arc::clone(&busy), cascade))
         .transpose()?;
-    let mut bench = LaneBench::new(identity.me.clone(), lane, Arc::clone(&figures), busy)
+    let pace = Arc::new(Pace::new(busy, Arc::clone(&clock), settings.schedule.cpu_percent));
+    let mut bench = LaneBench::new(identity.me.clone(), lane, Arc::clone(&figures), pace)
         .with_reference(reference.clone());
     if let (Some(back), Some(split)) = (brain.back, split::split_of(settings)) {
         let copies = BackCopies::new(back, split.backs);
@@ -921,6 +923,7 @@ fn tags_of(settings: &Settings) -> Result<Vec<Tag>, SettingsProblem> {
             }
             TagBinds::Label => Binds::Label,
             TagBinds::Idle => Binds::Idle,
+            TagBinds::Veto => Binds::Veto { above: tag.above, below: tag.below },
         };
         let pointer = tag.pointer.as_deref().unwrap_or("");
         let hop = tag.hop.and_then(|hop| NonZeroUsize::new(usize::try_from(hop).ok()?));

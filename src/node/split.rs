@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::hours;
 use super::settings::{QUEUE, Work, answering_of, windows_of, with_work};
 #[cfg(feature = "torch")]
 use super::settings::{model_of, pack};
@@ -10,7 +11,7 @@ use super::{
 };
 use crate::actors::lanes::front_serve_lane;
 use crate::actors::split_lane::{FrontRuns, front_lane};
-use crate::actors::{Busy, Figures, Half, LaneBench};
+use crate::actors::{Busy, Figures, Half, LaneBench, Pace};
 use crate::ids::Digest;
 use crate::learn::{Cut, FrontPredictor, SplitBack, SplitFront};
 use crate::protocol::cascade::{CascadeConfig, OnNoReply, Uncalibrated};
@@ -191,26 +192,28 @@ pub fn front_parts_of(
     half: FrontHalf,
 ) -> Result<NodeParts, SettingsProblem> {
     let figures = Arc::new(Figures::default());
-    let busy = Arc::new(Busy::default());
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let busy = Arc::new(Busy::with_hours(hours::of(settings, &clock)?));
+    let percent = settings.schedule.cpu_percent;
+    let pace = Arc::new(Pace::new(Arc::clone(&busy), Arc::clone(&clock), percent));
     if settings.data.set.as_deref() != Some("bearings") {
         let problem = "a split model learns from windows: set it to bearings".into();
         return Err(SettingsProblem::Key { key: "data.set", problem });
     }
     let data = Arc::new(windows_of(settings)?);
     let runs = FrontRuns::new(identity.me.clone(), half.front, data);
-    let lane = front_lane(runs, Arc::clone(&figures), Arc::clone(&busy), QUEUE)?;
+    let lane = front_lane(runs, Arc::clone(&figures), Arc::clone(&pace), QUEUE)?;
     let untrained = FrontMark::new(0, &half.base, &half.adapter);
     let answering = match half.server {
         Some(front) => Some(answering_of(
             settings,
             AnswerLane::Windows(front_serve_lane(front, untrained, QUEUE)?),
-            Arc::clone(&busy),
+            busy,
             Some(asking_of(settings)),
         )?),
         None => None,
     };
-    let bench = LaneBench::new(identity.me.clone(), None, Arc::clone(&figures), busy);
+    let bench = LaneBench::new(identity.me.clone(), None, Arc::clone(&figures), pace);
     let work = Work {
         learning: learning_of(settings, half.model, half.base, half.adapter, None),
         bench: bench.with_half(Half::Front(lane)),

@@ -14,6 +14,7 @@
 //! ```
 
 pub mod at_cut;
+pub mod calendar;
 pub mod command;
 pub mod escalation;
 pub mod feed;

@@ -1,7 +1,7 @@
 //! `[[tags]]`: which plant topic feeds which input.
 //!
-//! A tag binds a topic filter and a place in the payload to an input window, a label or the flag
-//! that says the machine is idle. Plants write what they like, so a value that can't be read is an
+//! A tag binds a topic filter and a place in the payload to an input window, a label, the flag
+//! that says the machine is idle, or a value beyond whose bounds nothing is to be trained. Plants write what they like, so a value that can't be read is an
 //! error with its cause, and a sample that is no finite number passes as NaN: the window that it
 //! lies in is dropped, the stream goes on.
 
@@ -21,7 +21,7 @@ pub const MAX_TELEGRAM_BYTES: usize = 1024 * 1024;
 pub const MAX_SAMPLES: usize = 65_536;
 
 /// One entry of `[[tags]]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Tag {
     filter: Filter,
     format: Format,
@@ -44,7 +44,7 @@ pub enum Format {
 }
 
 /// What a tag's value is for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Binds {
     /// Samples of a model's input.
     Feature {
@@ -55,6 +55,13 @@ pub enum Binds {
     Label,
     /// Whether the machine stands still.
     Idle,
+    /// A measurement, a temperature or a battery's charge, that forbids training beyond its bounds.
+    Veto {
+        /// Forbids it above this.
+        above: Option<f64>,
+        /// Forbids it below this.
+        below: Option<f64>,
+    },
 }
 
 /// What a telegram said.
@@ -66,6 +73,8 @@ pub enum Reading {
     Label(String),
     /// The machine stands still, or not.
     Idle(bool),
+    /// The value forbids training, or not.
+    Veto(bool),
 }
 
 impl FromStr for Format {
@@ -188,6 +197,10 @@ impl Tag {
                 Value::Number(number) => flag(&number.to_string()),
                 _ => Err(wrong("true or false")),
             },
+            Binds::Veto { above, below } => match value.as_f64() {
+                Some(value) => Ok(Reading::Veto(is_beyond(value, *above, *below))),
+                None => Err(wrong("a number")),
+            },
         }
     }
 
@@ -207,12 +220,22 @@ impl Tag {
             }
             Binds::Label => label(text),
             Binds::Idle => flag(text),
+            Binds::Veto { above, below } => match text.parse::<f64>() {
+                Ok(value) if value.is_finite() => {
+                    Ok(Reading::Veto(is_beyond(value, *above, *below)))
+                }
+                _ => Err(TagError::Wrong { expected: "a number", got: shorten(text) }),
+            },
         }
     }
 }
 
+fn is_beyond(value: f64, above: Option<f64>, below: Option<f64>) -> bool {
+    above.is_some_and(|most| value > most) || below.is_some_and(|least| value < least)
+}
+
 /// All of a node's tags.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct TagMap(Vec<Tag>);
 
 impl TagMap {
@@ -252,7 +275,7 @@ pub enum TagError {
         pointer: String,
     },
     /// Labels and flags are no floats.
-    #[error("a label or idle flag can't have format \"f32le\": use \"json\" or \"csv\"")]
+    #[error("a label, idle flag or veto can't have format \"f32le\": use \"json\" or \"csv\"")]
     BinaryWord,
     /// No such format.
     #[error("format {got:?} isn't known: use \"json\", \"csv\" or \"f32le\"")]

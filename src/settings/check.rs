@@ -371,14 +371,22 @@ fn broken_rules(settings: &Settings) -> Vec<(String, String)> {
         rule(
             tag.format != Some(TagFormat::F32le) || tag.binds == TagBinds::Feature,
             &format!("tags[{at}].format"),
-            "a label or idle flag is a word, not binary samples",
+            "a label, idle flag or veto is one value, not binary samples",
+        );
+        rule(
+            (tag.binds == TagBinds::Veto) == (tag.above.is_some() || tag.below.is_some()),
+            &format!("tags[{at}].binds"),
+            "a veto needs above, below or both, and nothing else takes them",
         );
         rule(
             (tag.binds == TagBinds::Feature) == tag.model.is_some(),
             &format!("tags[{at}].model"),
-            "a feature needs it, a label or idle flag doesn't take it",
+            "a feature needs it, a label, idle flag or veto doesn't take it",
         );
     }
+    let schedule = settings.schedule.calendar().err();
+    let problem = schedule.map_or_else(String::new, |error| error.to_string());
+    rule(problem.is_empty(), "schedule.windows", &problem);
     let cascade = &settings.cascade;
     rule(
         !cascade.enabled || model.learner != LearnerName::Language,

@@ -162,7 +162,9 @@ pub(super) const KEYS: &[Key] = &[
     required("tags[].topic", Filter),
     key("tags[].pointer", Pointer),
     key("tags[].format", OneOf(&["json", "csv", "f32le"])),
-    required("tags[].binds", OneOf(&["feature", "label", "idle"])),
+    required("tags[].binds", OneOf(&["feature", "label", "idle", "veto"])),
+    key("tags[].above", Real("the value's unit", -1e6, 1e6)),
+    key("tags[].below", Real("the value's unit", -1e6, 1e6)),
     key("tags[].model", Expect::Name),
     key("tags[].hop", Whole("samples", 1, 65_536)),
     key("tags[].max_gap_ms", Whole("milliseconds", 1, 86_400_000)),
@@ -193,6 +195,11 @@ pub(super) const KEYS: &[Key] = &[
     key("limits.checkpoint_steps", Whole("steps", 0, 100_000)),
     key("limits.adapters", Whole("adapters", 0, 1000)),
     key("limits.adapters_mib", Whole("MiB", 1, 1 << 20)),
+    key("schedule.zone", Text(64)),
+    key("schedule.cpu_percent", Whole("percent", 1, 100)),
+    key("schedule.windows[].days", ListOf(&["mon", "tue", "wed", "thu", "fri", "sat", "sun"])),
+    required("schedule.windows[].from", Text(5)),
+    required("schedule.windows[].until", Text(5)),
     key("cascade.enabled", Flag),
     key("cascade.alpha", Real("rate of wrong answers", 0.001, 0.5)),
     key("cascade.delta", Real("probability", 0.001, 0.5)),
@@ -239,7 +246,8 @@ pub(super) fn pattern(path: &str) -> String {
 }
 
 /// Arrays of tables.
-pub(super) const ARRAYS: [&str; 3] = ["model.adapters", "rollout.freezes", "tags"];
+pub(super) const ARRAYS: [&str; 4] =
+    ["model.adapters", "rollout.freezes", "schedule.windows", "tags"];
 
 /// The known key that an unknown one was probably meant to be.
 pub(super) fn nearest(path: &str) -> Option<&'static str> {

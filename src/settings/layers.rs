@@ -484,12 +484,15 @@ mod tests {
         let consistent = consistent.replace("set = \"bearings\"", "");
         let consistent = consistent.replace("learner = \"softmax\"", "learner = \"language\"");
         let consistent = consistent.replace("cut = 1", "");
-        let of_texts = [
+        // No tag is a feature and a veto.
+        let others = [
+            "above = 75.0",
+            "below = 30.0",
             r#"reference_file = "/etc/gaisnet/excavator-orders-1.txt""#,
             r#"reference_digest = "0000000000000000000000000000000000000000000000000000000000000000""#,
             r#"labels = "system""#,
         ];
-        let consistent = of_texts.iter().fold(consistent, |text, line| text.replace(line, ""));
+        let consistent = others.iter().fold(consistent, |text, line| text.replace(line, ""));
         let mut layers = Layers::new();
         layers.text("consistent", &consistent);
         let fields = serde_json::to_value(layers.load().into_settings().unwrap()).unwrap();

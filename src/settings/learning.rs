@@ -294,7 +294,7 @@ pub struct DataSettings {
 }
 
 /// One block `[[tags]]`: binds a plant topic to an input.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TagSettings {
     /// Topic filter at the site's broker.
@@ -305,6 +305,10 @@ pub struct TagSettings {
     pub format: Option<TagFormat>,
     /// What the value is.
     pub binds: TagBinds,
+    /// A veto forbids training above this.
+    pub above: Option<f64>,
+    /// A veto forbids training below this.
+    pub below: Option<f64>,
     /// The model that it feeds, if a feature.
     pub model: Option<Name>,
     /// Samples from the start of one window to the start of the next; absent: no overlap.
@@ -335,6 +339,8 @@ pub enum TagBinds {
     Label,
     /// Whether the machine stands still: training waits while it doesn't.
     Idle,
+    /// A measurement beyond whose bounds training waits.
+    Veto,
 }
 
 /// Section `[privacy]`.

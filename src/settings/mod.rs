@@ -16,6 +16,7 @@ mod layers;
 mod learning;
 mod problem;
 mod rollout;
+mod schedule;
 mod schema;
 mod tier;
 
@@ -29,6 +30,7 @@ pub use learning::{
 };
 pub use problem::{Problem, SettingsError};
 pub use rollout::{FreezeSettings, RolloutSettings};
+pub use schedule::{ScheduleSettings, WindowSettings};
 pub use schema::{
     BusSettings, CommandSettings, LimitSettings, LinkSettings, LogFormat, NodeRole, NodeSettings,
     PathSettings, Settings, TelemetrySettings, TlsSettings,

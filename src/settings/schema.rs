@@ -15,6 +15,7 @@ use super::learning::{
     StrategySettings, TagSettings,
 };
 use super::rollout::RolloutSettings;
+use super::schedule::ScheduleSettings;
 use crate::ids::{Name, NodeId};
 
 /// Everything that a node is told before it starts.
@@ -51,6 +52,8 @@ pub struct Settings {
     pub telemetry: TelemetrySettings,
     /// Bounds on disk and processor.
     pub limits: LimitSettings,
+    /// When it may train, and how much of the time.
+    pub schedule: ScheduleSettings,
     /// Who answers what.
     pub cascade: CascadeSettings,
     /// Which versions are served where, in stages.

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use super::{Sent, Strategy, Subject};
 use crate::actors::lanes::train_lane;
-use crate::actors::{Bounds, Busy, Figures, LaneBench};
+use crate::actors::{Bounds, Figures, LaneBench, Pace};
 use crate::experiment::ExperimentError;
 use crate::experiment::federation::{Brokers, audit_of};
 use crate::experiment::places::{Place, Places};
@@ -82,7 +82,7 @@ async fn learn(
         let figures = Arc::new(Figures::default());
         let lane = train_lane(learner, 1).map_err(ExperimentError::Thread)?;
         let lane = Some((lane, Arc::new(data)));
-        let busy = Arc::new(Busy::default());
+        let pace = Arc::new(Pace::free(Arc::clone(&clock)));
         let reference = learning.reference.clone();
         let gave_up = gave_up.clone();
         let parts = NodeParts {
@@ -91,7 +91,7 @@ async fn learn(
                 BlobCaps::default(),
             )?),
             bench: Box::new(
-                LaneBench::new(identity.me.clone(), lane, Arc::clone(&figures), busy)
+                LaneBench::new(identity.me.clone(), lane, Arc::clone(&figures), pace)
                     .with_reference(reference),
             ),
             learning,
