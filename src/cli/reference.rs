@@ -169,7 +169,11 @@ fn write(args: &WriteArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
     bar.finish_and_clear();
     let bytes = set.to_bytes()?;
     draft.keep(&bytes)?;
-    writeln!(out, "{} texts in {}", set.texts.len(), args.out.display())?;
+    let written = set.texts.len();
+    if written < args.count as usize {
+        writeln!(out, "fewer than {}: of some class the model had no more to say", args.count)?;
+    }
+    writeln!(out, "{written} texts in {}", args.out.display())?;
     writeln!(out, "digest {}", Digest::of(&bytes))?;
     Ok(Exit::Ok)
 }

@@ -10,7 +10,7 @@
 //!
 //! Called by `gaisnet reference write`, once for a federation; nodes read the file.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::fmt::Write;
 
 use serde::Deserialize;
@@ -95,7 +95,8 @@ impl ReferenceRecipe {
         }
     }
 
-    /// Has a model write a set; `written_by` says which, `told` hears of each text that is taken.
+    /// Has a model write a set; `written_by` says which, `told` hears of each text that is taken. Where the model has no more to say
+    /// of a class, there are fewer than asked for, as many of each.
     ///
     /// # Determinism
     /// The same recipe, config and logits give the same texts. Logits of one model differ in their last bits from
@@ -140,23 +141,43 @@ impl ReferenceRecipe {
                 }
             }
         }
-        let missing = texts.iter().position(Option::is_none);
-        if let Some(class) = missing.and_then(|at| self.classes.get(at % self.classes.len().max(1)))
-        {
-            return Err(LearnError::OutOfRange {
-                what: "texts that the model writes",
-                expected: format!("one more of {} in {ATTEMPTS} attempts", class.name),
-                actual: "none: ask for fewer, or give the class more words and examples".into(),
-            });
-        }
+        let texts = self.in_turn(texts)?;
         Ok(ReferenceTexts {
             name: self.name.clone(),
             seed: config.seed,
             written_by: written_by.to_owned(),
             labelled: true,
             classes: self.classes.iter().map(|class| class.name.clone()).collect(),
-            texts: texts.into_iter().flatten().collect(),
+            texts,
         })
+    }
+
+    /// All texts, or where some are missing, as many whole turns of the classes as there are.
+    fn in_turn(&self, texts: Vec<Option<String>>) -> Result<Vec<String>, LearnError> {
+        if texts.iter().all(Option::is_some) {
+            return Ok(texts.into_iter().flatten().collect());
+        }
+        let mut of_class = vec![VecDeque::new(); self.classes.len()];
+        for (at, text) in texts.into_iter().enumerate() {
+            let own = of_class.get_mut(at % self.classes.len().max(1));
+            own.into_iter().for_each(|own| own.extend(text.clone()));
+        }
+        let fewest = self.classes.iter().zip(&of_class).min_by_key(|(_, own)| own.len());
+        let turns = match fewest {
+            Some((class, own)) if own.is_empty() => {
+                return Err(LearnError::OutOfRange {
+                    what: "texts that the model writes",
+                    expected: format!("one of {} in {ATTEMPTS} attempts", class.name),
+                    actual: "none: give the class more words and examples".into(),
+                });
+            }
+            fewest => fewest.map_or(0, |(_, own)| own.len()),
+        };
+        let mut whole = Vec::new();
+        for _ in 0..turns {
+            whole.extend(of_class.iter_mut().filter_map(VecDeque::pop_front));
+        }
+        Ok(whole)
     }
 
     /// A prompt for text `at`, and what picks its tokens.
@@ -400,7 +421,19 @@ mod tests {
         let mut toy = ToyGenerator::with_context(256);
         let error =
             recipe(&["x"]).write(&config, &mut toy, &ToyTokens, "a toy", &mut |_| {}).unwrap_err();
-        assert!(error.to_string().contains("one more of Bucket"), "{error}");
+        assert!(error.to_string().contains("one of Bucket"), "{error}");
+    }
+
+    #[test]
+    fn a_class_of_which_the_model_knows_no_more_leaves_as_many_of_each() {
+        let some = |texts: &[Option<&str>]| {
+            let owned = texts.iter().map(|text| text.map(str::to_owned)).collect();
+            recipe(&["x"]).in_turn(owned)
+        };
+        let lacks_one = [Some("b 1"), Some("e 1"), Some("b 2"), None, Some("b 3"), Some("e 2")];
+        assert_eq!(some(&lacks_one).unwrap(), ["b 1", "e 1", "b 2", "e 2"]);
+        assert_eq!(some(&[Some("b 1"), Some("e 1"), Some("b 2")]).unwrap().len(), 3, "all of them");
+        assert!(some(&[Some("b 1"), None]).unwrap_err().to_string().contains("one of Engine"));
     }
 
     #[test]
