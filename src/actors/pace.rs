@@ -42,6 +42,7 @@ impl Pace {
     }
 
     /// Rests for the work that began then.
+    #[expect(clippy::disallowed_methods, reason = "a lane's own thread, which nobody waits for")]
     pub(super) fn rest_since(&self, begun_us: u64) {
         if self.percent < 100 {
             let worked_us = self.now().saturating_sub(begun_us);

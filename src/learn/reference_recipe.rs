@@ -159,8 +159,9 @@ impl ReferenceRecipe {
         }
         let mut of_class = vec![VecDeque::new(); self.classes.len()];
         for (at, text) in texts.into_iter().enumerate() {
-            let own = of_class.get_mut(at % self.classes.len().max(1));
-            own.into_iter().for_each(|own| own.extend(text.clone()));
+            if let Some(own) = of_class.get_mut(at % self.classes.len().max(1)) {
+                own.extend(text);
+            }
         }
         let fewest = self.classes.iter().zip(&of_class).min_by_key(|(_, own)| own.len());
         let turns = match fewest {

@@ -769,7 +769,7 @@ impl Round {
             round: offer.round,
             set: contributor_set(&set),
         }));
-        let closing = Closing { digest, offer, whole, set };
+        let closing = Closing { digest, offer, set, whole };
         out.push(Effect::Job(self.combine_job(&closing)));
         self.phase = Phase::Closing(closing);
         self.put_phase(out);
