@@ -1,36 +1,72 @@
 //! Knowledge as a classification layer: what a generator of latents is trained against.
 //!
-//! A row a class over the values of an embedding, and a bias. The mean of several such layers' logits is what
+//! A row a class over the values of an embedding, and a bias; and where embeddings lie, the mean and spread of each
+//! value over all examples. The mean of several such layers' logits is what
 //! the mean of the layers says, so their mean **is** the ensemble of the members; the median and the trimmed mean are
 //! that without a few bad ones.
 //!
 //! Only differences between rows count in a softmax. What leaves is therefore taken less the mean of the classes that
 //! the member knows: a class that it never saw would else be in all its rows, as what they are not.
 //!
-//! Called by the learners, `actors/workbench.rs` and `protocol/knowledge.rs`.
+//! Called by the learners, `actors/workbench.rs` and `protocol/heads.rs`.
 
 use std::collections::BTreeMap;
 
-use super::{LearnError, MergeRule, Prototypes, count_weight, merge_prototypes, narrow};
+use super::{
+    EMBEDDING_BOUND, LearnError, MergeRule, Prototypes, count_weight, merge_prototypes, narrow,
+};
 use crate::ids::NodeId;
 
 /// Largest length of a class's row that is believed.
 pub const HEAD_BOUND: f64 = 64.0;
 
-/// A classification layer with counts.
+/// A classification layer with counts, and the embeddings that it is made for.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClassHead {
     /// `[C, E + 1]` row-major, weights of a class and then its bias; zeros and a count of 0 where suppressed.
     pub rows: Prototypes,
+    /// `[2, E]` row-major: mean of each value over all examples, then its standard deviation.
+    pub moments: Vec<f32>,
 }
 
 impl ClassHead {
-    /// A layer of weights `[C, E]` and biases `[C]`, learned from so many examples a class.
-    pub fn of(weights: &[f32], biases: &[f32], counts: Vec<u64>) -> Self {
-        let width = weights.len().checked_div(biases.len()).unwrap_or_default();
-        let rows = weights.chunks(width.max(1)).zip(biases);
+    /// A layer of weights `[C, E]` and biases `[C]`, learned from embeddings `[n, E]` with labels `[n]`; all row-major.
+    ///
+    /// # Determinism
+    /// Sums in f64 in the order of the examples.
+    /// # Examples
+    /// ```
+    /// let head = gaisnet::learn::ClassHead::of(&[3.0, -3.0], &[0.5, 0.0], &[1.0, 5.0], &[1, 1]);
+    /// assert_eq!((head.rows.means, head.rows.counts), (vec![3.0, 0.5, -3.0, 0.0], vec![0, 2]));
+    /// assert_eq!(head.moments, [3.0, 2.0]);
+    /// ```
+    pub fn of(weights: &[f32], biases: &[f32], embeddings: &[f32], labels: &[usize]) -> Self {
+        let width = weights.len().checked_div(biases.len()).unwrap_or_default().max(1);
+        let rows = weights.chunks(width).zip(biases);
         let means = rows.flat_map(|(row, bias)| row.iter().chain([bias])).copied().collect();
-        Self { rows: Prototypes { means, counts } }
+        let mut counts = vec![0_u64; biases.len()];
+        labels
+            .iter()
+            .for_each(|label| counts.iter_mut().skip(*label).take(1).for_each(|n| *n += 1));
+        let n = count_weight(labels.len().max(1) as u64);
+        let mut sums = vec![(0.0_f64, 0.0_f64); width];
+        for row in embeddings.chunks_exact(width) {
+            for ((sum, squares), x) in sums.iter_mut().zip(row) {
+                *sum += f64::from(*x) / n;
+                *squares += f64::from(*x).powi(2) / n;
+            }
+        }
+        let mean = sums.iter().map(|(mean, _)| narrow(*mean));
+        let spread = sums.iter().map(|(mean, squares)| (squares - mean * mean).max(0.0).sqrt());
+        let moments = mean.chain(spread.map(narrow)).collect();
+        Self { rows: Prototypes { means, counts }, moments }
+    }
+
+    /// Mean and standard deviation of each value of an embedding.
+    pub fn places(&self) -> impl Iterator<Item = (f64, f64)> + '_ {
+        let spreads = self.moments.iter().skip(self.width());
+        let pairs = self.moments.iter().zip(spreads);
+        pairs.map(|(mean, spread)| (f64::from(*mean), f64::from(*spread)))
     }
 
     /// Values of an embedding, E; 0 for none.
@@ -64,6 +100,25 @@ impl ClassHead {
                 longest.to_string(),
             );
         }
+        let wanted = width.saturating_mul(2);
+        if self.moments.len() != wanted {
+            let (expected, actual) = (wanted * 4, self.moments.len() * 4);
+            return Err(LearnError::WrongLength {
+                what: "moments of embeddings",
+                expected,
+                actual,
+            });
+        }
+        if let Some(index) = self.moments.iter().position(|x| !x.is_finite()) {
+            return Err(LearnError::NotFinite { name: "moments of embeddings".into(), index });
+        }
+        if let Some(x) = self.moments.iter().find(|x| x.abs() > EMBEDDING_BOUND) {
+            return bad(
+                "moments of embeddings",
+                format!("within {EMBEDDING_BOUND} of 0"),
+                x.to_string(),
+            );
+        }
         Ok(())
     }
 
@@ -72,10 +127,10 @@ impl ClassHead {
     ///
     /// # Examples
     /// ```
-    /// let mut head = gaisnet::learn::ClassHead::of(&[3.0, 1.0, -9.0], &[0.0; 3], vec![20, 30, 2]);
-    /// head.trim(20);
+    /// let mut head = gaisnet::learn::ClassHead::of(&[3.0, 1.0, -9.0], &[0.0; 3], &[1.0; 5], &[0, 1, 1, 0, 2]);
+    /// head.trim(2);
     /// assert_eq!(head.rows.means, [1.0, 0.0, -1.0, 0.0, 0.0, 0.0]);
-    /// assert_eq!(head.rows.counts, [20, 30, 0]);
+    /// assert_eq!(head.rows.counts, [2, 2, 0]);
     /// ```
     pub fn trim(&mut self, min_count: u64) {
         self.rows.suppress(min_count);
@@ -112,7 +167,13 @@ pub fn merge_heads(
 ) -> Result<ClassHead, LearnError> {
     members.values().try_for_each(|head| head.check(classes, width))?;
     let rows = members.iter().map(|(sender, head)| (sender.clone(), head.rows.clone())).collect();
-    Ok(ClassHead { rows: merge_prototypes(classes, width.saturating_add(1), rule, &rows)? })
+    let weight = |head: &ClassHead| head.rows.counts.iter().map(|n| count_weight(*n)).sum();
+    let moments: Vec<(&[f32], f64)> =
+        members.values().map(|head| (head.moments.as_slice(), weight(head))).collect();
+    let rows = merge_prototypes(classes, width.saturating_add(1), rule, &rows)?;
+    // Where nobody has enough examples of anything there is no mean.
+    let moments = rule.merge(&moments).unwrap_or_else(|_| vec![0.0; width.saturating_mul(2)]);
+    Ok(ClassHead { rows, moments })
 }
 
 fn length(row: &[f32]) -> f64 {
@@ -124,7 +185,8 @@ mod tests {
     use super::*;
 
     fn head(rows: &[f32], counts: &[u64]) -> ClassHead {
-        ClassHead { rows: Prototypes { means: rows.to_vec(), counts: counts.to_vec() } }
+        let rows = Prototypes { means: rows.to_vec(), counts: counts.to_vec() };
+        ClassHead { rows, moments: vec![0.5, 1.0] }
     }
 
     fn merge(rule: MergeRule, heads: &[ClassHead]) -> ClassHead {
@@ -185,6 +247,11 @@ mod tests {
         assert_eq!(kind(head(&[1.0; 4], &[1])), "layout_mismatch");
         assert_eq!(kind(head(&[1.0, f32::NAN, 1.0, 1.0], &[1, 1])), "not_finite");
         assert_eq!(head(&[1.0; 2], &[1, 1]).check(2, 0).unwrap_err().kind(), "out_of_range");
-        assert_eq!(ClassHead::of(&[], &[], Vec::new()).width(), 0);
+        let of =
+            |moments: &[f32]| ClassHead { moments: moments.to_vec(), ..head(&[1.0; 4], &[1, 1]) };
+        assert_eq!(kind(of(&[0.0])), "wrong_length");
+        assert_eq!(kind(of(&[0.0, f32::INFINITY])), "not_finite");
+        assert_eq!(kind(of(&[0.0, 1001.0])), "out_of_range");
+        assert_eq!(ClassHead::of(&[], &[], &[], &[]).width(), 0);
     }
 }

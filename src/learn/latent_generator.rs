@@ -7,22 +7,26 @@
 //!   class [C] ----+
 //!
 //!   minimised:  mean CE(class, p(latent))  +  exp(- mean over pairs of |noise apart|^2 |latents apart|)
+//!             + 10 mean over values of (mean^2 + (variance - 1)^2)
 //! ```
-//! Its maker needs the members' classification layers ([`ClassHead`]) and no example of anybody. The second term keeps it
-//! from making one and the same latent of a class. Members take
-//! its latents as examples, see [`super::Lesson`]; their models have to see inputs as the layers do.
+//! Its maker needs the members' classification layers ([`ClassHead`]) and no example of anybody. The second term, over the
+//! pairs of one class, keeps it from making one and the same latent of a class. The third keeps latents where
+//! embeddings lie: latents are trained in standard deviations from their mean. Without it they satisfy the layers
+//! somewhere far off, and teach a model that has examples of its own next to nothing. Members take
+//! latents as examples, see [`super::Lesson`]; their models have to see inputs as the layers do.
 //!
 //! Classes are drawn evenly among those that anybody knows, and not by the members' counts: those are claims, and one
 //! liar would own the draw.
 //!
-//! Source: Zhu et al. 2021, arXiv:2105.10056 (`FedGen`). Called by `protocol/knowledge.rs` and the learners.
+//! Source: Zhu et al. 2021, arXiv:2105.10056 (`FedGen`); the third term is Zhang et al. 2022, arXiv:2112.12371 (DENSE), with
+//! moments of embeddings in the place of a network's own. Called by `protocol/heads.rs` and the learners.
 
 use super::softmax_head::softmax;
 use super::{ClassHead, EMBEDDING_BOUND, LearnError, Tensor, TensorSet, count_weight, narrow};
 use crate::rng::Stream;
 
 /// Largest absolute value of a generator's parameter that is believed.
-pub const GENERATOR_BOUND: f32 = 100.0;
+pub const GENERATOR_BOUND: f32 = 1e3;
 
 /// Most values of noise, and most hidden values, of a generator that is believed.
 pub const MAX_HIDDEN: usize = 1_024;
@@ -48,8 +52,7 @@ pub struct Latents {
 
 /// What a batch comes to.
 struct Value {
-    cross_entropy: f64,
-    diversity: f64,
+    objective: f64,
     /// In the order of [`LatentGenerator::parts`].
     gradient: [Vec<f64>; 4],
 }
@@ -60,7 +63,7 @@ impl LatentGenerator {
     /// # Determinism
     /// The same layer and seed give the same bits on one machine.
     /// # Errors
-    /// Those of [`ClassHead::check`].
+    /// Those of [`ClassHead::check`], and [`LearnError::NotFinite`] when a loss isn't.
     pub fn train(head: &ClassHead, seed: u64) -> Result<Self, LearnError> {
         head.check(head.classes(), head.width())?;
         let mut stream = Stream::new(seed, "latent generator");
@@ -69,25 +72,50 @@ impl LatentGenerator {
         if known.is_empty() {
             return Ok(generator); // nobody has enough examples of anything
         }
+        // What the layers say of latents in standard deviations from the mean.
+        let places: Vec<(f64, f64)> = head.places().collect();
+        let layer: Vec<(usize, Vec<f64>)> = known
+            .iter()
+            .filter_map(|class| Some((*class, in_deviations(head.rows.row(*class)?, &places))))
+            .collect();
         let mut adam = Adam::new(&generator.parts);
         for _ in 0..STEPS {
             let noise: Vec<f64> = (0..BATCH * NOISE).map(|_| stream.normal()).collect();
             let labels: Vec<usize> = known.iter().copied().cycle().take(BATCH).collect();
-            let value = generator.value(head, &noise, &labels);
+            let value = generator.value(&layer, &noise, &labels);
+            if !value.objective.is_finite() {
+                return Err(LearnError::NotFinite { name: "loss of a generator".into(), index: 0 });
+            }
             adam.step(&mut generator.parts, &value.gradient);
         }
+        generator.put(&places);
         Ok(generator)
+    }
+
+    /// Makes latents as embeddings are, from those in standard deviations.
+    fn put(&mut self, places: &[(f64, f64)]) {
+        let [first, hidden, second, biases] = &mut self.parts;
+        let rows = second.chunks_exact_mut(hidden.len().max(1)).zip(biases.iter_mut());
+        for ((row, bias), (mean, spread)) in rows.zip(places) {
+            row.iter_mut().for_each(|w| *w *= spread);
+            *bias = mean + spread * *bias;
+        }
+        // Coding rounds, so the bound is kept with some room.
+        let bound = 0.95 * f64::from(GENERATOR_BOUND);
+        let all = [first, hidden, second, biases].into_iter().flatten();
+        all.for_each(|x| *x = x.clamp(-bound, bound));
     }
 
     fn new(noise: usize, hidden: usize, head: &ClassHead, stream: &mut Stream) -> Self {
         let (width, counts) = (head.width(), head.rows.counts.clone());
-        let mut drawn = |n: usize, inputs: usize| -> Vec<f64> {
-            let scale = (2.0 / count_weight(inputs as u64)).sqrt();
+        let mut drawn = |n: usize, inputs: usize, part: f64| -> Vec<f64> {
+            let scale = part * (2.0 / count_weight(inputs as u64)).sqrt();
             (0..n).map(|_| scale * stream.normal()).collect()
         };
-        // Of the classes' inputs one is on at a time.
-        let first = drawn(hidden * (noise + counts.len()), noise + 1);
-        let second = drawn(width * hidden, hidden);
+        // Of the classes' inputs one is on at a time. Latents begin near the mean: else where a class happens to
+        // begin would be taught too.
+        let first = drawn(hidden * (noise + counts.len()), noise + 1, 1.0);
+        let second = drawn(width * hidden, hidden, 0.1);
         Self { parts: [first, vec![0.0; hidden], second, vec![0.0; width]], noise, counts }
     }
 
@@ -106,12 +134,16 @@ impl LatentGenerator {
         &self.counts
     }
 
-    /// So many latents, of classes drawn evenly among those that anybody knows; none where fewer than two are
-    /// known, since there is nothing to tell apart.
+    /// Whether it knows two classes or more.
+    pub fn tells_apart(&self) -> bool {
+        self.known().len() > 1
+    }
+
+    /// So many latents, of classes drawn evenly among those that anybody knows; none where nobody knows any.
     pub fn latents(&self, n: usize, stream: &mut Stream) -> Latents {
         let known = self.known();
         let mut latents = Latents::default();
-        if known.len() < 2 {
+        if known.is_empty() {
             return latents;
         }
         for _ in 0..n {
@@ -213,26 +245,24 @@ impl LatentGenerator {
         rows.map(|(row, bias)| dot(row, hidden) + bias).collect()
     }
 
-    /// The objective over a batch and its gradient; noise is `[n, Z]`, labels `[n]` of classes that are known.
-    fn value(&self, head: &ClassHead, noise: &[f64], labels: &[usize]) -> Value {
+    /// The objective over a batch and its gradient; the layer has a row of weights and a bias for each class that is
+    /// known, noise is `[n, Z]`, labels `[n]` of those classes.
+    fn value(&self, layer: &[(usize, Vec<f64>)], noise: &[f64], labels: &[usize]) -> Value {
         let noises: Vec<&[f64]> = noise.chunks_exact(self.noise.max(1)).collect();
         let hidden: Vec<Vec<f64>> =
             noises.iter().zip(labels).map(|(z, y)| self.hidden(z, *y)).collect();
         let latents: Vec<Vec<f64>> = hidden.iter().map(|hidden| self.outputs(hidden)).collect();
         let n = count_weight(labels.len().max(1) as u64);
-        let known: Vec<(usize, Vec<f64>)> = (0..self.classes())
-            .filter_map(|c| Some((c, head.rows.row(c)?.iter().map(|w| f64::from(*w)).collect())))
-            .collect();
-        let (diversity, mut towards) = diversity(&noises, &latents);
-        let mut cross_entropy = 0.0;
+        let (mut objective, mut towards) = diversity(&noises, &latents, labels);
+        objective += away(&latents, &mut towards);
         for ((latent, label), slope) in latents.iter().zip(labels).zip(&mut towards) {
             let says = |(_, row): &(usize, Vec<f64>)| {
                 dot(row, latent) + row.last().copied().unwrap_or_default()
             };
-            let p = softmax(known.iter().map(says).collect());
-            for ((class, row), p) in known.iter().zip(p) {
+            let p = softmax(layer.iter().map(says).collect());
+            for ((class, row), p) in layer.iter().zip(p) {
                 let hit = if class == label { 1.0 } else { 0.0 };
-                cross_entropy -= hit * p.max(f64::MIN_POSITIVE).ln() / n;
+                objective -= hit * p.max(f64::MIN_POSITIVE).ln() / n;
                 slope.iter_mut().zip(row).for_each(|(to, w)| *to += (p - hit) / n * w);
             }
         }
@@ -240,7 +270,7 @@ impl LatentGenerator {
         for (((slope, hidden), z), label) in towards.iter().zip(&hidden).zip(&noises).zip(labels) {
             self.add_gradient(&mut gradient, slope, hidden, z, *label);
         }
-        Value { cross_entropy, diversity, gradient }
+        Value { objective, gradient }
     }
 
     /// Adds one latent's: `slope` is that of the objective in it.
@@ -272,14 +302,43 @@ impl LatentGenerator {
     }
 }
 
-/// exp(-mean over all pairs of mean-squared distance of noises times mean absolute distance of latents), and its
-/// slope in each latent.
-fn diversity(noises: &[&[f64]], latents: &[Vec<f64>]) -> (f64, Vec<Vec<f64>>) {
+/// A row of a layer over embeddings as one over standard deviations from their mean.
+fn in_deviations(row: &[f32], places: &[(f64, f64)]) -> Vec<f64> {
+    let weights = row.iter().map(|w| f64::from(*w)).zip(places);
+    let bias = f64::from(row.last().copied().unwrap_or_default());
+    let moved = weights.clone().map(|(w, (mean, _))| w * mean).sum::<f64>();
+    weights.map(|(w, (_, spread))| w * spread).chain([bias + moved]).collect()
+}
+
+/// Mean over the values of a latent of (mean^2 + (variance - 1)^2) over the batch, [`MOMENTS`] times; adds its slope in
+/// each latent.
+fn away(latents: &[Vec<f64>], slopes: &mut [Vec<f64>]) -> f64 {
+    let n = count_weight(latents.len().max(1) as u64);
+    let width = latents.first().map_or(0, Vec::len);
+    let share = MOMENTS / count_weight(width.max(1) as u64);
+    let mut value = 0.0;
+    for at in 0..width {
+        let column = || latents.iter().filter_map(|latent| latent.get(at));
+        let mean = column().sum::<f64>() / n;
+        let over = column().map(|x| (x - mean).powi(2)).sum::<f64>() / n - 1.0;
+        value += share * (mean * mean + over * over);
+        for (x, slope) in column().zip(slopes.iter_mut().filter_map(|slope| slope.get_mut(at))) {
+            *slope += share * (2.0 * mean + 4.0 * over * (x - mean)) / n;
+        }
+    }
+    value
+}
+
+/// exp(-mean over all pairs of mean-squared distance of noises times mean absolute distance of latents, 0 for
+/// those of two classes), and its slope in each latent.
+fn diversity(noises: &[&[f64]], latents: &[Vec<f64>], labels: &[usize]) -> (f64, Vec<Vec<f64>>) {
     let pairs = count_weight((latents.len() * latents.len()).max(1) as u64);
     let mut slopes: Vec<Vec<f64>> = latents.iter().map(|latent| vec![0.0; latent.len()]).collect();
     let mut mean = 0.0;
-    for ((noise, latent), slope) in noises.iter().zip(latents).zip(&mut slopes) {
-        for (other, far) in noises.iter().zip(latents) {
+    for (((noise, latent), label), slope) in noises.iter().zip(latents).zip(labels).zip(&mut slopes)
+    {
+        let same = noises.iter().zip(latents).zip(labels).filter(|(_, other)| *other == label);
+        for ((other, far), _) in same {
             let apart = noise.iter().zip(*other).map(|(a, b)| (a - b).powi(2)).sum::<f64>();
             let share = apart
                 / count_weight(noise.len().max(1) as u64)
@@ -345,7 +404,8 @@ const NAMES: [&str; 4] = [
 const NOISE: usize = 32;
 const HIDDEN: usize = 64;
 const BATCH: usize = 32;
-const STEPS: u32 = 300;
+const STEPS: u32 = 200;
+const MOMENTS: f64 = 10.0;
 const RATE: f64 = 5e-3;
 const BETA: (f64, f64) = (0.9, 0.999);
 

@@ -119,6 +119,7 @@ fn offer_of_knowledge() -> Offer {
         reference_weight: 1.0,
         prototype_weight: 0.25,
         merging: Merging::Median,
+        generator_weight: None,
     };
     let plan = Plan { adapter_delta: false, knowledge: Some(knowledge), ..plan() };
     Offer { adapter: Blob::Inline(Vec::new()), plan, knowledge: Some(said()), ..offer() }
