@@ -75,6 +75,7 @@ impl Learner for Draws {
         Ok(Trained {
             adapter: self.ready.pop().unwrap(),
             prototypes: None,
+            head: None,
             reference_logits: vec![],
             class_logits: ClassLogits { mean_logits: vec![0.5; 4], counts: vec![60, 60] },
             num_examples: data.num_examples() as u64,

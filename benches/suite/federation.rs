@@ -135,6 +135,7 @@ fn idle(subject: CellSubject) -> CellSubject {
             Ok(Trained {
                 adapter,
                 prototypes: None,
+                head: None,
                 reference_logits: Vec::new(),
                 class_logits: ClassLogits { mean_logits: Vec::new(), counts: Vec::new() },
                 num_examples: data.num_examples() as u64,

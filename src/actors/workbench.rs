@@ -13,6 +13,7 @@ use crate::learn::{
     ClassLogits, Control, Examples, Learner, Lesson, MIN_MEMBERS, ReferenceSet, TensorSet,
     TrainJob, Trained,
 };
+use crate::protocol::heads;
 use crate::protocol::knowledge::{self, Knowing};
 use crate::protocol::{
     BackTask, CombineJob, DistilTask, FrontTask, Input, TrainTask, Work, update,
@@ -346,7 +347,7 @@ fn combined(job: &CombineJob, blobs: &dyn BlobReader) -> Result<Input, String> {
 /// Whether a plan counts on a rule of merging that a few bad members can't move far.
 fn robust(plan: &Plan) -> bool {
     let merges = |knowledge: &KnowledgePlan| {
-        knowledge.merging != Merging::Mean && (knowledge.prototypes || plan.class_logits)
+        knowledge.merging != Merging::Mean && (knowledge.asks_for_rows() || plan.class_logits)
     };
     plan.knowledge.as_ref().is_some_and(merges)
 }
@@ -380,8 +381,9 @@ pub(super) fn job_of(
         // Each member draws other batches, each round too, and a repeat the same.
         seed: Stream::new(plan.seed, me.as_str()).next_u64(),
         epochs: plan.local_epochs,
-        // Prototypes come from the same pass.
-        class_logits: plan.class_logits || plan.knowledge.as_ref().is_some_and(|k| k.prototypes),
+        // Prototypes come from the same pass, and a layer's counts.
+        class_logits: plan.class_logits
+            || plan.knowledge.as_ref().is_some_and(KnowledgePlan::asks_for_rows),
     })
 }
 
@@ -394,7 +396,8 @@ fn distil_job_of(
 ) -> Result<TrainJob, &'static str> {
     let plan = &task.plan;
     let class_targets = task.class_targets.as_ref().map(ClassLogits::from);
-    let said = merged_of(task)?;
+    let said = merged_of(task)?.map(|said| heads::taught(plan, said));
+    let said = said.transpose().map_err(|error| error.kind())?;
     Ok(TrainJob {
         start: update::unpack(adapter).map_err(|error| error.kind())?,
         steps: task.how.steps,
@@ -431,9 +434,10 @@ fn merged_of(task: &DistilTask) -> Result<Option<Knowing>, &'static str> {
 
 /// What an owner's own model says after its lesson, and its adapter.
 fn learned_of(task: &DistilTask, trained: Trained) -> Result<Work, &'static str> {
-    // Prototypes of its own would be those of the reference inputs: the merged ones go on.
-    let prototypes = merged_of(task)?.and_then(|merged| merged.prototypes);
-    let said = Knowing { reference_logits: Some(trained.reference_logits), prototypes };
+    // Prototypes of its own would be those of the reference inputs, and a layer of its own one over other embeddings
+    // than its members': the merged ones go on.
+    let merged = merged_of(task)?.unwrap_or_default();
+    let said = Knowing { reference_logits: Some(trained.reference_logits), ..merged };
     let knowledge = knowledge::pack(&task.plan, &said);
     let own = update::pack(&trained.adapter, Coding::F32, 0);
     Ok(Work {
@@ -461,11 +465,15 @@ fn work_of(
     let mut logits = trained.class_logits;
     logits.suppress(u64::from(plan.min_cell));
     logits.clip();
-    let mut prototypes = trained.prototypes;
+    let (mut prototypes, mut head) = (trained.prototypes, trained.head);
     if let Some(prototypes) = &mut prototypes {
         prototypes.suppress(u64::from(plan.min_cell));
     }
-    let said = Knowing { reference_logits: Some(trained.reference_logits), prototypes };
+    if let Some(head) = &mut head {
+        head.trim(u64::from(plan.min_cell));
+    }
+    let reference_logits = Some(trained.reference_logits);
+    let said = Knowing { reference_logits, prototypes, head, generator: None };
     let knowledge = knowledge::pack(plan, &said).map_err(|error| error.kind())?;
     let (update, residual, own) = if plan.adapter_delta {
         let packed = update::pack_delta(start, &trained.adapter, plan, residual);

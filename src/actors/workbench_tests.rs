@@ -26,6 +26,7 @@ fn trained(mean_logits: &[f32], counts: &[u64]) -> Trained {
         class_logits: ClassLogits { mean_logits: mean_logits.to_vec(), counts: counts.to_vec() },
         reference_logits: Vec::new(),
         prototypes: None,
+        head: None,
         num_examples: counts.iter().sum(),
         steps: 4,
         loss_first: 1.0,

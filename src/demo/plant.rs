@@ -146,6 +146,7 @@ impl Place {
             Contribute::ClassLogits => "\"class_logits\"",
             Contribute::Prototypes => "\"prototypes\"",
             Contribute::ReferenceLogits => "\"reference_logits\"",
+            Contribute::Generator => "\"generator\"",
         });
         set("strategy.contribute", format!("[{}]", kinds.collect::<Vec<_>>().join(", ")));
         let mut tags = String::new();

@@ -2,7 +2,7 @@
 //!
 //! Called by the lanes (`actors/`): one thread trains, one serves, each owns its learner.
 
-use super::{LearnError, Lesson, Prototypes, TensorSet};
+use super::{ClassHead, LearnError, Lesson, Prototypes, TensorSet};
 
 /// Sensor windows with their labels.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -255,7 +255,7 @@ pub struct TrainJob {
     pub seed: u64,
     /// Whole passes over the examples, > 0, instead of `steps`.
     pub epochs: Option<u32>,
-    /// Give what is said a class, too, mean logits and prototypes: a pass over all own examples, which a
+    /// Give what is said a class, too, mean logits, prototypes and the classification layer: a pass over all own examples, which a
     /// learner may leave out else.
     pub class_logits: bool,
 }
@@ -344,7 +344,7 @@ impl TrainJob {
         }
         Err(LearnError::OutOfRange {
             what: "lesson",
-            expected: format!("none: {model} learns no reference inputs or prototypes"),
+            expected: format!("none: {model} learns no reference inputs, prototypes or latents"),
             actual: "one".into(),
         })
     }
@@ -421,6 +421,8 @@ pub struct Trained {
     pub reference_logits: Vec<f32>,
     /// Mean embeddings a class over the training examples; none where the model gives none.
     pub prototypes: Option<Prototypes>,
+    /// The classification layer over those embeddings; none where the model has none or it wasn't asked for.
+    pub head: Option<ClassHead>,
     /// Distinct training examples on this device.
     pub num_examples: u64,
     /// Steps really done.

@@ -1,18 +1,20 @@
-//! What a learner is taught beside its own examples: targets on reference inputs, points a class.
+//! What a learner is taught beside its own examples: targets on reference inputs, points a class, latents of a
+//! generator.
 
 use std::sync::Arc;
 
 use super::reference_logits::probabilities;
-use super::{LearnError, Prototypes, Windows, check_reference_logits, narrow};
+use super::{LatentGenerator, LearnError, Prototypes, Windows, check_reference_logits, narrow};
 
-/// Targets on reference inputs, and prototypes.
+/// Targets on reference inputs, prototypes, and a generator.
 ///
 /// ```text
 ///   loss = CE(own examples) + weight CE(targets, p(reference)) + prototype_weight (pull to the prototypes)
+///        + generator_weight CE(class, p(generated latent))
 /// ```
-/// Each optimiser step takes as many reference samples as own ones. A model without examples of its own
+/// Each optimiser step takes as many reference samples, and as many latents, as own ones. A model without examples of its own
 /// learns from the reference alone.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Lesson {
     /// Reference inputs, n of them, perhaps none.
     pub windows: Arc<Windows>,
@@ -24,6 +26,10 @@ pub struct Lesson {
     pub prototypes: Option<Prototypes>,
     /// Weight of the pull towards them, >= 0.
     pub prototype_weight: f32,
+    /// Makes latents of each class, where they are of this model's width.
+    pub generator: Option<LatentGenerator>,
+    /// Weight of those, >= 0.
+    pub generator_weight: f32,
 }
 
 impl Lesson {
@@ -38,6 +44,7 @@ impl Lesson {
         for (what, weight) in [
             ("weight of reference targets", self.weight),
             ("weight of prototypes", self.prototype_weight),
+            ("weight of generated latents", self.generator_weight),
         ] {
             if !(weight >= 0.0 && weight.is_finite()) {
                 return bad(what, "0 or more", weight.to_string());
@@ -54,10 +61,20 @@ impl Lesson {
                 return bad("target of a reference sample", "a distribution", format!("{row:?}"));
             }
         }
+        if let Some(generator) = self.generator.as_ref().filter(|g| g.classes() != classes) {
+            let actual = generator.classes().to_string();
+            return bad("classes of a generator", &classes.to_string(), actual);
+        }
         match &self.prototypes {
             Some(prototypes) => prototypes.check(classes, prototypes.width()),
             None => Ok(()),
         }
+    }
+
+    /// The generator, where its latents are of this width, tell classes apart, and weigh anything.
+    pub fn generator_for(&self, width: usize) -> Option<&LatentGenerator> {
+        let generator = self.generator.as_ref().filter(|_| self.generator_weight > 0.0);
+        generator.filter(|generator| generator.width() == width && generator.tells_apart())
     }
 }
 
@@ -126,8 +143,7 @@ mod tests {
             windows: Arc::new(windows),
             targets: targets.to_vec(),
             weight: 1.0,
-            prototypes: None,
-            prototype_weight: 0.0,
+            ..Lesson::default()
         }
     }
 
@@ -166,6 +182,9 @@ mod tests {
         }
         let heavy = Lesson { weight: f32::INFINITY, ..lesson(&[0.5; 4]) };
         assert_eq!(heavy.check(2).unwrap_err().kind(), "out_of_range");
+        let generator_weight = f32::NAN;
+        let unclear = Lesson { generator_weight, ..lesson(&[0.5; 4]) };
+        assert_eq!(unclear.check(2).unwrap_err().kind(), "out_of_range");
         let prototypes = Some(Prototypes { means: vec![f32::NAN; 2], counts: vec![1, 1] });
         let broken = Lesson { prototypes, ..lesson(&[0.5; 4]) };
         assert_eq!(broken.check(2).unwrap_err().kind(), "not_finite");

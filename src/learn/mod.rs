@@ -11,6 +11,7 @@ mod batches;
 mod binomial;
 mod bits;
 mod calibration;
+mod class_head;
 mod class_logits;
 mod clip;
 mod effect_norm;
@@ -23,6 +24,7 @@ mod generator;
 mod guess;
 mod holdout;
 mod judge;
+mod latent_generator;
 mod learner;
 mod lesson;
 mod linear_classifier;
@@ -67,6 +69,7 @@ pub use calibration::{
     Calibration, Judged, LEAST_HELD_OUT, Threshold, at_temperature, calibrate, temperature,
     threshold,
 };
+pub use class_head::{ClassHead, HEAD_BOUND, merge_heads};
 pub use class_logits::{LOGIT_BOUND, MAX_MARGIN, average_class_logits, merge_class_logits};
 pub use clip::{LEAST_NORMS, NORMS_REMEMBERED, NormClip};
 pub use effect_norm::effect_norm;
@@ -78,6 +81,7 @@ pub use generator::{Generator, Tokens};
 pub use guess::guess;
 pub use holdout::hold_out;
 pub use judge::Judge;
+pub use latent_generator::{GENERATOR_BOUND, LatentGenerator, Latents, MAX_HIDDEN};
 pub use learner::{
     ClassLogits, Control, Examples, Images, Learner, MAX_STEPS, Prediction, Predictor, Progress,
     Texts, TrainJob, Trained, Windows,

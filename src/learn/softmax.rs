@@ -12,6 +12,7 @@
 //! + weight mean CE(target, p(reference))                 a lesson on reference windows
 //! + prototype weight mean CE(y, p(prototype of y))       a lesson's prototypes, as examples: the features
 //!                                                        can't move towards them, the head can
+//! + generator weight mean CE(y, p(latent of y))          a lesson's generator: its latents are features
 //! + l2/2 ||W||^2                                         keeps separable classes from running away
 //! ```
 //! minimised by plain SGD: no optimiser state has to survive from round to round.
@@ -20,7 +21,7 @@ use std::sync::Arc;
 
 use super::softmax_head::Head;
 use super::{
-    Batches, ClassLogits, Control, Examples, FeatureMap, LearnError, Learner, Lesson,
+    Batches, ClassLogits, Control, Examples, FeatureMap, Latents, LearnError, Learner, Lesson,
     MachineSpeeds, PassEnd, Prediction, Predictor, Progress, Prototypes, Spectrum, TensorSet,
     TrainJob, Trained, Windows, mean_class_logits, narrow,
 };
@@ -88,8 +89,8 @@ impl Learner for SoftmaxLearner {
         let data = data.windows()?;
         let steps = job.check_for(data.num_examples())?;
         let (len, classes) = (self.map.input_len(), self.classes);
-        check_data(data, len, classes, job.lesson.as_ref())?;
         let width = self.map.num_features();
+        check_data(data, (len, width), classes, job.lesson.as_ref())?;
         let start = Head::from_tensors(&job.start, self.classes, width)?;
         let targets = soft_targets(job, self.classes)?;
         let map = &self.map;
@@ -113,6 +114,8 @@ impl Learner for SoftmaxLearner {
         let mut batches = Batches::new(rows.len(), Stream::new(job.seed, "batch")).ending(end);
         let mut lessons = Batches::new(reference.len() / width, Stream::new(job.seed, "reference"))
             .ending(PassEnd::LeftOut);
+        let generator = job.lesson.as_ref().and_then(|lesson| lesson.generator_for(width));
+        let mut latents = Stream::new(job.seed, "latents");
         let mut losses = Vec::new();
         for step in 1..=steps {
             let picked = batches.next(size);
@@ -120,7 +123,7 @@ impl Learner for SoftmaxLearner {
             let weight_decay = map.weight_decay();
             let objective = Objective { start: &start, targets: &targets, weight_decay, job };
             let (own, mut gradient) = objective.gradient(&head, batch);
-            let lesson = match &taught {
+            let mut lesson = match &taught {
                 Some(taught) => {
                     // Without a weight the reference counts only where there is nothing else.
                     let counts = taught.lesson.weight > 0.0 || rows.is_empty();
@@ -129,6 +132,10 @@ impl Learner for SoftmaxLearner {
                 }
                 None => 0.0,
             };
+            if let (Some(taught), Some(generator)) = (&taught, generator) {
+                let batch = generator.latents(size, &mut latents);
+                lesson += taught.add_latents(&head, &batch, &mut gradient);
+            }
             // What is shown is the loss on own examples, where there are any.
             let loss = if rows.is_empty() { lesson } else { own };
             if !loss.is_finite() {
@@ -142,13 +149,15 @@ impl Learner for SoftmaxLearner {
         }
         let adapter = head.to_tensors();
         adapter.check_finite()?;
-        let (class_logits, prototypes) = if job.class_logits {
+        let (class_logits, prototypes, layer) = if job.class_logits {
             let logits: Vec<f64> = rows.iter().flat_map(|row| head.logits(row)).collect();
             let embeddings: Vec<f32> = features.iter().map(|x| narrow(*x)).collect();
             let prototypes = Prototypes::of(&embeddings, &data.labels, classes).ok();
-            (mean_class_logits(&logits, &data.labels, classes)?, prototypes)
+            let class_logits = mean_class_logits(&logits, &data.labels, classes)?;
+            let layer = head.to_class_head(&embeddings, &data.labels);
+            (class_logits, prototypes, Some(layer))
         } else {
-            (ClassLogits::default(), None)
+            (ClassLogits::default(), None, None)
         };
         let said = reference.chunks_exact(width).flat_map(|row| head.logits(row)).map(narrow);
         let tenth = losses.len().div_ceil(10);
@@ -158,6 +167,7 @@ impl Learner for SoftmaxLearner {
             class_logits,
             reference_logits: said.collect(),
             prototypes,
+            head: layer,
             num_examples: rows.len() as u64,
             steps: u32::try_from(losses.len()).unwrap_or(u32::MAX),
             loss_first: mean(losses.get(..tenth).unwrap_or_default()),
@@ -299,15 +309,31 @@ impl<'a> Taught<'a> {
         }
         let share = f64::from(self.lesson.prototype_weight) / count_of(self.points.len());
         for (row, class) in &self.points {
-            let p = head.probabilities(row);
-            let error = p
-                .iter()
-                .enumerate()
-                .map(|(at, p)| share * (p - if at == *class { 1.0 } else { 0.0 }));
-            gradient.add_outer(error, row);
+            add_example(head, row, *class, share, gradient);
         }
         loss
     }
+
+    /// Adds the gradient over generated latents; gives their mean cross-entropy.
+    fn add_latents(&self, head: &Head, batch: &Latents, gradient: &mut Head) -> f64 {
+        let n = count_of(batch.labels.len());
+        let share = f64::from(self.lesson.generator_weight) / n;
+        let width = batch.x.len().checked_div(batch.labels.len()).unwrap_or_default().max(1);
+        let mut loss = 0.0;
+        for (row, class) in batch.x.chunks_exact(width).zip(&batch.labels) {
+            let row: Vec<f64> = row.iter().map(|x| f64::from(*x)).collect();
+            loss += add_example(head, &row, *class, share, gradient) / n;
+        }
+        loss
+    }
+}
+
+/// Adds the gradient of `share` times the cross-entropy of features with their class; gives that.
+fn add_example(head: &Head, row: &[f64], class: usize, share: f64, gradient: &mut Head) -> f64 {
+    let p = head.probabilities(row);
+    let hard = |at| if at == class { 1.0 } else { 0.0 };
+    gradient.add_outer(p.iter().enumerate().map(|(at, p)| share * (p - hard(at))), row);
+    -p.get(class).map_or(0.0, |p| p.max(f64::MIN_POSITIVE).ln())
 }
 
 /// Softmax of each class's target logits; none where the class was suppressed.
@@ -339,7 +365,7 @@ fn check_classes(classes: usize) -> Result<(), LearnError> {
 
 fn check_data(
     data: &Windows,
-    len: usize,
+    (len, width): (usize, usize),
     classes: usize,
     lesson: Option<&Lesson>,
 ) -> Result<(), LearnError> {
@@ -351,7 +377,8 @@ fn check_data(
             return Err(out_of_range("reference windows", len.to_string(), &lesson.windows.len));
         }
     }
-    if n == 0 && taught > 0 {
+    let generated = lesson.is_some_and(|lesson| lesson.generator_for(width).is_some());
+    if n == 0 && (taught > 0 || generated) {
         return Ok(());
     }
     if n == 0 {
@@ -532,13 +559,7 @@ mod tests {
     fn lesson(reference: Windows, alpha: f32, teacher: Option<&[f32]>) -> Lesson {
         let targets =
             crate::learn::reference_targets(teacher, &reference.labels, 2, alpha).unwrap();
-        Lesson {
-            windows: Arc::new(reference),
-            targets,
-            weight: 1.0,
-            prototypes: None,
-            prototype_weight: 0.0,
-        }
+        Lesson { windows: Arc::new(reference), targets, weight: 1.0, ..Lesson::default() }
     }
 
     fn right(adapter: &TensorSet) -> usize {
@@ -600,6 +621,55 @@ mod tests {
         };
         assert_eq!(knows(0.0), 20, "it has only ever seen class 0");
         assert!(knows(1.0) >= 38);
+    }
+
+    /// Windows of class 0 only, and a lesson of a generator that those who know both classes came to.
+    fn generated(weight: f32) -> (Windows, Lesson) {
+        let both = windows(5, 40);
+        let trained = learner().train(&both.into(), &job(), &mut |_| Control::Continue).unwrap();
+        let mut head = trained.head.unwrap();
+        assert_eq!(head.rows.counts, [20, 20]);
+        head.trim(5);
+        let mut one_sided = windows(7, 40);
+        one_sided.x = one_sided.x.chunks_exact(LEN).step_by(2).flatten().copied().collect();
+        one_sided.labels = vec![0; 20];
+        let generator = Some(crate::learn::LatentGenerator::train(&head, 3).unwrap());
+        let lesson = lesson(nothing(), 1.0, None);
+        (one_sided, Lesson { generator, generator_weight: weight, ..lesson })
+    }
+
+    #[test]
+    fn a_generator_teaches_a_class_that_was_never_seen_and_without_it_nobody_does() {
+        let knows = |weight| {
+            let (one_sided, lesson) = generated(weight);
+            let job = TrainJob { lesson: Some(lesson), ..job() };
+            let trained = learner().train(&one_sided.into(), &job, &mut |_| Control::Continue);
+            right(&trained.unwrap().adapter)
+        };
+        assert_eq!(knows(0.0), 20, "it has only ever seen class 0");
+        let known = knows(1.0);
+        assert!(known >= 36, "{known} of 40");
+    }
+
+    #[test]
+    fn latents_alone_teach_too_and_those_of_another_width_are_left_out() {
+        let (_, lesson) = generated(1.0);
+        let train = |lesson: Lesson| {
+            let job = TrainJob { lesson: Some(lesson), ..job() };
+            learner().train(&nothing().into(), &job, &mut |_| Control::Continue)
+        };
+        let known = right(&train(lesson.clone()).unwrap().adapter);
+        assert!(known >= 30, "{known} of 40");
+        let rows = Prototypes { means: vec![1.0, 0.0, -1.0, 0.0], counts: vec![9, 9] };
+        let head = crate::learn::ClassHead { rows, moments: vec![0.0, 1.0] };
+        let narrow = Some(crate::learn::LatentGenerator::train(&head, 3).unwrap());
+        let other = Lesson { generator: narrow, ..lesson.clone() };
+        assert_eq!(train(other).unwrap_err().kind(), "out_of_range", "nothing to learn from");
+        let rows = Prototypes { means: vec![1.0; 3 * 46], counts: vec![9; 3] };
+        let head = crate::learn::ClassHead { rows, moments: vec![1.0; 2 * 45] };
+        let three = crate::learn::LatentGenerator::train(&head, 3).unwrap();
+        let three = Lesson { generator: Some(three), ..lesson };
+        assert_eq!(train(three).unwrap_err().kind(), "out_of_range", "other classes");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! One linear layer with softmax: what the first learner adapts. Internal to `learn`.
 
-use super::{Layout, LearnError, Prediction, TensorSet};
+use super::{ClassHead, Layout, LearnError, Prediction, TensorSet};
 
 /// `[C, F + 1]` row-major in f64: weights of a class, then its bias.
 #[derive(Debug, Clone, PartialEq)]
@@ -101,6 +101,13 @@ impl Head {
         }
         drop(parts);
         set
+    }
+
+    /// The same as a layer that was learned from embeddings `[n, F]` with labels `[n]`.
+    pub(super) fn to_class_head(&self, embeddings: &[f32], labels: &[usize]) -> ClassHead {
+        let set = self.to_tensors();
+        let values = |name| set.get(name).map_or(&[][..], |tensor| tensor.data.as_slice());
+        ClassHead::of(values(WEIGHT), values(BIAS), embeddings, labels)
     }
 
     /// `[C]`.

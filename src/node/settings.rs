@@ -475,6 +475,7 @@ fn knowledge_plan_of(
             MergingName::Median => Merging::Median,
             MergingName::Trimmed => Merging::Trimmed,
         },
+        generator_weight: sends(Contribute::Generator).then(|| narrow(knowledge.generator_weight)),
     })
 }
 

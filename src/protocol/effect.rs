@@ -316,7 +316,7 @@ pub struct DistilTask {
 pub struct Said {
     /// Blob of the packed set.
     pub set: Digest,
-    /// Examples behind each prototype.
+    /// Examples behind each class's row.
     pub counts: Vec<u64>,
     /// The reference inputs that it speaks of.
     pub reference: Option<Digest>,

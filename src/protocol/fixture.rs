@@ -76,6 +76,7 @@ pub(crate) fn knowledge_plan(samples: u32) -> Plan {
             reference_weight: 1.0,
             prototype_weight: 1.0,
             merging: Merging::Median,
+            generator_weight: None,
         }),
         ..plan(Coding::F32)
     }

@@ -8,13 +8,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::effect::{CombineInput, CombineJob, Said, Work};
+use super::heads;
 use super::update::{self, MAX_EXAMPLES, UpdateError};
 use crate::ids::{Digest, Name, NodeId};
 use crate::learn::{
-    ClassLogits, ENTROPY_TEMPERATURE, LOGIT_BOUND, LearnError, Lesson, MAX_REFERENCE, MergeRule,
-    Prototypes, ReferenceSet, Tensor, TensorSet, check_reference_logits, entropy_reduction,
-    labels_in_turn, lowest_loss, merge_class_logits, merge_prototypes, reference_classes,
-    reference_targets,
+    ClassHead, ClassLogits, ENTROPY_TEMPERATURE, LOGIT_BOUND, LatentGenerator, LearnError, Lesson,
+    MAX_REFERENCE, MergeRule, Prototypes, ReferenceSet, Tensor, TensorSet, check_reference_logits,
+    entropy_reduction, labels_in_turn, lowest_loss, merge_class_logits, merge_prototypes,
+    reference_classes, reference_targets,
 };
 use crate::wire::{ClassSummary, KnowledgePlan, Merging, Plan, Reference};
 
@@ -33,6 +34,10 @@ pub struct Knowing {
     pub reference_logits: Option<Vec<f32>>,
     /// Mean embeddings a class.
     pub prototypes: Option<Prototypes>,
+    /// A member's classification layer.
+    pub head: Option<ClassHead>,
+    /// What an owner made of those.
+    pub generator: Option<LatentGenerator>,
 }
 
 /// Packed knowledge with the counts that travel beside it.
@@ -69,12 +74,18 @@ pub fn pack(plan: &Plan, said: &Knowing) -> Result<Option<PackedKnowledge>, Upda
         UpdateError::Learn(LearnError::OutOfRange { what, expected, actual })
     };
     let mut tensors = Vec::new();
-    let mut counts = Vec::new();
+    let mut counts: Vec<u64> = Vec::new();
     if knowledge.prototypes {
         let prototypes = said.prototypes.as_ref().ok_or_else(|| missing("prototypes"))?;
         let shape = vec![prototypes.counts.len(), prototypes.width()];
         counts.clone_from(&prototypes.counts);
         tensors.push(Tensor { name: PROTOTYPES.into(), shape, data: prototypes.means.clone() });
+    }
+    if knowledge.generator_weight.is_some() {
+        let head = heads::tensors_of(said);
+        let (more, of) = head.ok_or_else(|| missing("classification layer"))?;
+        counts = of.to_vec();
+        tensors.extend(more);
     }
     if knowledge.reference_logits {
         let (rows, classes) = sizes(knowledge)?;
@@ -96,14 +107,7 @@ pub fn pack(plan: &Plan, said: &Knowing) -> Result<Option<PackedKnowledge>, Upda
 pub fn unpack(plan: &KnowledgePlan, bytes: &[u8], counts: &[u64]) -> Result<Knowing, UpdateError> {
     let set = update::unpack(bytes)?;
     let mut said = Knowing::default();
-    let wanted = usize::from(plan.prototypes) + usize::from(plan.reference_logits);
-    if set.tensors().len() != wanted {
-        return Err(mismatch(
-            "a set",
-            format!("{wanted} tensors"),
-            set.tensors().len().to_string(),
-        ));
-    }
+    let mut wanted = usize::from(plan.prototypes) + usize::from(plan.reference_logits);
     if plan.reference_logits {
         let (rows, classes) = sizes(plan)?;
         let logits = set.get(LOGITS).filter(|tensor| tensor.shape == [rows, classes]);
@@ -132,6 +136,14 @@ pub fn unpack(plan: &KnowledgePlan, bytes: &[u8], counts: &[u64]) -> Result<Know
         prototypes.check(classes, prototypes.width())?;
         said.prototypes = Some(prototypes);
     }
+    if plan.generator_weight.is_some() {
+        let known = plan.reference.as_ref().and_then(classes_of);
+        wanted += heads::read(&set, counts, known, &mut said)?;
+    }
+    let found = set.tensors().len();
+    if found != wanted {
+        return Err(mismatch("a set", format!("{wanted} tensors"), found.to_string()));
+    }
     Ok(said)
 }
 
@@ -145,6 +157,7 @@ pub(super) fn makes_sense(plan: &Plan, knowledge: &KnowledgePlan) -> bool {
         && (0.0..=1.0).contains(&knowledge.alpha)
         && (0.0..=100.0).contains(&knowledge.reference_weight)
         && (0.0..=100.0).contains(&knowledge.prototype_weight)
+        && knowledge.generator_weight.is_none_or(|weight| (0.0..=100.0).contains(&weight))
 }
 
 /// Checks what a contribution claims, before anything is fetched.
@@ -159,7 +172,7 @@ pub(super) fn check_claims(
 ) -> Result<(), &'static str> {
     if let Some(counts) = counts {
         let said = counts.iter().fold(0, |sum: u64, count| sum.saturating_add(*count));
-        if counts.len() > MAX_CLASSES || plan.prototypes == counts.is_empty() {
+        if counts.len() > MAX_CLASSES || plan.asks_for_rows() == counts.is_empty() {
             return Err("wrong_class_count");
         }
         if said > num_examples {
@@ -220,11 +233,12 @@ pub(super) fn combine(
     }
     if plan.prototypes {
         let all = heard.iter().filter_map(|(s, said)| Some((s.clone(), said.prototypes.clone()?)));
-        let mut all: BTreeMap<NodeId, Prototypes> = all.collect();
-        // Members of another embedding than most can't be merged with them.
-        let (classes, width) = most_common(all.values().map(|p| (p.counts.len(), p.width())))?;
-        all.retain(|_, p| (p.counts.len(), p.width()) == (classes, width));
+        let size = |p: &Prototypes| (p.counts.len(), p.width());
+        let ((classes, width), all) = agreeing(all.collect(), size)?;
         merged.prototypes = Some(merge_prototypes(classes, width, rule, &all)?);
+    }
+    if plan.generator_weight.is_some() {
+        heads::merge(&job.plan, job.relay, rule, &heard, &mut merged)?;
     }
     let class_logits = merge_summaries(job, rule)?.or_else(|| job.class_targets.clone());
     let (examples, devices) = job.inputs.iter().fold((0_u64, 0_u32), |(n, d), input| {
@@ -246,7 +260,7 @@ pub(super) fn combine(
 }
 
 /// What is taught to a model: by logits of the reference inputs, or by class means where only those travel,
-/// and by prototypes.
+/// by prototypes, and by a generator.
 ///
 /// # Errors
 /// [`UpdateError`] when the set isn't the plan's or what was said doesn't fit it.
@@ -256,15 +270,16 @@ pub fn lesson(
     said: Option<&Knowing>,
     class_targets: Option<&ClassLogits>,
 ) -> Result<Option<Lesson>, UpdateError> {
-    let prototypes = said.and_then(|said| said.prototypes.clone());
+    let without_inputs = Lesson {
+        prototypes: said.and_then(|said| said.prototypes.clone()),
+        prototype_weight: plan.prototype_weight,
+        generator: said.and_then(|said| said.generator.clone()),
+        generator_weight: plan.generator_weight.unwrap_or_default(),
+        ..Lesson::default()
+    };
     let Some(reference) = &plan.reference else {
-        return Ok(prototypes.map(|prototypes| Lesson {
-            windows: Arc::default(),
-            targets: Vec::new(),
-            weight: 0.0,
-            prototypes: Some(prototypes),
-            prototype_weight: plan.prototype_weight,
-        }));
+        let taught = without_inputs.prototypes.is_some() || without_inputs.generator.is_some();
+        return Ok(taught.then_some(without_inputs));
     };
     let set = set.filter(|set| is_of(set, reference)).ok_or_else(|| {
         mismatch("reference set", reference.digest.to_string(), "another, or none".into())
@@ -279,8 +294,7 @@ pub fn lesson(
             targets: reference_targets(Some(&teacher), labels, classes, 0.0)?,
             windows: Arc::clone(&set.windows),
             weight: if logits.is_some() { plan.reference_weight } else { 0.0 },
-            prototypes,
-            prototype_weight: plan.prototype_weight,
+            ..without_inputs
         }));
     }
     let logits = match said.and_then(|said| said.reference_logits.as_ref()) {
@@ -291,8 +305,7 @@ pub fn lesson(
         targets: reference_targets(logits.as_deref(), labels, classes, plan.alpha)?,
         windows: Arc::clone(&set.windows),
         weight: plan.reference_weight,
-        prototypes,
-        prototype_weight: plan.prototype_weight,
+        ..without_inputs
     }))
 }
 
@@ -344,6 +357,16 @@ fn merge_summaries(job: &CombineJob, rule: MergeRule) -> Result<Option<ClassSumm
     let agreeing = agreeing.map(|(sender, logits)| (sender.clone(), logits)).collect();
     let merged = merge_class_logits(classes, LOGIT_BOUND, rule, &agreeing)?;
     Ok(Some(ClassSummary::from(&merged)))
+}
+
+/// Those that agree with most about classes and width, and these: others can't be merged with them.
+pub(super) fn agreeing<T>(
+    mut all: BTreeMap<NodeId, T>,
+    size: impl Fn(&T) -> (usize, usize),
+) -> Result<((usize, usize), BTreeMap<NodeId, T>), LearnError> {
+    let most = most_common(all.values().map(&size))?;
+    all.retain(|_, one| size(one) == most);
+    Ok((most, all))
 }
 
 /// What most say; the lowest where several are as common.
@@ -402,7 +425,7 @@ fn sizes(plan: &KnowledgePlan) -> Result<(usize, usize), LearnError> {
     })
 }
 
-fn mismatch(name: &str, expected: String, actual: String) -> UpdateError {
+pub(super) fn mismatch(name: &str, expected: String, actual: String) -> UpdateError {
     LearnError::LayoutMismatch { name: name.into(), expected, actual }.into()
 }
 

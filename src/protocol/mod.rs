@@ -31,6 +31,7 @@ pub(crate) mod fixture;
 mod follower;
 pub(crate) mod guard;
 mod halves;
+pub mod heads;
 pub mod knowledge;
 mod member;
 mod relay;

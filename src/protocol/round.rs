@@ -862,6 +862,7 @@ impl Round {
     fn known_under(&self, plan: Option<&KnowledgePlan>) -> Option<Knowledge> {
         let same = |said: &KnowledgePlan, asked: &KnowledgePlan| {
             (said.prototypes, said.reference_logits) == (asked.prototypes, asked.reference_logits)
+                && said.generator_weight.is_some() == asked.generator_weight.is_some()
                 && (said.reference == asked.reference && said.labels == asked.labels)
         };
         let fits = self.global.said_under.as_ref().zip(plan).is_some_and(|(s, a)| same(s, a));

@@ -6,7 +6,7 @@
 //!
 //! Called by [`super::Member`].
 
-use super::{knowledge, update};
+use super::{heads, knowledge, update};
 use crate::learn::{Layout, MAX_STEPS};
 use crate::wire::{ClassSummary, Knowledge, KnowledgePlan, Offer, Plan, Result as RoundResult};
 
@@ -55,7 +55,8 @@ pub(super) fn check_knowledge(
     bytes: &[u8],
     counts: &[u64],
 ) -> Result<(), &'static str> {
-    knowledge::unpack(plan, bytes, counts).map(drop).map_err(|error| error.kind())
+    let said = knowledge::unpack(plan, bytes, counts);
+    said.and_then(|said| heads::from_above(&said)).map_err(|error| error.kind())
 }
 
 /// Checks that bytes are a packed set of finite values.

@@ -222,9 +222,11 @@ fn broken_rules(settings: &Settings) -> Vec<(String, String)> {
     let sends = |kind| strategy.contribute.contains(&kind);
     rule(
         knowledge.own_models
-            || !(sends(Contribute::Prototypes) || sends(Contribute::ReferenceLogits)),
+            || ![Contribute::Prototypes, Contribute::ReferenceLogits, Contribute::Generator]
+                .into_iter()
+                .any(sends),
         "strategy.contribute",
-        "prototypes and reference_logits need models of the nodes' own: set knowledge.own_models = true",
+        "prototypes, reference_logits and generator need models of the nodes' own: set knowledge.own_models = true",
     );
     rule(
         !(knowledge.own_models && sends(Contribute::AdapterDelta)),

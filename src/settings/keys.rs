@@ -101,7 +101,7 @@ pub(super) const KEYS: &[Key] = &[
     key("strategy.name", OneOf(&["fedavg", "fedprox"])),
     key(
         "strategy.contribute",
-        ListOf(&["adapter_delta", "class_logits", "prototypes", "reference_logits"]),
+        ListOf(&["adapter_delta", "class_logits", "prototypes", "reference_logits", "generator"]),
     ),
     key("strategy.local_steps", Whole("steps", 1, 1_000_000)),
     key("strategy.batch_size", Whole("examples", 1, 65_536)),
@@ -131,6 +131,7 @@ pub(super) const KEYS: &[Key] = &[
     key("knowledge.distil_steps", Whole("steps", 0, 1_000_000)),
     key("knowledge.distil_rate", Real("no unit", 1e-7, 10.0)),
     key("knowledge.merging", OneOf(&["mean", "median", "trimmed"])),
+    key("knowledge.generator_weight", Real("no unit", 0.0, 100.0)),
     key("model.name", Expect::Name),
     key(
         "model.learner",

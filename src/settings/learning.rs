@@ -95,6 +95,8 @@ pub enum Contribute {
     Prototypes,
     /// Logits of the reference inputs, in rounds of knowledge.
     ReferenceLogits,
+    /// The classification layer, in rounds of knowledge; a generator of latents that was trained against those comes back.
+    Generator,
 }
 
 /// Section `[knowledge]`: rounds where each node has a model of its own.
@@ -127,6 +129,8 @@ pub struct KnowledgeSettings {
     pub distil_rate: f64,
     /// How members' values become one.
     pub merging: MergingName,
+    /// Weight of generated latents in the members' loss.
+    pub generator_weight: f64,
 }
 
 /// How members' values become one.

@@ -119,6 +119,7 @@ impl Learner for CnnLearner {
             adapter: run.weights()?,
             class_logits,
             prototypes,
+            head: None,
             reference_logits: Vec::new(),
             num_examples: images.num_examples() as u64,
             steps: u32::try_from(losses.len()).unwrap_or(u32::MAX),
@@ -313,6 +314,13 @@ fn check_lesson(lesson: &Lesson, classes: usize) -> Result<(), LearnError> {
             what: "reference inputs",
             expected: "none: this network takes images".into(),
             actual: format!("{windows} windows"),
+        });
+    }
+    if lesson.generator.is_some() {
+        return Err(LearnError::OutOfRange {
+            what: "generator of latents",
+            expected: "none: this network learns of images and prototypes".into(),
+            actual: "one".into(),
         });
     }
     lesson.check(classes)

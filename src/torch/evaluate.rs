@@ -1,7 +1,9 @@
 //! Logits and embeddings of many windows, a chunk at a time, without gradients.
 
 use super::signal::{SignalTransformer, Spectra};
-use super::values;
+use tch::{Device, Kind, Tensor};
+
+use super::{dim, values};
 use crate::learn::LearnError;
 
 /// Logits `[n, classes]` row-major of windows `[n, window]`.
@@ -29,6 +31,19 @@ pub(super) fn both(
         logits.extend(values(&model.classify(&embedded)?)?);
     }
     Ok((embeddings, logits))
+}
+
+/// The classification layer: weights `[classes, d_model]` and biases `[classes]`, read off what it says of zero and of
+/// each unit vector, whatever an adapter has made of it.
+pub(super) fn head(
+    model: &SignalTransformer,
+    width: usize,
+) -> Result<(Vec<f32>, Vec<f32>), LearnError> {
+    let _guard = tch::no_grad_guard();
+    let each = Tensor::f_eye(dim(width)?, (Kind::Float, Device::Cpu))?;
+    let biases = model.classify(&each.f_zeros_like()?.f_narrow(0, 0, 1)?)?;
+    let weights = model.classify(&each)?.f_sub(&biases)?.f_transpose(0, 1)?;
+    Ok((values(&weights)?, values(&biases)?))
 }
 
 /// Windows a forward pass: bounds the memory of activations.

@@ -748,8 +748,7 @@ fn what_a_language_model_cannot_follow_is_refused() {
         windows: std::sync::Arc::default(),
         targets: Vec::new(),
         weight: 1.0,
-        prototypes: None,
-        prototype_weight: 0.0,
+        ..crate::learn::Lesson::default()
     };
     assert!(said(TrainJob { lesson: Some(lesson), ..good.clone() }).contains("lesson"));
     let class_targets = Some(ClassLogits { mean_logits: vec![0.5; 4], counts: vec![20; 2] });

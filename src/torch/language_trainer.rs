@@ -178,6 +178,7 @@ impl Learner for LanguageLearner {
             class_logits: ClassLogits::default(),
             reference_logits: Vec::new(),
             prototypes: None,
+            head: None,
             num_examples: texts.lengths.len() as u64,
             steps: u32::try_from(losses.len()).unwrap_or(u32::MAX),
             loss_first: mean(losses.iter().take(tenth)),

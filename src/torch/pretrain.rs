@@ -80,7 +80,7 @@ pub fn pretrain(
         let (x, y) = learner.gather(&data, &all, &mut signals)?;
         let rate = config.learning_rate * schedule(step, config.steps);
         let (terms, towards) = (Terms::default(), Towards::default());
-        let loss = run.step(Some((&x, &y)), None, rate, &terms, &towards)?;
+        let loss = run.step(Some((&x, &y)), &[], rate, &terms, &towards)?;
         if progress(Progress { step, loss }) == Control::Stop {
             break;
         }

@@ -313,8 +313,7 @@ fn batches_of_the_plan_are_held_against_the_cap_and_lessons_are_refused() {
         windows: std::sync::Arc::default(),
         targets: Vec::new(),
         weight: 1.0,
-        prototypes: None,
-        prototype_weight: 0.0,
+        ..crate::learn::Lesson::default()
     };
     assert!(refused(&TrainJob { lesson: Some(lesson), ..job }).contains("lesson"));
 }

@@ -3,6 +3,7 @@
 //! ```text
 //! seeded batch -> augmented -> spectra -> model(base + adapter) -> CE (+ FedDistill, FedProto)
 //! reference batch ----------> spectra -> model(base + adapter) -> CE with a lesson's targets
+//! generated latents --------------------> its last layer alone -> CE with their classes
 //!      flat  <- AdamW <- gradient + mu (w - start)
 //! ```
 
@@ -17,8 +18,8 @@ use super::signal::{SignalTransformer, SignalTransformerConfig, Spectra};
 use super::weights::Weights;
 use super::{dim, evaluate, tensor, use_threads};
 use crate::learn::{
-    Augment, Batches, ClassLogits, Control, Examples, LearnError, Learner, Lesson, PassEnd,
-    Progress, Prototypes, TensorSet, TrainJob, Trained, Windows,
+    Augment, Batches, ClassHead, ClassLogits, Control, Examples, Latents, LearnError, Learner,
+    Lesson, PassEnd, Progress, Prototypes, TensorSet, TrainJob, Trained, Windows,
 };
 use crate::rng::Stream;
 
@@ -99,14 +100,17 @@ impl SignalLearner {
     /// Gives the job's steps over the data.
     fn check(&self, data: &Windows, job: &TrainJob) -> Result<u32, LearnError> {
         let model = &self.config.model;
-        let taught = job.lesson.as_ref().filter(|lesson| lesson.windows.num_examples() > 0);
-        if data.num_examples() > 0 || taught.is_none() {
+        let lesson = job.lesson.as_ref();
+        let taught = lesson.filter(|lesson| lesson.windows.num_examples() > 0);
+        let generated =
+            lesson.is_some_and(|l| l.generator_for(model.block.d_model as usize).is_some());
+        if data.num_examples() > 0 || (taught.is_none() && !generated) {
             check_windows(data, model)?;
         }
         if let Some(lesson) = taught {
             check_windows(&lesson.windows, model)?;
         }
-        if let Some(lesson) = &job.lesson {
+        if let Some(lesson) = lesson {
             lesson.check(model.classes as usize)?;
         }
         if let Some(targets) = &job.class_targets {
@@ -135,6 +139,7 @@ impl SignalLearner {
             x: self.spectra.forward(&x)?,
             targets: tensor(&targets, &shape)?,
             weight: lesson.weight.into(),
+            embedded: false,
         })
     }
 }
@@ -172,6 +177,8 @@ impl Learner for SignalLearner {
         let classes = self.config.model.classes as usize;
         let width = self.config.model.block.d_model as usize;
         let pull = Pull::of(job.lesson.as_ref(), width)?;
+        let generator = job.lesson.as_ref().and_then(|lesson| lesson.generator_for(width));
+        let mut draws = Stream::new(job.seed, "latents");
         let prior = if own && self.config.correct_prior {
             Some(log_prior(&class_counts(data))?)
         } else {
@@ -187,15 +194,17 @@ impl Learner for SignalLearner {
             } else {
                 None
             };
-            let taught = match (lesson, &mut references) {
-                (Some(lesson), Some(references)) => {
-                    Some(self.teach(lesson, &references.next(size), classes)?)
-                }
-                _ => None,
-            };
+            let mut taught = Vec::new();
+            if let (Some(lesson), Some(references)) = (lesson, &mut references) {
+                taught.push(self.teach(lesson, &references.next(size), classes)?);
+            }
+            if let (Some(lesson), Some(generator)) = (&job.lesson, generator) {
+                let latents = generator.latents(size, &mut draws);
+                taught.push(Taught::of_latents(&latents, classes, lesson.generator_weight)?);
+            }
             let batch = batch.as_ref().map(|(x, y)| (x, y));
             let rate = job.rate_at(step, steps).into();
-            let loss = run.step(batch, taught.as_ref(), rate, &terms, &towards)?;
+            let loss = run.step(batch, &taught, rate, &terms, &towards)?;
             losses.push(loss);
             if progress(Progress { step, loss }) == Control::Stop {
                 break;
@@ -203,12 +212,15 @@ impl Learner for SignalLearner {
         }
         let applied = run.applied()?;
         let model = SignalTransformer::new(&applied.parts(), &self.config.model)?;
-        let (class_logits, prototypes) = if job.class_logits {
+        let (class_logits, prototypes, head) = if job.class_logits {
             let (embeddings, logits) = evaluate::both(&model, &self.spectra, &data.x, data.len)?;
             let prototypes = Prototypes::of(&embeddings, &data.labels, classes).ok();
-            (ClassLogits::of(&logits, &data.labels, classes), prototypes)
+            let class_logits = ClassLogits::of(&logits, &data.labels, classes);
+            let (weights, biases) = evaluate::head(&model, width)?;
+            let head = ClassHead::of(&weights, &biases, &embeddings, &data.labels);
+            (class_logits, prototypes, Some(head))
         } else {
-            (ClassLogits::default(), None)
+            (ClassLogits::default(), None, None)
         };
         let reference_logits = match lesson {
             Some(Lesson { windows, .. }) => {
@@ -223,6 +235,7 @@ impl Learner for SignalLearner {
             class_logits,
             reference_logits,
             prototypes,
+            head,
             num_examples: data.num_examples() as u64,
             steps: u32::try_from(losses.len()).unwrap_or(u32::MAX),
             loss_first: mean(losses.iter().take(losses.len().div_ceil(10))),
@@ -340,11 +353,23 @@ pub(super) struct Towards<'a> {
 /// A batch of a lesson.
 #[derive(Debug)]
 pub(super) struct Taught {
-    /// `[n, tokens, bins]`.
+    /// `[n, tokens, bins]`, or `[n, E]`.
     x: Tensor,
     /// `[n, C]` probabilities.
     targets: Tensor,
     weight: f64,
+    /// Latents, of which the classification layer alone learns.
+    embedded: bool,
+}
+
+impl Taught {
+    fn of_latents(latents: &Latents, classes: usize, weight: f32) -> Result<Self, LearnError> {
+        let n = latents.labels.len();
+        let x = tensor(&latents.x, &[dim(n)?, -1])?;
+        let targets =
+            labels_of(&latents.labels)?.f_one_hot(dim(classes)?)?.f_to_kind(Kind::Float)?;
+        Ok(Self { x, targets, weight: weight.into(), embedded: true })
+    }
 }
 
 /// The squared distance to the class's prototype (`FedProto`, arXiv:2105.00243).
@@ -427,12 +452,12 @@ pub(super) struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// One optimiser step on own spectra `[n, tokens, bins]` with labels `[n]`, on a lesson's batch, or on
+    /// One optimiser step on own spectra `[n, tokens, bins]` with labels `[n]`, on a lesson's batches, or on
     /// both; gives the mean loss on the own ones (else on the lesson) without the proximal term.
     pub(super) fn step(
         &mut self,
         own: Option<(&Tensor, &Tensor)>,
-        taught: Option<&Taught>,
+        taught: &[Taught],
         learning_rate: f64,
         terms: &Terms<'_>,
         towards: &Towards<'_>,
@@ -448,8 +473,13 @@ impl Run<'_> {
             }
             parts.push(loss);
         }
-        if let Some(taught) = taught {
-            let said = model.forward(&taught.x)?.f_log_softmax(-1, Kind::Float)?;
+        for taught in taught {
+            let said = if taught.embedded {
+                model.classify(&taught.x)?
+            } else {
+                model.forward(&taught.x)?
+            };
+            let said = said.f_log_softmax(-1, Kind::Float)?;
             let cross = said.f_mul(&taught.targets)?;
             let each = cross.f_sum_dim_intlist([1].as_slice(), false, Kind::Float)?;
             parts.push(each.f_mean(Kind::Float)?.f_mul_scalar(-taught.weight)?);
@@ -458,10 +488,10 @@ impl Run<'_> {
             return Err(LearnError::NoUpdates);
         };
         let value = first.f_double_value(&[])?;
-        let loss = match parts.get(1) {
-            Some(second) => first.f_add(second)?,
-            None => first.shallow_clone(),
-        };
+        let mut loss = first.shallow_clone();
+        for more in parts.iter().skip(1) {
+            loss = loss.f_add(more)?;
+        }
         if !value.is_finite() {
             return Err(LearnError::NotFinite { name: "loss".into(), index: 0 });
         }
@@ -783,13 +813,46 @@ pub(super) mod tests {
             windows: std::sync::Arc::new(windows),
             targets,
             weight: 0.0,
-            prototypes: None,
-            prototype_weight: 0.0,
+            ..Lesson::default()
         };
         let plain = job(&learner(), 4);
         let taught = train(&TrainJob { lesson: Some(lesson), ..plain.clone() });
         assert_eq!(taught.adapter, train(&plain).adapter);
         assert_eq!(taught.reference_logits.len(), 27);
+    }
+
+    #[test]
+    fn the_layer_that_is_told_says_what_the_model_says() {
+        let head = train(&job(&learner(), 20)).head.unwrap();
+        let mut learner = learner();
+        let trained = train(&job(&learner, 20));
+        assert_eq!((head.classes(), head.rows.counts.as_slice()), (3, [10, 10, 10].as_slice()));
+        // Mean logits of a class are what the layer says of its mean embedding.
+        let points = trained.prototypes.unwrap();
+        for class in 0..3 {
+            let point = points.row(class).unwrap();
+            for said in 0..3 {
+                let (weights, bias) = head.rows.row(said).unwrap().split_at(head.width());
+                let sum: f32 = point.iter().zip(weights).map(|(x, w)| x * w).sum();
+                let wanted = trained.class_logits.mean_logits[class * 3 + said];
+                assert!((sum + bias[0] - wanted).abs() < 1e-3, "{class} {said}");
+            }
+        }
+        // Latents alone move the last layer, and nothing else.
+        let mut trimmed = head;
+        trimmed.trim(5);
+        let generator = Some(crate::learn::LatentGenerator::train(&trimmed, 3).unwrap());
+        let lesson = Lesson { generator, generator_weight: 1.0, ..Lesson::default() };
+        learner.plan =
+            AdapterPlan::new(&base().layout(), &PeftConfig::whole(vec!["*".into()])).unwrap();
+        learner.initial = learner.plan.initial(&learner.base, 3).unwrap();
+        let job = TrainJob { lesson: Some(lesson), class_logits: false, ..job(&learner, 1) };
+        let nothing = Windows { len: 64, classes: 3, ..Windows::default() };
+        let taught = learner.train(&nothing.into(), &job, &mut |_| Control::Continue).unwrap();
+        for (before, after) in job.start.tensors().iter().zip(taught.adapter.tensors()) {
+            let moved = before.data.iter().zip(&after.data).any(|(a, b)| (a - b).abs() > 1e-3);
+            assert_eq!(moved, before.name.starts_with("head"), "{}", before.name);
+        }
     }
 
     #[test]

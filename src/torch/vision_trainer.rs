@@ -153,6 +153,7 @@ impl Learner for VisionLearner {
             adapter,
             class_logits,
             prototypes: None,
+            head: None,
             reference_logits: Vec::new(),
             num_examples: images.num_examples() as u64,
             steps: u32::try_from(losses.len()).unwrap_or(u32::MAX),

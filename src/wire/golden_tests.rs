@@ -120,9 +120,19 @@ fn offer_of_knowledge() -> Offer {
         reference_weight: 1.0,
         prototype_weight: 0.25,
         merging: Merging::Median,
+        generator_weight: None,
     };
     let plan = Plan { adapter_delta: false, knowledge: Some(knowledge), ..plan() };
     Offer { adapter: Blob::Inline(Vec::new()), plan, knowledge: Some(said()), ..offer() }
+}
+
+/// The same where layers are asked for, and a generator comes back.
+fn offer_of_generator() -> Offer {
+    let mut offer = offer_of_knowledge();
+    if let Some(plan) = offer.plan.knowledge.as_mut() {
+        plan.generator_weight = Some(0.5);
+    }
+    offer
 }
 
 /// A relay's round of its own.
@@ -218,6 +228,7 @@ fn bodies() -> Vec<(&'static str, Body)> {
             Body::Contribution(Contribution { delta: None, stacked: false, ..contribution() }),
         ),
         ("offer_of_knowledge", Body::Offer(offer_of_knowledge())),
+        ("offer_of_generator", Body::Offer(offer_of_generator())),
         ("offer_of_reference_texts", Body::Offer(offer_of_reference_texts())),
         (
             "contribution_of_knowledge",

@@ -5,6 +5,10 @@
 //! ```text
 //!   reference.logits  [samples, classes]   what a model says of each reference input
 //!   prototypes        [classes, width]     mean embedding a class, zeros where suppressed
+//!   head              [classes, width + 1] classification layer, bias last, zeros where suppressed: upwards, with
+//!   head.moments      [2, width]           mean and standard deviation of embeddings over all examples
+//!   generator.hidden.weight [hidden, noise + classes], .bias [hidden], generator.latent.weight [width, hidden],
+//!   .bias [width]                          what an owner trained against such layers: downwards
 //! ```
 
 use serde::{Deserialize, Serialize};
@@ -32,6 +36,10 @@ pub struct KnowledgePlan {
     pub prototype_weight: f32,
     /// How members' values become one, where no label says who is right.
     pub merging: Merging,
+    /// Contribute the classification layer, and learn from a generator that is trained against those: weight of its
+    /// latents in the loss, >= 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generator_weight: Option<f32>,
 }
 
 /// Inputs that nobody owns. Whoever knows the generator makes them, or has the file that a model wrote, and compares
@@ -73,13 +81,18 @@ pub enum Merging {
 pub struct Knowledge {
     /// A packed set.
     pub set: Blob,
-    /// `[classes]`: examples behind each prototype, 0 where suppressed; empty without prototypes.
+    /// `[classes]`: examples behind each class's row, 0 where suppressed; empty where nothing has a row a class.
     pub counts: Vec<u64>,
 }
 
 impl KnowledgePlan {
     /// Whether contributions have a packed set, beside class logits.
     pub fn asks_for_a_set(&self) -> bool {
-        self.prototypes || self.reference_logits
+        self.reference_logits || self.asks_for_rows()
+    }
+
+    /// Whether that set has a row a class, and counts with it.
+    pub fn asks_for_rows(&self) -> bool {
+        self.prototypes || self.generator_weight.is_some()
     }
 }

@@ -14,6 +14,7 @@ use gaisnet::ledger::tiles::verify_export;
 use gaisnet::ledger::{Entry, InclusionProof, Origin, SignedCheckpoint};
 use gaisnet::protocol::rollout::{Plan, RolloutConfig, Stage};
 use gaisnet::protocol::{SplitTerms, knowledge as said, update};
+use gaisnet::rng::Stream;
 use gaisnet::scada::tags::{Binds, Format, Tag};
 use gaisnet::scada::{at_cut, command, escalation as cascade, infer, text};
 use gaisnet::time::Wall;
@@ -146,7 +147,8 @@ pub(crate) fn packed_set(bytes: &[u8]) {
     }
 }
 
-/// What a model says about three reference inputs and three classes: three counts, then a packed set, also plain.
+/// What a model says about three reference inputs and three classes: three counts, then a packed set, also plain. The
+/// same as a layer or a generator.
 pub(crate) fn knowledge(bytes: &[u8]) {
     let Some((counts, bytes)) = bytes.split_at_checked(3) else { return };
     let counts: Vec<u64> = counts.iter().map(|count| u64::from(*count)).collect();
@@ -166,8 +168,18 @@ pub(crate) fn knowledge(bytes: &[u8]) {
         reference_weight: 1.0,
         prototype_weight: 1.0,
         merging: Merging::Median,
+        generator_weight: None,
     };
+    let mut layers = KnowledgePlan { generator_weight: Some(1.0), ..plan.clone() };
+    (layers.prototypes, layers.reference_logits) = (false, false);
     for bytes in [bytes.to_vec(), zstd::bulk::compress(bytes, 1).unwrap()] {
+        if let Ok(said) = said::unpack(&layers, &bytes, &counts) {
+            assert!(said.head.is_some() != said.generator.is_some());
+            if let Some(generator) = said.generator {
+                let latents = generator.latents(3, &mut Stream::new(1, "latents"));
+                assert!(latents.x.iter().all(|x| x.is_finite()));
+            }
+        }
         if let Ok(said) = said::unpack(&plan, &bytes, &counts) {
             let (logits, prototypes) = (said.reference_logits.unwrap(), said.prototypes.unwrap());
             assert!(logits.len() == 9 && logits.iter().all(|z| z.is_finite()));

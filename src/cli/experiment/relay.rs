@@ -22,7 +22,7 @@ pub(super) struct RunArgs {
     /// Rounds of each strategy
     #[arg(long)]
     rounds: Option<u64>,
-    /// What travels, of `reference_logits`, `unlabelled`, `class_logits`, `prototypes`, `both` and `weights` [default: all]
+    /// What travels, of `reference_logits`, `unlabelled`, `class_logits`, `prototypes`, `both`, `weights` and `generator` [default: all]
     #[arg(long, value_delimiter = ',')]
     strategies: Vec<String>,
     /// Judge on a part of what is to be trained on, for choosing settings

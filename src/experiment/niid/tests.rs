@@ -46,6 +46,7 @@ impl Learner for Toy {
             adapter: weights(at),
             class_logits: ClassLogits::of(&says, &labels, 10),
             prototypes: Prototypes::of(&says, &labels, 10).ok(),
+            head: None,
             reference_logits: Vec::new(),
             num_examples: images.num_examples() as u64,
             steps,

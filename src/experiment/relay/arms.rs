@@ -55,8 +55,7 @@ fn lesson(subject: &dyn Subject, role: Role) -> Result<Lesson, ExperimentError> 
         windows: Arc::clone(windows),
         targets: reference_targets(None, &windows.labels, windows.classes, 1.0)?,
         weight: 1.0,
-        prototypes: None,
-        prototype_weight: 0.0,
+        ..Lesson::default()
     })
 }
 

@@ -203,6 +203,7 @@ fn settings_of(subject: &dyn Subject, strategy: Strategy) -> Settings {
         Strategy::Prototypes => vec![Contribute::Prototypes],
         Strategy::Both => vec![Contribute::ReferenceLogits, Contribute::Prototypes],
         Strategy::Weights => vec![Contribute::AdapterDelta],
+        Strategy::Generator => vec![Contribute::Generator],
     };
     if strategy == Strategy::Weights {
         // As raw as in the comparison that is asked for.

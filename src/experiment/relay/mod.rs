@@ -78,17 +78,20 @@ pub enum Strategy {
     Both,
     /// Changes of an adapter of the cloud's model, which all nodes have then.
     Weights,
+    /// Classification layers of the devices, and a generator of latents that the cloud trains against them.
+    Generator,
 }
 
 impl Strategy {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::ReferenceLogits,
         Self::Unlabelled,
         Self::ClassLogits,
         Self::Prototypes,
         Self::Both,
         Self::Weights,
+        Self::Generator,
     ];
 
     /// The word in tables.
@@ -100,6 +103,7 @@ impl Strategy {
             Self::Unlabelled => "unlabelled",
             Self::Both => "both",
             Self::Weights => "weights",
+            Self::Generator => "generator",
         }
     }
 }

@@ -3,8 +3,8 @@
 use super::super::effect::Said;
 use super::super::effect::{CombineInput, Effect};
 use super::super::guard::{self, Guard};
-use super::super::knowledge;
 use super::super::update;
+use super::super::{heads, knowledge};
 use super::Round;
 use super::state::{self, Closing, Counted, Open, Phase, RECENT, Task, put};
 use crate::ids::{Digest, NodeId};
@@ -111,7 +111,8 @@ impl Round {
             (Some(bytes), None) => update::check(bytes, &self.layout, contribution.stacked),
             (Some(bytes), Some(plan)) => {
                 let counts = contribution.knowledge.as_ref().map_or(&[][..], |k| &k.counts);
-                knowledge::unpack(plan, bytes, counts).map(drop)
+                let said = knowledge::unpack(plan, bytes, counts);
+                said.and_then(|said| heads::from_member(&said))
             }
         };
         if let Err(error) = sound {

@@ -1,9 +1,10 @@
 //! Rounds of knowledge: what is offered of it, and the node's own model.
 
 use super::*;
+use crate::learn::{ClassHead, LatentGenerator, Prototypes};
 use crate::protocol::effect::Distils;
 use crate::protocol::fixture::knowledge_plan;
-use crate::protocol::knowledge::PackedKnowledge;
+use crate::protocol::knowledge::{Knowing, PackedKnowledge, pack};
 
 /// Only class logits travel, so that no set has to be made.
 fn bench() -> Bench {
@@ -136,4 +137,43 @@ fn back_among_adapters_an_own_model_is_gone() {
     let adapter = Digest::of(&first_adapter(4));
     assert_eq!(served(&bench.combine()), Some((2, adapter)));
     assert_eq!(served(&bench.restart()), Some((2, adapter)), "and stays so");
+}
+
+#[test]
+fn a_layer_is_taken_from_a_member_and_a_generator_or_a_count_that_lies_is_not() {
+    let mut bench = bench();
+    bench.round.config.plan.class_logits = false;
+    let knowledge = bench.round.config.plan.knowledge.as_mut().unwrap();
+    knowledge.generator_weight = Some(1.0);
+    let plan = bench.round.config.plan.clone();
+    bench.step(Input::StartRound);
+    let rows = Prototypes { means: vec![1.0, -1.0, 0.0, -1.0, 1.0, 0.0], counts: vec![50, 50] };
+    let head = ClassHead { rows, moments: vec![0.0, 0.0, 1.0, 1.0] };
+    let generator = Some(LatentGenerator::train(&head, 1).unwrap());
+    let layer = Knowing { head: Some(head), ..Knowing::default() };
+    let mut send = |sender: &str, said: &Knowing, change: fn(&mut Knowledge)| {
+        let packed = pack(&plan, said).unwrap().unwrap();
+        let set = Blob::Inline(packed.bytes);
+        let mut knowledge = Knowledge { set, counts: packed.counts };
+        change(&mut knowledge);
+        let knowledge = Some(knowledge);
+        let work = Contribution { delta: None, knowledge, ..bench.work(1) };
+        let effects = bench.send(sender, &work);
+        match verdict(&effects) {
+            Some(Verdict::Refused(reason)) => {
+                let counted =
+                    |effect: &Effect| matches!(effect, Effect::Count(word) if *word == reason);
+                assert!(effects.iter().any(counted), "{effects:?}");
+                reason
+            }
+            other => format!("{other:?}"),
+        }
+    };
+    let made = Knowing { generator, ..Knowing::default() };
+    assert_eq!(send("a", &made, |_| {}), "layout_mismatch");
+    let more = |said: &mut Knowledge| said.counts[0] = 51;
+    assert_eq!(send("b", &layer, more), "counts_exceed_examples");
+    let fewer = |said: &mut Knowledge| drop(said.counts.pop());
+    assert_eq!(send("b", &layer, fewer), "layout_mismatch");
+    assert_eq!(send("c", &layer, |_| {}), "Some(Accepted)");
 }
