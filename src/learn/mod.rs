@@ -51,6 +51,7 @@ mod splits;
 mod staleness;
 mod tensors;
 mod text_features;
+mod top_logits;
 #[cfg(test)]
 #[path = "../../tests/support/toy_generator.rs"]
 pub(crate) mod toy_generator;
@@ -120,6 +121,7 @@ pub use splits::{
 pub use staleness::{MAX_STALENESS, buffer_size, is_too_stale, staleness_factor};
 pub use tensors::{Layout, Tensor, TensorSet};
 pub use text_features::{HASHED_PLACES, HashedRuns, TextFeatures};
+pub use top_logits::{MAX_NAMED, MAX_TOP, ReferenceTokens, TaughtPlace, TopLogits, TopShape};
 pub use window::normalise_window;
 
 /// What can be wrong with numbers that are to be learned from or combined.
