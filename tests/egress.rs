@@ -186,6 +186,7 @@ impl Mode {
                 reference_weight: 1.0,
                 prototype_weight: 0.5,
                 merging: Merging::Median,
+                top_logits: None,
             });
             learning.distils =
                 (role != Role::Device).then_some(Distils { steps: 10, learning_rate: 0.1 });

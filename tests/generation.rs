@@ -64,6 +64,7 @@ impl Learner for CountsUp {
             class_logits: ClassLogits { mean_logits: vec![0.5; 4], counts: vec![60, 60] },
             reference_logits: Vec::new(),
             prototypes: None,
+            top_logits: None,
             num_examples: data.num_examples() as u64,
             steps: job.steps,
             loss_first: 1.0,

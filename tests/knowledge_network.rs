@@ -84,6 +84,7 @@ impl Learner for Tables {
             adapter: adapter.clone(),
             class_logits: ClassLogits::of(&[], &[], 3),
             prototypes: None,
+            top_logits: None,
             num_examples: 0,
             steps: job.steps,
             loss_first: 1.0,
@@ -133,6 +134,7 @@ fn plan(reference: &ReferenceSet, of: &Plan) -> Plan {
             reference_weight: 1.0,
             prototype_weight: 0.0,
             merging: Merging::Median,
+            top_logits: None,
         }),
         ..of.clone()
     }

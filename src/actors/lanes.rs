@@ -391,6 +391,7 @@ mod tests {
                 class_logits: ClassLogits::of(&[], &[], data.num_examples()),
                 reference_logits: Vec::new(),
                 prototypes: None,
+                top_logits: None,
                 num_examples: 0,
                 steps,
                 loss_first: 0.5,

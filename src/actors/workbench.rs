@@ -432,7 +432,8 @@ fn merged_of(task: &DistilTask) -> Result<Option<Knowing>, &'static str> {
 fn learned_of(task: &DistilTask, trained: Trained) -> Result<Work, &'static str> {
     // Prototypes of its own would be those of the reference inputs: the merged ones go on.
     let prototypes = merged_of(task)?.and_then(|merged| merged.prototypes);
-    let said = Knowing { reference_logits: Some(trained.reference_logits), prototypes };
+    let (reference_logits, top_logits) = (Some(trained.reference_logits), trained.top_logits);
+    let said = Knowing { reference_logits, prototypes, top_logits };
     let knowledge = knowledge::pack(&task.plan, &said);
     let own = update::pack(&trained.adapter, Coding::F32, 0);
     Ok(Work {
@@ -464,7 +465,8 @@ fn work_of(
     if let Some(prototypes) = &mut prototypes {
         prototypes.suppress(u64::from(plan.min_cell));
     }
-    let said = Knowing { reference_logits: Some(trained.reference_logits), prototypes };
+    let (reference_logits, top_logits) = (Some(trained.reference_logits), trained.top_logits);
+    let said = Knowing { reference_logits, prototypes, top_logits };
     let knowledge = knowledge::pack(plan, &said).map_err(|error| error.kind())?;
     let (update, residual, own) = if plan.adapter_delta {
         let packed = update::pack_delta(start, &trained.adapter, plan, residual);

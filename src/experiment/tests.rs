@@ -43,6 +43,7 @@ impl Learner for Mean {
             class_logits: ClassLogits { mean_logits: Vec::new(), counts: Vec::new() },
             reference_logits: Vec::new(),
             prototypes: None,
+            top_logits: None,
             num_examples: texts.lengths.len() as u64,
             steps: job.steps,
             loss_first: 1.0,

@@ -2,7 +2,7 @@
 //!
 //! Called by the lanes (`actors/`): one thread trains, one serves, each owns its learner.
 
-use super::{LearnError, Lesson, Prototypes, TensorSet};
+use super::{LearnError, Lesson, Prototypes, TensorSet, TopLogits};
 
 /// Sensor windows with their labels.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -421,6 +421,8 @@ pub struct Trained {
     pub reference_logits: Vec<f32>,
     /// Mean embeddings a class over the training examples; none where the model gives none.
     pub prototypes: Option<Prototypes>,
+    /// What it foresees in the lesson's reference texts, with the trained adapter; none without any.
+    pub top_logits: Option<TopLogits>,
     /// Distinct training examples on this device.
     pub num_examples: u64,
     /// Steps really done.

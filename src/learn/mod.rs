@@ -83,7 +83,7 @@ pub use learner::{
     ClassLogits, Control, Examples, Images, Learner, MAX_STEPS, Prediction, Predictor, Progress,
     Texts, TrainJob, Trained, Windows,
 };
-pub use lesson::{Lesson, reference_targets};
+pub use lesson::{Lesson, TextLesson, reference_targets};
 pub use linear_classifier::{FitConfig, LinearClassifier, hashed_ngrams};
 pub use lora_product::{Combined, Contribution, LoraAverage, combine, stack};
 pub use metrics::{Confusion, percentile};

@@ -158,6 +158,7 @@ impl Learner for SoftmaxLearner {
             class_logits,
             reference_logits: said.collect(),
             prototypes,
+            top_logits: None,
             num_examples: rows.len() as u64,
             steps: u32::try_from(losses.len()).unwrap_or(u32::MAX),
             loss_first: mean(losses.get(..tenth).unwrap_or_default()),
@@ -538,6 +539,7 @@ mod tests {
             weight: 1.0,
             prototypes: None,
             prototype_weight: 0.0,
+            texts: None,
         }
     }
 

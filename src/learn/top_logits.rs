@@ -76,7 +76,8 @@ pub struct TopShape {
 impl TopShape {
     /// Whether words can be named so: some, and others left.
     pub fn is_sound(&self) -> bool {
-        (1..=MAX_TOP).contains(&self.top) && u32::from(self.top) + 2 <= self.vocab
+        (1..=MAX_TOP).contains(&self.top)
+            && (u32::from(self.top) + 2..=MAX_IDS).contains(&self.vocab)
     }
 }
 
@@ -384,6 +385,8 @@ const STEP: f32 = 1.0 / 1024.0;
 const SLACK: f64 = 1e-4;
 /// Whole numbers below are exact in an f32.
 const EXACT: f32 = 16_777_216.0;
+/// Most ids of a vocabulary.
+const MAX_IDS: u32 = 1 << 24;
 
 #[cfg(test)]
 #[path = "top_logits_tests.rs"]

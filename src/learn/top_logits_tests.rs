@@ -186,6 +186,7 @@ fn sets_of_another_shape_are_refused_and_their_twin_is_taken() {
     let more = TensorSet::new(more).unwrap();
     assert_eq!(TopLogits::from_set(&more, &shape).unwrap_err().kind(), "layout_mismatch");
     assert!(TopShape { top: 11, ..shape }.is_sound(), "two words are left");
+    assert!(!TopShape { vocab: u32::MAX, ..shape }.is_sound());
     for top in [0, 12, MAX_TOP + 1, u16::MAX] {
         assert!(!TopShape { top, ..shape }.is_sound(), "{top}");
     }

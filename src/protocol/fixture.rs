@@ -75,6 +75,7 @@ pub(crate) fn knowledge_plan(samples: u32) -> Plan {
             reference_weight: 1.0,
             prototype_weight: 1.0,
             merging: Merging::Median,
+            top_logits: None,
         }),
         ..plan(Coding::F32)
     }
@@ -82,7 +83,8 @@ pub(crate) fn knowledge_plan(samples: u32) -> Plan {
 
 /// What a member has that can follow [`knowledge_plan`] with this model of its own.
 pub(crate) fn knows(adapter: &[u8]) -> Knows {
-    Knows { untrained: Digest::of(adapter), references: [REFERENCE].into(), labels: LABELS }
+    let untrained = Digest::of(adapter);
+    Knows { untrained, references: [REFERENCE].into(), labels: LABELS, top_logits: None }
 }
 
 const REFERENCE: Digest = Digest([0x4e; 32]);

@@ -35,6 +35,7 @@ fn said(seed: u64, strength: f32) -> Knowing {
     Knowing {
         reference_logits: Some(logits),
         prototypes: Some(Prototypes { means, counts: vec![30, 30, 40] }),
+        top_logits: None,
     }
 }
 

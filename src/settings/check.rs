@@ -224,6 +224,7 @@ fn broken_rules(settings: &Settings) -> Vec<(String, String)> {
         "adapter_delta, but with knowledge.own_models no adapter travels: take it out",
     );
     let texts = settings.model.learner.classifies_texts();
+    let writes = settings.model.learner == LearnerName::Language;
     rule(
         knowledge.reference.is_some()
             || knowledge.reference_file.is_some()
@@ -248,9 +249,10 @@ fn broken_rules(settings: &Settings) -> Vec<(String, String)> {
         "is no SHA-256: 64 hexadecimal digits, as gaisnet reference show prints them",
     );
     rule(
-        knowledge.reference_file.is_some() == texts,
+        knowledge.reference_file.is_some() == (texts || writes && knowledge.own_models),
         "knowledge.reference_file",
-        "goes with model.learner = \"text-softmax\" or \"text-encoder\": set both, or none",
+        "goes with model.learner = \"text-softmax\" or \"text-encoder\", or with \"language\" and knowledge.own_models: \
+         set both, or none",
     );
     rule(
         knowledge.reference_labels || sends(Contribute::ReferenceLogits),
@@ -265,10 +267,11 @@ fn broken_rules(settings: &Settings) -> Vec<(String, String)> {
         "missing: this learner needs its base model",
     );
     rule(
-        !knowledge.own_models || model.learner != LearnerName::Language,
+        !(knowledge.own_models && writes)
+            || strategy.contribute == [Contribute::ReferenceLogits] && knowledge.reference_labels,
         "knowledge.own_models",
-        "true, but a language model neither says nor learns what models of windows know: set another \
-         model.learner, or false",
+        "true, but all that a language model says is the next tokens of reference texts: set strategy.contribute = \
+         [\"reference_logits\"] and knowledge.reference_labels = true, or another model.learner",
     );
     let split = settings.split.cut.is_some();
     rule(

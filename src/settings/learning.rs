@@ -125,6 +125,8 @@ pub struct KnowledgeSettings {
     pub distil_rate: f64,
     /// How members' values become one.
     pub merging: MergingName,
+    /// Tokens a place that a model that writes names.
+    pub top_logits: u32,
 }
 
 /// How members' values become one.

@@ -130,6 +130,7 @@ fn says(
     let said = Knowing {
         reference_logits: Some(logits),
         prototypes: Some(Prototypes { means, counts: vec![30, 0, 40] }),
+        top_logits: None,
     };
     Ok(Work {
         update: None,

@@ -120,6 +120,7 @@ impl Learner for CnnLearner {
             class_logits,
             prototypes,
             reference_logits: Vec::new(),
+            top_logits: None,
             num_examples: images.num_examples() as u64,
             steps: u32::try_from(losses.len()).unwrap_or(u32::MAX),
             loss_first: mean(losses.iter().take(tenth)),

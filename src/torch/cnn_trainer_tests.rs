@@ -135,7 +135,7 @@ fn points(value: f32) -> Prototypes {
 fn lesson(prototypes: Prototypes, prototype_weight: f32) -> Lesson {
     let (windows, targets) = (std::sync::Arc::default(), Vec::new());
     let prototypes = Some(prototypes);
-    Lesson { windows, targets, weight: 0.0, prototypes, prototype_weight }
+    Lesson { windows, targets, weight: 0.0, prototypes, prototype_weight, texts: None }
 }
 
 #[test]

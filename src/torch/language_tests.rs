@@ -750,6 +750,7 @@ fn what_a_language_model_cannot_follow_is_refused() {
         weight: 1.0,
         prototypes: None,
         prototype_weight: 0.0,
+        texts: None,
     };
     assert!(said(TrainJob { lesson: Some(lesson), ..good.clone() }).contains("lesson"));
     let class_targets = Some(ClassLogits { mean_logits: vec![0.5; 4], counts: vec![20; 2] });

@@ -315,6 +315,7 @@ fn batches_of_the_plan_are_held_against_the_cap_and_lessons_are_refused() {
         weight: 1.0,
         prototypes: None,
         prototype_weight: 0.0,
+        texts: None,
     };
     assert!(refused(&TrainJob { lesson: Some(lesson), ..job }).contains("lesson"));
 }

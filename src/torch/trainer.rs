@@ -223,6 +223,7 @@ impl Learner for SignalLearner {
             class_logits,
             reference_logits,
             prototypes,
+            top_logits: None,
             num_examples: data.num_examples() as u64,
             steps: u32::try_from(losses.len()).unwrap_or(u32::MAX),
             loss_first: mean(losses.iter().take(losses.len().div_ceil(10))),
@@ -785,6 +786,7 @@ pub(super) mod tests {
             weight: 0.0,
             prototypes: None,
             prototype_weight: 0.0,
+            texts: None,
         };
         let plain = job(&learner(), 4);
         let taught = train(&TrainJob { lesson: Some(lesson), ..plain.clone() });

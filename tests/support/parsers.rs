@@ -166,6 +166,7 @@ pub(crate) fn knowledge(bytes: &[u8]) {
         reference_weight: 1.0,
         prototype_weight: 1.0,
         merging: Merging::Median,
+        top_logits: None,
     };
     for bytes in [bytes.to_vec(), zstd::bulk::compress(bytes, 1).unwrap()] {
         if let Ok(said) = said::unpack(&plan, &bytes, &counts) {

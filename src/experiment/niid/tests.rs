@@ -47,6 +47,7 @@ impl Learner for Toy {
             class_logits: ClassLogits::of(&says, &labels, 10),
             prototypes: Prototypes::of(&says, &labels, 10).ok(),
             reference_logits: Vec::new(),
+            top_logits: None,
             num_examples: images.num_examples() as u64,
             steps,
             loss_first: 1.0,

@@ -57,6 +57,7 @@ fn lesson(subject: &dyn Subject, role: Role) -> Result<Lesson, ExperimentError> 
         weight: 1.0,
         prototypes: None,
         prototype_weight: 0.0,
+        texts: None,
     })
 }
 
