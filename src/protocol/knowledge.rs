@@ -499,3 +499,6 @@ const ABOVE: &str = "_";
 #[path = "knowledge_tests.rs"]
 #[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "made-up members")]
 mod tests;
+#[cfg(test)]
+#[path = "top_logits_tests.rs"]
+mod top_logits_tests;

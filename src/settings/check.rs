@@ -510,6 +510,16 @@ mod tests {
         }
     }
 
+    /// A model that writes and says so.
+    const WRITES: &[&str] = &[
+        "model.learner=language",
+        "model.base=b",
+        "knowledge.own_models=true",
+        "strategy.contribute=reference_logits",
+        "knowledge.reference_file=t",
+        "knowledge.reference_digest=0000000000000000000000000000000000000000000000000000000000000000",
+    ];
+
     #[test]
     fn each_rule_between_keys_names_the_key_and_has_a_valid_twin() {
         let (device, edge, cloud) = (Tier::Device, Tier::Edge, Tier::Cloud);
@@ -539,6 +549,18 @@ mod tests {
             ),
             (device, &["model.learner=signal-transformer"], "model.base", "model.base=b"),
             (device, &["model.learner=language"], "model.base", "model.base=b"),
+            (
+                device,
+                &[WRITES, &["strategy.contribute=class_logits"]].concat(),
+                "knowledge.own_models",
+                "strategy.contribute=reference_logits",
+            ),
+            (
+                edge,
+                &[WRITES, &["knowledge.reference_labels=false"]].concat(),
+                "knowledge.own_models",
+                "knowledge.reference_labels=true",
+            ),
             (device, &["data.set=bearings"], "data.client", "data.client=P1"),
             (
                 device,
