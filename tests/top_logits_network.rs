@@ -226,7 +226,8 @@ fn a_device_learns_a_topic_that_its_texts_lack_from_its_neighbour_and_without_it
     for owner in ["edge0", "cloud"] {
         assert!(of(&with, owner) < 0.8 * of(&without, owner), "{with:?} {without:?}");
     }
-    assert!(of(&with, "dev0-1") < of(&without, "dev0-1") + 0.3, "{with:?} {without:?}");
+    // Its neighbour's small adapter pays for the other topic, and knows its own all the same.
+    assert!(of(&with, "dev0-1") < 0.75 * worse, "{with:?} {without:?}");
 }
 
 #[test]

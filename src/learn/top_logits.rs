@@ -101,8 +101,9 @@ impl TopLogits {
     pub fn silent(texts: &Texts, top: u16) -> Result<Self, LearnError> {
         let (lengths, tokens) = (texts.lengths.clone(), texts.tokens.clone());
         check_sizes(&lengths, tokens.len(), top)?;
-        let (places, top) = (tokens.len(), usize::from(top));
-        let ids = (0..places).flat_map(|_| 0..top as u32).collect();
+        let places = tokens.len();
+        let ids = (0..places).flat_map(|_| 0..u32::from(top)).collect();
+        let top = usize::from(top);
         let (own, steps) = (vec![u16::MAX; places], vec![u16::MAX; places * top]);
         Ok(Self { top, lengths, tokens, own, ids, steps })
     }
@@ -294,7 +295,7 @@ impl TopLogits {
             let named = words().find(|(_, id)| *id == token);
             let agrees = match named {
                 Some((steps, _)) => steps == own,
-                None => words().last().is_none_or(|last| last < (own, token)),
+                None => words().next_back().is_none_or(|last| last < (own, token)),
             };
             if !agrees {
                 let expected = "what the words that are named leave to it";

@@ -64,7 +64,7 @@ fn what_is_named_is_what_another_program_finds() {
     assert!((taught.shares[4] - 0.059_51).abs() < 1e-4, "{taught:?}");
     assert!((taught.rest - (0.137_749 - 0.059_510)).abs() < 2e-3, "{taught:?}");
     let losses = said.losses();
-    assert!((losses[0] - (1.908_498 + 2.821_619) / 2.0).abs() < 1e-3, "{losses:?}");
+    assert!((losses[0] - f64::midpoint(1.908_498, 2.821_619)).abs() < 1e-3, "{losses:?}");
     assert_eq!(said.place(3), None);
 }
 
@@ -116,7 +116,7 @@ fn a_model_that_says_nothing_sound_is_not_heard() {
         let refused = TopLogits::silent(&self::texts(lengths, tokens), top);
         assert_eq!(refused.unwrap_err().kind(), "out_of_range");
     }
-    let long = self::texts(&[20_000], &[1; 20_000]);
+    let long = self::texts(&[20_000], &vec![1; 20_000]);
     let problem = TopLogits::silent(&long, 512).unwrap_err().to_string();
     assert!(problem.contains("knowledge.top_logits"), "{problem}");
     assert!(TopLogits::silent(&long, 128).is_ok());

@@ -69,7 +69,7 @@ fn table(members: &[[f32; 2]]) -> Table {
         inputs.push(CombineInput {
             whole: false,
             sender: NodeId::new(format!("n{at}")).unwrap(),
-            update: UpdateId([at as u8; 16]),
+            update: UpdateId([u8::try_from(at).unwrap(); 16]),
             num_examples: 100,
             num_devices: 1,
             steps: 4,

@@ -89,10 +89,14 @@ impl Taught {
     /// Gradient of [`Taught::nats`] with respect to the logits, `[n, vocab]`.
     fn gradient(&self, log_shares: &Tensor, targets: &Tensor) -> Result<Tensor, LearnError> {
         let both = self.weight.f_add_scalar(self.alpha)?;
-        let mut gradient = log_shares.f_exp()?.f_mul(&both)?;
-        let others = self.others(log_shares)?;
+        // In place where it goes: no more chunks at a time than the memory budget counts.
+        let mut gradient = log_shares.f_exp()?;
+        let _ = gradient.f_mul_(&both)?;
+        let mut others = self.others(log_shares)?;
         let all = others.f_logsumexp([-1_i64].as_slice(), true)?;
-        let others = others.f_sub(&all)?.f_exp()?.f_mul(&self.rest.f_mul(&self.weight)?)?;
+        let _ = others.f_sub_(&all)?;
+        let _ = others.f_exp_()?;
+        let _ = others.f_mul_(&self.rest.f_mul(&self.weight)?)?;
         let _ = gradient.f_sub_(&others)?;
         let named = self.shares.f_mul(&self.weight)?.f_neg()?;
         let _ = gradient.f_scatter_add_(1, &self.ids, &named)?;

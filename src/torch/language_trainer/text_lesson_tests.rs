@@ -9,18 +9,18 @@ use crate::torch::language_trainer::text_lesson::Course;
 
 const TOP: u16 = 5;
 
-fn lesson(texts: &Texts, teacher: Option<&TopLogits>, alpha: f32) -> Option<Lesson> {
+fn lesson(texts: &Texts, teacher: Option<&TopLogits>, alpha: f32) -> Lesson {
     let tokenizer = Digest([0; 32]);
     let tokens = Arc::new(ReferenceTokens { texts: texts.clone(), vocab: 24, tokenizer });
     let teacher = teacher.cloned().map(Arc::new);
-    Some(Lesson {
+    Lesson {
         windows: Arc::default(),
         targets: Vec::new(),
         weight: 2.0,
         prototypes: None,
         prototype_weight: 0.0,
         texts: Some(TextLesson { tokens, teacher, alpha, top: TOP }),
-    })
+    }
 }
 
 /// A teacher of noise that knows the tokens of the first text and is wrong about all others.
@@ -84,7 +84,7 @@ fn a_lesson_has_the_gradient_of_its_formula_for_each_kind_and_counts_where_the_t
         let learner = learner(&base, &peft);
         let job = TrainJob {
             start: adapter(&learner),
-            lesson: lesson(&texts, Some(&teacher), 0.75),
+            lesson: Some(lesson(&texts, Some(&teacher), 0.75)),
             ..job_of(&learner)
         };
         let mut course = Course::of(&learner, &job).unwrap().unwrap();
@@ -113,7 +113,7 @@ fn what_a_model_says_are_its_own_shares_wherever_the_texts_are_packed() {
     let texts = as_examples(&texts());
     let job = TrainJob {
         start: adapter(&learner),
-        lesson: lesson(&texts, None, 0.0),
+        lesson: Some(lesson(&texts, None, 0.0)),
         ..job_of(&learner)
     };
     let course = Course::of(&learner, &job).unwrap().unwrap();
@@ -164,7 +164,7 @@ fn a_topic_crosses_between_adapters_of_different_kinds_and_without_the_teacher_i
     let reference = both(&of_topic(0, 0..5), &of_topic(1, 0..5));
     let unseen = of_topic(1, 5..10);
     let mut knows = learner(&base, &lora(&["*"]));
-    let silent = lesson(&reference, None, 0.0);
+    let silent = Some(lesson(&reference, None, 0.0));
     let said = trained(&mut knows, &of_topic(1, 0..5), silent.clone()).top_logits.unwrap();
     let mut pupil =
         learner(&base, &PeftConfig { ia3: names(&["k", "v"]), ..lora(&["q", "up", "down"]) });
@@ -174,13 +174,13 @@ fn a_topic_crosses_between_adapters_of_different_kinds_and_without_the_teacher_i
         let each = |texts: &Texts| pupil.nats(texts, &trained.adapter).unwrap() / 30.0;
         (each(&unseen), each(&own))
     };
-    let (with, own_with) = nats(lesson(&reference, Some(&said), 0.0));
+    let (with, own_with) = nats(Some(lesson(&reference, Some(&said), 0.0)));
     let (without, own_without) = nats(silent);
     assert!(with < 0.75 * without, "{with} {without}");
     assert!(own_with < own_without + 0.3, "its own topic stays: {own_with} {own_without}");
     // What it says itself is nothing new to it.
     let again = TrainJob {
-        lesson: lesson(&reference, Some(&said), 0.0),
+        lesson: Some(lesson(&reference, Some(&said), 0.0)),
         ..TrainJob::plain(trained(&mut knows, &of_topic(1, 0..5), None).adapter, 7, 2, 0.01, 5)
     };
     assert!(!Course::of(&knows, &again).unwrap().unwrap().teaches());
@@ -192,17 +192,17 @@ fn an_owner_without_texts_learns_from_what_is_said_and_says_only_what_it_knows_b
     let mut owner = learner(&base, &lora(&["*"]));
     let reference = as_examples(&texts());
     let none = Texts::default();
-    let silence = trained(&mut owner, &none, lesson(&reference, None, 0.0));
+    let silence = trained(&mut owner, &none, Some(lesson(&reference, None, 0.0)));
     assert_eq!((silence.steps, silence.num_examples), (0, 0));
     assert_eq!(silence.adapter, owner.initial_adapter());
     let teacher = knows_the_first(&reference);
-    let taught = trained(&mut owner, &none, lesson(&reference, Some(&teacher), 0.0));
+    let taught = trained(&mut owner, &none, Some(lesson(&reference, Some(&teacher), 0.0)));
     let (before, after) =
         (silence.top_logits.unwrap().losses(), taught.top_logits.unwrap().losses());
     assert!(taught.steps == 120 && after[0] < 0.5 * before[0], "{before:?} {after:?}");
     assert!(taught.loss_last.is_finite());
     // Its texts' own tokens teach as well, where they have a share.
-    let by_itself = trained(&mut owner, &none, lesson(&reference, None, 0.5));
+    let by_itself = trained(&mut owner, &none, Some(lesson(&reference, None, 0.5)));
     assert!(by_itself.top_logits.unwrap().losses()[1] < before[1]);
     // Without a lesson there is nothing.
     let job = job_of(&owner);
@@ -221,7 +221,7 @@ fn a_run_with_a_lesson_that_was_cut_off_goes_on_and_one_with_another_lesson_does
         learner(&base, &lora(&["q", "v"])).keeping(kept)
     };
     let job = |alpha| TrainJob {
-        lesson: lesson(&texts, Some(&teacher), alpha),
+        lesson: Some(lesson(&texts, Some(&teacher), alpha)),
         ..TrainJob::plain(self::learner(&base, &lora(&["q"])).initial_adapter(), 7, 2, 0.01, 5)
     };
     let start = learner.initial_adapter();
@@ -251,7 +251,7 @@ fn lessons_in_other_tokens_are_refused_and_their_twin_is_taken() {
     let mut learner = learner(&base, &lora(&["q"]));
     let reference = as_examples(&texts());
     let mut said = |change: &dyn Fn(&mut Lesson, &mut TextLesson)| {
-        let mut lesson = lesson(&reference, Some(&knows_the_first(&reference)), 0.5).unwrap();
+        let mut lesson = lesson(&reference, Some(&knows_the_first(&reference)), 0.5);
         let mut texts = lesson.texts.take().unwrap();
         change(&mut lesson, &mut texts);
         lesson.texts = Some(texts);
