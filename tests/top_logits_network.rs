@@ -14,6 +14,7 @@
     clippy::indexing_slicing,
     clippy::panic,
     clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
     reason = "a test"
 )]
 
@@ -62,7 +63,9 @@ fn base() -> LanguageBase {
     for (name, data) in set.named_values_mut() {
         let (middle, scale) = if name.contains("norm") { (1.0, 0.1) } else { (0.0, 0.3) };
         let mut stream = Stream::new(3, name);
-        data.iter_mut().for_each(|x| *x = middle + scale * stream.normal() as f32);
+        for x in data {
+            *x = middle + scale * stream.normal() as f32;
+        }
     }
     let weights = Weights::from_set(&set).unwrap();
     LanguageBase::new(sizes, weights, Precision::F32, tch::Device::Cpu).unwrap()
