@@ -187,6 +187,7 @@ impl Mode {
                 prototype_weight: 0.5,
                 merging: Merging::Median,
                 generator_weight: None,
+                top_logits: None,
             });
             learning.distils =
                 (role != Role::Device).then_some(Distils { steps: 10, learning_rate: 0.1 });

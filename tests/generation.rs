@@ -65,6 +65,7 @@ impl Learner for CountsUp {
             reference_logits: Vec::new(),
             prototypes: None,
             head: None,
+            top_logits: None,
             num_examples: data.num_examples() as u64,
             steps: job.steps,
             loss_first: 1.0,

@@ -85,6 +85,7 @@ impl Learner for Tables {
             class_logits: ClassLogits::of(&[], &[], 3),
             prototypes: None,
             head: None,
+            top_logits: None,
             num_examples: 0,
             steps: job.steps,
             loss_first: 1.0,
@@ -135,6 +136,7 @@ fn plan(reference: &ReferenceSet, of: &Plan) -> Plan {
             prototype_weight: 0.0,
             merging: Merging::Median,
             generator_weight: None,
+            top_logits: None,
         }),
         ..of.clone()
     }

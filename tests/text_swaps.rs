@@ -78,6 +78,7 @@ impl Learner for Draws {
             head: None,
             reference_logits: vec![],
             class_logits: ClassLogits { mean_logits: vec![0.5; 4], counts: vec![60, 60] },
+            top_logits: None,
             num_examples: data.num_examples() as u64,
             steps: job.steps,
             loss_first: 1.0,

@@ -138,6 +138,7 @@ fn idle(subject: CellSubject) -> CellSubject {
                 head: None,
                 reference_logits: Vec::new(),
                 class_logits: ClassLogits { mean_logits: Vec::new(), counts: Vec::new() },
+                top_logits: None,
                 num_examples: data.num_examples() as u64,
                 steps: 1,
                 loss_first: 1.0,

@@ -392,6 +392,7 @@ mod tests {
                 reference_logits: Vec::new(),
                 prototypes: None,
                 head: None,
+                top_logits: None,
                 num_examples: 0,
                 steps,
                 loss_first: 0.5,

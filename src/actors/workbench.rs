@@ -437,7 +437,8 @@ fn learned_of(task: &DistilTask, trained: Trained) -> Result<Work, &'static str>
     // Prototypes of its own would be those of the reference inputs, and a layer of its own one over other embeddings
     // than its members': the merged ones go on.
     let merged = merged_of(task)?.unwrap_or_default();
-    let said = Knowing { reference_logits: Some(trained.reference_logits), ..merged };
+    let (reference_logits, top_logits) = (Some(trained.reference_logits), trained.top_logits);
+    let said = Knowing { reference_logits, top_logits, ..merged };
     let knowledge = knowledge::pack(&task.plan, &said);
     let own = update::pack(&trained.adapter, Coding::F32, 0);
     Ok(Work {
@@ -472,8 +473,8 @@ fn work_of(
     if let Some(head) = &mut head {
         head.trim(u64::from(plan.min_cell));
     }
-    let reference_logits = Some(trained.reference_logits);
-    let said = Knowing { reference_logits, prototypes, head, generator: None };
+    let (reference_logits, top_logits) = (Some(trained.reference_logits), trained.top_logits);
+    let said = Knowing { reference_logits, prototypes, head, generator: None, top_logits };
     let knowledge = knowledge::pack(plan, &said).map_err(|error| error.kind())?;
     let (update, residual, own) = if plan.adapter_delta {
         let packed = update::pack_delta(start, &trained.adapter, plan, residual);

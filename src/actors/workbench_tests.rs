@@ -25,6 +25,7 @@ fn trained(mean_logits: &[f32], counts: &[u64]) -> Trained {
         adapter: start(),
         class_logits: ClassLogits { mean_logits: mean_logits.to_vec(), counts: counts.to_vec() },
         reference_logits: Vec::new(),
+        top_logits: None,
         prototypes: None,
         head: None,
         num_examples: counts.iter().sum(),

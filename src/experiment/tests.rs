@@ -44,6 +44,7 @@ impl Learner for Mean {
             reference_logits: Vec::new(),
             prototypes: None,
             head: None,
+            top_logits: None,
             num_examples: texts.lengths.len() as u64,
             steps: job.steps,
             loss_first: 1.0,

@@ -2,7 +2,7 @@
 //!
 //! Called by the lanes (`actors/`): one thread trains, one serves, each owns its learner.
 
-use super::{ClassHead, LearnError, Lesson, Prototypes, TensorSet};
+use super::{ClassHead, LearnError, Lesson, Prototypes, TensorSet, TopLogits};
 
 /// Sensor windows with their labels.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -423,6 +423,8 @@ pub struct Trained {
     pub prototypes: Option<Prototypes>,
     /// The classification layer over those embeddings; none where the model has none or it wasn't asked for.
     pub head: Option<ClassHead>,
+    /// What it foresees in the lesson's reference texts, with the trained adapter; none without any.
+    pub top_logits: Option<TopLogits>,
     /// Distinct training examples on this device.
     pub num_examples: u64,
     /// Steps really done.

@@ -4,7 +4,10 @@
 use std::sync::Arc;
 
 use super::reference_logits::probabilities;
-use super::{LatentGenerator, LearnError, Prototypes, Windows, check_reference_logits, narrow};
+use super::{
+    LatentGenerator, LearnError, Prototypes, ReferenceTokens, TopLogits, Windows,
+    check_reference_logits, narrow,
+};
 
 /// Targets on reference inputs, prototypes, and a generator.
 ///
@@ -30,6 +33,26 @@ pub struct Lesson {
     pub generator: Option<LatentGenerator>,
     /// Weight of those, >= 0.
     pub generator_weight: f32,
+    /// For a model that writes: reference texts instead of all this, of the same `weight`.
+    pub texts: Option<TextLesson>,
+}
+
+/// What is taught to a model that writes, at each token of the reference texts.
+///
+/// ```text
+///   loss = CE(own texts) + weight [ alpha CE(text) + (1 - alpha) CE(teacher, p(text)) ]
+/// ```
+/// The teacher counts on those texts only that it knows better than the model did before the lesson.
+#[derive(Debug, Clone)]
+pub struct TextLesson {
+    /// The texts.
+    pub tokens: Arc<ReferenceTokens>,
+    /// What is said of them, if anybody has said something yet.
+    pub teacher: Option<Arc<TopLogits>>,
+    /// Share of a text's own next token, 0 to 1; the rest is the teacher's.
+    pub alpha: f32,
+    /// Words a place that the model is to name afterwards.
+    pub top: u16,
 }
 
 impl Lesson {
@@ -49,6 +72,9 @@ impl Lesson {
             if !(weight >= 0.0 && weight.is_finite()) {
                 return bad(what, "0 or more", weight.to_string());
             }
+        }
+        if self.texts.is_some() {
+            return bad("lesson", "none of texts: this model doesn't write", "one".into());
         }
         let n = self.windows.num_examples();
         if classes == 0 || n.checked_mul(classes) != Some(self.targets.len()) {
@@ -185,6 +211,14 @@ mod tests {
         let generator_weight = f32::NAN;
         let unclear = Lesson { generator_weight, ..lesson(&[0.5; 4]) };
         assert_eq!(unclear.check(2).unwrap_err().kind(), "out_of_range");
+        let tokens = ReferenceTokens {
+            texts: crate::learn::Texts::default(),
+            vocab: 9,
+            tokenizer: crate::ids::Digest([0; 32]),
+        };
+        let texts = TextLesson { tokens: Arc::new(tokens), teacher: None, alpha: 0.5, top: 3 };
+        let written = Lesson { texts: Some(texts), ..lesson(&[0.25, 0.75, 1.0, 0.0]) };
+        assert_eq!(written.check(2).unwrap_err().kind(), "out_of_range");
         let prototypes = Some(Prototypes { means: vec![f32::NAN; 2], counts: vec![1, 1] });
         let broken = Lesson { prototypes, ..lesson(&[0.5; 4]) };
         assert_eq!(broken.check(2).unwrap_err().kind(), "not_finite");

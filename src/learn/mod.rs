@@ -53,6 +53,7 @@ mod splits;
 mod staleness;
 mod tensors;
 mod text_features;
+mod top_logits;
 #[cfg(test)]
 #[path = "../../tests/support/toy_generator.rs"]
 pub(crate) mod toy_generator;
@@ -86,7 +87,7 @@ pub use learner::{
     ClassLogits, Control, Examples, Images, Learner, MAX_STEPS, Prediction, Predictor, Progress,
     Texts, TrainJob, Trained, Windows,
 };
-pub use lesson::{Lesson, reference_targets};
+pub use lesson::{Lesson, TextLesson, reference_targets};
 pub use linear_classifier::{FitConfig, LinearClassifier, hashed_ngrams};
 pub use lora_product::{Combined, Contribution, LoraAverage, combine, stack};
 pub use metrics::{Confusion, percentile};
@@ -124,6 +125,7 @@ pub use splits::{
 pub use staleness::{MAX_STALENESS, buffer_size, is_too_stale, staleness_factor};
 pub use tensors::{Layout, Tensor, TensorSet};
 pub use text_features::{HASHED_PLACES, HashedRuns, TextFeatures};
+pub use top_logits::{MAX_NAMED, MAX_TOP, ReferenceTokens, TaughtPlace, TopLogits, TopShape};
 pub use window::normalise_window;
 
 /// What can be wrong with numbers that are to be learned from or combined.

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::{LearnError, ReferenceTexts, TextFeatures, Windows, physics};
+use super::{LearnError, ReferenceTexts, ReferenceTokens, TextFeatures, Windows, physics};
 use crate::ids::Digest;
 use crate::rng::Stream;
 
@@ -31,6 +31,8 @@ pub struct ReferenceSet {
     pub seed: u64,
     /// Whether the labels may be learned from.
     pub labelled: bool,
+    /// Texts as a model that writes reads them; the windows have no features then.
+    pub tokens: Option<Arc<ReferenceTokens>>,
 }
 
 impl ReferenceSet {
@@ -59,7 +61,7 @@ impl ReferenceSet {
         }
         let digest = digest_of(generator, seed, count, &windows);
         let (windows, name) = (Arc::new(windows), generator.to_owned());
-        Ok(Self { windows, digest, name, seed, labelled: true })
+        Ok(Self { windows, digest, name, seed, labelled: true, tokens: None })
     }
 
     /// A set of texts, read by what a node reads texts with.
@@ -80,6 +82,24 @@ impl ReferenceSet {
             name: set.name.to_string(),
             seed: set.seed,
             labelled: set.labelled,
+            tokens: None,
+        })
+    }
+
+    /// A set of texts for a model that writes: each is of itself, whatever class it was asked for.
+    ///
+    /// # Errors
+    /// [`LearnError`] for a set that isn't sound.
+    pub fn of_tokens(set: &ReferenceTexts, tokens: ReferenceTokens) -> Result<Self, LearnError> {
+        let classes = set.classes.len();
+        let labels = labels_in_turn(classes, set.texts.len());
+        Ok(Self {
+            windows: Arc::new(Windows { labels, classes, ..Windows::default() }),
+            digest: set.digest()?,
+            name: set.name.to_string(),
+            seed: set.seed,
+            labelled: true,
+            tokens: Some(Arc::new(tokens)),
         })
     }
 

@@ -168,6 +168,7 @@ impl Learner for SoftmaxLearner {
             reference_logits: said.collect(),
             prototypes,
             head: layer,
+            top_logits: None,
             num_examples: rows.len() as u64,
             steps: u32::try_from(losses.len()).unwrap_or(u32::MAX),
             loss_first: mean(losses.get(..tenth).unwrap_or_default()),

@@ -5,8 +5,9 @@ use std::num::NonZeroU32;
 use super::settings::{
     ADAPTER_SEED, Brain, Server, SettingsProblem, cache_of, core_share, narrow, pack, release_trust,
 };
+use super::texts::reference_texts;
 use crate::actors::text_lane::Writer;
-use crate::learn::{Frame, Learner};
+use crate::learn::{Frame, Learner, ReferenceSet, ReferenceTokens, Texts, TopLogits};
 use crate::scada::telegram::{AdapterMeta, ModelMeta};
 use crate::settings::{AdapterSettings, Settings};
 use crate::torch::adamw::AdamWConfig;
@@ -17,6 +18,7 @@ use crate::torch::gguf::LoadedLanguage;
 use crate::torch::language::{LanguageBase, Precision};
 use crate::torch::language_trainer::{LanguageLearner, LanguageTrainerConfig};
 use crate::torch::peft_format::{AdapterBase, digest_of, import_within};
+use crate::torch::tokenizer::TextTokenizer;
 use crate::torch::weights_error::WeightsError;
 use crate::torch::{LoraConfig, PeftConfig, device_of};
 use crate::trust::keyring::Keyring;
@@ -46,6 +48,7 @@ pub fn language_brain(settings: &Settings, keyring: &Keyring) -> Result<Brain, S
             path.display()
         )));
     };
+    let reference = reference_in(settings, &tokenizer, config.vocab)?;
     let device = device_of(&settings.model.device)?;
     let base = LanguageBase::new(config, weights, Precision::best(device), device)?;
     let share = core_share(&settings.limits, std::thread::available_parallelism().ok());
@@ -91,7 +94,25 @@ pub fn language_brain(settings: &Settings, keyring: &Keyring) -> Result<Brain, S
         }),
         back: None,
         reader: None,
+        reference,
     })
+}
+
+/// The federation's reference texts as the model reads them, where nodes have models of their own.
+fn reference_in(
+    settings: &Settings,
+    tokenizer: &TextTokenizer,
+    vocab: u32,
+) -> Result<Option<ReferenceSet>, SettingsProblem> {
+    if !settings.knowledge.own_models {
+        return Ok(None);
+    }
+    let written = reference_texts(settings)?;
+    let texts = Texts::encoded(&written.texts, &mut |text| tokenizer.encode(text))?;
+    // Told at the start, before a round is spent on it.
+    TopLogits::silent(&texts, u16::try_from(settings.knowledge.top_logits).unwrap_or(u16::MAX))?;
+    let tokens = ReferenceTokens { texts, vocab, tokenizer: tokenizer.digest() };
+    Ok(Some(ReferenceSet::of_tokens(&written, tokens)?))
 }
 
 /// Brings the settings' adapters to the generator; each is checked against the base.

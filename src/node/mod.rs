@@ -712,11 +712,12 @@ fn member(
         resync_ms: learning.resync_ms,
         chunk_bytes: learning.chunk_bytes,
         // Whoever wasn't told to have a model of its own says nothing of one.
-        knows: learning.plan.knowledge.as_ref().filter(|_| learning.split.is_none()).map(|_| {
+        knows: learning.plan.knowledge.as_ref().filter(|_| learning.split.is_none()).map(|plan| {
             Knows {
                 untrained: Digest::of(&learning.adapter),
                 references: learning.reference.iter().map(|set| set.digest).collect(),
                 labels: labels_digest(&learning.model.labels),
+                top_logits: plan.top_logits.clone(),
             }
         }),
         split: learning.split.is_some(),

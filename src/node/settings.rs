@@ -63,7 +63,7 @@ use crate::trust::keyring_document::open_document;
 use crate::trust::keys::SigningKey;
 #[cfg(feature = "torch")]
 use crate::trust::{keys::VerifyingKey, release::ReleaseTrust};
-use crate::wire::{Coding, KnowledgePlan, Merging, Plan, Reference};
+use crate::wire::{Coding, KnowledgePlan, Merging, Plan, Reference, TopLogitsPlan};
 
 /// Why settings don't make a node.
 #[derive(Debug, thiserror::Error)]
@@ -116,6 +116,8 @@ pub struct Brain {
     pub back: Option<Box<dyn SplitBack>>,
     /// Reads texts, where the model classifies them.
     pub reader: Option<TextReader>,
+    /// The reference texts in the model's tokens, where it writes.
+    pub reference: Option<ReferenceSet>,
 }
 
 /// What serves, by what the model takes.
@@ -197,7 +199,7 @@ pub fn brain(settings: &Settings, keyring: &Keyring) -> Result<Brain, SettingsPr
     };
     let adapter = pack(&learner.initial_adapter())?;
     let back = split::back_of(settings, keyring)?;
-    Ok(Brain { model, base, adapter, learner, server, back, reader: None })
+    Ok(Brain { model, base, adapter, learner, server, back, reader: None, reference: None })
 }
 
 /// The model of windows that the settings name.
@@ -449,6 +451,14 @@ fn knowledge_plan_of(
 ) -> Option<KnowledgePlan> {
     let (knowledge, strategy) = (&settings.knowledge, &settings.strategy);
     let sends = |kind| strategy.contribute.contains(&kind);
+    let tokens = reference.and_then(|set| set.tokens.as_deref());
+    let top_logits = tokens.map(|tokens| TopLogitsPlan {
+        // Of a vocabulary as small as a test's, not all.
+        top: u16::try_from(knowledge.top_logits.min(tokens.vocab.saturating_sub(2))).unwrap_or(1),
+        vocab: tokens.vocab,
+        tokenizer: tokens.tokenizer,
+        tokens: tokens.digest(),
+    });
     let reference = reference.and_then(|set| {
         Some(Reference {
             generator: Name::new(set.name.clone()).ok()?,
@@ -476,24 +486,26 @@ fn knowledge_plan_of(
             MergingName::Trimmed => Merging::Trimmed,
         },
         generator_weight: sends(Contribute::Generator).then(|| narrow(knowledge.generator_weight)),
+        top_logits,
     })
 }
 
-/// Makes the reference inputs that the settings speak of, or reads the texts of a file with `reader`.
+/// Makes the reference inputs that the settings speak of, or those of a file's texts that the model reads.
 ///
 /// # Errors
 /// [`SettingsProblem`] for a generator that isn't known here, or texts that can't be read.
 pub fn reference_of(
     settings: &Settings,
-    reader: Option<&mut TextReader>,
+    brain: &mut Brain,
 ) -> Result<Option<Arc<ReferenceSet>>, SettingsProblem> {
     let knowledge = &settings.knowledge;
     let (seed, count) = (knowledge.reference_seed, knowledge.reference_count);
-    let set = match (reader, &knowledge.reference) {
+    let set = match (&mut brain.reader, brain.reference.take(), &knowledge.reference) {
         _ if !knowledge.own_models => None,
-        (Some(reader), _) => Some(reader.reference_set()?),
-        (None, Some(generator)) => Some(ReferenceSet::make(generator, seed, count)?),
-        (None, None) => None,
+        (Some(reader), ..) => Some(reader.reference_set()?),
+        (None, Some(written), _) => Some(written),
+        (None, None, Some(generator)) => Some(ReferenceSet::make(generator, seed, count)?),
+        (None, None, None) => None,
     };
     Ok(set.map(|set| Arc::new(if knowledge.reference_labels { set } else { set.without_labels() })))
 }
@@ -583,11 +595,17 @@ pub fn parts_of(
 ) -> Result<NodeParts, SettingsProblem> {
     let figures = Arc::new(Figures::default());
     let (data, cascade) = cascading_of(settings, data);
-    let reference = reference_of(settings, brain.reader.as_mut())?;
+    let reference = reference_of(settings, &mut brain)?;
     // An owner's own model has no examples of its own: it learns from what its members say.
     let owns = !settings.node.has(NodeRole::Trainer);
     let taught = settings.knowledge.own_models && owns && settings.knowledge.distil_steps > 0;
-    let data = data.or_else(|| taught.then(|| Windows::default().into()));
+    let data = data.or_else(|| {
+        let none: Examples = match brain.server {
+            Server::Text(_) => Texts::default().into(),
+            _ => Windows::default().into(),
+        };
+        taught.then_some(none)
+    });
     let (learner, data) = match data {
         Some(Examples::Windows(windows)) if settings.privacy.risk_meter && !owns => {
             let Server::Windows(predictor) = self::brain(settings, &identity.keyring)?.server

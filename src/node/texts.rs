@@ -56,6 +56,7 @@ pub fn text_brain(settings: &Settings, keyring: &Keyring) -> Result<Brain, Setti
         server: Server::Nothing,
         back: None,
         reader: Some(TextReader { features, reference }),
+        reference: None,
     })
 }
 
@@ -109,7 +110,7 @@ impl TextReader {
 }
 
 /// Reads the reference texts that the settings pin.
-fn reference_texts(settings: &Settings) -> Result<ReferenceTexts, SettingsProblem> {
+pub(super) fn reference_texts(settings: &Settings) -> Result<ReferenceTexts, SettingsProblem> {
     let knowledge = &settings.knowledge;
     let bad = |key, problem: String| SettingsProblem::Key { key, problem };
     let path = knowledge.reference_file.as_ref().ok_or_else(|| {
@@ -224,7 +225,7 @@ mod tests {
         let data = data_of(&settings, &mut brain).unwrap().unwrap();
         let windows = data.windows().unwrap();
         assert_eq!(windows.labels, [0, 1], "no class is called Wheel");
-        let set = reference_of(&settings, brain.reader.as_mut()).unwrap().unwrap();
+        let set = reference_of(&settings, &mut brain).unwrap().unwrap();
         let learning = learning_of(&settings, brain.model, brain.base, brain.adapter, Some(set));
         let reference = learning.plan.knowledge.unwrap().reference.unwrap();
         assert_eq!((reference.generator.as_str(), reference.seed), ("orders-1", 7));

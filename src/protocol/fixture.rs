@@ -77,6 +77,7 @@ pub(crate) fn knowledge_plan(samples: u32) -> Plan {
             prototype_weight: 1.0,
             merging: Merging::Median,
             generator_weight: None,
+            top_logits: None,
         }),
         ..plan(Coding::F32)
     }
@@ -84,7 +85,8 @@ pub(crate) fn knowledge_plan(samples: u32) -> Plan {
 
 /// What a member has that can follow [`knowledge_plan`] with this model of its own.
 pub(crate) fn knows(adapter: &[u8]) -> Knows {
-    Knows { untrained: Digest::of(adapter), references: [REFERENCE].into(), labels: LABELS }
+    let untrained = Digest::of(adapter);
+    Knows { untrained, references: [REFERENCE].into(), labels: LABELS, top_logits: None }
 }
 
 const REFERENCE: Digest = Digest([0x4e; 32]);

@@ -13,11 +13,11 @@ use super::update::{self, MAX_EXAMPLES, UpdateError};
 use crate::ids::{Digest, Name, NodeId};
 use crate::learn::{
     ClassHead, ClassLogits, ENTROPY_TEMPERATURE, LOGIT_BOUND, LatentGenerator, LearnError, Lesson,
-    MAX_REFERENCE, MergeRule, Prototypes, ReferenceSet, Tensor, TensorSet, check_reference_logits,
-    entropy_reduction, labels_in_turn, lowest_loss, merge_class_logits, merge_prototypes,
-    reference_classes, reference_targets,
+    MAX_REFERENCE, MergeRule, Prototypes, ReferenceSet, Tensor, TensorSet, TextLesson, TopLogits,
+    TopShape, check_reference_logits, entropy_reduction, labels_in_turn, lowest_loss,
+    merge_class_logits, merge_prototypes, reference_classes, reference_targets,
 };
-use crate::wire::{ClassSummary, KnowledgePlan, Merging, Plan, Reference};
+use crate::wire::{ClassSummary, Coding, KnowledgePlan, Merging, Plan, Reference, TopLogitsPlan};
 
 /// Most classes that are spoken of.
 pub const MAX_CLASSES: usize = 64;
@@ -38,6 +38,8 @@ pub struct Knowing {
     pub head: Option<ClassHead>,
     /// What an owner made of those.
     pub generator: Option<LatentGenerator>,
+    /// Likeliest tokens at each place of the reference texts.
+    pub top_logits: Option<TopLogits>,
 }
 
 /// Packed knowledge with the counts that travel beside it.
@@ -59,7 +61,7 @@ impl From<Merging> for MergeRule {
     }
 }
 
-/// Packs what a plan asks for of what a model says, in the plan's coding.
+/// Packs what a plan asks for of what a model says, in the plan's coding; ids of tokens travel as they are.
 ///
 /// Logits beyond what is believed are brought back to the bound, since a model that is surer than that says
 /// nothing more.
@@ -73,6 +75,11 @@ pub fn pack(plan: &Plan, said: &Knowing) -> Result<Option<PackedKnowledge>, Upda
         let (expected, actual) = ("something".into(), "nothing".into());
         UpdateError::Learn(LearnError::OutOfRange { what, expected, actual })
     };
+    if knowledge.top_logits.is_some() {
+        let said = said.top_logits.as_ref().ok_or_else(|| missing("top logits"))?;
+        let bytes = update::pack(&said.to_set()?, Coding::F32, 0)?;
+        return Ok(Some(PackedKnowledge { bytes, counts: Vec::new() }));
+    }
     let mut tensors = Vec::new();
     let mut counts: Vec<u64> = Vec::new();
     if knowledge.prototypes {
@@ -107,6 +114,10 @@ pub fn pack(plan: &Plan, said: &Knowing) -> Result<Option<PackedKnowledge>, Upda
 pub fn unpack(plan: &KnowledgePlan, bytes: &[u8], counts: &[u64]) -> Result<Knowing, UpdateError> {
     let set = update::unpack(bytes)?;
     let mut said = Knowing::default();
+    if let Some(top) = &plan.top_logits {
+        said.top_logits = Some(TopLogits::from_set(&set, &shape_of(plan, top))?);
+        return Ok(said);
+    }
     let mut wanted = usize::from(plan.prototypes) + usize::from(plan.reference_logits);
     if plan.reference_logits {
         let (rows, classes) = sizes(plan)?;
@@ -154,6 +165,13 @@ pub(super) fn makes_sense(plan: &Plan, knowledge: &KnowledgePlan) -> bool {
         && (plan.class_logits || knowledge.asks_for_a_set())
         && (!knowledge.reference_logits || reference.is_some())
         && reference.is_none_or(|reference| is_sound(reference, knowledge.reference_logits))
+        && knowledge.top_logits.as_ref().is_none_or(|top| {
+            let texts_alone = knowledge.reference_logits && !knowledge.prototypes;
+            texts_alone
+                && !plan.class_logits
+                && reference.is_some_and(|reference| !reference.unlabelled)
+                && shape_of(knowledge, top).is_sound()
+        })
         && (0.0..=1.0).contains(&knowledge.alpha)
         && (0.0..=100.0).contains(&knowledge.reference_weight)
         && (0.0..=100.0).contains(&knowledge.prototype_weight)
@@ -201,6 +219,57 @@ pub(super) fn combine(
     blob: &dyn Fn(&Digest) -> Option<Vec<u8>>,
 ) -> Result<Work, UpdateError> {
     let rule = MergeRule::from(plan.merging);
+    let merged = match plan.top_logits {
+        Some(_) => Knowing { top_logits: Some(best_of(job, plan, blob)?), ..Knowing::default() },
+        None => merge(job, plan, blob)?,
+    };
+    let class_logits = merge_summaries(job, rule)?.or_else(|| job.class_targets.clone());
+    let (examples, devices) = job.inputs.iter().fold((0_u64, 0_u32), |(n, d), input| {
+        (n.saturating_add(input.num_examples), d.saturating_add(input.num_devices))
+    });
+    Ok(Work {
+        update: None,
+        class_logits: class_logits.filter(|_| job.plan.class_logits),
+        knowledge: pack(&job.plan, &merged)?,
+        num_examples: examples.min(MAX_EXAMPLES),
+        num_devices: devices,
+        steps: job.inputs.iter().map(|input| input.steps).min().unwrap_or(0),
+        loss_first: update::mean_loss(&job.inputs, examples, |input| input.loss_first),
+        loss_last: update::mean_loss(&job.inputs, examples, |input| input.loss_last),
+        residual: None,
+        own: None,
+        weighed: Vec::new(),
+    })
+}
+
+/// On each text the words of whoever has the lowest loss on it: one member's are in memory at a time, beside the best.
+fn best_of(
+    job: &CombineJob,
+    plan: &KnowledgePlan,
+    blob: &dyn Fn(&Digest) -> Option<Vec<u8>>,
+) -> Result<TopLogits, UpdateError> {
+    let mut best: Option<TopLogits> = None;
+    for said in latest(&job.inputs, plan).into_values().chain(&job.offered) {
+        let heard = match read(plan, said, blob) {
+            Ok(knowing) => knowing.top_logits,
+            Err(error @ UpdateError::Missing(_)) => return Err(error),
+            // As in `merge`: sound under another plan.
+            Err(_) => None,
+        };
+        match (&mut best, heard) {
+            (Some(best), Some(heard)) => best.take_better(&heard)?,
+            (best, heard) => *best = best.take().or(heard),
+        }
+    }
+    best.ok_or_else(|| LearnError::NoUpdates.into())
+}
+
+fn merge(
+    job: &CombineJob,
+    plan: &KnowledgePlan,
+    blob: &dyn Fn(&Digest) -> Option<Vec<u8>>,
+) -> Result<Knowing, UpdateError> {
+    let rule = MergeRule::from(plan.merging);
     let mut heard: BTreeMap<NodeId, Knowing> = BTreeMap::new();
     for (sender, said) in latest(&job.inputs, plan) {
         match read(plan, said, blob) {
@@ -240,23 +309,7 @@ pub(super) fn combine(
     if plan.generator_weight.is_some() {
         heads::merge(&job.plan, job.relay, rule, &heard, &mut merged)?;
     }
-    let class_logits = merge_summaries(job, rule)?.or_else(|| job.class_targets.clone());
-    let (examples, devices) = job.inputs.iter().fold((0_u64, 0_u32), |(n, d), input| {
-        (n.saturating_add(input.num_examples), d.saturating_add(input.num_devices))
-    });
-    Ok(Work {
-        update: None,
-        class_logits: class_logits.filter(|_| job.plan.class_logits),
-        knowledge: pack(&job.plan, &merged)?,
-        num_examples: examples.min(MAX_EXAMPLES),
-        num_devices: devices,
-        steps: job.inputs.iter().map(|input| input.steps).min().unwrap_or(0),
-        loss_first: update::mean_loss(&job.inputs, examples, |input| input.loss_first),
-        loss_last: update::mean_loss(&job.inputs, examples, |input| input.loss_last),
-        residual: None,
-        own: None,
-        weighed: Vec::new(),
-    })
+    Ok(merged)
 }
 
 /// What is taught to a model: by logits of the reference inputs, or by class means where only those travel,
@@ -284,6 +337,9 @@ pub fn lesson(
     let set = set.filter(|set| is_of(set, reference)).ok_or_else(|| {
         mismatch("reference set", reference.digest.to_string(), "another, or none".into())
     })?;
+    if let Some(top) = &plan.top_logits {
+        return text_lesson(plan, top, set, said).map(Some);
+    }
     let (labels, classes) = (&set.windows.labels, set.windows.classes);
     if reference.unlabelled {
         let logits = said.and_then(|said| said.reference_logits.as_deref());
@@ -307,6 +363,30 @@ pub fn lesson(
         weight: plan.reference_weight,
         ..without_inputs
     }))
+}
+
+/// What is taught to a model that writes.
+fn text_lesson(
+    plan: &KnowledgePlan,
+    top: &TopLogitsPlan,
+    set: &ReferenceSet,
+    said: Option<&Knowing>,
+) -> Result<Lesson, UpdateError> {
+    let tokens = set.tokens.clone().filter(|tokens| tokens.digest() == top.tokens);
+    let tokens = tokens.ok_or_else(|| {
+        mismatch("tokens of the reference texts", top.tokens.to_string(), "others, or none".into())
+    })?;
+    let teacher = said.and_then(|said| said.top_logits.clone()).map(Arc::new);
+    Ok(Lesson {
+        weight: plan.reference_weight,
+        texts: Some(TextLesson { tokens, teacher, alpha: plan.alpha, top: top.top }),
+        ..Lesson::default()
+    })
+}
+
+fn shape_of(plan: &KnowledgePlan, top: &TopLogitsPlan) -> TopShape {
+    let texts = plan.reference.as_ref().map_or(0, |reference| reference.count);
+    TopShape { top: top.top, vocab: top.vocab, texts, tokens: top.tokens }
 }
 
 /// Whether a node's set is the one that a plan speaks of; its digest says most of it.
@@ -436,3 +516,6 @@ const ABOVE: &str = "_";
 #[path = "knowledge_tests.rs"]
 #[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "made-up members")]
 mod tests;
+#[cfg(test)]
+#[path = "top_logits_tests.rs"]
+mod top_logits_tests;

@@ -35,7 +35,7 @@ use crate::time::Now;
 use crate::trust::{Verified, update_id};
 use crate::wire::{
     Answer, Blob, Body, Contribution, Get, Knowledge, KnowledgePlan, Offer, Promise, Receipt,
-    Result as RoundResult, Verdict, Wanted, decode, encode,
+    Result as RoundResult, TopLogitsPlan, Verdict, Wanted, decode, encode,
 };
 
 /// What a member has to know.
@@ -78,6 +78,8 @@ pub struct Knows {
     pub references: BTreeSet<Digest>,
     /// Names and order of its classes.
     pub labels: Digest,
+    /// Tokens of its model, where it writes.
+    pub top_logits: Option<TopLogitsPlan>,
 }
 
 /// A member. See the module.
@@ -570,7 +572,7 @@ impl Member {
     }
 
     /// Whether it can take part in a round of knowledge: its classes are those of the others, in their order,
-    /// and it has the same reference inputs.
+    /// and it has the same reference inputs; of models that write, those with its own tokens.
     fn understands(&self, plan: &KnowledgePlan) -> Result<(), &'static str> {
         let knows = self.config.knows.as_ref().ok_or("no_rounds_of_knowledge")?;
         if plan.labels != knows.labels {
@@ -578,8 +580,14 @@ impl Member {
         }
         match &plan.reference {
             Some(reference) if !knows.references.contains(&reference.digest) => {
-                Err("unknown_reference_digest")
+                return Err("unknown_reference_digest");
             }
+            _ => {}
+        }
+        match (&plan.top_logits, &knows.top_logits) {
+            (Some(theirs), Some(mine)) if !theirs.has_tokens_of(mine) => Err("other_tokenizer"),
+            (Some(_), None) => Err("model_does_not_write"),
+            (None, Some(_)) => Err("model_only_writes"),
             _ => Ok(()),
         }
     }

@@ -864,6 +864,7 @@ impl Round {
             (said.prototypes, said.reference_logits) == (asked.prototypes, asked.reference_logits)
                 && said.generator_weight.is_some() == asked.generator_weight.is_some()
                 && (said.reference == asked.reference && said.labels == asked.labels)
+                && said.top_logits == asked.top_logits
         };
         let fits = self.global.said_under.as_ref().zip(plan).is_some_and(|(s, a)| same(s, a));
         self.global.knowledge.clone().filter(|_| fits)

@@ -234,6 +234,7 @@ fn broken_rules(settings: &Settings) -> Vec<(String, String)> {
         "adapter_delta, but with knowledge.own_models no adapter travels: take it out",
     );
     let texts = settings.model.learner.classifies_texts();
+    let writes = settings.model.learner == LearnerName::Language;
     rule(
         knowledge.reference.is_some()
             || knowledge.reference_file.is_some()
@@ -258,9 +259,10 @@ fn broken_rules(settings: &Settings) -> Vec<(String, String)> {
         "is no SHA-256: 64 hexadecimal digits, as gaisnet reference show prints them",
     );
     rule(
-        knowledge.reference_file.is_some() == texts,
+        knowledge.reference_file.is_some() == (texts || writes && knowledge.own_models),
         "knowledge.reference_file",
-        "goes with model.learner = \"text-softmax\" or \"text-encoder\": set both, or none",
+        "goes with model.learner = \"text-softmax\" or \"text-encoder\", or with \"language\" and knowledge.own_models: \
+         set both, or none",
     );
     rule(
         knowledge.reference_labels || sends(Contribute::ReferenceLogits),
@@ -275,10 +277,11 @@ fn broken_rules(settings: &Settings) -> Vec<(String, String)> {
         "missing: this learner needs its base model",
     );
     rule(
-        !knowledge.own_models || model.learner != LearnerName::Language,
+        !(knowledge.own_models && writes)
+            || strategy.contribute == [Contribute::ReferenceLogits] && knowledge.reference_labels,
         "knowledge.own_models",
-        "true, but a language model neither says nor learns what models of windows know: set another \
-         model.learner, or false",
+        "true, but all that a language model says is the next tokens of reference texts: set strategy.contribute = \
+         [\"reference_logits\"] and knowledge.reference_labels = true, or another model.learner",
     );
     let split = settings.split.cut.is_some();
     rule(
@@ -525,6 +528,16 @@ mod tests {
         }
     }
 
+    /// A model that writes and says so.
+    const WRITES: &[&str] = &[
+        "model.learner=language",
+        "model.base=b",
+        "knowledge.own_models=true",
+        "strategy.contribute=reference_logits",
+        "knowledge.reference_file=t",
+        "knowledge.reference_digest=0000000000000000000000000000000000000000000000000000000000000000",
+    ];
+
     #[test]
     fn each_rule_between_keys_names_the_key_and_has_a_valid_twin() {
         let (device, edge, cloud) = (Tier::Device, Tier::Edge, Tier::Cloud);
@@ -554,6 +567,18 @@ mod tests {
             ),
             (device, &["model.learner=signal-transformer"], "model.base", "model.base=b"),
             (device, &["model.learner=language"], "model.base", "model.base=b"),
+            (
+                device,
+                &[WRITES, &["strategy.contribute=class_logits"]].concat(),
+                "knowledge.own_models",
+                "strategy.contribute=reference_logits",
+            ),
+            (
+                edge,
+                &[WRITES, &["knowledge.reference_labels=false"]].concat(),
+                "knowledge.own_models",
+                "knowledge.reference_labels=true",
+            ),
             (device, &["data.set=bearings"], "data.client", "data.client=P1"),
             (
                 device,

@@ -132,6 +132,7 @@ pub(super) const KEYS: &[Key] = &[
     key("knowledge.distil_rate", Real("no unit", 1e-7, 10.0)),
     key("knowledge.merging", OneOf(&["mean", "median", "trimmed"])),
     key("knowledge.generator_weight", Real("no unit", 0.0, 100.0)),
+    key("knowledge.top_logits", Whole("tokens", 1, 512)),
     key("model.name", Expect::Name),
     key(
         "model.learner",

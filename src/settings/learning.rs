@@ -131,6 +131,8 @@ pub struct KnowledgeSettings {
     pub merging: MergingName,
     /// Weight of generated latents in the members' loss.
     pub generator_weight: f64,
+    /// Tokens a place that a model that writes names.
+    pub top_logits: u32,
 }
 
 /// How members' values become one.

@@ -49,7 +49,7 @@ impl Checkpoints {
 
     /// What makes a job this one and no other; `config` is what else the learner was told.
     ///
-    /// Class targets and lessons aren't in it: a job that is to follow either is refused.
+    /// Class targets aren't in it: a job that is to follow them is refused. Its lesson is told in `config`.
     pub(super) fn job(&self, job: &TrainJob, texts: &Texts, config: &str) -> Digest {
         let mut bytes = self.base.0.to_vec();
         bytes.extend((job.start.tensors().len() as u64).to_le_bytes());

@@ -758,3 +758,6 @@ fn what_a_language_model_cannot_follow_is_refused() {
     let endless = TrainJob { epochs: Some(u32::MAX), ..job_of(&self::learner(&base, &peft)) };
     assert!(said(endless).contains("optimiser steps"));
 }
+
+#[path = "language_trainer/text_lesson_tests.rs"]
+mod text_lessons;

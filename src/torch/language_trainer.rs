@@ -15,7 +15,7 @@ use tch::{Kind, Tensor};
 use super::adamw::{AdamW, AdamWConfig};
 use super::adapter::AdapterPlan;
 use super::checkpoint::{Checkpoints, Midway};
-use super::cross_entropy::{head_loss, nats_of};
+use super::cross_entropy::{Taught, head_loss, nats_of, taught_loss};
 use super::language::{LanguageBase, LanguageModel, TokenBatch};
 use super::memory::{Budget, Plan};
 use super::peft::PeftConfig;
@@ -25,6 +25,9 @@ use crate::learn::{
     TrainJob, Trained, pack,
 };
 use crate::rng::Stream;
+use text_lesson::{Course, Taken};
+
+mod text_lesson;
 
 /// What doesn't change from job to job.
 #[derive(Debug, Clone, PartialEq)]
@@ -133,33 +136,49 @@ impl Learner for LanguageLearner {
     ) -> Result<Trained, LearnError> {
         let texts = data.texts()?;
         check_ids(texts, self.base.config().vocab)?;
-        job.without_lesson("a language model")?;
         without_targets(job)?;
-        let mut sequences = Sequences::new(texts, &self.config, job)?;
-        let steps = job.check_for(sequences.a_pass()?)?;
+        job.check()?;
+        let mut course = Course::of(self, job)?;
+        let taught = course.as_ref().is_some_and(Course::teaches);
+        // An owner's model has no texts of its own, and nothing to do before somebody has said something.
+        let alone = texts.lengths.is_empty() && course.is_some();
+        let mut sequences =
+            if alone { None } else { Some(Sequences::new(texts, &self.config, job)?) };
+        let pass = sequences.as_mut().map_or(Ok(0), Sequences::a_pass)?;
+        let steps = job.check_for(pass)?;
+        let steps = if alone && !taught { 0 } else { steps };
         use_threads(self.config.threads);
         let rows = job.batch_size as usize;
         let mut run = self.run(&job.start, rows)?;
+        let mut draw = |course: &mut Option<Course<'_>>| -> Result<_, LearnError> {
+            let own = sequences.as_mut().map(|sequences| sequences.next(rows)).transpose()?;
+            let reference = course.as_mut().filter(|_| taught).map(|course| course.next(rows));
+            Ok((own, reference))
+        };
         let mut losses = Vec::new();
-        let id = |kept: &Checkpoints| kept.job(job, texts, &format!("{:?}", self.config));
+        let lesson = course.as_ref().map(Course::words);
+        let config = format!("{:?}{}", self.config, lesson.unwrap_or_default());
+        let id = |kept: &Checkpoints| kept.job(job, texts, &config);
         let kept = self.checkpoints.as_ref().map(|kept| (kept, id(kept)));
         if let Some(midway) = kept.as_ref().and_then(|(kept, id)| kept.read(id)) {
             run.go_on(&midway)?;
             for _ in &midway.losses {
-                sequences.next(rows)?;
+                draw(&mut course)?;
             }
             losses = midway.losses;
             losses.truncate(steps as usize);
         }
         let done = u32::try_from(losses.len()).unwrap_or(u32::MAX);
         for step in done + 1..=steps {
-            let packed = sequences.next(rows)?;
+            let (own, reference) = draw(&mut course)?;
             if self.config.peft.lora.as_ref().is_some_and(|l| l.dropout > 0.0) {
                 // libtorch draws what drops out: its generator is one for the process, so it is set
                 // anew each step.
                 tch::manual_seed(job.seed.wrapping_add(u64::from(step)).cast_signed());
             }
-            let loss = run.step(&packed, job.rate_at(step, steps).into(), job.prox_mu.into())?;
+            let taken = course.as_ref().zip(reference).map(|(course, chosen)| course.taken(chosen));
+            let rate = job.rate_at(step, steps).into();
+            let loss = run.step_on(own.as_ref(), taken.as_ref(), rate, job.prox_mu.into())?;
             losses.push(loss);
             if let Some((kept, id)) = &kept
                 && kept.due(losses.len())
@@ -172,6 +191,7 @@ impl Learner for LanguageLearner {
         }
         let adapter = run.adapter()?;
         adapter.check_finite()?;
+        let said = course.as_ref().map(|course| self.said(&run.flat, course)).transpose()?;
         let tenth = losses.len().div_ceil(10);
         Ok(Trained {
             adapter,
@@ -179,6 +199,7 @@ impl Learner for LanguageLearner {
             reference_logits: Vec::new(),
             prototypes: None,
             head: None,
+            top_logits: said,
             num_examples: texts.lengths.len() as u64,
             steps: u32::try_from(losses.len()).unwrap_or(u32::MAX),
             loss_first: mean(losses.iter().take(tenth)),
@@ -204,21 +225,48 @@ impl LanguageRun<'_> {
     /// # Errors
     /// [`LearnError::NotFinite`] when the loss isn't finite: nothing has changed then.
     pub fn step(&mut self, packed: &Packed, rate: f64, prox_mu: f64) -> Result<f32, LearnError> {
-        let all: Vec<usize> = (0..packed.num()).collect();
-        #[expect(clippy::cast_precision_loss, reason = "a batch has few tokens")]
-        let divisor = packed.num_targets().max(1) as f64;
-        let mut sum = 0.0;
+        self.step_on(Some(packed), None, rate, prox_mu)
+    }
+
+    /// The same with what is taught on reference texts; the loss is that of the own texts, where there are any.
+    fn step_on(
+        &mut self,
+        own: Option<&Packed>,
+        taken: Option<&Taken<'_>>,
+        rate: f64,
+        prox_mu: f64,
+    ) -> Result<f32, LearnError> {
+        let (device, at_once) = (self.learner.base.device(), self.how.rows.max(1));
         let mut gradient: Option<Tensor> = None;
-        for part in all.chunks(self.how.rows.max(1)) {
-            let rows = Rows::new(packed, part, self.learner.base.device())?;
-            let (nats, more) = self.backward(&rows, divisor)?;
-            sum += nats;
-            gradient = Some(match gradient {
+        let mut back = |rows: &Rows, divisor| -> Result<f64, LearnError> {
+            let (nats, more) = self.backward(rows, divisor)?;
+            gradient = Some(match gradient.take() {
                 Some(gradient) => gradient.f_add(&more)?,
                 None => more,
             });
+            Ok(nats)
+        };
+        let mut loss = None;
+        if let Some(packed) = own {
+            let all: Vec<usize> = (0..packed.num()).collect();
+            #[expect(clippy::cast_precision_loss, reason = "a batch has few tokens")]
+            let divisor = packed.num_targets().max(1) as f64;
+            let mut sum = 0.0;
+            for part in all.chunks(at_once) {
+                sum += back(&Rows::new(packed, part, device)?, divisor)?;
+            }
+            loss = Some(sum / divisor);
         }
-        let loss = sum / divisor;
+        if let Some(taken) = taken {
+            let mut sum = 0.0;
+            for rows in taken.parts(at_once, device) {
+                sum += back(&rows?, taken.divisor())?;
+            }
+            let taught = sum / taken.places();
+            // Whichever is told, neither may be beyond all bounds.
+            loss = Some(loss.map_or(taught, |own| if taught.is_finite() { own } else { taught }));
+        }
+        let loss = loss.unwrap_or(f64::NAN);
         let (true, Some(gradient)) = (loss.is_finite(), gradient) else {
             return Err(LearnError::NotFinite { name: "loss".into(), index: 0 });
         };
@@ -325,13 +373,20 @@ fn loss_of(
     divisor: f64,
 ) -> Result<(f64, Tensor), LearnError> {
     let chosen = hidden.f_flatten(0, 1)?.f_index_select(0, &rows.places)?;
+    let targets = &rows.targets;
     if model.head().requires_grad() {
-        let logits = model.logits(&chosen)?.f_log_softmax(-1, Kind::Float)?;
-        let sum = logits.f_gather(1, &rows.targets.f_unsqueeze(1)?, false)?.f_sum(Kind::Float)?;
-        let nats = -sum.f_double_value(&[])?;
-        return Ok((nats, sum.f_mul_scalar(-1.0 / divisor)?));
+        let shares = model.logits(&chosen)?.f_log_softmax(-1, Kind::Float)?;
+        let nats = match &rows.taught {
+            Some(taught) => taught.nats(&shares, targets)?,
+            None => shares.f_gather(1, &targets.f_unsqueeze(1)?, false)?.f_neg()?,
+        };
+        let sum = nats.f_sum(Kind::Float)?;
+        return Ok((sum.f_double_value(&[])?, sum.f_div_scalar(divisor)?));
     }
-    let loss = head_loss(&chosen, model.head(), &rows.targets, divisor)?;
+    let loss = match &rows.taught {
+        Some(taught) => taught_loss(&chosen, model.head(), targets, taught, divisor)?,
+        None => head_loss(&chosen, model.head(), targets, divisor)?,
+    };
     Ok((loss.sum, chosen.f_mul(&loss.gradient)?.f_sum(Kind::Float)?))
 }
 
@@ -365,6 +420,8 @@ struct Rows {
     places: Tensor,
     /// Their targets.
     targets: Tensor,
+    /// What a teacher says at them.
+    taught: Option<Taught>,
 }
 
 impl Rows {
@@ -404,7 +461,7 @@ impl Rows {
         };
         let places = Tensor::f_from_slice(&places)?.f_to(device)?;
         let targets = Tensor::f_from_slice(&targets)?.f_to(device)?;
-        Ok(Self { batch, places, targets })
+        Ok(Self { batch, places, targets, taught: None })
     }
 
     /// 1 at targets that are judged, 0 at those that are only learned.

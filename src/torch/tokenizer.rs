@@ -13,6 +13,7 @@ use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::{AddedToken, Tokenizer};
 
 use super::weights_error::WeightsError;
+use crate::ids::Digest;
 use crate::learn::{LearnError, Tokens};
 
 /// A model's tokenizer; a clone shares it.
@@ -139,6 +140,17 @@ impl TextTokenizer {
     /// How many ids there are: all are below this.
     pub fn vocab(&self) -> u32 {
         self.vocab
+    }
+
+    /// SHA-256 over the names of all ids, in their order: what ids mean to this tokenizer.
+    pub fn digest(&self) -> Digest {
+        let mut bytes = b"gaisnet tokenizer 1\n".to_vec();
+        for id in 0..self.vocab {
+            let name = self.inner.id_to_token(id).unwrap_or_default();
+            bytes.extend(u32::try_from(name.len()).unwrap_or(u32::MAX).to_le_bytes());
+            bytes.extend(name.bytes());
+        }
+        Digest::of(&bytes)
     }
 
     /// The token that ends an answer.

@@ -236,6 +236,7 @@ impl Learner for SignalLearner {
             reference_logits,
             prototypes,
             head,
+            top_logits: None,
             num_examples: data.num_examples() as u64,
             steps: u32::try_from(losses.len()).unwrap_or(u32::MAX),
             loss_first: mean(losses.iter().take(losses.len().div_ceil(10))),

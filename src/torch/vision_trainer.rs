@@ -155,6 +155,7 @@ impl Learner for VisionLearner {
             prototypes: None,
             head: None,
             reference_logits: Vec::new(),
+            top_logits: None,
             num_examples: images.num_examples() as u64,
             steps: u32::try_from(losses.len()).unwrap_or(u32::MAX),
             loss_first: mean(losses.iter().take(tenth)),

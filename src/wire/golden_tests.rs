@@ -8,7 +8,7 @@ use super::{
     ClassSummary, Coding, Command, Contribution, CopyPart, Evidence, Frame, Get, Kind, Knowledge,
     KnowledgePlan, Lease, Manifest, Merging, Mirror, Offer, PackedSet, PackedTensor, Plan, Promise,
     Receipt, Reference, Result as RoundResult, Settled, SplitCoding, SplitMessage, StateCopy,
-    Tally, Verdict, Wanted, decode, encode,
+    Tally, TopLogitsPlan, Verdict, Wanted, decode, encode,
 };
 use crate::ids::{BootId, Digest, Name, UpdateId};
 use crate::time::Wall;
@@ -121,6 +121,7 @@ fn offer_of_knowledge() -> Offer {
         prototype_weight: 0.25,
         merging: Merging::Median,
         generator_weight: None,
+        top_logits: None,
     };
     let plan = Plan { adapter_delta: false, knowledge: Some(knowledge), ..plan() };
     Offer { adapter: Blob::Inline(Vec::new()), plan, knowledge: Some(said()), ..offer() }
@@ -132,6 +133,19 @@ fn offer_of_generator() -> Offer {
     if let Some(plan) = offer.plan.knowledge.as_mut() {
         plan.generator_weight = Some(0.5);
     }
+    offer
+}
+
+/// The same between models that write.
+fn offer_of_top_logits() -> Offer {
+    let mut offer = offer_of_reference_texts();
+    if let Some(plan) = offer.plan.knowledge.as_mut() {
+        let (tokenizer, tokens) = (Digest([0x70; 32]), Digest([0x71; 32]));
+        plan.top_logits = Some(TopLogitsPlan { top: 128, vocab: 49_152, tokenizer, tokens });
+        plan.prototypes = false;
+        plan.reference.iter_mut().for_each(|reference| reference.unlabelled = false);
+    }
+    offer.knowledge.iter_mut().for_each(|said| said.counts.clear());
     offer
 }
 
@@ -230,6 +244,7 @@ fn bodies() -> Vec<(&'static str, Body)> {
         ("offer_of_knowledge", Body::Offer(offer_of_knowledge())),
         ("offer_of_generator", Body::Offer(offer_of_generator())),
         ("offer_of_reference_texts", Body::Offer(offer_of_reference_texts())),
+        ("offer_of_top_logits", Body::Offer(offer_of_top_logits())),
         (
             "contribution_of_knowledge",
             Body::Contribution(Contribution {

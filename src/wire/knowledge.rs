@@ -10,6 +10,14 @@
 //!   generator.hidden.weight [hidden, noise + classes], .bias [hidden], generator.latent.weight [width, hidden],
 //!   .bias [width]                          what an owner trained against such layers: downwards
 //! ```
+//! or, between models that write, in f32 whose values are whole numbers (`learn/top_logits.rs`):
+//! ```text
+//!   text.lengths      [texts]              tokens of each reference text
+//!   text.tokens       [tokens]             their ids
+//!   text.own          [tokens]             1/1024 nats that each token was unlikely by
+//!   top.ids           [tokens, top]        ids of the likeliest tokens there, the likeliest first
+//!   top.gaps          [tokens, top]        1/1024 nats that each is less likely than the one before
+//! ```
 
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +48,30 @@ pub struct KnowledgePlan {
     /// latents in the loss, >= 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generator_weight: Option<f32>,
+    /// The models write: what is said of the reference texts is the likeliest tokens at each place of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub top_logits: Option<TopLogitsPlan>,
+}
+
+/// See [`KnowledgePlan::top_logits`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TopLogitsPlan {
+    /// Tokens that are named a place, > 0.
+    pub top: u16,
+    /// Number of ids: more than two above `top`.
+    pub vocab: u32,
+    /// SHA-256 over the names of all ids: one tokenizer for all.
+    pub tokenizer: Digest,
+    /// SHA-256 over lengths and ids of the reference texts.
+    pub tokens: Digest,
+}
+
+impl TopLogitsPlan {
+    /// Whether tokens mean the same here as there, however many are named.
+    pub fn has_tokens_of(&self, other: &Self) -> bool {
+        Self { top: other.top, ..self.clone() } == *other
+    }
 }
 
 /// Inputs that nobody owns. Whoever knows the generator makes them, or has the file that a model wrote, and compares

@@ -63,6 +63,7 @@ impl Learner for Toy {
             reference_logits: Vec::new(),
             prototypes: None,
             head: None,
+            top_logits: None,
             num_examples: data.num_examples() as u64,
             steps: job.steps,
             loss_first: 1.0,

@@ -9,7 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 
 use gaisnet::ids::{BootId, Digest, Name};
-use gaisnet::learn::{ActivationCoding, Activations, BEARING_PHYSICS, Cut, ReferenceTexts};
+use gaisnet::learn::{
+    ActivationCoding, Activations, BEARING_PHYSICS, Cut, ReferenceTexts, ReferenceTokens, Texts,
+};
 use gaisnet::ledger::tiles::verify_export;
 use gaisnet::ledger::{Entry, InclusionProof, Origin, SignedCheckpoint};
 use gaisnet::protocol::rollout::{Plan, RolloutConfig, Stage};
@@ -23,7 +25,7 @@ use gaisnet::topic::{Leaf, Prefix};
 use gaisnet::trust::keyring_document::{open_document, seal_document};
 use gaisnet::wire::{
     Body, Cells, Chunk, CopyPart, Envelope, Head, Kind, KnowledgePlan, Merging, PackedSet,
-    Reference, SplitCoding, SplitMessage, decode, encode, split_pair,
+    Reference, SplitCoding, SplitMessage, TopLogitsPlan, decode, encode, split_pair,
 };
 
 /// A parser that is fuzzed.
@@ -169,9 +171,19 @@ pub(crate) fn knowledge(bytes: &[u8]) {
         prototype_weight: 1.0,
         merging: Merging::Median,
         generator_weight: None,
+        top_logits: None,
     };
     let mut layers = KnowledgePlan { generator_weight: Some(1.0), ..plan.clone() };
     (layers.prototypes, layers.reference_logits) = (false, false);
+    let texts = Texts { tokens: vec![1, 2, 3], lengths: vec![1; 3], chars: 1 };
+    let tokens = ReferenceTokens { texts, vocab: 9, tokenizer: Digest([0; 32]) };
+    let top = TopLogitsPlan {
+        top: 2,
+        vocab: tokens.vocab,
+        tokenizer: tokens.tokenizer,
+        tokens: tokens.digest(),
+    };
+    let writes = KnowledgePlan { prototypes: false, top_logits: Some(top), ..plan.clone() };
     for bytes in [bytes.to_vec(), zstd::bulk::compress(bytes, 1).unwrap()] {
         if let Ok(said) = said::unpack(&layers, &bytes, &counts) {
             assert!(said.head.is_some() != said.generator.is_some());
@@ -179,6 +191,13 @@ pub(crate) fn knowledge(bytes: &[u8]) {
                 let latents = generator.latents(3, &mut Stream::new(1, "latents"));
                 assert!(latents.x.iter().all(|x| x.is_finite()));
             }
+        }
+        if let Ok(said) = said::unpack(&writes, &bytes, &[]) {
+            let said = said.top_logits.unwrap();
+            assert!(said.losses().len() == 3 && said.losses().iter().all(|nats| nats.is_finite()));
+            let place = said.place(2).unwrap();
+            let sum = place.shares.iter().sum::<f32>() + place.rest;
+            assert!((sum - 1.0).abs() < 1e-3 && place.ids.iter().all(|id| *id < 9), "{place:?}");
         }
         if let Ok(said) = said::unpack(&plan, &bytes, &counts) {
             let (logits, prototypes) = (said.reference_logits.unwrap(), said.prototypes.unwrap());

@@ -48,6 +48,7 @@ impl Learner for Toy {
             prototypes: Prototypes::of(&says, &labels, 10).ok(),
             head: None,
             reference_logits: Vec::new(),
+            top_logits: None,
             num_examples: images.num_examples() as u64,
             steps,
             loss_first: 1.0,

@@ -12,6 +12,7 @@ use crate::wire::{ClassSummary, Frame, Plan, Settled, SplitMessage};
 
 /// Work for the lane of the backs. Each has an end, [`BackEnd`] or a short word.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "one lives for one task")]
 pub enum BackTask {
     /// Make a copy of the back for a run, or let the run share the one of its offer.
     Open {
