@@ -45,9 +45,11 @@ impl ClassHead {
         let rows = weights.chunks(width).zip(biases);
         let means = rows.flat_map(|(row, bias)| row.iter().chain([bias])).copied().collect();
         let mut counts = vec![0_u64; biases.len()];
-        labels
-            .iter()
-            .for_each(|label| counts.iter_mut().skip(*label).take(1).for_each(|n| *n += 1));
+        for label in labels {
+            if let Some(count) = counts.get_mut(*label) {
+                *count += 1;
+            }
+        }
         let n = count_weight(labels.len().max(1) as u64);
         let mut sums = vec![(0.0_f64, 0.0_f64); width];
         for row in embeddings.chunks_exact(width) {
@@ -149,7 +151,9 @@ impl ClassHead {
             // Coding rounds, so the bound is kept with some room.
             let factor = 0.95 * HEAD_BOUND / length(row);
             if factor < 1.0 {
-                row.iter_mut().for_each(|w| *w = narrow(f64::from(*w) * factor));
+                for w in row {
+                    *w = narrow(f64::from(*w) * factor);
+                }
             }
         }
     }
@@ -215,7 +219,7 @@ mod tests {
         let merged = merge(MergeRule::Median, &[knows_one, knows_both.clone()]);
         assert_eq!(merged, head(&[3.0, 0.0, -4.0, 0.0], &[18, 9]));
         let liar = head(&[-60.0, 0.0, 60.0, 0.0], &[u64::MAX, u64::MAX]);
-        let five = vec![[liar].as_slice(), &vec![knows_both; 4]].concat();
+        let five = [[liar].as_slice(), &vec![knows_both; 4]].concat();
         assert!((merge(MergeRule::Median, &five).rows.means[0] - 4.0).abs() < 1e-6);
         assert!(merge(MergeRule::Mean, &five).rows.means[0] < -59.0);
     }

@@ -97,7 +97,9 @@ impl LatentGenerator {
         let [first, hidden, second, biases] = &mut self.parts;
         let rows = second.chunks_exact_mut(hidden.len().max(1)).zip(biases.iter_mut());
         for ((row, bias), (mean, spread)) in rows.zip(places) {
-            row.iter_mut().for_each(|w| *w *= spread);
+            for w in row {
+                *w *= spread;
+            }
             *bias = mean + spread * *bias;
         }
         // Coding rounds, so the bound is kept with some room.
@@ -227,7 +229,7 @@ impl LatentGenerator {
         counts.filter(|(_, count)| **count > 0).map(|(class, _)| class).collect()
     }
 
-    /// `[H]`, after the ReLU.
+    /// `[H]`, after the `ReLU`.
     fn hidden(&self, noise: &[f64], label: usize) -> Vec<f64> {
         let [weights, biases, ..] = &self.parts;
         let rows = weights.chunks_exact(self.noise + self.classes()).zip(biases);

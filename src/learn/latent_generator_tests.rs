@@ -32,35 +32,35 @@ fn near(a: &[f64], b: &[f64]) -> bool {
 fn objective_gradient_and_adam_are_those_of_pytorch() {
     let mut generator = small();
     let value = generator.value(&small_layer(), &NOISES, &LABELS);
-    assert!(near(&[value.objective], &[29.892195901639557]));
+    assert!(near(&[value.objective], &[29.892_195_901_639_557]));
     let expected: [&[f64]; 4] = [
         &[
-            8.315611053679,
-            17.313357787934,
-            13.464605064448,
-            11.009218469603,
+            8.315_611_053_679,
+            17.313_357_787_934,
+            13.464_605_064_448,
+            11.009_218_469_603,
             0.0,
-            2.814543864092,
-            2.819050088944,
-            3.106546896320,
-            1.337836965631,
+            2.814_543_864_092,
+            2.819_050_088_944,
+            3.106_546_896_320,
+            1.337_836_965_631,
             0.0,
-            -0.792398598981,
-            -15.847971979617,
-            -7.923985989809,
+            -0.792_398_598_981,
+            -15.847_971_979_617,
+            -7.923_985_989_809,
             0.0,
             0.0,
         ],
-        &[24.473823534051, 4.444383861950, -7.923985989809],
+        &[24.473_823_534_051, 4.444_383_861_950, -7.923_985_989_809],
         &[
-            31.044779827898,
-            25.139881849135,
-            10.191724367731,
-            -6.334034797040,
-            -5.453337804443,
-            -2.260401804957,
+            31.044_779_827_898,
+            25.139_881_849_135,
+            10.191_724_367_731,
+            -6.334_034_797_040,
+            -5.453_337_804_443,
+            -2.260_401_804_957,
         ],
-        &[21.860051324254, -3.453982794403],
+        &[21.860_051_324_254, -3.453_982_794_403],
     ];
     for (part, expected) in value.gradient.iter().zip(expected) {
         assert!(near(part, expected), "{part:?}");
@@ -69,9 +69,12 @@ fn objective_gradient_and_adam_are_those_of_pytorch() {
     adam.step(&mut generator.parts, &value.gradient);
     let value = generator.value(&small_layer(), &NOISES, &LABELS);
     adam.step(&mut generator.parts, &value.gradient);
-    assert!(near(&generator.parts[1], &[0.865885561934, 0.689248382931, -0.491798693142]));
-    assert!(near(&generator.parts[3], &[0.924581991232, -0.082806527250]));
-    assert!(near(&generator.parts[0][..3], &[0.188673578614, 0.987510748990, 0.324996076839]));
+    assert!(near(&generator.parts[1], &[0.865_885_561_934, 0.689_248_382_931, -0.491_798_693_142]));
+    assert!(near(&generator.parts[3], &[0.924_581_991_232, -0.082_806_527_250]));
+    assert!(near(
+        &generator.parts[0][..3],
+        &[0.188_673_578_614, 0.987_510_748_990, 0.324_996_076_839]
+    ));
 }
 
 #[test]
@@ -191,7 +194,7 @@ fn it_travels_and_what_is_no_generator_is_refused() {
     let of = |name: &'static str, change: fn(&mut Tensor)| {
         set(move |tensor| {
             if tensor.name == name {
-                change(tensor)
+                change(tensor);
             }
         })
     };

@@ -439,11 +439,14 @@ fn merge_summaries(job: &CombineJob, rule: MergeRule) -> Result<Option<ClassSumm
     Ok(Some(ClassSummary::from(&merged)))
 }
 
+/// Number of classes and width, and those that say so.
+type Agreeing<T> = ((usize, usize), BTreeMap<NodeId, T>);
+
 /// Those that agree with most about classes and width, and these: others can't be merged with them.
 pub(super) fn agreeing<T>(
     mut all: BTreeMap<NodeId, T>,
     size: impl Fn(&T) -> (usize, usize),
-) -> Result<((usize, usize), BTreeMap<NodeId, T>), LearnError> {
+) -> Result<Agreeing<T>, LearnError> {
     let most = most_common(all.values().map(&size))?;
     all.retain(|_, one| size(one) == most);
     Ok((most, all))
