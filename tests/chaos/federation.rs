@@ -27,11 +27,10 @@ pub(crate) const SITES: [(&str, [(&str, &str); 2]); 2] = [
 pub(crate) const SMALL_DISK: &str = "edge-b";
 const SMALL_BYTES: &str = "size=64m,mode=0700";
 
-const SETTINGS: [&str; 12] = [
+const SETTINGS: [&str; 11] = [
     "round.auto_start=true",
     "round.rounds=1000000",
     "round.quorum=1",
-    "round.pause_s=0",
     "round.republish_s=1",
     "round.lease_s=2",
     "strategy.local_steps=4",
@@ -161,8 +160,8 @@ impl Federation {
         let log = OpenOptions::new().create(true).append(true).open(&process.log).unwrap();
         let mut words: Vec<OsString> = vec!["--end-with-stdin".into(), "run".into()];
         words.extend(line.into_iter().map(OsString::from));
-        let data = client_of(name).map(|client| format!("data.client={client}"));
-        let data = data.into_iter().chain(["data.set=bearings".to_owned()]);
+        let data = |client| ["data.set=bearings".to_owned(), format!("data.client={client}")];
+        let data = client_of(name).map(data).into_iter().flatten();
         for setting in SETTINGS.map(str::to_owned).into_iter().chain(data) {
             words.extend(["--set".into(), setting.into()]);
         }

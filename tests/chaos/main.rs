@@ -129,8 +129,10 @@ fn undisturbed(plan: &Plan, runtime: &Handle) -> BTreeMap<u64, Digest> {
 
 /// A federation to which one fault happens after another until the time is over.
 fn disturbed(number: u64, plan: &Plan, runtime: &Handle) -> Option<Report> {
-    let without = plan.without.iter().map(|guard| format!("GAISNET_WITHOUT={guard}")).collect();
-    let mut federation = Federation::start(runtime, without)?;
+    // Several federations share a machine, and a round in between is enough.
+    let mut variables = vec!["GAISNET__ROUND__PAUSE_S=1".to_owned()];
+    variables.extend(plan.without.iter().map(|guard| format!("GAISNET_WITHOUT={guard}")));
+    let mut federation = Federation::start(runtime, variables)?;
     let mut report = Report::default();
     let mut draw = Stream::new(plan.seed, &format!("chaos {number}"));
     let begun = since_now();
@@ -158,7 +160,10 @@ fn disturbed(number: u64, plan: &Plan, runtime: &Handle) -> Option<Report> {
         // Not in step with the rounds.
         pause(Duration::from_millis(draw.below(700) as u64));
     }
-    report.failures.extend(ended.err());
+    if let Err(what) = ended {
+        eprintln!("{number}: {what}");
+        report.failures.push(what);
+    }
     report.deaths = federation.deaths();
     let unruly = federation.stop();
     if !unruly.is_empty() {
