@@ -20,6 +20,8 @@ pub(crate) enum Fault {
     KillBroker,
     /// SIGSTOP of the leading cloud until the other one leads, then SIGCONT.
     StopLeader,
+    /// The standby hears nothing for a moment; then leader and broker die at once, and the leader stays away.
+    KillUnheard,
     /// SIGSTOP of an edge or a device for a moment.
     StopMember,
     /// A wire is slow.
@@ -89,8 +91,8 @@ impl Fault {
     /// A deck in which each has its weight.
     pub(crate) fn deck() -> Vec<Self> {
         use Fault::{
-            Clock, DieAtCall, DiskFull, Drops, HalfOpen, Kill, KillBroker, KillTwo, OneWay, Rot,
-            Sliced, Slow, StopLeader, StopMember,
+            Clock, DieAtCall, DiskFull, Drops, HalfOpen, Kill, KillBroker, KillTwo, KillUnheard,
+            OneWay, Rot, Sliced, Slow, StopLeader, StopMember,
         };
         let weighed = [
             (Kill(Role::Leader), 5),
@@ -100,6 +102,7 @@ impl Fault {
             (KillTwo, 2),
             (KillBroker, 5),
             (StopLeader, 2),
+            (KillUnheard, 1),
             (StopMember, 1),
             (Slow, 1),
             (Sliced, 1),
@@ -123,7 +126,7 @@ impl Fault {
         match guard {
             "repeats" => vec![at("publishing-receipt"), Self::KillBroker, Self::Kill(Role::Edge)],
             "epochs" | "promises" | "told" => vec![Self::StopLeader, Self::Kill(Role::Standby)],
-            "copies" => vec![at("publishing-receipt"), Self::StopLeader, Self::Kill(Role::Leader)],
+            "copies" => vec![Self::KillUnheard],
             _ => vec![Self::Kill(Role::Edge), Self::Kill(Role::Leader), Self::Kill(Role::Device)],
         }
     }
@@ -163,6 +166,7 @@ impl Fault {
                 "kill_broker"
             }
             Self::StopLeader => stop_leader(federation),
+            Self::KillUnheard => kill_unheard(federation, draw),
             Self::StopMember => {
                 let role = one_of(&[Role::Edge, Role::Device], draw);
                 let name = one_of(&federation.with(role), draw);
@@ -245,14 +249,33 @@ fn down(federation: &mut Federation, names: &[&'static str], draw: &mut Stream) 
 fn stop_leader(federation: &mut Federation) -> &'static str {
     let stopped = federation.leader();
     federation.signal(stopped, "-STOP");
+    let is_replaced = is_replaced(federation, stopped);
+    federation.signal(stopped, "-CONT");
+    if is_replaced { "takeover" } else { "stop_leader" }
+}
+
+/// The broker dies with the leader, so that what the standby didn't hear waits for it nowhere.
+fn kill_unheard(federation: &mut Federation, draw: &mut Stream) -> &'static str {
+    let (leader, standby) = (federation.leader(), federation.with(Role::Standby)[0]);
+    federation.link(standby).set(Weather::DeafNode);
+    pause(Duration::from_millis(200) + moment(draw, 1_500));
+    federation.kill(leader);
+    federation.kill_broker();
+    federation.link(standby).set(Weather::Clear);
+    federation.start_broker();
+    let is_replaced = is_replaced(federation, leader);
+    federation.spawn(leader, &[]);
+    if is_replaced { "takeover_unheard" } else { "kill_unheard" }
+}
+
+/// Waits until the other cloud has closed a round. It may not where it isn't in step.
+fn is_replaced(federation: &mut Federation, leader: &str) -> bool {
     let begun = since_now();
-    while federation.leader() == stopped && begun.elapsed() < TAKES_OVER_WITHIN {
+    while federation.leader() == leader && begun.elapsed() < TAKES_OVER_WITHIN {
         federation.listen();
         pause(Duration::from_millis(20));
     }
-    federation.signal(stopped, "-CONT");
-    // Where the standby wasn't in step nobody may take over.
-    if federation.leader() == stopped { "stop_leader" } else { "takeover" }
+    federation.leader() != leader
 }
 
 fn weather(
@@ -262,6 +285,7 @@ fn weather(
     kind: &'static str,
 ) -> &'static str {
     let name = one_of(&federation.names(), draw);
+    eprintln!("{name}: {weather:?}");
     federation.link(name).set(weather);
     pause(Duration::from_millis(500) + moment(draw, 3_000));
     federation.link(name).set(Weather::Clear);

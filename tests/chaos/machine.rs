@@ -14,7 +14,7 @@ use crate::link::Weather;
 
 const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
 /// System calls by which something becomes durable.
-const CALLS: [&str; 3] = ["fsync", "fdatasync", "pwrite64"];
+const CALLS: [&str; 2] = ["fdatasync", "pwrite64"];
 
 /// The process ends at the n-th of its calls (strace).
 pub(crate) fn dies_at_call(
@@ -25,7 +25,7 @@ pub(crate) fn dies_at_call(
     if Command::new("strace").arg("--version").output().is_err() {
         return Err("strace is not installed (apt install strace)".to_owned());
     }
-    let (call, n) = (CALLS[draw.below(CALLS.len())], 1 + draw.below(60));
+    let (call, n) = (CALLS[draw.below(CALLS.len())], 1 + draw.below(8));
     federation.kill(name);
     let (only, inject) = (format!("trace={call}"), format!("inject={call}:signal=KILL:when={n}"));
     let before =
