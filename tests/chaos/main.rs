@@ -46,6 +46,8 @@ struct Plan {
     seed: u64,
     /// Versions that are compared with a run without faults.
     versions: u64,
+    /// Only faults whose name in the code begins so.
+    only: String,
     /// A guard that is taken away from all nodes.
     without: Option<String>,
 }
@@ -64,6 +66,7 @@ impl Plan {
             federations: number("FEDERATIONS", if quick { 1 } else { 3 }),
             seed: number("SEED", 1),
             versions: number("VERSIONS", if quick { 60 } else { 400 }),
+            only: std::env::var("ONLY").unwrap_or_default(),
             without: std::env::var("WITHOUT").ok().filter(|text| !text.is_empty()),
         }
     }
@@ -119,7 +122,8 @@ fn undisturbed(plan: &Plan, runtime: &Handle) -> BTreeMap<u64, Digest> {
         return BTreeMap::new();
     };
     let begun = since_now();
-    while federation.version() < plan.versions && begun.elapsed().as_secs() < plan.seconds {
+    let most = STARTS_WITHIN.as_secs() + plan.seconds;
+    while federation.version() < plan.versions && begun.elapsed().as_secs() < most {
         federation.listen();
         pause(Duration::from_millis(100));
     }
@@ -135,12 +139,14 @@ fn disturbed(number: u64, plan: &Plan, runtime: &Handle) -> Option<Report> {
     let mut federation = Federation::start(runtime, variables)?;
     let mut report = Report::default();
     let mut draw = Stream::new(plan.seed, &format!("chaos {number}"));
+    let mut ended = federation.recover(since_now(), STARTS_WITHIN).map(|_| ());
     let begun = since_now();
-    let mut ended = federation.recover(begun, STARTS_WITHIN).map(|_| ());
     let mut deck = Vec::new();
     while ended.is_ok() && begun.elapsed().as_secs() < plan.seconds {
         if deck.is_empty() {
             deck = plan.without.as_deref().map_or_else(Fault::deck, Fault::deck_without);
+            deck.retain(|fault| format!("{fault:?}").starts_with(&plan.only));
+            assert!(!deck.is_empty(), "ONLY={} leaves no fault", plan.only);
             draw.shuffle(&mut deck);
         }
         let Some(fault) = deck.pop() else { continue };
