@@ -56,7 +56,8 @@ impl Report {
 
     pub(crate) fn is_good(&self) -> bool {
         let Counts { lost, double_counted, stale_epoch, .. } = self.counts;
-        lost + double_counted + stale_epoch + self.differing == 0 && self.failures.is_empty()
+        let wrong = lost + double_counted + stale_epoch + self.differing;
+        wrong == 0 && self.failures.is_empty() && !self.recovered.is_empty()
     }
 
     /// The last line of a run.
