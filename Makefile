@@ -4,7 +4,7 @@
 # checkout and changes nothing when it is there.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test verify fix bench bench-finetune doc clean
+.PHONY: help setup build demo test chaos verify fix bench bench-finetune doc clean
 
 CARGO ?= cargo
 # Everything but libtorch: a relay or broker on an old gateway is built so.
@@ -50,6 +50,11 @@ else
 endif
 	$(CARGO) test --all-features --doc
 	@if [ -s $(GAISNET_SKIP_LOG) ]; then echo "skipped tests: $$(wc -l < $(GAISNET_SKIP_LOG))"; cat $(GAISNET_SKIP_LOG); fi
+
+# The program without libtorch, so that processes start quickly; docs/chaos.md tells the variables.
+chaos: export GAISNET_SKIP_LOG := $(TARGET)/skipped
+chaos: ## real processes and brokers that die, hang and lie, and what the ledgers say then (QUICK=1: minutes, else an hour)
+	$(CARGO) test $(LIGHT),failpoints --test chaos -- --ignored --nocapture chaos
 
 # From the smallest build to the largest: a mistake in the pure half shows in seconds, and each step
 # uses what the ones before it compiled.

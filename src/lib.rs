@@ -26,6 +26,7 @@ pub mod data;
 pub mod demo;
 #[cfg(feature = "cli")]
 pub mod experiment;
+mod fail;
 pub mod ids;
 pub mod learn;
 pub mod ledger;

@@ -27,6 +27,7 @@ use super::room::{Bounds, Waits};
 use super::story;
 use super::workbench::{Task, Workbench};
 use crate::bus::{Ack, BusError, Crossing, Line, Outgoing, Priority, Publish, SealError};
+use crate::fail;
 use crate::ids::{BootId, Digest, Epoch, NodeId, RoundNo, Side, Version};
 use crate::ledger::{Event, Head, Log, OwnWord, Twin};
 use crate::protocol::{
@@ -268,6 +269,7 @@ impl Runner {
                 Err(error) => return self.fail(&error.to_string(), ctx),
             },
         };
+        fail::here("blobs-saved", "");
         self.commit(step, ctx);
         if !self.pending.is_empty() && !self.flushing && !self.stopped {
             self.flushing = true;
@@ -306,6 +308,7 @@ impl Runner {
     fn commit(&mut self, step: Step, ctx: &mut Context<Self>) {
         let now = self.parts.clock.now();
         let Step { batch, after } = step;
+        fail::here("before-commit", "");
         let changes = batch != Batch { at: batch.at, ..Batch::default() };
         if changes {
             match self.parts.store.commit(std::slice::from_ref(&batch)) {
@@ -322,12 +325,16 @@ impl Runner {
             view.entries = self.parts.log.head().size;
             view.stalled = false;
         });
+        fail::here("committed", "");
+        after.told.iter().for_each(|event| fail::here("recorded", event.name()));
         after.told.iter().for_each(story::tell);
         self.outbox.mirror(batch, now.mono);
         let waiting = self.outbox.waiting().len() as u64;
         self.parts.figures.update(|view| view.outbox = waiting);
         self.publish_all(after.publishes);
+        fail::here("published", "");
         after.acks.into_iter().for_each(Ack::release);
+        fail::here("acknowledged", "");
         for effect in after.rest {
             self.carry_out(effect, now, ctx);
         }
@@ -478,6 +485,7 @@ impl Runner {
 
     fn publish_all(&self, messages: Vec<(Side, Outgoing)>) {
         for (side, outgoing) in messages {
+            fail::here("publishing", outgoing.topic().rsplit('/').next().unwrap_or_default());
             self.publish(side, outgoing);
         }
     }

@@ -9,6 +9,7 @@ use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
+use crate::fail;
 use crate::ids::Digest;
 use crate::store::{BlobReader, StoreError, directory, sha256};
 
@@ -124,8 +125,11 @@ impl BlobDir {
         let unfinished = path.with_extension(UNFINISHED);
         let written = directory::create_file(&unfinished).and_then(|mut file| {
             file.write_all(bytes)
+                .inspect(|()| fail::here("blob-written", ""))
                 .and_then(|()| file.sync_all())
+                .inspect(|()| fail::here("blob-synced", ""))
                 .and_then(|()| fs::rename(&unfinished, path))
+                .inspect(|()| fail::here("blob-named", ""))
                 .map_err(|error| directory::io_error(path, &error))
         });
         if written.is_ok() {

@@ -18,6 +18,7 @@ use std::time::Duration;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
+use crate::fail;
 use crate::ids::Digest;
 use crate::store::blobs::{BlobCaps, BlobDir};
 use crate::store::{Batch, BlobReader, OutboxItem, Store, StoreError, directory, sha256};
@@ -40,6 +41,9 @@ pub struct SqliteStore {
     file: PathBuf,
     /// `None` when opened for reading alone.
     lock: Option<File>,
+    /// What is said to be on disk, where a test takes `commit` away.
+    #[cfg(feature = "failpoints")]
+    unwritten: Vec<Batch>,
 }
 
 impl SqliteStore {
@@ -68,7 +72,14 @@ impl SqliteStore {
         schema::migrate(&mut connection).map_err(at)?;
         tables::check_ledger(&connection).map_err(at)?;
         let blobs = BlobDir::open(&dir.join(BLOBS), caps)?;
-        Ok(Self { connection, blobs, file, lock: Some(lock) })
+        Ok(Self {
+            connection,
+            blobs,
+            file,
+            lock: Some(lock),
+            #[cfg(feature = "failpoints")]
+            unwritten: Vec::new(),
+        })
     }
 
     /// Opens the store in `dir` for reading alone, also while its node runs. Writes are refused.
@@ -87,7 +98,14 @@ impl SqliteStore {
         }
         tables::check_ledger(&connection).map_err(at)?;
         let blobs = BlobDir::open_read_only(&dir.join(BLOBS));
-        Ok(Self { connection, blobs, file, lock: None })
+        Ok(Self {
+            connection,
+            blobs,
+            file,
+            lock: None,
+            #[cfg(feature = "failpoints")]
+            unwritten: Vec::new(),
+        })
     }
 
     fn at(&self, fault: Fault) -> StoreError {
@@ -106,6 +124,13 @@ impl SqliteStore {
 impl Store for SqliteStore {
     fn commit(&mut self, batches: &[Batch]) -> Result<(), StoreError> {
         self.check_writable()?;
+        #[cfg(feature = "failpoints")]
+        if fail::is_without("commit") {
+            // This commit is on disk with the next one, as where nothing is synced and the power goes.
+            let due = std::mem::replace(&mut self.unwritten, batches.to_vec());
+            let done = if due.is_empty() { Ok(()) } else { commit(&mut self.connection, &due) };
+            return done.map_err(|fault| fault.at(&self.file));
+        }
         commit(&mut self.connection, batches).map_err(|fault| fault.at(&self.file))
     }
 
@@ -215,6 +240,7 @@ fn commit(connection: &mut Connection, batches: &[Batch]) -> Result<(), Fault> {
     for batch in batches {
         num_entries = tables::apply(&transaction, batch, num_entries)?;
     }
+    fail::here("transaction-made", "");
     transaction.commit()?;
     Ok(())
 }
