@@ -130,7 +130,9 @@ impl Book {
                 }
                 Event::RoundCommit { round, result, .. } => {
                     let last = closes.iter_mut().rev().find(|close| close.round == *round);
-                    last.into_iter().for_each(|close| close.result = Some(*result));
+                    if let Some(last) = last {
+                        last.result = Some(*result);
+                    }
                 }
                 Event::RoundAbandon { round, .. } => {
                     counts.abandoned += 1;
@@ -254,14 +256,13 @@ fn check_results(ledgers: &Ledgers, counts: &mut Counts) {
                     .push(format!("{node} uses version {version}, which nobody recorded"));
                 continue;
             };
-            match of.range(epoch..).next() {
-                Some(next) => epoch = *next,
-                None => {
-                    counts.stale_epoch += 1;
-                    counts.findings.push(format!(
-                        "{node} uses version {version} of epochs {of:?} after one of epoch {epoch}"
-                    ));
-                }
+            if let Some(next) = of.range(epoch..).next() {
+                epoch = *next;
+            } else {
+                counts.stale_epoch += 1;
+                counts.findings.push(format!(
+                    "{node} uses version {version} of epochs {of:?} after one of epoch {epoch}"
+                ));
             }
         }
     }

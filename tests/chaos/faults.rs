@@ -238,7 +238,9 @@ fn die_at(
 
 /// Kills some, and starts them again after a while.
 fn down(federation: &mut Federation, names: &[&'static str], draw: &mut Stream) {
-    names.iter().for_each(|name| federation.kill(name));
+    for name in names {
+        federation.kill(name);
+    }
     for name in names {
         pause(moment(draw, 800));
         federation.spawn(name, &[]);

@@ -272,7 +272,7 @@ impl Federation {
         }
         let mut told = format!("no round closed within {within:?}");
         for process in self.nodes.values() {
-            told.push_str(&format!("\n--- {}\n{}", process.name, process.tail()));
+            told = format!("{told}\n--- {}\n{}", process.name, process.tail());
         }
         Err(told)
     }
