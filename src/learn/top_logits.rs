@@ -7,7 +7,7 @@
 //!   loss on the text = mean of -ln(share of the token that comes) over its places
 //! ```
 //! What is told is a distribution: shares of the words that are named, and one share for all others together.
-//! The rest isn't given to the named ones, as `FedMKT`'s code does: a model that hears its own words then would be
+//! The rest isn't given to the named ones: a model that hears its own words then would be
 //! told to be surer than it is, while with a rest it is told nothing (a test says so). Each share is rounded down to
 //! steps of 1/1024 nat, so what is told never sums to more than one.
 //!
