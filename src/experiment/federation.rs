@@ -352,6 +352,7 @@ impl Federation<'_> {
             adopt: None,
             bases: None,
             rollout: crate::node::RolloutTerms::default(),
+            book: crate::scada::answer_book::BookLimits::default(),
             fatal: Arc::new(move |what| {
                 let _ = gave_up.try_send(what.to_owned());
             }),

@@ -61,7 +61,7 @@ pub use adapter_slots::{AdapterId, AdapterSlots};
 pub use answer_text::{AnswerText, Piece};
 pub use augment::Augment;
 pub use batches::{Batches, PassEnd};
-pub use binomial::{lower_bound, upper_bound};
+pub use binomial::{lower_bound, upper_bound, wilson_interval};
 pub use bits::Bits;
 pub use calibration::{
     Calibration, Judged, LEAST_HELD_OUT, Threshold, at_temperature, calibrate, temperature,

@@ -35,7 +35,7 @@ use crate::actors::text_lane::TextLane;
 use crate::actors::{
     Above, AboveLink, AboveSaid, Adopt, Attend, BaseDesk, Bounds, Busy, CascadeParts, Cease,
     Checked, Decide, Figures, Gateway, GatewayParts, HalfOf, HalfParts, HeldBase, Inferencer,
-    InferencerParts, Introduce, Leave, Leaves, Link, Machine, MachineView, Measure, Observe,
+    InferencerParts, Introduce, LateLabel, Leave, Leaves, Link, Machine, MachineView, Measure, Observe,
     Operator, OperatorParts, Request, Role, Run, Runner, RunnerParts, Seen, Serve, Served, Steer,
     Stimulus, TagSample, TextInferencer, TextParts, Way, Workbench, pump, subscribe, subscriptions,
 };
@@ -50,6 +50,7 @@ use crate::protocol::{
     Knows, Member, MemberConfig, Owner, Relay, RelayConfig, Rollouts, Round, RoundConfig,
     ShareBounds, Slots, SlotsConfig, SplitDevice, SplitTerms, Steward, update,
 };
+use crate::scada::answer_book::BookLimits;
 use crate::scada::command::CommandPolicy;
 use crate::scada::replay::ReplayWindow;
 use crate::scada::tags::{Tag, TagMap};
@@ -230,6 +231,8 @@ pub struct NodeParts {
     pub bases: Option<Arc<dyn HeldBase>>,
     /// How it takes part in rollouts.
     pub rollout: RolloutTerms,
+    /// Answers that it remembers for labels that come later.
+    pub book: BookLimits,
     /// Called when the node can't go on.
     pub fatal: Arc<dyn Fn(&str) + Send + Sync>,
 }
@@ -507,6 +510,7 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
                     figures,
                     cascade,
                     half,
+                    book: parts.book,
                     checked,
                     seen,
                 })
@@ -518,7 +522,8 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
                     leaves: inferencer.clone().recipient(),
                 });
                 let watcher = Some(inferencer.clone().recipient());
-                Answerer { watcher, ..Answerer::of(inferencer) }
+                let labels = Some(inferencer.clone().recipient());
+                Answerer { watcher, labels, ..Answerer::of(inferencer) }
             }
             AnswerLane::Text(lane) => {
                 let seed = u64::from_le_bytes(first_eight(&identity.boot));
@@ -553,6 +558,8 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
         role: role.clone(),
         runner: runner.clone(),
         requests: answerer.as_ref().map(|answerer| answerer.requests.clone()),
+        labels: answerer.as_ref().and_then(|answerer| answerer.labels.clone()),
+        plant,
         samples: answerer.as_ref().map(|answerer| answerer.samples.clone()),
         operator: Some(operator.clone()),
         bases,
@@ -656,6 +663,8 @@ struct Answerer {
     serve: Recipient<Serve>,
     /// Where windows are answered.
     watcher: Option<Recipient<Attend>>,
+    /// The same.
+    labels: Option<Recipient<LateLabel>>,
 }
 
 impl Answerer {
@@ -664,7 +673,7 @@ impl Answerer {
         A: Actor<Context = Context<A>> + Handler<Request> + Handler<TagSample> + Handler<Serve>,
     {
         let (requests, samples) = (actor.clone().recipient(), actor.clone().recipient());
-        Self { requests, samples, serve: actor.recipient(), watcher: None }
+        Self { requests, samples, serve: actor.recipient(), watcher: None, labels: None }
     }
 }
 

@@ -43,13 +43,14 @@ use crate::privacy::{Gate, Profile};
 use crate::protocol::cascade::{CascadeConfig, OnNoReply, Uncalibrated};
 use crate::protocol::rollout::Freeze;
 use crate::protocol::{Distils, IslandTerms, ShareBounds, update};
+use crate::scada::answer_book::BookLimits;
 use crate::scada::command::CommandPolicy;
 use crate::scada::tags::{Binds, Format, Tag};
 use crate::scada::telegram::ModelMeta;
 #[cfg(any(test, feature = "torch"))]
 use crate::settings::LimitSettings;
 use crate::settings::{
-    Compression, Contribute, FreezeSettings, LearnerName, LinkSettings, MergingName, NodeRole,
+    Compression, Contribute, FeedbackSettings, FreezeSettings, LearnerName, LinkSettings, MergingName, NodeRole,
     PrivacyProfile, RolloutSettings, Settings, StrategyName, TagBinds, TagFormat,
     WhileUncalibrated, WithoutReply,
 };
@@ -298,6 +299,12 @@ pub fn missing_base(settings: &Settings, keyring: &Keyring) -> Option<WantedBase
 #[cfg(not(feature = "torch"))]
 pub fn missing_base(_: &Settings, _: &Keyring) -> Option<WantedBase> {
     None
+}
+
+/// Which answers a node remembers for labels that come later.
+fn book_of(settings: &Settings) -> BookLimits {
+    let FeedbackSettings { keep_answers, keep_hours } = settings.feedback;
+    BookLimits { answers: keep_answers, age_ms: u64::from(keep_hours) * 3_600_000 }
 }
 
 /// How a node takes part in rollouts.
@@ -686,6 +693,7 @@ pub(super) fn with_work(
         bounds: bounds_of(settings),
         bases: held_base(settings, &identity.keyring),
         rollout: rollout_of(settings),
+        book: book_of(settings),
         adopt: Some(adopt_of(settings, Arc::clone(&identity.keyring))),
         fatal: Arc::new(|_| std::process::exit(1)),
         identity,

@@ -177,6 +177,7 @@ pub(super) const KEYS: &[Key] = &[
             "round.start",
             "model.list",
             "rollout.status",
+            "feedback",
         ]),
     ),
     key("telemetry.log", OneOf(&["text", "json"])),
@@ -207,6 +208,8 @@ pub(super) const KEYS: &[Key] = &[
     key("rollout.four_eyes", Flag),
     required("rollout.freezes[].from", Expect::Moment),
     required("rollout.freezes[].until", Expect::Moment),
+    key("feedback.keep_answers", Whole("answers", 1, 1_000_000)),
+    key("feedback.keep_hours", Whole("hours", 1, 8_760)),
 ];
 
 const fn key(path: &'static str, expect: Expect) -> Key {

@@ -15,6 +15,7 @@ mod keys;
 mod layers;
 mod learning;
 mod problem;
+mod feedback;
 mod rollout;
 mod schema;
 mod tier;
@@ -28,6 +29,7 @@ pub use learning::{
     TagBinds, TagFormat, TagSettings,
 };
 pub use problem::{Problem, SettingsError};
+pub use feedback::FeedbackSettings;
 pub use rollout::{FreezeSettings, RolloutSettings};
 pub use schema::{
     BusSettings, CommandSettings, LimitSettings, LinkSettings, LogFormat, NodeRole, NodeSettings,

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::cascade::CascadeSettings;
+use super::feedback::FeedbackSettings;
 use super::learning::{
     DataSettings, KnowledgeSettings, ModelSettings, PrivacySettings, RoundSettings, SplitSettings,
     StrategySettings, TagSettings,
@@ -55,6 +56,8 @@ pub struct Settings {
     pub cascade: CascadeSettings,
     /// Which versions are served where, in stages.
     pub rollout: RolloutSettings,
+    /// Labels that come late.
+    pub feedback: FeedbackSettings,
 }
 
 /// Section `[node]`.

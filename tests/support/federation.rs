@@ -168,6 +168,7 @@ impl Members {
             adopt: None,
             bases: None,
             rollout: gaisnet::node::RolloutTerms::default(),
+            book: gaisnet::scada::answer_book::BookLimits::default(),
             fatal: Arc::new(|what| panic!("a node gave up: {what}")),
         }
     }

@@ -97,6 +97,7 @@ async fn learn(
             learning,
             bases: None,
             rollout: crate::node::RolloutTerms::default(),
+            book: crate::scada::answer_book::BookLimits::default(),
             links: brokers.links(place)?,
             clock: Arc::clone(&clock),
             answering: None,
