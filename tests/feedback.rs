@@ -15,8 +15,10 @@ use gaisnet::actors::Busy;
 use gaisnet::actors::lanes::inline_serve_lane;
 use gaisnet::bus::memory::{Faults, MemoryBus};
 use gaisnet::bus::{Bus, BusEvent, Priority, Publish};
-use gaisnet::learn::{LearnError, Prediction, Predictor, TensorSet};
+use gaisnet::learn::{DriftConfig, LearnError, Prediction, Predictor, TensorSet};
+use gaisnet::ledger::Event;
 use gaisnet::node::{AnswerLane, Answering};
+use gaisnet::protocol::Triggers;
 use gaisnet::scada::command::CommandPolicy;
 use gaisnet::scada::tags::{Binds, Format, Tag};
 use serde_json::{Value, json};
@@ -49,31 +51,64 @@ struct Site {
     plant: Plant,
     hmi: MemoryBus,
     events: mpsc::Receiver<BusEvent>,
+    unsigned: Vec<String>,
+    triggers: Option<Triggers>,
 }
 
 impl Site {
     /// A cloud, an edge and two devices that answer; `unsigned` comes without a signature.
     async fn new(unsigned: &[&str]) -> Self {
-        let mut plant = Plant::new(1, 2, 0, &Faults::none(1));
+        Self::with_triggers(unsigned, None).await
+    }
+
+    /// The same with a cloud whose rounds these open, and devices that watch for drift.
+    async fn with_triggers(unsigned: &[&str], triggers: Option<Triggers>) -> Self {
+        let plant = Plant::new(1, 2, 0, &Faults::none(1));
         let (hmi, events) = plant.site_buses[&name("site0")].connect("hmi", None);
-        hmi.subscribe(&[format!("{DEVICE}/reply/+"), format!("{DEVICE}/kpi")]).unwrap();
+        let heard = ["reply/+", "kpi", "event/drift"].map(|leaf| format!("{DEVICE}/{leaf}"));
+        hmi.subscribe(&heard).unwrap();
+        let unsigned = unsigned.iter().map(|&name| name.to_owned()).collect();
+        let mut site = Self { plant, hmi, events, unsigned, triggers };
         for node in ["cloud", "edge0", "dev0-0", "dev0-1"] {
-            let mut parts = plant.parts(&name(node));
-            parts.policy = CommandPolicy::new(unsigned.iter().copied()).unwrap();
-            let feature = Binds::Feature { model: name("toy") };
-            let tag = Tag::new(&format!("plant/{node}"), Format::Json, "", feature).unwrap();
-            parts.answering = (node != "cloud").then(|| Answering {
-                lane: AnswerLane::Windows(inline_serve_lane(Model)),
-                tags: vec![tag],
-                busy: Arc::new(Busy::default()),
-                max_gap_ms: 5_000,
-                stale_after_ms: 600_000,
-                cascade: None,
-            });
-            plant.run(parts);
+            site.start(node);
         }
         sleep(Duration::from_secs(5)).await;
-        Self { plant, hmi, events }
+        site
+    }
+
+    fn start(&mut self, node: &str) {
+        let mut parts = self.plant.parts(&name(node));
+        parts.policy = CommandPolicy::new(self.unsigned.iter().map(String::as_str)).unwrap();
+        parts.learning.triggers = self.triggers.filter(|_| node == "cloud");
+        parts.drift = self.triggers.map(|_| DriftConfig {
+            reference: 64,
+            recent: 32,
+            every: 1,
+            alpha: 0.001,
+        });
+        let feature = Binds::Feature { model: name("toy") };
+        let tag = Tag::new(&format!("plant/{node}"), Format::Json, "", feature).unwrap();
+        parts.answering = (node != "cloud").then(|| Answering {
+            lane: AnswerLane::Windows(inline_serve_lane(Model)),
+            tags: vec![tag],
+            busy: Arc::new(Busy::default()),
+            max_gap_ms: 5_000,
+            stale_after_ms: 600_000,
+            cascade: None,
+        });
+        self.plant.run(parts);
+    }
+
+    async fn restart(&mut self, node: &str) {
+        self.plant.running.remove(&name(node)).unwrap().stop("test", 0).await;
+        self.start(node);
+        sleep(Duration::from_secs(2)).await;
+    }
+
+    /// Rounds that the cloud has opened.
+    fn rounds(&self) -> usize {
+        let opened = |event: &Event| matches!(event, Event::RoundOpen { .. });
+        self.plant.entries("cloud").iter().filter(|event| opened(event)).count()
     }
 
     fn now(&self) -> u64 {
@@ -125,7 +160,9 @@ impl Site {
                 assert!(!reply["error"]["hint"].as_str().unwrap().is_empty());
                 kind.to_owned()
             }
-            None => ["labelled", "repeated", "contradicted"].map(|of| reply["data"][of].to_string()).join(" "),
+            None => ["labelled", "repeated", "contradicted"]
+                .map(|of| reply["data"][of].to_string())
+                .join(" "),
         }
     }
 
@@ -150,18 +187,26 @@ fn late_labels_judge_answers_to_requests_and_on_tags_and_kpi_and_status_show_it(
         assert_eq!(site.says(r#"{"id":"q-1","label":"b"}"#).await, "1 0 0");
         assert_eq!(site.says(r#"{"id":"q-2","label":1}"#).await, "1 0 0", "the answer was wrong");
         let shift = json!({"from": from, "to": to, "label": "b"}).to_string();
-        assert_eq!(site.says(&shift).await, "4 0 0", "half of them were wrong; the last is outside");
+        assert_eq!(
+            site.says(&shift).await,
+            "4 0 0",
+            "half of them were wrong; the last is outside"
+        );
         assert_eq!(site.says(&shift).await, "0 4 0", "a broker may deliver twice");
         while site.hears("kpi").await["labels"] != 6 {}
         let kpi = site.hears("kpi").await;
         assert_eq!(kpi["online_accuracy"], 0.5);
         // scipy 1.17: binomtest(3, 6).proportion_ci(method="wilson")
-        for (key, wanted) in [("online_accuracy_low", 0.187_61), ("online_accuracy_high", 0.812_39)] {
+        for (key, wanted) in [("online_accuracy_low", 0.187_61), ("online_accuracy_high", 0.812_39)]
+        {
             assert!((kpi[key].as_f64().unwrap() - wanted).abs() < 1e-4, "{key} {kpi}");
         }
         site.publish(&format!("{DEVICE}/cmd/status"), "", false);
         let online = site.hears("reply/status").await["data"]["online"][0].clone();
-        assert_eq!((&online["version"], &online["labelled"], &online["right"]), (&json!(0), &json!(6), &json!(3)));
+        assert_eq!(
+            (&online["version"], &online["labelled"], &online["right"]),
+            (&json!(0), &json!(6), &json!(3))
+        );
         assert_eq!(site.counted("dev0-0", "feedback_repeated"), 4);
     });
 }
@@ -197,8 +242,11 @@ fn what_is_refused_says_why_is_counted_and_changes_nothing() {
         assert_eq!(site.says(&about(from, to)).await, "1 0 0", "the twin of the times above");
         // Kept by the broker it would come again with each connection.
         site.publish(&format!("{DEVICE}/feedback/toy"), &about(from, to), true);
-        site.plant.restart("dev0-1").await;
-        assert_eq!(site.counted("dev0-0", "feedback_repeated"), 1, "it was there when it was published");
+        assert_eq!(
+            site.counted("dev0-0", "feedback_repeated"),
+            1,
+            "it was there when it was published"
+        );
     });
 }
 
@@ -224,9 +272,12 @@ fn labels_come_from_the_site_and_stay_in_it() {
         assert_eq!(site.says(r#"{"id":"q-1","label":"b"}"#).await, "1 0 0");
         // From the federation's side nobody labels an edge's answers, and nobody the cloud's at all.
         for node in [EDGE, "gaisnet/v1/_/_/cloud"] {
-            let (topic, payload) = (format!("{node}/feedback/toy"), br#"{"id":"e-1","label":"b"}"#.to_vec());
+            let (topic, payload) =
+                (format!("{node}/feedback/toy"), br#"{"id":"e-1","label":"b"}"#.to_vec());
             let (at_least_once, retain, priority) = (true, false, Priority::Control);
-            federation.publish(Publish { topic, payload, at_least_once, retain, priority }).unwrap();
+            federation
+                .publish(Publish { topic, payload, at_least_once, retain, priority })
+                .unwrap();
         }
         site.plant.running[&name("cloud")].order(gaisnet::protocol::Input::StartRound).await;
         sleep(Duration::from_secs(60)).await;
@@ -234,7 +285,11 @@ fn labels_come_from_the_site_and_stay_in_it() {
         assert_eq!([labels("dev0-0"), labels("edge0"), labels("cloud")], [1, 0, 0]);
         site.publish(&format!("{EDGE}/feedback/toy"), r#"{"id":"e-1","label":"b"}"#, false);
         sleep(Duration::from_secs(1)).await;
-        assert_eq!(site.plant.running[&name("edge0")].figures.view().labels, 1, "its twin on the site's side");
+        assert_eq!(
+            site.plant.running[&name("edge0")].figures.view().labels,
+            1,
+            "its twin on the site's side"
+        );
         let mut others = 0;
         while let Ok(event) = heard.try_recv() {
             let BusEvent::Delivery(delivery) = event else { continue };
@@ -248,5 +303,63 @@ fn labels_come_from_the_site_and_stay_in_it() {
             assert!(!delivery.topic.contains("/reply/"), "{}", delivery.topic);
         }
         assert!(others > 3, "a round went over the federation's broker");
+    });
+}
+
+/// What opens rounds here: an hour apart at least.
+fn triggers(drifts: u64, labels: u64) -> Triggers {
+    Triggers { every_ms: 0, drifts, labels, apart_ms: 3_600_000 }
+}
+
+#[test]
+fn enough_labels_open_one_round_whoever_dies_between_and_the_next_ones_another() {
+    paused(async {
+        let mut site = Site::with_triggers(&["infer", "feedback"], Some(triggers(0, 3))).await;
+        sleep(Duration::from_secs(3_600)).await;
+        for (at, node) in [(0, "dev0-0"), (1, "edge0"), (2, "cloud")] {
+            assert_eq!(site.rounds(), 0, "two labels aren't enough");
+            let id = format!("q-{at}");
+            site.asks(&id, 1.0).await;
+            let label = json!({"id": id, "label": "b"}).to_string();
+            assert_eq!(site.says(&label).await, "1 0 0");
+            assert_eq!(site.says(&label).await, "0 1 0");
+            site.restart(node).await;
+            sleep(Duration::from_secs(60)).await;
+        }
+        assert_eq!(site.rounds(), 1);
+        for node in ["cloud", "edge0", "dev0-0"] {
+            site.restart(node).await;
+        }
+        sleep(Duration::from_secs(7_200)).await;
+        assert_eq!(site.rounds(), 1, "what was told again opened nothing");
+        assert!(site.plant.versions().await.values().all(|version| *version == 1));
+        let from = site.now();
+        site.works(&[1, 1, 0]).await;
+        let shift = json!({"from": from, "to": site.now(), "label": "b"}).to_string();
+        assert_eq!(site.says(&shift).await, "3 0 0");
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!(site.rounds(), 2);
+    });
+}
+
+#[test]
+fn a_device_whose_inputs_move_says_so_once_and_the_cloud_opens_a_round() {
+    paused(async {
+        let mut site = Site::with_triggers(&["infer"], Some(triggers(1, 0))).await;
+        sleep(Duration::from_secs(3_600)).await;
+        let steady: Vec<u32> = (0..128).map(|at| at * 7 % 10).collect();
+        site.works(&steady).await;
+        let kpi = site.hears("kpi").await;
+        assert_eq!((&kpi["drifts"], site.rounds()), (&json!(0), 0), "nothing has changed");
+        let moved: Vec<u32> = steady.iter().map(|sample| sample + 6).collect();
+        site.works(&moved[..100]).await;
+        let event = site.hears("event/drift").await;
+        assert_eq!((&event["kind"], &event["subject"]), (&json!("drift"), &json!("toy")));
+        while site.hears("kpi").await["drifts"] != 1 {}
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!(site.rounds(), 1);
+        sleep(Duration::from_secs(10_000)).await;
+        site.works(&moved).await;
+        assert_eq!(site.rounds(), 1, "the new version knows nothing else");
     });
 }

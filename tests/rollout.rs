@@ -116,7 +116,8 @@ impl Site {
 
     fn start(&mut self, node: &str) {
         let mut parts = self.plant.parts(&name(node));
-        parts.policy = CommandPolicy::new(["infer", "rollout.status", "model.list", "feedback"]).unwrap();
+        parts.policy =
+            CommandPolicy::new(["infer", "rollout.status", "model.list", "feedback"]).unwrap();
         parts.rollout.steward = node == "edge0";
         parts.rollout.four_eyes = self.four_eyes;
         if DEVICES.contains(&node) {
@@ -354,7 +355,11 @@ fn labels_that_come_late_bring_a_version_through_its_gate_and_halt_a_bad_one() {
             let over = format!("over: {ends}");
             for _ in 0..90 {
                 site.works_and_inspects(inspects).await;
-                if site.story("edge0").iter().any(|step| step.starts_with("canary") && *step != "canary entered") {
+                if site
+                    .story("edge0")
+                    .iter()
+                    .any(|step| step.starts_with("canary") && *step != "canary entered")
+                {
                     break;
                 }
             }

@@ -33,6 +33,10 @@ pub struct FiguresView {
     pub judged: (u64, u64),
     /// Answers that got a label later.
     pub labels: u64,
+    /// Times that a drift was told of.
+    pub drifts: u64,
+    /// Distance of the inputs from those of before at the last look, 0 to 1, and how likely that is where nothing changed.
+    pub input_drift: Option<(f64, f64)>,
     /// What such labels said, by version.
     pub online: BTreeMap<Version, Online>,
     /// Mean loss at the end of the last training run, in nats.

@@ -24,29 +24,33 @@ use actix::prelude::*;
 use super::MAILBOX;
 use super::attending::{Attending, Waiting};
 use super::busy::Busy;
+use super::drift_watch::DriftWatch;
 use super::figures::Figures;
 use super::halves::{HalfParts, Halves};
 use super::labels::{Labels, Taken};
 use super::lanes::{Lane, ServeRequest};
 use super::machines::Machines;
-use super::role::{Checked, Seen};
+use super::role::{Checked, Seen, Stimulus};
 use super::runner::Link;
 use super::tiers::{Act, CascadeParts, Tiers};
-use crate::bus::{Bus, Priority, Publish};
+use crate::bus::{Ack, Bus, Priority, Publish};
 use crate::ids::{Digest, Name, NodeId, Version};
-use crate::learn::{Activations, LearnError, Prediction, TensorSet, probe_window, sound};
+use crate::learn::{
+    Activations, DriftConfig, LearnError, Prediction, TensorSet, probe_window, sound,
+};
 use crate::protocol::cascade::Ticket;
-use crate::protocol::{Check, Watch, update};
+use crate::protocol::{Check, Input as ProtocolInput, Watch, update};
 use crate::scada::RequestId;
 use crate::scada::answer_book::BookLimits;
 use crate::scada::at_cut::{AtCut, FrontMark};
 use crate::scada::command::CommandPolicy;
 use crate::scada::infer::{self, InferError, InferReply, Input};
 use crate::scada::tags::{Binds, Reading, Tag, TagMap};
-use crate::scada::telegram::{Inference, Provenance, Quality, Tier};
+use crate::scada::telegram::{Event, Inference, Provenance, Quality, Tier};
 use crate::scada::window::{Window, WindowConfig, WindowStream};
 use crate::time::{Clock, Mono, Now, Wall};
 use crate::topic::{Branch, CommandName};
+use crate::wire::Wishes;
 
 /// What an inferencer works with.
 pub struct InferencerParts {
@@ -85,6 +89,10 @@ pub struct InferencerParts {
     pub half: Option<HalfParts>,
     /// How many answers it remembers for labels that come later, and for how long.
     pub book: BookLimits,
+    /// How it watches for drift, if it does.
+    pub drift: Option<DriftConfig>,
+    /// Hears of drift and of labels: a round may be wanted for them.
+    pub wishes: Recipient<Stimulus>,
     /// Hears what comes of a look at the served version.
     pub checked: Recipient<Checked>,
     /// Hears what was counted of a version that is rolled out.
@@ -114,6 +122,7 @@ pub struct Inferencer {
     halves: Option<Halves>,
     /// Answers that may get a label later.
     late: Labels,
+    drift: Option<DriftWatch>,
     /// What is counted of a version that is rolled out.
     attending: Option<Attending>,
     /// Timers of the questions that wait for the tier above.
@@ -362,7 +371,9 @@ impl Inferencer {
             parts.policy.clone(),
             parts.book,
         );
+        let drift = parts.drift.map(|config| DriftWatch::new(config, parts.model.clone()));
         Self {
+            drift,
             machines: Machines::new(Arc::clone(&parts.busy)),
             tiers,
             halves,
@@ -392,6 +403,10 @@ impl Inferencer {
         ctx: &mut Context<Self>,
     ) {
         let at = self.parts.clock.now();
+        if let (Source::Tag { .. }, Some(drift)) = (&from, &mut self.drift) {
+            let found = drift.asked(&window, at.wall, &self.parts.figures);
+            self.drifted(found, ctx);
+        }
         if self.waiting.load(Ordering::Relaxed) >= Self::MAX_WAITING {
             return self.busy(&from);
         }
@@ -513,6 +528,21 @@ impl Inferencer {
         self.compare(false, ctx);
     }
 
+    /// Tells of a drift, if one was found.
+    fn drifted(&mut self, found: Option<Event>, ctx: &mut Context<Self>) {
+        let Some(event) = found else { return };
+        tracing::warn!(message = event.message, "drift");
+        self.publish(self.parts.branch.event(event.kind.as_str()), &event, false);
+        self.wish(Wishes { drifts: 1, labels: 0 }, ctx);
+    }
+
+    /// Something was counted that a round may be wanted for.
+    fn wish(&self, wishes: Wishes, ctx: &mut Context<Self>) {
+        let role = self.parts.wishes.clone();
+        let told = Stimulus { input: ProtocolInput::Wish(wishes), ack: Ack::none() };
+        ctx.spawn(async move { role.send(told).await.unwrap_or(()) }.into_actor(self));
+    }
+
     /// Has the other version answer what waits for it.
     fn compare(&mut self, all: bool, ctx: &mut Context<Self>) {
         let Some(attending) = &mut self.attending else { return };
@@ -538,7 +568,8 @@ impl Inferencer {
 
     /// The class that a label names, or whose index it is.
     fn class_of(&self, label: &str) -> Option<usize> {
-        index(&self.parts.labels, label).or_else(|| label.parse().ok().filter(|index| *index < self.parts.labels.len()))
+        index(&self.parts.labels, label)
+            .or_else(|| label.parse().ok().filter(|index| *index < self.parts.labels.len()))
     }
 
     /// Whether this node has the front of a model alone: no window can be answered here without its edge.
@@ -610,7 +641,8 @@ impl Inferencer {
             if let (Some(attending), Some(number), Some(window)) =
                 (&mut self.attending, number, asked.window)
             {
-                let class = inference.label.as_deref().and_then(|label| index(&self.parts.labels, label));
+                let class =
+                    inference.label.as_deref().and_then(|label| index(&self.parts.labels, label));
                 attending.may_be_labelled(number, inference.model_version, window, class);
             }
         }
@@ -837,6 +869,11 @@ impl Handler<Loaded> for Inferencer {
         if !fits {
             return self.tell(version, adapter, Check::Unfit, ctx);
         }
+        if let Some(drift) = &mut self.drift
+            && self.adapter != adapter
+        {
+            drift.begin_anew(&self.parts.figures);
+        }
         self.adapter = adapter;
         self.probe.due = true;
         self.look(ctx);
@@ -936,13 +973,18 @@ impl Handler<Request> for Inferencer {
 impl Handler<LateLabel> for Inferencer {
     type Result = ();
 
-    fn handle(&mut self, LateLabel { model, payload, retained }: LateLabel, _: &mut Self::Context) {
+    fn handle(&mut self, label: LateLabel, ctx: &mut Self::Context) {
+        let LateLabel { model, payload, retained } = label;
         let now = self.parts.clock.now().wall;
         let taken = self.late.take(&model, &payload, retained, now, &self.parts.figures);
         let reply = match taken {
             Ok(Taken { labelled, class, reply }) => {
                 if let Some(attending) = &mut self.attending {
                     labelled.labelled.iter().for_each(|number| attending.labelled(*number, class));
+                }
+                let labels = labelled.labelled.len() as u64;
+                if labels > 0 {
+                    self.wish(Wishes { drifts: 0, labels }, ctx);
                 }
                 reply
             }
@@ -1002,6 +1044,11 @@ impl Handler<Answered> for Inferencer {
         let prediction = match result.and_then(sound) {
             Ok(prediction) => {
                 self.attend(&mut asked, Some(prediction.class), ctx);
+                if let (Source::Tag { .. }, Some(drift)) = (&asked.from, &mut self.drift) {
+                    let now = self.parts.clock.now().wall;
+                    let found = drift.answered(&prediction, now, &self.parts.figures);
+                    self.drifted(found, ctx);
+                }
                 prediction
             }
             Err(error) => {

@@ -18,6 +18,7 @@
 mod attending;
 mod base_desk;
 mod busy;
+mod drift_watch;
 mod figures;
 mod gateway;
 mod halves;

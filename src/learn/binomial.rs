@@ -99,10 +99,18 @@ mod tests {
     #[test]
     fn published_intervals_of_wilson_come_out() {
         // Newcombe 1998, table I, method 3; the last as scipy 1.17 says (binomtest(4, 4).proportion_ci(method="wilson")).
-        let cases = [(15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718), (4, 4, 0.5101, 1.0)];
+        let cases = [
+            (15, 148, 0.0624, 0.1605),
+            (0, 20, 0.0, 0.1611),
+            (1, 29, 0.0061, 0.1718),
+            (4, 4, 0.5101, 1.0),
+        ];
         for (hits, draws, low, high) in cases {
             let (below, above) = wilson_interval(hits, draws).unwrap();
-            assert!((below - low).abs() < 6e-5 && (above - high).abs() < 6e-5, "{hits} of {draws}: {below} {above}");
+            assert!(
+                (below - low).abs() < 6e-5 && (above - high).abs() < 6e-5,
+                "{hits} of {draws}: {below} {above}"
+            );
         }
         assert_eq!(wilson_interval(0, 0), None);
     }

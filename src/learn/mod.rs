@@ -13,6 +13,7 @@ mod bits;
 mod calibration;
 mod class_logits;
 mod clip;
+mod drift;
 mod effect_norm;
 mod error_feedback;
 mod factors;
@@ -54,6 +55,7 @@ mod text_features;
 #[cfg(test)]
 #[path = "../../tests/support/toy_generator.rs"]
 pub(crate) mod toy_generator;
+mod two_samples;
 mod window;
 
 pub use activation::{ActivationCoding, Activations};
@@ -69,6 +71,7 @@ pub use calibration::{
 };
 pub use class_logits::{LOGIT_BOUND, MAX_MARGIN, average_class_logits, merge_class_logits};
 pub use clip::{LEAST_NORMS, NORMS_REMEMBERED, NormClip};
+pub use drift::{ConfidenceDrift, DriftConfig, FEATURES, InputDrift, InputLook, window_features};
 pub use effect_norm::effect_norm;
 pub use error_feedback::ErrorFeedback;
 pub use feature_map::{FeatureMap, MAX_FEATURES};
@@ -120,6 +123,7 @@ pub use splits::{
 pub use staleness::{MAX_STALENESS, buffer_size, is_too_stale, staleness_factor};
 pub use tensors::{Layout, Tensor, TensorSet};
 pub use text_features::{HASHED_PLACES, HashedRuns, TextFeatures};
+pub use two_samples::{TwoSamples, two_samples};
 pub use window::normalise_window;
 
 /// What can be wrong with numbers that are to be learned from or combined.

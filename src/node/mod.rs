@@ -35,20 +35,21 @@ use crate::actors::text_lane::TextLane;
 use crate::actors::{
     Above, AboveLink, AboveSaid, Adopt, Attend, BaseDesk, Bounds, Busy, CascadeParts, Cease,
     Checked, Decide, Figures, Gateway, GatewayParts, HalfOf, HalfParts, HeldBase, Inferencer,
-    InferencerParts, Introduce, LateLabel, Leave, Leaves, Link, Machine, MachineView, Measure, Observe,
-    Operator, OperatorParts, Request, Role, Run, Runner, RunnerParts, Seen, Serve, Served, Steer,
-    Stimulus, TagSample, TextInferencer, TextParts, Way, Workbench, pump, subscribe, subscriptions,
+    InferencerParts, Introduce, LateLabel, Leave, Leaves, Link, Machine, MachineView, Measure,
+    Observe, Operator, OperatorParts, Request, Role, Run, Runner, RunnerParts, Seen, Serve, Served,
+    Steer, Stimulus, TagSample, TextInferencer, TextParts, Way, Workbench, pump, subscribe,
+    subscriptions,
 };
 use crate::bus::{Ack, Border, Bus, BusEvent, Line, ToCloud};
 use crate::ids::{BootId, Digest, Name, NodeId, Side};
-use crate::learn::{RateSchedule, ReferenceSet, labels_digest};
+use crate::learn::{DriftConfig, RateSchedule, ReferenceSet, labels_digest};
 use crate::ledger::{Event, LedgerError, Log, Origin, Replay, SignedCheckpoint, Word};
 use crate::privacy::Gate;
 use crate::protocol::cascade::{Calibrated, CascadeConfig, Uncalibrated};
 use crate::protocol::{
     Backs, Distils, Effect, Failover, FailoverConfig, Follower, FrontConfig, Input, IslandTerms,
     Knows, Member, MemberConfig, Owner, Relay, RelayConfig, Rollouts, Round, RoundConfig,
-    ShareBounds, Slots, SlotsConfig, SplitDevice, SplitTerms, Steward, update,
+    ShareBounds, Slots, SlotsConfig, SplitDevice, SplitTerms, Steward, Triggers, update,
 };
 use crate::scada::answer_book::BookLimits;
 use crate::scada::command::CommandPolicy;
@@ -142,6 +143,8 @@ pub struct Learning {
     pub share_bounds: ShareBounds,
     /// How an edge goes on while its parent is away; off: it waits.
     pub island: Option<IslandTerms>,
+    /// What opens a cloud's rounds, instead of one after the other.
+    pub triggers: Option<Triggers>,
     /// A site whose devices train the front of the model only: the same on the edge and on them.
     pub split: Option<Split>,
 }
@@ -233,6 +236,8 @@ pub struct NodeParts {
     pub rollout: RolloutTerms,
     /// Answers that it remembers for labels that come later.
     pub book: BookLimits,
+    /// How it watches for drift, if it does.
+    pub drift: Option<DriftConfig>,
     /// Called when the node can't go on.
     pub fatal: Arc<dyn Fn(&str) + Send + Sync>,
 }
@@ -511,6 +516,8 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
                     cascade,
                     half,
                     book: parts.book,
+                    drift: parts.drift,
+                    wishes: role.clone(),
                     checked,
                     seen,
                 })
@@ -814,6 +821,7 @@ fn round_config(shared: &Shared<'_>, keyring: &Keyring, owner: Owner) -> RoundCo
         bounds: learning.share_bounds,
         split: learning.split.filter(|_| owner == Owner::Relay).map(|split| split.backs),
         distils: learning.distils,
+        triggers: learning.triggers,
     }
 }
 

@@ -253,9 +253,8 @@ mod tests {
 
     fn label(book: &mut AnswerBook, about: &About, class: usize) -> Result<Labelled, &'static str> {
         let names = ["ok".to_owned(), "worn".to_owned()];
-        book.label(Wall(1_000), about, class, &names).map_err(|fault| {
-            super::super::feedback::FeedbackError { id: None, fault }.kind()
-        })
+        book.label(Wall(1_000), about, class, &names)
+            .map_err(|fault| super::super::feedback::FeedbackError { id: None, fault }.kind())
     }
 
     #[test]

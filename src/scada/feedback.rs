@@ -259,13 +259,19 @@ impl FeedbackError {
             FeedbackFault::TooLarge { .. } => "send one label a message",
             FeedbackFault::Field(error) => error.hint(),
             FeedbackFault::Retained => "publish it again without the retain flag (no -r)",
-            FeedbackFault::NotAllowed => "add \"feedback\" to commands.unsigned in the node's config",
+            FeedbackFault::NotAllowed => {
+                "add \"feedback\" to commands.unsigned in the node's config"
+            }
             FeedbackFault::UnknownModel { .. } => "the node's `meta` topic lists its models",
-            FeedbackFault::About => "send {\"id\":..,\"label\":..} or {\"from\":..,\"to\":..,\"label\":..}",
+            FeedbackFault::About => {
+                "send {\"id\":..,\"label\":..} or {\"from\":..,\"to\":..,\"label\":..}"
+            }
             FeedbackFault::EmptySpan { .. } => "`from` is the start of the time, `to` its end",
             FeedbackFault::Future { .. } => "check both clocks; label a time once it is over",
             FeedbackFault::TooWide { .. } => "send a label for each day of it",
-            FeedbackFault::UnknownLabel { .. } => "the node's `meta` topic lists the model's labels",
+            FeedbackFault::UnknownLabel { .. } => {
+                "the node's `meta` topic lists the model's labels"
+            }
             FeedbackFault::UnknownRequest { .. } | FeedbackFault::NoAnswers => {
                 "the node remembers feedback.keep_answers of them for feedback.keep_hours, and none from before it started"
             }
@@ -283,7 +289,12 @@ impl FeedbackError {
 
 /// What became of a label, for whoever sent it: answers that it labelled, those that had the same label before,
 /// and those that have another one, which stands.
-pub fn taken(id: Option<RequestId>, labelled: usize, repeated: usize, contradicted: usize) -> Reply {
+pub fn taken(
+    id: Option<RequestId>,
+    labelled: usize,
+    repeated: usize,
+    contradicted: usize,
+) -> Reply {
     let data = json!({"labelled": labelled, "repeated": repeated, "contradicted": contradicted});
     Reply::ok(id, data)
 }
@@ -342,8 +353,16 @@ mod tests {
                 "feedback_about",
                 r#"{"from":1,"to":2,"source":"t","label":"a"}"#,
             ),
-            (r#"{"from":2,"to":2,"label":"a"}"#, "feedback_empty_span", r#"{"from":1,"to":2,"label":"a"}"#),
-            (r#"{"from":3,"to":2,"label":"a"}"#, "feedback_empty_span", r#"{"from":2,"to":3,"label":"a"}"#),
+            (
+                r#"{"from":2,"to":2,"label":"a"}"#,
+                "feedback_empty_span",
+                r#"{"from":1,"to":2,"label":"a"}"#,
+            ),
+            (
+                r#"{"from":3,"to":2,"label":"a"}"#,
+                "feedback_empty_span",
+                r#"{"from":2,"to":3,"label":"a"}"#,
+            ),
             (
                 r#"{"from":1767225500000,"to":1767225600001,"label":"a"}"#,
                 "feedback_in_the_future",
@@ -354,7 +373,11 @@ mod tests {
                 "feedback_too_wide",
                 r#"{"from":0,"to":86400000,"label":"a"}"#,
             ),
-            (r#"{"from":-1,"to":2,"label":"a"}"#, "wrong_field", r#"{"from":1,"to":2,"label":"a"}"#),
+            (
+                r#"{"from":-1,"to":2,"label":"a"}"#,
+                "wrong_field",
+                r#"{"from":1,"to":2,"label":"a"}"#,
+            ),
             (r#"{"id":"q","label":"a","why":1}"#, "unknown_field", r#"{"id":"q","label":"a"}"#),
             ("[]", "not_an_object", r#"{"id":"q","label":"a"}"#),
         ];

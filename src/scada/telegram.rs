@@ -224,6 +224,15 @@ pub struct Kpi {
     /// Answers that got a label on `feedback/{model}`, of all versions.
     #[serde(default)]
     pub labels: u64,
+    /// How far the inputs are distributed from those that the served version had first, at the last look: 0 to 1.
+    #[serde(default)]
+    pub input_drift: Option<f64>,
+    /// How likely that is where nothing changed, 0 to 1.
+    #[serde(default)]
+    pub input_drift_p: Option<f64>,
+    /// Times that a drift of inputs or of confidence was told of.
+    #[serde(default)]
+    pub drifts: u64,
     /// When this was written.
     pub ts: Wall,
 }
@@ -472,6 +481,9 @@ mod tests {
             "online_accuracy_low",
             "online_accuracy_high",
             "labels",
+            "input_drift",
+            "input_drift_p",
+            "drifts",
             "ts",
         ];
         assert_flat(&serde_json::to_value(Kpi::default()).unwrap(), &keys);

@@ -11,16 +11,17 @@
 
 mod cascade;
 mod check;
+mod feedback;
 mod keys;
 mod layers;
 mod learning;
 mod problem;
-mod feedback;
 mod rollout;
 mod schema;
 mod tier;
 
 pub use cascade::{CascadeSettings, WhileUncalibrated, WithoutReply};
+pub use feedback::{DriftSettings, FeedbackSettings, TriggerName};
 pub use layers::{Layers, Loaded, Origin};
 pub use learning::{
     AdapterSettings, Compression, Contribute, DataSettings, KnowledgeSettings, LearnerName,
@@ -29,7 +30,6 @@ pub use learning::{
     TagBinds, TagFormat, TagSettings,
 };
 pub use problem::{Problem, SettingsError};
-pub use feedback::FeedbackSettings;
 pub use rollout::{FreezeSettings, RolloutSettings};
 pub use schema::{
     BusSettings, CommandSettings, LimitSettings, LinkSettings, LogFormat, NodeRole, NodeSettings,

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::cascade::CascadeSettings;
-use super::feedback::FeedbackSettings;
+use super::feedback::{DriftSettings, FeedbackSettings};
 use super::learning::{
     DataSettings, KnowledgeSettings, ModelSettings, PrivacySettings, RoundSettings, SplitSettings,
     StrategySettings, TagSettings,
@@ -58,6 +58,8 @@ pub struct Settings {
     pub rollout: RolloutSettings,
     /// Labels that come late.
     pub feedback: FeedbackSettings,
+    /// Whether inputs and answers change.
+    pub drift: DriftSettings,
 }
 
 /// Section `[node]`.

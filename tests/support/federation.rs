@@ -169,6 +169,7 @@ impl Members {
             bases: None,
             rollout: gaisnet::node::RolloutTerms::default(),
             book: gaisnet::scada::answer_book::BookLimits::default(),
+            drift: None,
             fatal: Arc::new(|what| panic!("a node gave up: {what}")),
         }
     }
@@ -422,6 +423,7 @@ pub(crate) fn learning(versions: u64) -> Learning {
         reference: None,
         distils: None,
         island: None,
+        triggers: None,
     }
 }
 

@@ -98,6 +98,7 @@ async fn learn(
             bases: None,
             rollout: crate::node::RolloutTerms::default(),
             book: crate::scada::answer_book::BookLimits::default(),
+            drift: None,
             links: brokers.links(place)?,
             clock: Arc::clone(&clock),
             answering: None,
