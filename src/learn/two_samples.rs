@@ -41,13 +41,13 @@ fn largest_distance(first: &[f64], second: &[f64]) -> usize {
         sorted.sort_by(f64::total_cmp);
         sorted
     };
-    let (a, b) = (sorted(first), sorted(second));
-    let (n, m) = (a.len(), b.len());
+    let (first, second) = (sorted(first), sorted(second));
+    let (n, m) = (first.len(), second.len());
     let (mut i, mut j, mut largest) = (0, 0, 0);
     // Both functions step at a value at once: all that is equal is passed before they are compared.
-    while let Some(next) = smaller(a.get(i), b.get(j)) {
-        i += a.iter().skip(i).take_while(|value| **value <= next).count();
-        j += b.iter().skip(j).take_while(|value| **value <= next).count();
+    while let Some(next) = smaller(first.get(i), second.get(j)) {
+        i += first.iter().skip(i).take_while(|value| **value <= next).count();
+        j += second.iter().skip(j).take_while(|value| **value <= next).count();
         largest = largest.max((i * m).abs_diff(j * n));
     }
     largest
@@ -103,14 +103,14 @@ mod tests {
     fn the_exact_test_of_scipy_comes_out() {
         // scipy 1.17.1: ks_2samp(x, y, method="exact"), samples as above.
         let cases = [
-            (3, 3, 1.0, 0.0, 0.3333333333333333, 1.0),
-            (10, 7, 1.0, 0.1, 0.3142857142857143, 0.6923076923076924),
-            (20, 20, 1.0, 0.3, 0.4, 0.08105771161340149),
-            (64, 32, 1.0, 0.05, 0.109375, 0.9555968064591919),
-            (128, 64, 1.2, 0.1, 0.2734375, 0.0030413878228052796),
-            (256, 128, 1.0, 0.2, 0.22265625, 0.00038331201754689283),
-            (256, 128, 1.0, 0.02, 0.0390625, 0.9993432668079737),
-            (200, 150, 0.7, 0.4, 0.405, 4.574673242879141e-13),
+            (3, 3, 1.0, 0.0, 0.333_333_333_333_333_3, 1.0),
+            (10, 7, 1.0, 0.1, 0.314_285_714_285_714_3, 0.692_307_692_307_692_4),
+            (20, 20, 1.0, 0.3, 0.4, 0.081_057_711_613_401_49),
+            (64, 32, 1.0, 0.05, 0.109_375, 0.955_596_806_459_191_9),
+            (128, 64, 1.2, 0.1, 0.273_437_5, 0.003_041_387_822_805_279_6),
+            (256, 128, 1.0, 0.2, 0.222_656_25, 0.000_383_312_017_546_892_83),
+            (256, 128, 1.0, 0.02, 0.039_062_5, 0.999_343_266_807_973_7),
+            (200, 150, 0.7, 0.4, 0.405, 4.574_673_242_879_141e-13),
         ];
         for (n, m, stretch, shift, distance, p_value) in cases {
             let (x, y) = samples(n, m, stretch, shift);
