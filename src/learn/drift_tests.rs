@@ -56,14 +56,14 @@ fn without_the_share_of_each_feature_four_of_them_alarm_too_often() {
 }
 
 #[test]
-fn inputs_that_moved_by_a_deviation_are_found_at_the_first_look_and_the_feature_is_named() {
+fn inputs_that_moved_by_two_deviations_are_found_at_the_first_look_and_the_feature_is_named() {
     let mut rng = Stream::new(9, "drift");
     for _ in 0..100 {
         let mut drift = InputDrift::new(config(0.001));
         let mut looks = Vec::new();
         for at in 0..200 {
             let mut features = [0; 4].map(|_| rng.normal());
-            features[2] += if at < 150 { 0.0 } else { 1.2 };
+            features[2] += if at < 150 { 0.0 } else { 2.0 };
             looks.extend(drift.see(features));
         }
         assert_eq!(looks.len(), 2);
