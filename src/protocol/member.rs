@@ -477,7 +477,7 @@ impl Member {
     fn serve(&self, asker: &NodeId, get: &Get, out: &mut Vec<Effect>) {
         match &get.wanted {
             Wanted::Latest | Wanted::Base { .. } | Wanted::Round(_) => {
-                out.push(Effect::Count("not_for_a_member"))
+                out.push(Effect::Count("not_for_a_member"));
             }
             Wanted::Chunks { sha256, indices } => {
                 // What waits for its receipt, and nothing else in the store.
