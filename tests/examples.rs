@@ -31,6 +31,8 @@ use tempfile::TempDir;
 const BRANCH: &str = "gaisnet/v1/north/_/press-7";
 const SENSOR: &str = "plant/north/press-7/vibration";
 
+const UNSIGNED: &str = "status,infer,pause,resume,round.start,model.list,feedback";
+
 /// A broker, nodes of the README's federation, and a sensor of the device.
 struct Site {
     folder: TempDir,
@@ -68,6 +70,7 @@ impl Site {
             let node = gaisnet(folder.path())
                 .args(["run", "--config", &format!("{node}/gaisnet.toml")])
                 .env("GAISNET__BUS__SITE__PORT", port.to_string())
+                .env("GAISNET__COMMANDS__UNSIGNED", UNSIGNED)
                 .stdout(Stdio::null())
                 .stderr(log)
                 .spawn()
@@ -211,6 +214,12 @@ async fn shell_scripts_watch_ask_and_steer() {
     // Another length than the model's is refused with the way out, and the twin above isn't.
     let refused = reply(site.script("ask.sh", &[], &[("SAMPLES", "7")]));
     assert!(refused["status"] == "error" && refused["quality"] == "bad", "{refused}");
+
+    let asked = answer["id"].as_str().unwrap();
+    let class = answer["label"].as_str().unwrap();
+    assert_eq!(reply(site.script("label.sh", &[asked, class], &[]))["data"]["labelled"], 1);
+    let refused = reply(site.script("label.sh", &["ask-0", class], &[]));
+    assert_eq!(refused["error"]["kind"], "feedback_unknown_request");
 
     let models = reply(site.script("command.sh", &["model.list"], &[]));
     assert_eq!(models["data"]["models"][0]["name"], "bearing");

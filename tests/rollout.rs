@@ -116,7 +116,8 @@ impl Site {
 
     fn start(&mut self, node: &str) {
         let mut parts = self.plant.parts(&name(node));
-        parts.policy = CommandPolicy::new(["infer", "rollout.status", "model.list"]).unwrap();
+        parts.policy =
+            CommandPolicy::new(["infer", "rollout.status", "model.list", "feedback"]).unwrap();
         parts.rollout.steward = node == "edge0";
         parts.rollout.four_eyes = self.four_eyes;
         if DEVICES.contains(&node) {
@@ -178,6 +179,29 @@ impl Site {
                 self.publish(format!("plant/{device}"), class.to_string().into_bytes());
             }
             sleep(Duration::from_secs(1)).await;
+        }
+    }
+
+    /// The plant at work, of whose windows nothing is known until quality inspection has looked: it labels ten seconds that
+    /// are over, on each machine, if it does at all.
+    async fn works_and_inspects(&mut self, inspects: bool) {
+        for class in [0, 1] {
+            sleep(Duration::from_millis(100)).await;
+            let from = self.plant.clock.now().wall.0;
+            for _ in 0..10 {
+                DEVICES.iter().for_each(|device| {
+                    self.publish(format!("plant/{device}"), class.to_string().into_bytes());
+                });
+                sleep(Duration::from_secs(1)).await;
+            }
+            let to = self.plant.clock.now().wall.0;
+            let label = json!({"from": from, "to": to, "label": class}).to_string();
+            for device in DEVICES.iter().filter(|_| inspects) {
+                let topic = branch("site0", "line", device).feedback(&name("toy"));
+                self.publish(topic, label.clone().into_bytes());
+                let data = self.reply().await["data"].clone();
+                assert_eq!(data, json!({"labelled": 10, "repeated": 0, "contradicted": 0}));
+            }
         }
     }
 
@@ -312,6 +336,36 @@ fn all_stages() -> Value {
 /// The canary, then the site.
 fn from_the_canary(rules: &Value) -> Value {
     json!([stage("canary", &DEVICES[..1], rules), stage("site", &DEVICES, &json!({}))])
+}
+
+#[test]
+fn labels_that_come_late_bring_a_version_through_its_gate_and_halt_a_bad_one() {
+    paused(async {
+        for (ill, inspects, ends) in [
+            (false, true, "canary passed"),
+            (true, true, "1 to 0: worse"),
+            (false, false, "1 to 0: too_late"),
+        ] {
+            let mut site = Site::new(true, false).await;
+            let adapter = site.round().await;
+            if ill {
+                site.falls_ill(adapter, Ill::Wrong);
+            }
+            site.begins(1, from_the_canary(&json!({"max_worse": 0.3}))).await;
+            for _ in 0..60 {
+                site.works_and_inspects(inspects).await;
+                if site
+                    .story("edge0")
+                    .iter()
+                    .any(|step| step == "canary passed" || step.starts_with("1 to 0"))
+                {
+                    break;
+                }
+            }
+            let story = site.story("edge0");
+            assert!(story.contains(&ends.to_owned()), "{ends}: {story:?}");
+        }
+    });
 }
 
 #[test]

@@ -100,6 +100,8 @@ impl Station {
                 role: role.clone().recipient(),
                 runner: runner.clone(),
                 requests: None,
+                labels: None,
+                plant: side,
                 samples: None,
                 operator: None,
                 bases: None,

@@ -1,12 +1,13 @@
 //! What an inferencer counts of a version that is rolled out, while an assignment says so.
 //!
 //! Windows of the plant's tags count, those of requests don't: whoever may ask could ask a version through its
-//! gate. The other version answers some of the same windows on the serving lane, a batch at a time, between two
+//! gate. A label that comes later, by its time, counts as one that came with the window. The other version answers some of the same windows on the serving lane, a batch at a time, between two
 //! answers; what it says is compared and judged, and goes nowhere else:
 //! - in the shadow the candidate answers beside the version in use, each window;
 //! - where the candidate is in use, the version before answers windows with a label, so that both are judged by the
 //!   same inputs.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::learn::{LearnError, Prediction, TensorSet, sound};
@@ -23,6 +24,8 @@ pub(super) struct Attending {
     told: Tally,
     /// Windows that wait for the other version's answer.
     batch: Vec<Waiting>,
+    /// Windows of answers that may get a label later, by the number of the answer.
+    late: BTreeMap<u64, Waiting>,
     /// A batch is with the lane.
     asked: bool,
 }
@@ -35,6 +38,8 @@ pub(super) struct Waiting {
     pub(super) class: Option<usize>,
     /// The class that the label names.
     pub(super) truth: Option<usize>,
+    /// The label came later: all else of it was counted before.
+    late: bool,
 }
 
 /// A batch for the lane.
@@ -52,6 +57,8 @@ impl Attending {
     const BATCH: usize = 16;
     /// Windows that may wait; of more some aren't compared.
     const MAX_WAITING: usize = 256;
+    /// Windows that are kept for a label; of more the oldest aren't judged.
+    const MAX_LATE: usize = 256;
 
     /// Counts for another assignment, or goes on for the same one.
     pub(super) fn attend(
@@ -63,7 +70,8 @@ impl Attending {
             Some(before) if before.watch.serial == watch.serial => Self { watch, beside, ..before },
             _ => {
                 let (tally, told) = (Tally::default(), Tally::default());
-                Self { watch, beside, tally, told, batch: Vec::new(), asked: false }
+                let (batch, late) = (Vec::new(), BTreeMap::new());
+                Self { watch, beside, tally, told, batch, late, asked: false }
             }
         }
     }
@@ -94,7 +102,37 @@ impl Attending {
         if let Some(window) = window.filter(|_| wanted)
             && self.batch.len() < Self::MAX_WAITING
         {
-            self.batch.push(Waiting { window, class, truth });
+            self.batch.push(Waiting { window, class, truth, late: false });
+        }
+    }
+
+    /// A label may come for this answer of the version in use to a window of a tag.
+    pub(super) fn may_be_labelled(
+        &mut self,
+        number: u64,
+        version: u64,
+        window: Vec<f32>,
+        class: Option<usize>,
+    ) {
+        if self.watch.shadow == (version == self.watch.candidate) {
+            return; // on its way to another version
+        }
+        self.late.insert(number, Waiting { window, class, truth: None, late: true });
+        if self.late.len() > Self::MAX_LATE {
+            self.late.pop_first();
+        }
+    }
+
+    /// The label of an answer has come: both versions are judged by it.
+    pub(super) fn labelled(&mut self, number: u64, truth: usize) {
+        let Some(mut waiting) = self.late.remove(&number) else { return };
+        waiting.truth = Some(truth);
+        if !self.watch.shadow {
+            let tally = &mut self.tally;
+            judge(waiting.class, waiting.truth, &mut tally.judged, &mut tally.wrong);
+        }
+        if self.beside.is_some() && self.batch.len() < Self::MAX_WAITING {
+            self.batch.push(waiting);
         }
     }
 
@@ -129,7 +167,7 @@ impl Attending {
         }
         self.asked = false;
         let mut answers = result.unwrap_or_default().into_iter();
-        for Waiting { class, truth, .. } in waiting {
+        for Waiting { class, truth, late, .. } in waiting {
             let other = answers.next().and_then(|answer| sound(answer).ok());
             let other = other.map(|answer| answer.class);
             let tally = &mut self.tally;
@@ -137,11 +175,13 @@ impl Attending {
                 judge(other, *truth, &mut tally.base_judged, &mut tally.base_wrong);
                 continue;
             }
-            tally.answers += 1;
-            tally.errors += u64::from(other.is_none());
-            if let (Some(class), Some(other)) = (class, other) {
-                tally.compared += 1;
-                tally.disagreed += u64::from(*class != other);
+            if !late {
+                tally.answers += 1;
+                tally.errors += u64::from(other.is_none());
+                if let (Some(class), Some(other)) = (class, other) {
+                    tally.compared += 1;
+                    tally.disagreed += u64::from(*class != other);
+                }
             }
             judge(other, *truth, &mut tally.judged, &mut tally.wrong);
             judge(*class, *truth, &mut tally.base_judged, &mut tally.base_wrong);
@@ -236,6 +276,36 @@ mod tests {
             ..Tally::default()
         };
         assert_eq!(attending.news(), Some((1, wanted)));
+    }
+
+    #[test]
+    fn a_label_that_comes_later_judges_both_versions_once_and_nothing_else_of_it_counts_again() {
+        for shadow in [true, false] {
+            let mut attending = Attending::attend(None, watch(1, shadow), Some(adapter()));
+            let served = if shadow { 4 } else { 5 };
+            for number in 0..3 {
+                attending.answered(served, Some(vec![0.0]), Some(0), None, 1.0);
+                attending.may_be_labelled(number, served, vec![0.0], Some(0));
+            }
+            attending.may_be_labelled(9, 9 - served, vec![0.0], Some(0)); // of the other version
+            if let Some(batch) = attending.batch(true) {
+                attending.compared(1, &batch.waiting, Ok(vec![says(1); 3]));
+            }
+            let before = attending.tally;
+            assert_eq!((before.answers, before.judged, before.base_judged), (3, 0, 0));
+            for number in [1, 1, 9, 77] {
+                attending.labelled(number, 1);
+            }
+            let batch = attending.batch(true).unwrap();
+            assert_eq!(batch.waiting.len(), 1);
+            attending.compared(1, &batch.waiting, Ok(vec![says(1)]));
+            let (wrong, base_wrong) = if shadow { (0, 1) } else { (1, 0) };
+            let wanted = Tally { judged: 1, wrong, base_judged: 1, base_wrong, ..before };
+            assert_eq!(attending.tally, wanted);
+        }
+        let mut attending = Attending::attend(None, watch(1, true), Some(adapter()));
+        (0..1_000).for_each(|number| attending.may_be_labelled(number, 4, vec![0.0], None));
+        assert_eq!(attending.late.len(), Attending::MAX_LATE);
     }
 
     #[test]

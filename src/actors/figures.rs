@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::ids::Side;
-use crate::learn::percentile;
+use crate::ids::{Side, Version};
+use crate::learn::{percentile, wilson_interval};
 use crate::privacy::Membership;
+use crate::scada::answer_book::Online;
 
 /// Counters of one node, shared by its actors.
 #[derive(Debug, Default)]
@@ -30,6 +31,14 @@ pub struct FiguresView {
     pub latencies_ms: VecDeque<f64>,
     /// Answers that agreed with the machine's label, and all that had one.
     pub judged: (u64, u64),
+    /// Answers that got a label later.
+    pub labels: u64,
+    /// Times that a drift was told of.
+    pub drifts: u64,
+    /// Distance of the inputs from those of before at the last look, 0 to 1, and how likely that is where nothing changed.
+    pub input_drift: Option<(f64, f64)>,
+    /// What such labels said, by version.
+    pub online: BTreeMap<Version, Online>,
     /// Mean loss at the end of the last training run, in nats.
     pub loss: Option<f64>,
     /// What attacks on the last training run reached, where that is measured.
@@ -122,6 +131,29 @@ impl FiguresView {
     pub fn accuracy(&self) -> Option<f64> {
         let (right, all) = self.judged;
         (all > 0).then(|| right as f64 / all as f64)
+    }
+
+    /// Share of a version's answers that late labels call right, and the interval of Wilson around it; none before the
+    /// first label.
+    #[expect(clippy::cast_precision_loss, reason = "counts of answers")]
+    pub fn online_accuracy(&self, version: Version) -> Option<(f64, (f64, f64))> {
+        let Online { right, labelled, .. } = *self.online.get(&version)?;
+        let interval = wilson_interval(right, labelled)?;
+        Some((right as f64 / labelled as f64, interval))
+    }
+
+    /// What late labels said of each version, for a reply.
+    #[expect(clippy::cast_precision_loss, reason = "counts of answers")]
+    pub fn online_figures(&self) -> serde_json::Value {
+        let versions = self.online.iter().filter_map(|(version, online)| {
+            let (accuracy, (low, high)) = self.online_accuracy(*version)?;
+            let confidence = online.confidence / online.labelled as f64;
+            Some(serde_json::json!({
+                "version": version, "labelled": online.labelled, "right": online.right,
+                "accuracy": accuracy, "low": low, "high": high, "confidence": confidence,
+            }))
+        });
+        versions.collect()
     }
 
     /// A percentile of the answer latency in milliseconds, none before the first answer.

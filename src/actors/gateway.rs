@@ -1,7 +1,7 @@
 //! Where everything from a broker comes in: sorted by topic, opened, handed on.
 //!
 //! Signed messages go through [`trust::open`] and to the role; chunks to the runner; wishes for a base
-//! to its desk; commands to the operator's desk; requests and plant tags to the inferencer. What isn't let in is counted by
+//! to its desk; commands to the operator's desk; requests, labels and plant tags to the inferencer. What isn't let in is counted by
 //! reason, recorded, and acknowledged, so that it doesn't come back; its sender learns nothing.
 
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use super::MAILBOX;
 use super::base_desk::WantsBase;
 use super::figures::Figures;
-use super::inferencer::{AboveSaid, Request, TagSample};
+use super::inferencer::{AboveSaid, LateLabel, Request, TagSample};
 use super::operator::{Operator, Order, Presence};
 use super::role::Stimulus;
 use super::runner::{ChunkArrived, Link, OwnHead, Run, Runner};
@@ -43,6 +43,10 @@ pub struct GatewayParts {
     pub runner: Addr<Runner>,
     /// Answers requests.
     pub requests: Option<Recipient<Request>>,
+    /// Takes labels, of the plant's side only.
+    pub labels: Option<Recipient<LateLabel>>,
+    /// Which link that is.
+    pub plant: Side,
     /// Takes what the plant says.
     pub samples: Option<Recipient<TagSample>>,
     /// Commands.
@@ -135,6 +139,15 @@ impl Gateway {
             Leaf::Infer(model) if mine => {
                 let request = Request { model, payload, retained };
                 self.pass(self.parts.requests.clone(), request, ack, ctx);
+            }
+            Leaf::Feedback(model) if mine => {
+                // A label tells of a sample: it comes from the site, and goes nowhere from here.
+                if side != self.parts.plant || self.parts.labels.is_none() {
+                    self.parts.figures.count("feedback_not_here");
+                    return ack.release();
+                }
+                let label = LateLabel { model, payload, retained };
+                self.pass(self.parts.labels.clone(), label, ack, ctx);
             }
             Leaf::Reply(name) if !mine && name.as_str() == "infer" && side == Side::Up => {
                 let above = self.parts.above.as_ref().filter(|above| above.branch == parsed.branch);
@@ -396,6 +409,10 @@ pub fn subscriptions(
         // The plant's side: where the site's SCADA is.
         let plant = if sides.contains(&Side::Down) { &mut down } else { &mut up };
         plant.extend([format!("{own}/cmd/+"), format!("{own}/infer/+")]);
+        // The cloud has no plant.
+        if keyring.node(me).is_some_and(|entry| !entry.roles.contains(&Role::Cloud)) {
+            plant.push(format!("{own}/feedback/+"));
+        }
         plant.extend(tags.iter().cloned());
     }
     // Between a device and its edge all that is for us. On a link of the federation only what is known to

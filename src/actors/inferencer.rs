@@ -6,7 +6,7 @@
 //!   runner: Serve{version} --'    (swaps the adapter between two answers)
 //! ```
 //! Tags that bind a label say what the machine does now: answers on windows that lie wholly in it are
-//! judged by it, for the figure `accuracy`. Tags that bind `idle` say when training may go on. Where a
+//! judged by it, for the figure `accuracy`. Labels on `feedback/{model}` come later and judge what was answered (`labels.rs`). Tags that bind `idle` say when training may go on. Where a
 //! cascade answers, what isn't sure enough goes to the tier above first (`tiers.rs`). A device with the front
 //! of a split model asks its edge each time, and an edge answers such questions (`halves.rs`).
 //!
@@ -24,27 +24,33 @@ use actix::prelude::*;
 use super::MAILBOX;
 use super::attending::{Attending, Waiting};
 use super::busy::{Busy, Hold};
+use super::drift_watch::DriftWatch;
 use super::figures::Figures;
 use super::halves::{HalfParts, Halves};
+use super::labels::{Labels, Taken};
 use super::lanes::{Lane, ServeRequest};
 use super::machines::Machines;
-use super::role::{Checked, Seen};
+use super::role::{Checked, Seen, Stimulus};
 use super::runner::Link;
 use super::tiers::{Act, CascadeParts, Tiers};
-use crate::bus::{Bus, Priority, Publish};
+use crate::bus::{Ack, Bus, Priority, Publish};
 use crate::ids::{Digest, Name, NodeId, Version};
-use crate::learn::{Activations, LearnError, Prediction, TensorSet, probe_window, sound};
+use crate::learn::{
+    Activations, DriftConfig, LearnError, Prediction, TensorSet, probe_window, sound,
+};
 use crate::protocol::cascade::Ticket;
-use crate::protocol::{Check, Watch, update};
+use crate::protocol::{Check, Input as ProtocolInput, Watch, update};
 use crate::scada::RequestId;
+use crate::scada::answer_book::BookLimits;
 use crate::scada::at_cut::{AtCut, FrontMark};
 use crate::scada::command::CommandPolicy;
 use crate::scada::infer::{self, InferError, InferReply, Input};
 use crate::scada::tags::{Binds, Reading, Tag, TagMap};
-use crate::scada::telegram::{Inference, Provenance, Quality, Tier};
+use crate::scada::telegram::{Event, Inference, Provenance, Quality, Tier};
 use crate::scada::window::{Window, WindowConfig, WindowStream};
 use crate::time::{Clock, Mono, Now, Wall};
 use crate::topic::{Branch, CommandName};
+use crate::wire::Wishes;
 
 /// What an inferencer works with.
 pub struct InferencerParts {
@@ -81,6 +87,12 @@ pub struct InferencerParts {
     /// The half of a split model that this node has; none where the model is whole everywhere. A front needs
     /// a `cascade` to ask its edge by.
     pub half: Option<HalfParts>,
+    /// How many answers it remembers for labels that come later, and for how long.
+    pub book: BookLimits,
+    /// How it watches for drift, if it does.
+    pub drift: Option<DriftConfig>,
+    /// Hears of drift and of labels: a round may be wanted for them.
+    pub wishes: Recipient<Stimulus>,
     /// Hears what comes of a look at the served version.
     pub checked: Recipient<Checked>,
     /// Hears what was counted of a version that is rolled out.
@@ -108,6 +120,9 @@ pub struct Inferencer {
     tickets: Ticket,
     tiers: Option<Tiers>,
     halves: Option<Halves>,
+    /// Answers that may get a label later.
+    late: Labels,
+    drift: Option<DriftWatch>,
     /// What is counted of a version that is rolled out.
     attending: Option<Attending>,
     /// Timers of the questions that wait for the tier above.
@@ -172,6 +187,18 @@ pub struct Request {
     /// Its JSON.
     pub payload: Vec<u8>,
     /// It was stored at the broker: not executed.
+    pub retained: bool,
+}
+
+/// A label on `feedback/{model}`.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct LateLabel {
+    /// The model.
+    pub model: Name,
+    /// Its JSON.
+    pub payload: Vec<u8>,
+    /// It was stored at the broker: not taken.
     pub retained: bool,
 }
 
@@ -308,9 +335,17 @@ impl Loaded {
 
 /// Who waits for an answer.
 #[derive(Debug, Clone)]
-enum Source {
-    /// A tag; with the label that was true of the whole window.
-    Tag(Option<String>),
+pub(super) enum Source {
+    /// A tag.
+    Tag {
+        /// The label that was true of the whole window.
+        label: Option<String>,
+        /// Digest of its topic.
+        source: Digest,
+        /// When the window's first sample came.
+        began: Wall,
+    },
+    /// A request, with its id.
     Request(Option<RequestId>),
 }
 
@@ -329,10 +364,20 @@ impl Inferencer {
             Tiers::new(cascade, model, labels, parts.tier, clock, figures)
         });
         let halves = parts.half.take().map(Halves::new);
+        let late = Labels::new(
+            parts.branch.node.clone(),
+            parts.model.clone(),
+            parts.labels.clone(),
+            parts.policy.clone(),
+            parts.book,
+        );
+        let drift = parts.drift.map(|config| DriftWatch::new(config, parts.model.clone()));
         Self {
+            drift,
             machines: Machines::new(Arc::clone(&parts.busy)),
             tiers,
             halves,
+            late,
             attending: None,
             tickets: 0,
             wakes: BTreeMap::new(),
@@ -358,6 +403,10 @@ impl Inferencer {
         ctx: &mut Context<Self>,
     ) {
         let at = self.parts.clock.now();
+        if let (Source::Tag { .. }, Some(drift)) = (&from, &mut self.drift) {
+            let found = drift.asked(&window, at.wall, &self.parts.figures);
+            self.drifted(found, ctx);
+        }
         if self.waiting.load(Ordering::Relaxed) >= Self::MAX_WAITING {
             return self.busy(&from);
         }
@@ -368,7 +417,7 @@ impl Inferencer {
         let has_front = self.halves.as_ref().is_some_and(Halves::is_front);
         let again = self.tiers.is_some() && !has_front;
         let input = again.then(|| Input::Window(window.clone()));
-        let watched = self.attending.is_some() && matches!(from, Source::Tag(_));
+        let watched = self.attending.is_some() && matches!(from, Source::Tag { .. });
         let window_again = watched.then(|| window.clone());
         let ticket = self.tickets;
         let asked = Asked { ticket, from, at, deadline, via, input, window: window_again };
@@ -465,9 +514,10 @@ impl Inferencer {
 
     /// Counts what the version in use made of a window, where a rollout wants to know.
     fn attend(&mut self, asked: &mut Asked, class: Option<usize>, ctx: &mut Context<Self>) {
-        let window = asked.window.take();
-        let Source::Tag(label) = &asked.from else { return };
+        let Source::Tag { label, .. } = &asked.from else { return };
         let truth = label.as_deref().and_then(|label| self.class_of(label));
+        // What has no label yet may get one later.
+        let window = if truth.is_some() { asked.window.take() } else { asked.window.clone() };
         let micros = self.parts.clock.now().micros.saturating_sub(asked.at.micros);
         #[expect(clippy::cast_precision_loss, reason = "microseconds are few")]
         let latency_ms = micros as f64 / 1_000.0;
@@ -476,6 +526,21 @@ impl Inferencer {
             attending.answered(version, window, class, truth, latency_ms);
         }
         self.compare(false, ctx);
+    }
+
+    /// Tells of a drift, if one was found.
+    fn drifted(&mut self, found: Option<Event>, ctx: &mut Context<Self>) {
+        let Some(event) = found else { return };
+        tracing::warn!(message = event.message, "drift");
+        self.publish(self.parts.branch.event(event.kind.as_str()), &event, false);
+        self.wish(Wishes { drifts: 1, labels: 0 }, ctx);
+    }
+
+    /// Something was counted that a round may be wanted for.
+    fn wish(&self, wishes: Wishes, ctx: &mut Context<Self>) {
+        let role = self.parts.wishes.clone();
+        let told = Stimulus { input: ProtocolInput::Wish(wishes), ack: Ack::none() };
+        ctx.spawn(async move { role.send(told).await.unwrap_or(()) }.into_actor(self));
     }
 
     /// Has the other version answer what waits for it.
@@ -503,8 +568,8 @@ impl Inferencer {
 
     /// The class that a label names, or whose index it is.
     fn class_of(&self, label: &str) -> Option<usize> {
-        let named = self.parts.labels.iter().position(|known| known == label);
-        named.or_else(|| label.parse().ok().filter(|index| *index < self.parts.labels.len()))
+        index(&self.parts.labels, label)
+            .or_else(|| label.parse().ok().filter(|index| *index < self.parts.labels.len()))
     }
 
     /// Whether this node has the front of a model alone: no window can be answered here without its edge.
@@ -571,9 +636,18 @@ impl Inferencer {
     fn answer(&mut self, asked: Asked, inference: Inference) {
         if inference.value.is_some() {
             self.parts.figures.answered(inference.latency_ms);
+            let now = self.parts.clock.now().wall;
+            let number = self.late.gave(&asked.from, &inference, now);
+            if let (Some(attending), Some(number), Some(window)) =
+                (&mut self.attending, number, asked.window)
+            {
+                let class =
+                    inference.label.as_deref().and_then(|label| index(&self.parts.labels, label));
+                attending.may_be_labelled(number, inference.model_version, window, class);
+            }
         }
         match asked.from {
-            Source::Tag(label) => {
+            Source::Tag { label, .. } => {
                 if let Some(label) = label {
                     self.judge(&inference, &label);
                 }
@@ -643,18 +717,22 @@ impl Inferencer {
             hop: tag.and_then(Tag::hop).unwrap_or(self.parts.window),
             max_gap_ms: tag.and_then(Tag::max_gap_ms).unwrap_or(self.parts.max_gap_ms),
         };
+        let source = Digest::of(key.1.as_bytes());
         let true_from = self.truth.as_ref().map(|truth| truth.from.get(&key).copied().unwrap_or(0));
         let stream = self.streams.entry(key).or_insert_with(|| WindowStream::new(config));
         stream.push(samples, now);
-        let windows: Vec<(u64, Window)> =
-            std::iter::from_fn(|| stream.next_window_with_start()).collect();
-        for (start, window) in windows {
+        let next = |stream: &mut WindowStream| {
+            let (start, window) = stream.next_window_with_start()?;
+            Some((start, stream.began().unwrap_or(now), window))
+        };
+        let windows: Vec<(u64, Wall, Window)> = std::iter::from_fn(|| next(stream)).collect();
+        for (start, began, window) in windows {
             match window {
                 Window::Good(samples) => {
                     let judged = true_from.is_some_and(|from| start >= from);
                     let truth = self.truth.as_ref().filter(|_| judged);
                     let label = truth.map(|truth| truth.label.clone());
-                    self.ask(samples, Source::Tag(label), None, Vec::new(), ctx);
+                    self.ask(samples, Source::Tag { label, source, began }, None, Vec::new(), ctx);
                 }
                 Window::Bad { .. } => {
                     self.parts.figures.count("bad_window");
@@ -676,11 +754,11 @@ impl Inferencer {
 
     /// Compares an answer with the label, which names a class or is its index.
     fn judge(&self, inference: &Inference, label: &str) {
-        let index = |name: &str| self.parts.labels.iter().position(|known| known == name);
         let Some(truth) = self.class_of(label) else {
             return self.parts.figures.count("unknown_label");
         };
-        let Some(answered) = inference.label.as_deref().and_then(index) else { return };
+        let answered = inference.label.as_deref().and_then(|name| index(&self.parts.labels, name));
+        let Some(answered) = answered else { return };
         let right = answered == truth;
         self.parts.figures.update(|view| {
             view.judged = (view.judged.0 + u64::from(right), view.judged.1 + 1);
@@ -703,6 +781,11 @@ impl Inferencer {
             self.publish_answer(stale);
         }
     }
+}
+
+/// The class of a name.
+fn index(labels: &[String], name: &str) -> Option<usize> {
+    labels.iter().position(|known| known == name)
 }
 
 /// What answers of a version are worth: those of the adapter that nobody has trained yet are guesses.
@@ -785,6 +868,11 @@ impl Handler<Loaded> for Inferencer {
         loaded.settle(&mut self.version, &self.parts.figures);
         if !fits {
             return self.tell(version, adapter, Check::Unfit, ctx);
+        }
+        if let Some(drift) = &mut self.drift
+            && self.adapter != adapter
+        {
+            drift.begin_anew(&self.parts.figures);
         }
         self.adapter = adapter;
         self.probe.due = true;
@@ -882,6 +970,35 @@ impl Handler<Request> for Inferencer {
     }
 }
 
+impl Handler<LateLabel> for Inferencer {
+    type Result = ();
+
+    fn handle(&mut self, label: LateLabel, ctx: &mut Self::Context) {
+        let LateLabel { model, payload, retained } = label;
+        let now = self.parts.clock.now().wall;
+        let taken = self.late.take(&model, &payload, retained, now, &self.parts.figures);
+        let reply = match taken {
+            Ok(Taken { labelled, class, reply }) => {
+                if let Some(attending) = &mut self.attending {
+                    labelled.labelled.iter().for_each(|number| attending.labelled(*number, class));
+                }
+                let labels = labelled.labelled.len() as u64;
+                if labels > 0 {
+                    self.wish(Wishes { drifts: 0, labels }, ctx);
+                }
+                reply
+            }
+            Err(error) => {
+                self.parts.figures.count(error.kind());
+                error.reply()
+            }
+        };
+        if let Ok(name) = CommandName::new("feedback") {
+            self.publish(self.parts.branch.reply(&name), &reply, false);
+        }
+    }
+}
+
 impl Handler<TagSample> for Inferencer {
     type Result = ();
 
@@ -928,6 +1045,11 @@ impl Handler<Answered> for Inferencer {
         let prediction = match result.and_then(sound) {
             Ok(prediction) => {
                 self.attend(&mut asked, Some(prediction.class), ctx);
+                if let (Source::Tag { .. }, Some(drift)) = (&asked.from, &mut self.drift) {
+                    let now = self.parts.clock.now().wall;
+                    let found = drift.answered(&prediction, now, &self.parts.figures);
+                    self.drifted(found, ctx);
+                }
                 prediction
             }
             Err(error) => {

@@ -18,10 +18,12 @@
 mod attending;
 mod base_desk;
 mod busy;
+mod drift_watch;
 mod figures;
 mod gateway;
 mod halves;
 mod inferencer;
+mod labels;
 pub mod lanes;
 mod machines;
 mod measuring;
@@ -46,7 +48,7 @@ pub use figures::{Figures, FiguresView};
 pub use gateway::{AboveLink, Gateway, GatewayParts, Incoming, pump, subscribe, subscriptions};
 pub use halves::{HalfOf, HalfParts};
 pub use inferencer::{
-    AboveSaid, Attend, Inferencer, InferencerParts, Leaves, Request, Serve, TagSample,
+    AboveSaid, Attend, Inferencer, InferencerParts, LateLabel, Leaves, Request, Serve, TagSample,
 };
 pub use measuring::Measure;
 pub use operator::{Adopt, Leave, Operator, OperatorParts, Order};

@@ -213,7 +213,15 @@ impl Operator {
     fn publish_kpi(&self) {
         let view = self.parts.figures.view();
         let (cpu_seconds, peak_rss_mib) = (self.parts.resources)();
+        let online = view.online_accuracy(self.view.slots.served);
         let kpi = Kpi {
+            online_accuracy: online.map(|(accuracy, _)| accuracy),
+            online_accuracy_low: online.map(|(_, (low, _))| low),
+            online_accuracy_high: online.map(|(_, (_, high))| high),
+            labels: view.labels,
+            input_drift: view.input_drift.map(|(distance, _)| distance),
+            input_drift_p: view.input_drift.map(|(_, p_value)| p_value),
+            drifts: view.drifts,
             accuracy: view.accuracy(),
             loss: view.loss,
             latency_ms_p50: view.latency_ms(50.0),
@@ -251,13 +259,15 @@ impl Operator {
         let input = match action {
             Action::Status => {
                 return self.look(ctx, move |this| {
+                    let view = this.parts.figures.view();
                     let data = json!({
                         "phase": this.view.phase, "round": this.view.round,
                         "version": this.view.version, "served": this.view.slots.served,
                         "accepted": this.view.accepted,
                         "expected": this.view.expected,
-                        "outbox": this.parts.figures.view().outbox,
-                        "full": this.parts.figures.full(),
+                        "outbox": view.outbox,
+                        "online": view.online_figures(),
+                        "full": view.full,
                     });
                     this.reply(&name, &Reply::ok(id, data));
                 });

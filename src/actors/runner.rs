@@ -461,6 +461,7 @@ impl Runner {
             | Effect::Fatal(_)
             | Effect::Contribute { .. }
             | Effect::Local(_)
+            | Effect::WishAbove(_)
             | Effect::PassOn { .. } => self.parts.figures.count("effect_out_of_place"),
         }
     }

@@ -208,6 +208,9 @@ fn node_rights(keyring: &Keyring, prefix: &Prefix, scope: &Scope, entry: &NodeEn
     let mut read = vec![format!("{own}/status"), format!("{own}/m/checkpoint")];
     if !matches!(scope, Scope::Top) || entry.roles.contains(&Role::Cloud) {
         read.extend([format!("{own}/cmd/#"), format!("{own}/infer/#")]);
+        if !entry.roles.contains(&Role::Cloud) {
+            read.push(format!("{own}/feedback/#"));
+        }
     }
     let owners = keyring.owners_of(&entry.node);
     let peer = keyring.peer_of(&entry.node).and_then(|peer| keyring.node(peer));
@@ -251,7 +254,7 @@ fn operator_rights(everybody: &str, scope: &Scope) -> Rights {
     match scope {
         Scope::Top => Rights { write: all(&["cmd/#"]), read: all(&["reply/#", "status", "kpi"]) },
         Scope::All | Scope::Site(_) => Rights {
-            write: all(&["cmd/#", "infer/#"]),
+            write: all(&["cmd/#", "infer/#", "feedback/#"]),
             read: all(&["reply/#", "stream/#", "status", "kpi"]),
         },
     }
@@ -337,7 +340,7 @@ fn routing_keys(filters: &[String]) -> String {
 
 const TIERS: [Role; 3] = [Role::Cloud, Role::Edge, Role::Device];
 
-/// What a node writes: everything below its branch but `cmd` and `infer`.
+/// What a node writes: everything below its branch but `cmd`, `infer` and `feedback`.
 const OWN_LEAVES: &[&str] =
     &["status", "meta", "kpi", "inference/#", "reply/#", "event/#", "stream/#", "m/#", "to/#"];
 

@@ -154,7 +154,7 @@ impl Counts {
             Leaf::Machine(_) => from.children().count().max(1) as u64,
             _ => 1,
         };
-        let to_node = matches!(leaf, Leaf::Cmd(_) | Leaf::Infer(_));
+        let to_node = matches!(leaf, Leaf::Cmd(_) | Leaf::Infer(_) | Leaf::Feedback(_));
         match (site == "_", from.tier) {
             (true, Tier::Edge) if learning => self.federation.up += bytes,
             (true, Tier::Cloud) if learning => self.federation.down += bytes * copies,
@@ -188,6 +188,7 @@ impl Counts {
                 Leaf::Inference(_)
                 | Leaf::InferenceField(..)
                 | Leaf::Infer(_)
+                | Leaf::Feedback(_)
                 | Leaf::Reply(_)
                 | Leaf::Stream(_) => ("request or answer".to_owned(), true),
             },

@@ -353,6 +353,8 @@ impl Federation<'_> {
             adopt: None,
             bases: None,
             rollout: crate::node::RolloutTerms::default(),
+            book: crate::scada::answer_book::BookLimits::default(),
+            drift: None,
             fatal: Arc::new(move |what| {
                 let _ = gave_up.try_send(what.to_owned());
             }),

@@ -45,6 +45,29 @@ pub fn lower_bound(hits: u64, draws: u64, delta: f64) -> f64 {
     1.0 - upper_bound(draws.saturating_sub(hits), draws, delta)
 }
 
+/// Interval of a rate of which `hits` out of `draws` were seen, to look at: it holds the rate about 95 times in a hundred. Nothing
+/// is decided by it; [`upper_bound`] promises. `None` without draws.
+///
+/// # Examples
+/// ```
+/// let (low, high) = gaisnet::learn::wilson_interval(81, 263).unwrap();
+/// assert!((low - 0.2553).abs() < 6e-5 && (high - 0.3662).abs() < 6e-5);
+/// ```
+/// # Source
+/// Wilson 1927, Journal of the American Statistical Association 22; method 3 of Newcombe 1998.
+pub fn wilson_interval(hits: u64, draws: u64) -> Option<(f64, f64)> {
+    const Z: f64 = 1.959_963_984_540_054; // the normal distribution's quantile of 0.975
+    if draws == 0 {
+        return None;
+    }
+    let draws = count_weight(draws);
+    let rate = (count_weight(hits) / draws).min(1.0);
+    let (square, all) = (Z * Z, draws + Z * Z);
+    let middle = (rate * draws + square / 2.0) / all;
+    let half = Z * (rate * (1.0 - rate) * draws + square / 4.0).sqrt() / all;
+    Some(((middle - half).max(0.0), (middle + half).min(1.0)))
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -71,6 +94,25 @@ mod tests {
             assert!((lower_bound(hits, draws, 0.025) - low).abs() < 6e-5, "{hits} of {draws}");
             assert!((upper_bound(hits, draws, 0.025) - high).abs() < 6e-5, "{hits} of {draws}");
         }
+    }
+
+    #[test]
+    fn published_intervals_of_wilson_come_out() {
+        // Newcombe 1998, table I, method 3; the last as scipy 1.17 says (binomtest(4, 4).proportion_ci(method="wilson")).
+        let cases = [
+            (15, 148, 0.0624, 0.1605),
+            (0, 20, 0.0, 0.1611),
+            (1, 29, 0.0061, 0.1718),
+            (4, 4, 0.5101, 1.0),
+        ];
+        for (hits, draws, low, high) in cases {
+            let (below, above) = wilson_interval(hits, draws).unwrap();
+            assert!(
+                (below - low).abs() < 6e-5 && (above - high).abs() < 6e-5,
+                "{hits} of {draws}: {below} {above}"
+            );
+        }
+        assert_eq!(wilson_interval(0, 0), None);
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod calibration;
 mod class_head;
 mod class_logits;
 mod clip;
+mod drift;
 mod effect_norm;
 mod error_feedback;
 mod factors;
@@ -57,6 +58,7 @@ mod top_logits;
 #[cfg(test)]
 #[path = "../../tests/support/toy_generator.rs"]
 pub(crate) mod toy_generator;
+mod two_samples;
 mod window;
 
 pub use activation::{ActivationCoding, Activations};
@@ -64,7 +66,7 @@ pub use adapter_slots::{AdapterId, AdapterSlots};
 pub use answer_text::{AnswerText, Piece};
 pub use augment::Augment;
 pub use batches::{Batches, PassEnd};
-pub use binomial::{lower_bound, upper_bound};
+pub use binomial::{lower_bound, upper_bound, wilson_interval};
 pub use bits::Bits;
 pub use calibration::{
     Calibration, Judged, LEAST_HELD_OUT, Threshold, at_temperature, calibrate, temperature,
@@ -73,6 +75,7 @@ pub use calibration::{
 pub use class_head::{ClassHead, HEAD_BOUND, merge_heads};
 pub use class_logits::{LOGIT_BOUND, MAX_MARGIN, average_class_logits, merge_class_logits};
 pub use clip::{LEAST_NORMS, NORMS_REMEMBERED, NormClip};
+pub use drift::{ConfidenceDrift, DriftConfig, FEATURES, InputDrift, InputLook, window_features};
 pub use effect_norm::effect_norm;
 pub use error_feedback::ErrorFeedback;
 pub use feature_map::{FeatureMap, MAX_FEATURES};
@@ -126,6 +129,7 @@ pub use staleness::{MAX_STALENESS, buffer_size, is_too_stale, staleness_factor};
 pub use tensors::{Layout, Tensor, TensorSet};
 pub use text_features::{HASHED_PLACES, HashedRuns, TextFeatures};
 pub use top_logits::{MAX_NAMED, MAX_TOP, ReferenceTokens, TaughtPlace, TopLogits, TopShape};
+pub use two_samples::{TwoSamples, two_samples};
 pub use window::normalise_window;
 
 /// What can be wrong with numbers that are to be learned from or combined.

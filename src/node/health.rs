@@ -89,6 +89,15 @@ impl Health {
         let answers = usize::try_from(now.answers.saturating_sub(last.answers));
         let newest = now.latencies_ms.iter().rev().take(answers.unwrap_or(usize::MAX));
         newest.for_each(|ms| metrics.answered(ms / 1_000.0));
+        for (version, online) in &now.online {
+            let before = last.online.get(version).copied().unwrap_or_default();
+            let [labelled, right] = [
+                online.labelled.saturating_sub(before.labelled),
+                online.right.saturating_sub(before.right),
+            ];
+            metrics.labelled(labelled, right);
+        }
+        metrics.drifted(now.drifts.saturating_sub(last.drifts));
         metrics.trained(now.train_steps.saturating_sub(last.train_steps));
         (last.commits..now.commits).for_each(|_| metrics.committed());
     }
@@ -99,6 +108,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::scada::answer_book::Online;
 
     fn health() -> Health {
         Health::new(Arc::default(), Readiness::starting())
@@ -140,6 +150,9 @@ mod tests {
             figures.received.insert("offer", answers);
             figures.bytes_in.insert(Side::Up, answers * 100);
             figures.commits = answers;
+            figures.drifts = 1;
+            let online = Online { labelled: answers, right: 1, confidence: 0.0 };
+            figures.online.insert(4, online);
             health.show(figures.clone(), &machine, Standing::Valid);
         }
         let text = health.metrics.to_text();
@@ -150,6 +163,9 @@ mod tests {
             "gaisnet_answer_seconds_count 3",
             "gaisnet_store_commits_total 3",
             "gaisnet_round_number 7",
+            "gaisnet_labelled_answers_total 3",
+            "gaisnet_right_answers_total 1",
+            "gaisnet_drifts_total 1",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\nnot in\n{text}");
         }

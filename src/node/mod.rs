@@ -37,21 +37,23 @@ use crate::actors::text_lane::TextLane;
 use crate::actors::{
     Above, AboveLink, AboveSaid, Adopt, Attend, BaseDesk, Bounds, Busy, CascadeParts, Cease,
     Checked, Decide, Figures, Gateway, GatewayParts, HalfOf, HalfParts, HeldBase, Inferencer,
-    InferencerParts, Introduce, Leave, Leaves, Link, Machine, MachineView, Measure, Observe,
-    Operator, OperatorParts, Request, Role, Run, Runner, RunnerParts, Seen, Serve, Served, Steer,
-    Stimulus, TagSample, TextInferencer, TextParts, Way, Workbench, pump, subscribe, subscriptions,
+    InferencerParts, Introduce, LateLabel, Leave, Leaves, Link, Machine, MachineView, Measure,
+    Observe, Operator, OperatorParts, Request, Role, Run, Runner, RunnerParts, Seen, Serve, Served,
+    Steer, Stimulus, TagSample, TextInferencer, TextParts, Way, Workbench, pump, subscribe,
+    subscriptions,
 };
 use crate::bus::{Ack, Border, Bus, BusEvent, Line, ToCloud};
 use crate::ids::{BootId, Digest, Name, NodeId, Side};
-use crate::learn::{RateSchedule, ReferenceSet, labels_digest};
+use crate::learn::{DriftConfig, RateSchedule, ReferenceSet, labels_digest};
 use crate::ledger::{Event, LedgerError, Log, Origin, Replay, SignedCheckpoint, Word};
 use crate::privacy::Gate;
 use crate::protocol::cascade::{Calibrated, CascadeConfig, Uncalibrated};
 use crate::protocol::{
     Backs, Distils, Effect, Failover, FailoverConfig, Follower, FrontConfig, Input, IslandTerms,
     Knows, Member, MemberConfig, Owner, Relay, RelayConfig, Rollouts, Round, RoundConfig,
-    ShareBounds, Slots, SlotsConfig, SplitDevice, SplitTerms, Steward, update,
+    ShareBounds, Slots, SlotsConfig, SplitDevice, SplitTerms, Steward, Triggers, update,
 };
+use crate::scada::answer_book::BookLimits;
 use crate::scada::command::CommandPolicy;
 use crate::scada::replay::ReplayWindow;
 use crate::scada::tags::{Tag, TagMap};
@@ -143,6 +145,8 @@ pub struct Learning {
     pub share_bounds: ShareBounds,
     /// How an edge goes on while its parent is away; off: it waits.
     pub island: Option<IslandTerms>,
+    /// What opens a cloud's rounds, instead of one after the other.
+    pub triggers: Option<Triggers>,
     /// A site whose devices train the front of the model only: the same on the edge and on them.
     pub split: Option<Split>,
 }
@@ -232,6 +236,10 @@ pub struct NodeParts {
     pub bases: Option<Arc<dyn HeldBase>>,
     /// How it takes part in rollouts.
     pub rollout: RolloutTerms,
+    /// Answers that it remembers for labels that come later.
+    pub book: BookLimits,
+    /// How it watches for drift, if it does.
+    pub drift: Option<DriftConfig>,
     /// Called when the node can't go on.
     pub fatal: Arc<dyn Fn(&str) + Send + Sync>,
 }
@@ -509,6 +517,9 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
                     figures,
                     cascade,
                     half,
+                    book: parts.book,
+                    drift: parts.drift,
+                    wishes: role.clone(),
                     checked,
                     seen,
                 })
@@ -520,7 +531,8 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
                     leaves: inferencer.clone().recipient(),
                 });
                 let watcher = Some(inferencer.clone().recipient());
-                Answerer { watcher, ..Answerer::of(inferencer) }
+                let labels = Some(inferencer.clone().recipient());
+                Answerer { watcher, labels, ..Answerer::of(inferencer) }
             }
             AnswerLane::Text(lane) => {
                 let seed = u64::from_le_bytes(first_eight(&identity.boot));
@@ -555,6 +567,8 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
         role: role.clone(),
         runner: runner.clone(),
         requests: answerer.as_ref().map(|answerer| answerer.requests.clone()),
+        labels: answerer.as_ref().and_then(|answerer| answerer.labels.clone()),
+        plant,
         samples: answerer.as_ref().map(|answerer| answerer.samples.clone()),
         operator: Some(operator.clone()),
         bases,
@@ -658,6 +672,8 @@ struct Answerer {
     serve: Recipient<Serve>,
     /// Where windows are answered.
     watcher: Option<Recipient<Attend>>,
+    /// The same.
+    labels: Option<Recipient<LateLabel>>,
 }
 
 impl Answerer {
@@ -666,7 +682,7 @@ impl Answerer {
         A: Actor<Context = Context<A>> + Handler<Request> + Handler<TagSample> + Handler<Serve>,
     {
         let (requests, samples) = (actor.clone().recipient(), actor.clone().recipient());
-        Self { requests, samples, serve: actor.recipient(), watcher: None }
+        Self { requests, samples, serve: actor.recipient(), watcher: None, labels: None }
     }
 }
 
@@ -808,6 +824,7 @@ fn round_config(shared: &Shared<'_>, keyring: &Keyring, owner: Owner) -> RoundCo
         bounds: learning.share_bounds,
         split: learning.split.filter(|_| owner == Owner::Relay).map(|split| split.backs),
         distils: learning.distils,
+        triggers: learning.triggers,
     }
 }
 

@@ -35,24 +35,25 @@ use crate::data::texts::read_texts;
 use crate::data::{Cache, DataError};
 use crate::ids::{BootId, Digest, Name, Side};
 use crate::learn::{
-    BackPredictor, BatchLimits, Examples, LearnError, Learner, MachineSpeeds, Predictor,
-    ReferenceSet, SoftmaxLearner, SoftmaxPredictor, SplitBack, Texts, Windows, hold_out,
+    BackPredictor, BatchLimits, DriftConfig, Examples, LearnError, Learner, MachineSpeeds,
+    Predictor, ReferenceSet, SoftmaxLearner, SoftmaxPredictor, SplitBack, Texts, Windows, hold_out,
     labels_digest, reference_classes,
 };
 use crate::ledger::Event;
 use crate::privacy::{Gate, Profile};
 use crate::protocol::cascade::{CascadeConfig, OnNoReply, Uncalibrated};
 use crate::protocol::rollout::Freeze;
-use crate::protocol::{Distils, IslandTerms, ShareBounds, update};
+use crate::protocol::{Distils, IslandTerms, ShareBounds, Triggers, update};
+use crate::scada::answer_book::BookLimits;
 use crate::scada::command::CommandPolicy;
 use crate::scada::tags::{Binds, Format, Tag};
 use crate::scada::telegram::ModelMeta;
 #[cfg(any(test, feature = "torch"))]
 use crate::settings::LimitSettings;
 use crate::settings::{
-    Compression, Contribute, FreezeSettings, LearnerName, LinkSettings, MergingName, NodeRole,
-    PrivacyProfile, RolloutSettings, Settings, StrategyName, TagBinds, TagFormat,
-    WhileUncalibrated, WithoutReply,
+    Compression, Contribute, DriftSettings, FeedbackSettings, FreezeSettings, LearnerName,
+    LinkSettings, MergingName, NodeRole, PrivacyProfile, RolloutSettings, Settings, StrategyName,
+    TagBinds, TagFormat, TriggerName, WhileUncalibrated, WithoutReply,
 };
 use crate::store::keyfile::{KeyFileError, new_boot_id};
 use crate::store::{BlobCaps, SqliteStore, StoreError};
@@ -301,6 +302,30 @@ pub fn missing_base(settings: &Settings, keyring: &Keyring) -> Option<WantedBase
 #[cfg(not(feature = "torch"))]
 pub fn missing_base(_: &Settings, _: &Keyring) -> Option<WantedBase> {
     None
+}
+
+/// What opens a cloud's rounds.
+fn triggers_of(settings: &Settings) -> Option<Triggers> {
+    let round = &settings.round;
+    let on = |name, value| if round.triggers.contains(&name) { value } else { 0 };
+    (!round.triggers.is_empty()).then(|| Triggers {
+        every_ms: on(TriggerName::OnSchedule, round.every_s * 1_000),
+        drifts: on(TriggerName::OnDrift, round.drifts),
+        labels: on(TriggerName::OnNLabels, round.labels),
+        apart_ms: round.apart_s * 1_000,
+    })
+}
+
+/// How a node watches for drift, if it does.
+fn drift_of(settings: &Settings) -> Option<DriftConfig> {
+    let DriftSettings { watch, reference, recent, every, alpha } = settings.drift;
+    watch.then_some(DriftConfig { reference, recent, every, alpha })
+}
+
+/// Which answers a node remembers for labels that come later.
+fn book_of(settings: &Settings) -> BookLimits {
+    let FeedbackSettings { keep_answers, keep_hours } = settings.feedback;
+    BookLimits { answers: keep_answers, age_ms: u64::from(keep_hours) * 3_600_000 }
 }
 
 /// How a node takes part in rollouts.
@@ -708,6 +733,8 @@ pub(super) fn with_work(
         bounds: bounds_of(settings),
         bases: held_base(settings, &identity.keyring),
         rollout: rollout_of(settings),
+        book: book_of(settings),
+        drift: drift_of(settings),
         adopt: Some(adopt_of(settings, Arc::clone(&identity.keyring))),
         fatal: Arc::new(|_| std::process::exit(1)),
         identity,
@@ -790,6 +817,7 @@ pub fn learning_of(
             after_ms: round.island_after_s * 1_000,
             pause_ms: (round.pause_s * 1_000).max(1_000),
         }),
+        triggers: triggers_of(settings),
         split: split::split_of(settings),
         reference,
         distils: (owner && knowledge.own_models && knowledge.distil_steps > 0).then(|| Distils {

@@ -7,7 +7,7 @@ use super::session::{BackEnd, BackTask, FrontEnd, FrontTask};
 use crate::ids::{Digest, Epoch, NodeId, RoundNo, Side, UpdateId, Version};
 use crate::ledger::Event;
 use crate::trust::Verified;
-use crate::wire::{Blob, Body, ClassSummary, Manifest, Plan, Result as RoundResult};
+use crate::wire::{Blob, Body, ClassSummary, Manifest, Plan, Result as RoundResult, Wishes};
 
 /// Something that happened to a machine.
 #[derive(Debug, Clone)]
@@ -49,6 +49,8 @@ pub enum Input {
     },
     /// An operator wants a round now.
     StartRound,
+    /// Something was counted here that a round may be wanted for, or by a relay's devices: the parent is told.
+    Wish(Wishes),
     /// An operator stops or resumes taking part.
     Pause(bool),
     /// The disk has no room for new work, or has some again.
@@ -176,6 +178,8 @@ pub enum Effect {
     },
     /// What an inner round that no outer one asked for came to. Only a [`super::Relay`] sees it.
     Local(LocalWork),
+    /// Members want a round, which is not this owner's to open. Only a [`super::Relay`] sees it: it feeds its member.
+    WishAbove(Wishes),
     /// A result from above for the devices below. Only a [`super::Relay`] sees it.
     PassOn(RoundResult),
     /// Count something that was refused or is worth a look.

@@ -134,6 +134,7 @@ pub(crate) fn round_config(owner: Owner, members: &BTreeSet<NodeId>, plan: Plan)
         bounds: ShareBounds::default(),
         split: None,
         distils: None,
+        triggers: None,
     }
 }
 

@@ -35,7 +35,7 @@ use crate::time::Now;
 use crate::trust::{Verified, update_id};
 use crate::wire::{
     Answer, Blob, Body, Contribution, Get, Knowledge, KnowledgePlan, Offer, Promise, Receipt,
-    Result as RoundResult, TopLogitsPlan, Verdict, Wanted, decode, encode,
+    Result as RoundResult, TopLogitsPlan, Verdict, Wanted, Wishes, decode, encode,
 };
 
 /// What a member has to know.
@@ -107,6 +107,8 @@ pub struct Member {
     residual: Option<Digest>,
     /// The adapter that this device trains for itself while rounds ask for soft labels alone.
     own: Option<Own>,
+    /// What was counted here, or below, that a round may be wanted for.
+    wishes: Wishes,
     paused: bool,
     /// The disk has no room for new work.
     full: bool,
@@ -200,6 +202,7 @@ impl Member {
     const OWN: &'static str = "member/own";
     const SENT: &'static str = "member/sent";
     const PAUSED: &'static str = "member/paused";
+    const WISHES: &'static str = "member/wishes";
     const STATE_CAP: usize = 1 << 20;
 
     /// A member as `state` left it.
@@ -221,6 +224,7 @@ impl Member {
             refused: None,
             residual: None,
             own: None,
+            wishes: Wishes::default(),
             paused: false,
             full: false,
             heard: false,
@@ -238,6 +242,7 @@ impl Member {
                 Self::OWN => decode(value, cap).map(|v| member.own = v),
                 Self::SENT => decode(value, cap).map(|v| member.sent = v),
                 Self::PAUSED => decode(value, cap).map(|v| member.paused = v),
+                Self::WISHES => decode(value, cap).map(|v| member.wishes = v),
                 _ => Ok(()),
             }
             .map_err(|e| format!("{key}: {e}"))?;
@@ -269,6 +274,11 @@ impl Member {
             Input::Pause(paused) => {
                 self.paused = paused;
                 put(Self::PAUSED, &paused, &mut out);
+            }
+            Input::Wish(more) => {
+                self.wishes = self.wishes.plus(more);
+                put(Self::WISHES, &self.wishes, &mut out);
+                self.tell_wishes(&mut out);
             }
             // An offer that was declined for it is looked at anew when it comes again.
             Input::Full(full) => self.full = full,
@@ -345,6 +355,10 @@ impl Member {
             self.ask_latest(out);
         }
         self.heard = false;
+        // What was told may be lost, and a parent that counted it counts nothing twice.
+        if self.wishes != Wishes::default() {
+            self.tell_wishes(out);
+        }
         out.push(Effect::Timer { timer: Timer::Resync, after_ms: self.config.resync_ms });
     }
 
@@ -464,7 +478,9 @@ impl Member {
 
     fn serve(&self, asker: &NodeId, get: &Get, out: &mut Vec<Effect>) {
         match &get.wanted {
-            Wanted::Latest | Wanted::Base { .. } => out.push(Effect::Count("not_for_a_member")),
+            Wanted::Latest | Wanted::Base { .. } | Wanted::Round(_) => {
+                out.push(Effect::Count("not_for_a_member"));
+            }
             Wanted::Chunks { sha256, indices } => {
                 // What waits for its receipt, and nothing else in the store.
                 let mut deltas = self.sent.values().filter_map(|sent| sent.delta);
@@ -942,9 +958,17 @@ impl Member {
     }
 
     fn ask_latest(&self, out: &mut Vec<Effect>) {
+        self.ask(Wanted::Latest, out);
+    }
+
+    fn tell_wishes(&self, out: &mut Vec<Effect>) {
+        self.ask(Wanted::Round(self.wishes), out);
+    }
+
+    fn ask(&self, wanted: Wanted, out: &mut Vec<Effect>) {
         out.push(Effect::Send {
             to: self.above(),
-            body: Body::Get(Get { wanted: Wanted::Latest }),
+            body: Body::Get(Get { wanted }),
             round: self.round(),
             epoch: self.parent_epoch,
             delivery: Delivery::Volatile,

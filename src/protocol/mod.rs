@@ -60,7 +60,7 @@ pub use relay::{IslandTerms, Relay, RelayConfig};
 pub use rollouts::Rollouts;
 #[cfg(any(test, feature = "sim"))]
 pub(crate) use round::Held;
-pub use round::{Backs, Owner, Round, RoundConfig, RoundView};
+pub use round::{Backs, Owner, Round, RoundConfig, RoundView, Triggers};
 pub use session::{BackEnd, BackTask, FrontConfig, FrontEnd, FrontTask, SplitTerms};
 pub use slots::{Check, RollbackBy, SlotOrder, SlotRefusal, Slots, SlotsConfig, SlotsView};
 pub use split_device::SplitDevice;

@@ -143,9 +143,10 @@ impl Relay {
                 self.above(now, message)
             }
             Input::Timer(Timer::Island) => self.go_on_alone(),
-            Input::Timer(Timer::Resync) | Input::Worked { .. } | Input::Expired(_) => {
-                self.member.step(now, input)
-            }
+            Input::Timer(Timer::Resync)
+            | Input::Worked { .. }
+            | Input::Expired(_)
+            | Input::Wish(_) => self.member.step(now, input),
             Input::Message(message) if matches!(message.body(), Body::Frame(_)) => {
                 self.session(&message)
             }
@@ -271,7 +272,10 @@ impl Relay {
         let mut across = Vec::new();
         for effect in effects {
             match effect {
-                Effect::Contribute { .. } | Effect::PassOn(_) | Effect::Local(_) => {
+                Effect::Contribute { .. }
+                | Effect::PassOn(_)
+                | Effect::Local(_)
+                | Effect::WishAbove(_) => {
                     across.push(effect);
                 }
                 other => out.push(other),
@@ -286,6 +290,9 @@ impl Relay {
                 Effect::Contribute { outer, work } => {
                     let more = self.member.step(now, Input::Worked { offer: outer, work });
                     out.extend(self.join(now, more));
+                }
+                Effect::WishAbove(wishes) => {
+                    out.extend(self.member.step(now, Input::Wish(wishes)));
                 }
                 Effect::Local(work) => self.learned_alone(work, &mut out),
                 Effect::PassOn(result) => {

@@ -23,7 +23,7 @@ use serde::Serialize;
 
 use self::state::{
     Closing, EPOCH, GLOBAL, Global, NORMS, NUMBER, OWN, Open, Own, PAUSED, PLAN, Phase, Recent,
-    Told, accepted, late,
+    Told, WISHED, accepted, late,
 };
 use super::effect::{
     CombineInput, CombineJob, Delivery, DistilTask, Distils, Effect, Input, Job, LocalWork, Said,
@@ -37,7 +37,7 @@ use crate::time::Now;
 use crate::trust::Verified;
 use crate::wire::{
     Answer, Blob, Body, ClassSummary, Get, Knowledge, KnowledgePlan, Offer, Plan,
-    Result as RoundResult, Wanted,
+    Result as RoundResult, Wanted, Wishes,
 };
 
 mod backs;
@@ -45,10 +45,13 @@ mod intake;
 mod state;
 #[cfg(test)]
 mod tests;
+mod wished;
 
 use backs::Back;
 pub use backs::Backs;
 pub(super) use state::put;
+pub use wished::Triggers;
+use wished::Wished;
 
 /// Whose rounds these are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,6 +97,8 @@ pub struct RoundConfig {
     pub split: Option<Backs>,
     /// How the node's own model learns what its members know, if it has one.
     pub distils: Option<Distils>,
+    /// What opens a root's rounds, instead of one after the other up to `versions`.
+    pub triggers: Option<Triggers>,
 }
 
 /// A round's owner. See the module.
@@ -123,6 +128,10 @@ pub struct Round {
     own: Option<Own>,
     /// What was merged, while the node's own model learns it.
     merged: Option<Work>,
+    /// Why members want a round.
+    wished: Wished,
+    /// The time of the step.
+    now: Now,
     paused: bool,
     /// The disk has no room for new work.
     full: bool,
@@ -203,6 +212,8 @@ impl Round {
             waiting: BTreeMap::new(),
             backs: BTreeMap::new(),
             norms: Vec::new(),
+            wished: Wished::default(),
+            now: Now::default(),
             paused: false,
             full: false,
         };
@@ -226,6 +237,7 @@ impl Round {
     /// One step.
     pub fn step(&mut self, now: Now, input: Input) -> Vec<Effect> {
         let mut out = Vec::new();
+        self.now = now;
         match input {
             Input::Start => self.start(&mut out),
             Input::Message(message) => self.message(&message, &mut out),
@@ -236,10 +248,13 @@ impl Round {
             Input::StartRound => self.open(None, self.config.deadline_ms, &mut out),
             Input::Pause(paused) => self.pause(paused, &mut out),
             Input::Full(full) => self.full(full, &mut out),
-            Input::Worked { .. } | Input::Expired(_) | Input::Front { .. } | Input::Back { .. } => {
-            }
+            // A root answers as well, but its inputs are its sites'.
+            Input::Wish(_)
+            | Input::Worked { .. }
+            | Input::Expired(_)
+            | Input::Front { .. }
+            | Input::Back { .. } => {}
         }
-        let _ = now;
         out
     }
 
@@ -321,6 +336,10 @@ impl Round {
             deadline_passed: false,
         });
         put(NUMBER, &self.number, out);
+        if self.config.triggers.is_some() {
+            self.wished.opened(self.now);
+            put(WISHED, &self.wished, out);
+        }
         self.put_phase(out);
         out.push(self.send(To::Children, body, Delivery::Latest));
         out.push(Effect::Timer { timer: Timer::Deadline, after_ms: deadline_ms });
@@ -407,6 +426,7 @@ impl Round {
             reason: Word::new(reason),
             round: open.offer.round,
         }));
+        self.wants_again(out);
         self.remember(&open, out);
         for (sender, input) in open.accepted {
             out.push(Effect::Delete(accepted(&sender)));
@@ -562,6 +582,10 @@ impl Round {
         match &self.phase {
             Phase::Idle => {
                 put(GLOBAL, &self.global, out);
+                if self.config.triggers.is_some() && self.wished.is_new() {
+                    self.wished.opened(self.now);
+                    put(WISHED, &self.wished, out);
+                }
                 self.schedule_next(out);
             }
             Phase::Open(open) => {
@@ -587,6 +611,9 @@ impl Round {
             Body::Get(Get { wanted: Wanted::Latest }) => out.push(Effect::Republish),
             Body::Get(Get { wanted: Wanted::Chunks { sha256, indices } }) => {
                 self.serve(message.sender(), *sha256, indices, out);
+            }
+            Body::Get(Get { wanted: Wanted::Round(wishes) }) => {
+                self.wish(message.sender(), *wishes, out);
             }
             // A base's chunks are given out beside the machines.
             Body::Get(Get { wanted: Wanted::Base { .. } })
@@ -693,8 +720,15 @@ impl Round {
                 }
             }
             Timer::NextRound => {
-                if self.phase == Phase::Idle && !self.paused && self.wants_more() {
-                    self.open(None, self.config.deadline_ms, out);
+                if self.phase != Phase::Idle || self.paused || !self.wants_more() {
+                    return;
+                }
+                match self.wait_ms() {
+                    Some(wait_ms) if wait_ms > 0 && self.config.triggers.is_some() => {
+                        self.schedule_next(out);
+                    }
+                    Some(_) => self.open(None, self.config.deadline_ms, out),
+                    None => {}
                 }
             }
             Timer::Resync
@@ -939,6 +973,7 @@ impl Round {
                     reason: Word::new(reason),
                     round: closing.offer.round,
                 }));
+                self.wants_again(out);
                 self.keep_failed(closing.set, out);
                 if let Some(outer) = outer {
                     out.push(Effect::Contribute { outer, work: Err(reason) });
@@ -1093,13 +1128,50 @@ impl Round {
     }
 
     fn schedule_next(&self, out: &mut Vec<Effect>) {
-        if self.config.owner == Owner::Root && self.wants_more() {
-            out.push(Effect::Timer { timer: Timer::NextRound, after_ms: self.config.pause_ms });
+        if self.config.owner == Owner::Root
+            && self.wants_more()
+            && let Some(after_ms) = self.wait_ms()
+        {
+            out.push(Effect::Timer { timer: Timer::NextRound, after_ms });
         }
     }
 
     fn wants_more(&self) -> bool {
-        self.global.version < self.config.versions
+        self.config.triggers.is_some() || self.global.version < self.config.versions
+    }
+
+    /// How long until the next round may open; `None` while nothing asks for one.
+    fn wait_ms(&self) -> Option<u64> {
+        match self.config.triggers {
+            None => Some(self.config.pause_ms),
+            Some(triggers) => self.wished.wait_ms(triggers, self.now),
+        }
+    }
+
+    /// A round came to nothing.
+    fn wants_again(&mut self, out: &mut Vec<Effect>) {
+        if self.config.triggers.is_some() {
+            self.wished.failed();
+            put(WISHED, &self.wished, out);
+        }
+    }
+
+    /// A member says all that it has counted that a round may be wanted for.
+    fn wish(&mut self, member: &NodeId, wishes: Wishes, out: &mut Vec<Effect>) {
+        let relays = self.config.owner == Owner::Relay;
+        if !relays && self.config.triggers.is_none() {
+            return; // rounds open as they do
+        }
+        let fresh = self.wished.told(member, wishes);
+        if fresh == Wishes::default() {
+            return;
+        }
+        put(WISHED, &self.wished, out);
+        if relays {
+            out.push(Effect::WishAbove(fresh));
+        } else if self.phase == Phase::Idle && !self.paused {
+            self.schedule_next(out);
+        }
     }
 
     fn expected(&self, open: &Open) -> usize {

@@ -241,10 +241,12 @@ impl CommandKind {
 pub struct CommandPolicy {
     unsigned: BTreeSet<CommandKind>,
     infer: bool,
+    feedback: bool,
 }
 
 impl CommandPolicy {
-    /// Takes the names of the setting `commands.unsigned`; `infer` stands for `infer/{model}`.
+    /// Takes the names of the setting `commands.unsigned`; `infer` stands for `infer/{model}`, `feedback`
+    /// for `feedback/{model}`.
     ///
     /// # Errors
     /// [`PolicyError`] for a name that isn't known or that always needs a signature.
@@ -259,6 +261,7 @@ impl CommandPolicy {
                     policy.unsigned.insert(kind);
                 }
                 None if name == "infer" => policy.infer = true,
+                None if name == "feedback" => policy.feedback = true,
                 None => return Err(PolicyError::Unknown { name: shorten(name) }),
             }
         }
@@ -273,6 +276,11 @@ impl CommandPolicy {
     /// Whether requests on `infer/{model}` are answered.
     pub fn allows_infer(&self) -> bool {
         self.infer
+    }
+
+    /// Whether labels on `feedback/{model}` are taken.
+    pub fn allows_feedback(&self) -> bool {
+        self.feedback
     }
 }
 

@@ -10,14 +10,17 @@
 //!                           escalation: to the tier above, and its replies
 //!                           at_cut: what a front made of a window, to the back at the edge
 //! infer/{model} -> text -> (model) -> text::TextPiece, TextAnswer -> stream/{id}, reply/infer
+//! feedback/{model} -> feedback -> answer_book     -> telegram::Reply    -> reply/feedback
 //! cmd/{name} -> command -> (node)   -> telegram::Reply            -> reply/{name}
 //! ```
 
+pub mod answer_book;
 pub mod at_cut;
 pub mod calendar;
 pub mod command;
 pub mod escalation;
 pub mod feed;
+pub mod feedback;
 pub mod infer;
 mod object;
 #[cfg(test)]

@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::command::{self, CommandPolicy};
+use super::feedback;
 use super::infer;
 use super::telegram::{Event, Inference, Kpi, Meta, Reply, Status};
 use super::text::{self, TextAnswer, TextPiece};
@@ -67,6 +68,11 @@ fn each_request_and_command_on_the_topics_page_is_taken() {
         } else {
             text::parse(payload.as_bytes(), false, &policy).unwrap();
         }
+    }
+    let labels = CommandPolicy::new(["feedback"]).unwrap();
+    for sample in samples("feedback/{model}") {
+        let (payload, now) = (sample.to_string(), Wall(1_767_312_000_000));
+        feedback::parse(payload.as_bytes(), false, now, &labels).unwrap();
     }
     for sample in samples("cmd/{name}") {
         let payload = sample.to_string();

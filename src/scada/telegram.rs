@@ -212,6 +212,27 @@ pub struct Kpi {
     /// Chance that such an attacker takes an example of the round for likelier than another; 0.5 is guessing.
     #[serde(default)]
     pub privacy_risk_auc: Option<f64>,
+    /// Share of the served version's answers that labels on `feedback/{model}` call right, 0 to 1.
+    #[serde(default)]
+    pub online_accuracy: Option<f64>,
+    /// Lower end of its interval (Wilson, 95 %).
+    #[serde(default)]
+    pub online_accuracy_low: Option<f64>,
+    /// Upper end of it.
+    #[serde(default)]
+    pub online_accuracy_high: Option<f64>,
+    /// Answers that got a label on `feedback/{model}`, of all versions.
+    #[serde(default)]
+    pub labels: u64,
+    /// How far the inputs are distributed from those that the served version had first, at the last look: 0 to 1.
+    #[serde(default)]
+    pub input_drift: Option<f64>,
+    /// How likely that is where nothing changed, 0 to 1.
+    #[serde(default)]
+    pub input_drift_p: Option<f64>,
+    /// Times that a drift of inputs or of confidence was told of.
+    #[serde(default)]
+    pub drifts: u64,
     /// When this was written.
     pub ts: Wall,
 }
@@ -456,6 +477,13 @@ mod tests {
             "outbox",
             "privacy_risk",
             "privacy_risk_auc",
+            "online_accuracy",
+            "online_accuracy_low",
+            "online_accuracy_high",
+            "labels",
+            "input_drift",
+            "input_drift_p",
+            "drifts",
             "ts",
         ];
         assert_flat(&serde_json::to_value(Kpi::default()).unwrap(), &keys);

@@ -57,6 +57,9 @@ pub struct WindowStream {
     /// Samples that have left the front, for whatever reason.
     passed: u64,
     last: Option<Wall>,
+    /// Telegrams with samples that still wait: number of the first one, and when it came.
+    came: VecDeque<(u64, Wall)>,
+    began: Option<Wall>,
     counts: WindowCounts,
 }
 
@@ -69,6 +72,8 @@ impl WindowStream {
             skip: 0,
             passed: 0,
             last: None,
+            came: VecDeque::new(),
+            began: None,
             counts: WindowCounts::default(),
         }
     }
@@ -84,6 +89,9 @@ impl WindowStream {
             self.skip = 0;
         }
         self.last = Some(now);
+        if !samples.is_empty() {
+            self.came.push_back((self.seen(), now));
+        }
         self.samples.extend(samples);
         let overrun = self.samples.len().saturating_sub(self.capacity());
         if overrun > 0 {
@@ -98,7 +106,7 @@ impl WindowStream {
         self.next_window_with_start().map(|(_, window)| window)
     }
 
-    /// The same, with the number of its first sample in the stream.
+    /// The same, with the number of its first sample in the stream; [`WindowStream::began`] tells when that one came.
     pub fn next_window_with_start(&mut self) -> Option<(u64, Window)> {
         let len = self.config.len.get();
         let passed = self.skip.min(self.samples.len());
@@ -110,6 +118,10 @@ impl WindowStream {
         }
         let window: Vec<f32> = self.samples.iter().take(len).copied().collect();
         let start = self.passed;
+        while self.came.get(1).is_some_and(|(first, _)| *first <= start) {
+            self.came.pop_front();
+        }
+        self.began = self.came.front().map(|(_, at)| *at);
         let hop = self.config.hop.get();
         let moved = hop.min(self.samples.len());
         self.samples.drain(..moved);
@@ -127,6 +139,11 @@ impl WindowStream {
     /// Samples that came so far: the number of the next one.
     pub fn seen(&self) -> u64 {
         self.passed + self.samples.len() as u64
+    }
+
+    /// When the first sample of the last window that was taken out came.
+    pub fn began(&self) -> Option<Wall> {
+        self.began
     }
 
     /// What was thrown away so far.

@@ -212,6 +212,17 @@ fn broken_rules(settings: &Settings) -> Vec<(String, String)> {
         "set, but a relay goes on alone only where whole adapters travel: not with split.cut or \
          knowledge.own_models",
     );
+    let triggers = !round.triggers.is_empty();
+    rule(
+        !triggers || aggregates,
+        "round.triggers",
+        "set, but only the cloud opens rounds; an edge and its devices tell it what they count",
+    );
+    rule(
+        !triggers || !round.auto_start,
+        "round.triggers",
+        "set, but round.auto_start opens one round after the other: switch that off",
+    );
     rule(!strategy.contribute.is_empty(), "strategy.contribute", "empty: nothing to aggregate");
     rule(
         strategy.name != StrategyName::Fedprox || strategy.prox_mu > 0.0,
@@ -417,6 +428,13 @@ fn broken_rules(settings: &Settings) -> Vec<(String, String)> {
         !cascade.to_cloud || data.set.is_some(),
         "data.set",
         "missing: with cascade.to_cloud an edge must measure which of its answers are sure",
+    );
+    let answers_windows =
+        node.has(NodeRole::Inferencer) && !(texts || model.learner == LearnerName::Language);
+    rule(
+        !settings.drift.watch || answers_windows,
+        "drift.watch",
+        "set, but only a node that answers windows has inputs to compare",
     );
     let rollout = &settings.rollout;
     rule(
@@ -636,6 +654,19 @@ mod tests {
                 "bus.site.chunk_bytes=131072",
             ),
             (device, &["bus.parent.host=h"], "bus.parent.host", "node.roles=relay"),
+            (device, &["round.triggers=on_drift"], "round.triggers", "round.triggers="),
+            (
+                cloud,
+                &["round.triggers=on_drift", "round.auto_start=true"],
+                "round.triggers",
+                "round.auto_start=false",
+            ),
+            (
+                device,
+                &["drift.watch=true", "node.roles=trainer"],
+                "drift.watch",
+                "drift.watch=false",
+            ),
             (device, &["rollout.steward=true"], "rollout.steward", "rollout.steward=false"),
             (cloud, &["rollout.follow=true"], "rollout.follow", "rollout.follow=false"),
             (

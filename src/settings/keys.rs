@@ -98,6 +98,11 @@ pub(super) const KEYS: &[Key] = &[
     key("round.late_max_staleness", Whole("versions", 0, 10)),
     key("round.island_after_s", Whole("seconds", 0, 604_800)),
     key("round.lease_s", Whole("seconds", 2, 3600)),
+    key("round.triggers", ListOf(&["on_schedule", "on_drift", "on_n_labels"])),
+    key("round.every_s", Whole("seconds", 60, 31_536_000)),
+    key("round.drifts", Whole("drifts", 1, 1_000_000)),
+    key("round.labels", Whole("labels", 1, 1_000_000_000)),
+    key("round.apart_s", Whole("seconds", 1, 31_536_000)),
     key("strategy.name", OneOf(&["fedavg", "fedprox"])),
     key(
         "strategy.contribute",
@@ -182,6 +187,7 @@ pub(super) const KEYS: &[Key] = &[
             "round.start",
             "model.list",
             "rollout.status",
+            "feedback",
         ]),
     ),
     key("telemetry.log", OneOf(&["text", "json"])),
@@ -217,6 +223,13 @@ pub(super) const KEYS: &[Key] = &[
     key("rollout.four_eyes", Flag),
     required("rollout.freezes[].from", Expect::Moment),
     required("rollout.freezes[].until", Expect::Moment),
+    key("feedback.keep_answers", Whole("answers", 1, 1_000_000)),
+    key("feedback.keep_hours", Whole("hours", 1, 8_760)),
+    key("drift.watch", Flag),
+    key("drift.reference", Whole("windows", 32, 4096)),
+    key("drift.recent", Whole("windows", 16, 1024)),
+    key("drift.every", Whole("windows", 1, 10_000)),
+    key("drift.alpha", Real("share of looks", 0.000_001, 0.1)),
 ];
 
 const fn key(path: &'static str, expect: Expect) -> Key {

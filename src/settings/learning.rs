@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::feedback::TriggerName;
 use crate::ids::Name;
 use crate::learn::RateSchedule;
 
@@ -31,6 +32,16 @@ pub struct RoundSettings {
     pub island_after_s: u64,
     /// An owner that was not heard for so long is taken for gone by its standby.
     pub lease_s: u64,
+    /// What opens a round of a cloud that doesn't open one after the other.
+    pub triggers: Vec<TriggerName>,
+    /// Time between rounds, `on_schedule`.
+    pub every_s: u64,
+    /// Drifts that are enough, `on_drift`.
+    pub drifts: u64,
+    /// Labels that are enough, `on_n_labels`.
+    pub labels: u64,
+    /// Least time between rounds that triggers open.
+    pub apart_s: u64,
 }
 
 /// Section `[strategy]`.

@@ -11,6 +11,7 @@
 
 mod cascade;
 mod check;
+mod feedback;
 mod keys;
 mod layers;
 mod learning;
@@ -21,6 +22,7 @@ mod schema;
 mod tier;
 
 pub use cascade::{CascadeSettings, WhileUncalibrated, WithoutReply};
+pub use feedback::{DriftSettings, FeedbackSettings, TriggerName};
 pub use layers::{Layers, Loaded, Origin};
 pub use learning::{
     AdapterSettings, Compression, Contribute, DataSettings, KnowledgeSettings, LearnerName,

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::cascade::CascadeSettings;
+use super::feedback::{DriftSettings, FeedbackSettings};
 use super::learning::{
     DataSettings, KnowledgeSettings, ModelSettings, PrivacySettings, RoundSettings, SplitSettings,
     StrategySettings, TagSettings,
@@ -58,6 +59,10 @@ pub struct Settings {
     pub cascade: CascadeSettings,
     /// Which versions are served where, in stages.
     pub rollout: RolloutSettings,
+    /// Labels that come late.
+    pub feedback: FeedbackSettings,
+    /// Whether inputs and answers change.
+    pub drift: DriftSettings,
 }
 
 /// Section `[node]`.

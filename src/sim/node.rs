@@ -315,6 +315,7 @@ impl Node {
             bounds: ShareBounds::default(),
             split: None,
             distils: settings.distils,
+            triggers: None,
         }
     }
 

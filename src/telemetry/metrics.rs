@@ -31,6 +31,9 @@ pub struct Metrics {
     answers: Histogram,
     train_steps: Counter,
     commits: Counter,
+    labelled: Counter,
+    right: Counter,
+    drifts: Counter,
 }
 
 /// A number that may be set to any value.
@@ -92,6 +95,9 @@ impl Metrics {
             answers: Histogram::new(ANSWER_BUCKETS_SECONDS),
             train_steps: Counter::default(),
             commits: Counter::default(),
+            labelled: Counter::default(),
+            right: Counter::default(),
+            drifts: Counter::default(),
         };
         metrics.register();
         metrics
@@ -147,6 +153,17 @@ impl Metrics {
         self.commits.inc();
     }
 
+    /// Counts answers that got a label later, and those of them that were right.
+    pub fn labelled(&self, answers: u64, right: u64) {
+        self.labelled.inc_by(answers);
+        self.right.inc_by(right);
+    }
+
+    /// Counts drifts that were told of.
+    pub fn drifted(&self, drifts: u64) {
+        self.drifts.inc_by(drifts);
+    }
+
     /// Messages refused for this reason so far.
     pub fn refused_by_reason(&self, reason: &'static str) -> u64 {
         self.refused.get(&Reason { reason }).map_or(0, |counter| counter.get())
@@ -184,6 +201,10 @@ impl Metrics {
         registry.register_with_unit("answer", help, Unit::Seconds, self.answers.clone());
         registry.register("train_steps", "Optimiser steps", self.train_steps.clone());
         registry.register("store_commits", "Transactions of the store", self.commits.clone());
+        let help = "Answers of this node that got a label later";
+        registry.register("labelled_answers", help, self.labelled.clone());
+        registry.register("right_answers", "Those that were right", self.right.clone());
+        registry.register("drifts", "Drifts of inputs or confidence", self.drifts.clone());
         registry.register_collector(Box::new(Process));
     }
 }

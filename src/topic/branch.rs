@@ -124,6 +124,11 @@ impl Branch {
         format!("{self}/infer/{model}")
     }
 
+    /// `feedback/{model}`: labels for this node's answers.
+    pub fn feedback(&self, model: &Name) -> String {
+        format!("{self}/feedback/{model}")
+    }
+
     /// `cmd/{name}`: commands to this node.
     pub fn cmd(&self, name: &CommandName) -> String {
         format!("{self}/cmd/{name}")
@@ -209,6 +214,7 @@ mod tests {
             name().prop_map(Leaf::Inference),
             (name(), name()).prop_map(|(model, field)| Leaf::InferenceField(model, field)),
             name().prop_map(Leaf::Infer),
+            name().prop_map(Leaf::Feedback),
             command().prop_map(Leaf::Cmd),
             command().prop_map(Leaf::Reply),
             name().prop_map(Leaf::Event),
@@ -272,6 +278,7 @@ mod tests {
                 Leaf::InferenceField(word.clone(), word.clone()),
             ),
             (branch.infer(&word), Leaf::Infer(word.clone())),
+            (branch.feedback(&word), Leaf::Feedback(word.clone())),
             (branch.cmd(&verb), Leaf::Cmd(verb.clone())),
             (branch.reply(&verb), Leaf::Reply(verb.clone())),
             (branch.event("w"), Leaf::Event(word.clone())),

@@ -20,6 +20,8 @@ pub enum Leaf {
     InferenceField(Name, Name),
     /// `infer/{model}`
     Infer(Name),
+    /// `feedback/{model}`
+    Feedback(Name),
     /// `cmd/{name}`
     Cmd(CommandName),
     /// `reply/{name}`
@@ -51,6 +53,7 @@ impl fmt::Display for Leaf {
             Self::Inference(model) => write!(f, "inference/{model}"),
             Self::InferenceField(model, field) => write!(f, "inference/{model}/{field}"),
             Self::Infer(model) => write!(f, "infer/{model}"),
+            Self::Feedback(model) => write!(f, "feedback/{model}"),
             Self::Cmd(name) => write!(f, "cmd/{name}"),
             Self::Reply(name) => write!(f, "reply/{name}"),
             Self::Event(kind) => write!(f, "event/{kind}"),
@@ -122,6 +125,7 @@ fn parse(text: &str) -> Option<Leaf> {
         ("inference", Some(model), None) => Leaf::Inference(name(model)?),
         ("inference", Some(model), Some(field)) => Leaf::InferenceField(name(model)?, name(field)?),
         ("infer", Some(model), None) => Leaf::Infer(name(model)?),
+        ("feedback", Some(model), None) => Leaf::Feedback(name(model)?),
         ("cmd", Some(verb), None) => Leaf::Cmd(command(verb)?),
         ("reply", Some(verb), None) => Leaf::Reply(command(verb)?),
         ("event", Some(kind), None) => Leaf::Event(name(kind)?),

@@ -68,6 +68,7 @@ impl TopicSpec {
             Leaf::Inference(_) => "inference/{model}".to_owned(),
             Leaf::InferenceField(..) => "inference/{model}/{field}".to_owned(),
             Leaf::Infer(_) => "infer/{model}".to_owned(),
+            Leaf::Feedback(_) => "feedback/{model}".to_owned(),
             Leaf::Cmd(_) => "cmd/{name}".to_owned(),
             Leaf::Reply(_) => "reply/{name}".to_owned(),
             Leaf::Event(_) => "event/{kind}".to_owned(),
@@ -78,9 +79,9 @@ impl TopicSpec {
         TOPICS.iter().find(|spec| spec.pattern == pattern)
     }
 
-    /// Whether others write it to the branch's owner (commands and requests).
+    /// Whether others write it to the branch's owner (commands, requests and labels).
     pub fn is_to_owner(&self) -> bool {
-        self.pattern.starts_with("cmd/") || self.pattern.starts_with("infer/")
+        ["cmd/", "infer/", "feedback/"].iter().any(|first| self.pattern.starts_with(first))
     }
 
     const fn json(pattern: &'static str, cap_bytes: usize, senders: &'static [Sender]) -> Self {
@@ -128,6 +129,7 @@ pub static TOPICS: &[TopicSpec] = &[
         ..TopicSpec::json("inference/{model}/{field}", 256, ANSWERING).retained()
     },
     TopicSpec::json("infer/{model}", 256 * KIB, ASKING),
+    TopicSpec::json("feedback/{model}", 4 * KIB, LABELLING),
     TopicSpec {
         form: Form::JsonOrSigned,
         durable: true,
@@ -167,6 +169,7 @@ const NODES: &[Sender] = &[Sender::Trainer, Sender::Inferencer, Sender::Relay, S
 const ANSWERING: &[Sender] = &[Sender::Inferencer];
 const ASKING: &[Sender] =
     &[Sender::Trainer, Sender::Inferencer, Sender::Relay, Sender::Aggregator, Sender::Operator];
+const LABELLING: &[Sender] = &[Sender::Operator];
 const STEERING: &[Sender] = &[Sender::Operator, Sender::Approver];
 const ROOTS: &[Sender] = &[Sender::Aggregator];
 const RELAYS: &[Sender] = &[Sender::Relay];

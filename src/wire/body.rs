@@ -349,6 +349,29 @@ pub enum Wanted {
         /// Their indices, at most [`Wanted::MAX_CHUNKS`].
         indices: Vec<u32>,
     },
+    /// A round, if that is enough: all that the sender has counted so far, not only what is new.
+    Round(Wishes),
+}
+
+/// Why a round may be wanted. Each number only grows, over restarts too; an edge's are those of all its devices.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Wishes {
+    /// Times that a device found its inputs, or its confidence, changed.
+    pub drifts: u64,
+    /// Answers that got a label from quality inspection.
+    pub labels: u64,
+}
+
+impl Wishes {
+    /// Both together.
+    #[must_use]
+    pub fn plus(self, more: Self) -> Self {
+        Self {
+            drifts: self.drifts.saturating_add(more.drifts),
+            labels: self.labels.saturating_add(more.labels),
+        }
+    }
 }
 
 impl Wanted {

@@ -8,7 +8,7 @@ use super::{
     ClassSummary, Coding, Command, Contribution, CopyPart, Evidence, Frame, Get, Kind, Knowledge,
     KnowledgePlan, Lease, Manifest, Merging, Mirror, Offer, PackedSet, PackedTensor, Plan, Promise,
     Receipt, Reference, Result as RoundResult, Settled, SplitCoding, SplitMessage, StateCopy,
-    Tally, TopLogitsPlan, Verdict, Wanted, decode, encode,
+    Tally, TopLogitsPlan, Verdict, Wanted, Wishes, decode, encode,
 };
 use crate::ids::{BootId, Digest, Name, UpdateId};
 use crate::time::Wall;
@@ -269,6 +269,7 @@ fn bodies() -> Vec<(&'static str, Body)> {
         ("get", Body::Get(Get { wanted: Wanted::Latest })),
         ("get_chunks", Body::Get(Get { wanted: chunks })),
         ("get_base", Body::Get(Get { wanted: of_base })),
+        ("get_round", Body::Get(Get { wanted: Wanted::Round(Wishes { drifts: 2, labels: 300 }) })),
         ("base", base(Some(base_chunk))),
         ("base_absent", base(None)),
         ("keyring", Body::Keyring(Checkpoint { document: b"a keyring".to_vec() })),

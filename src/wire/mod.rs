@@ -22,7 +22,7 @@ mod rollout;
 pub use blob::{Blob, Manifest};
 pub use body::{
     Answer, BaseChunk, BaseFile, Body, Checkpoint, Chunk, ClassSummary, Command, Contribution, Get,
-    Kind, Offer, Plan, Receipt, Result, Verdict, Wanted,
+    Kind, Offer, Plan, Receipt, Result, Verdict, Wanted, Wishes,
 };
 pub use codec::{CodecError, decode, encode, split_pair};
 pub use envelope::{Envelope, Signature};

@@ -170,6 +170,8 @@ impl Members {
             adopt: None,
             bases: None,
             rollout: gaisnet::node::RolloutTerms::default(),
+            book: gaisnet::scada::answer_book::BookLimits::default(),
+            drift: None,
             fatal: Arc::new(|what| panic!("a node gave up: {what}")),
         }
     }
@@ -424,6 +426,7 @@ pub(crate) fn learning(versions: u64) -> Learning {
         reference: None,
         distils: None,
         island: None,
+        triggers: None,
     }
 }
 

@@ -18,7 +18,7 @@ use gaisnet::protocol::rollout::{Plan, RolloutConfig, Stage};
 use gaisnet::protocol::{SplitTerms, knowledge as said, update};
 use gaisnet::rng::Stream;
 use gaisnet::scada::tags::{Binds, Format, Tag};
-use gaisnet::scada::{at_cut, command, escalation as cascade, infer, text};
+use gaisnet::scada::{at_cut, command, escalation as cascade, feedback as label, infer, text};
 use gaisnet::time::Wall;
 use gaisnet::topic::filter::Filter;
 use gaisnet::topic::{Leaf, Prefix};
@@ -32,7 +32,7 @@ use gaisnet::wire::{
 pub(crate) type Parser = fn(&[u8]);
 
 /// The parsers of the pure half, by the name of their target and of their corpus.
-pub(crate) const PURE: [(&str, Parser); 17] = [
+pub(crate) const PURE: [(&str, Parser); 18] = [
     ("envelope", envelope),
     ("body", body),
     ("chunk", chunk),
@@ -44,6 +44,7 @@ pub(crate) const PURE: [(&str, Parser); 17] = [
     ("tiles", tiles),
     ("command", command),
     ("infer", infer),
+    ("feedback", feedback),
     ("tags", tags),
     ("topic", topic),
     ("ledger_entry", ledger_entry),
@@ -305,6 +306,21 @@ fn rollout(model: &Name, verb: &command::RolloutVerb) {
     };
     // Whoever is asked whether it could be met has to come to an end.
     let _ = plan.check_beforehand(&name("anna"), &config);
+}
+
+/// A label from quality inspection.
+pub(crate) fn feedback(bytes: &[u8]) {
+    let (policy, now) = (command::CommandPolicy::new(["feedback"]).unwrap(), Wall(1 << 41));
+    match label::parse(bytes, false, now, &policy) {
+        Ok(label) => {
+            if let label::About::Span { from, to, .. } = &label.about {
+                assert!(from < to && *to <= now && to.0 - from.0 <= label::MAX_SPAN_MS);
+            }
+            let named = label.class(std::slice::from_ref(&label.label));
+            assert_eq!(named, Ok(0));
+        }
+        Err(error) => assert!(serde_json::to_vec(&error.reply()).unwrap().len() < 4_096),
+    }
 }
 
 /// A request for an answer, of a model of windows and of one that writes.

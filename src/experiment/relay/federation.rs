@@ -97,6 +97,8 @@ async fn learn(
             learning,
             bases: None,
             rollout: crate::node::RolloutTerms::default(),
+            book: crate::scada::answer_book::BookLimits::default(),
+            drift: None,
             links: brokers.links(place)?,
             clock: Arc::clone(&clock),
             answering: None,

@@ -489,3 +489,31 @@ fn with_soft_labels_alone_a_device_goes_on_from_its_own_adapter_until_deltas_are
         assert!(!member.blobs().contains(&mine));
     }
 }
+
+#[test]
+fn what_was_counted_is_told_in_all_at_once_and_again_and_is_kept_over_a_restart() {
+    let told = |effects: &[Effect]| {
+        effects.iter().find_map(|effect| match effect {
+            Effect::Send { body: Body::Get(Get { wanted: Wanted::Round(wishes) }), .. } => {
+                Some((wishes.drifts, wishes.labels))
+            }
+            _ => None,
+        })
+    };
+    let mut member = member();
+    assert_eq!(told(&member.step(Now::default(), Input::Timer(Timer::Resync))), None);
+    let wish = |drifts, labels| Input::Wish(Wishes { drifts, labels });
+    assert_eq!(told(&member.step(Now::default(), wish(1, 0))), Some((1, 0)));
+    let effects = member.step(Now::default(), wish(0, 7));
+    assert_eq!(told(&effects), Some((1, 7)));
+    let state: Vec<_> = effects
+        .into_iter()
+        .filter_map(|effect| match effect {
+            Effect::Put(key, value) => Some((key, value)),
+            _ => None,
+        })
+        .collect();
+    let config = member_config(&node("d1"), &node("edge"), false);
+    let mut member = Member::new(config, &state).unwrap();
+    assert_eq!(told(&member.step(Now::default(), Input::Timer(Timer::Resync))), Some((1, 7)));
+}

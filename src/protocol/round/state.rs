@@ -21,6 +21,7 @@ pub(super) const RECENT: &str = "round/recent";
 pub(super) const NORMS: &str = "round/norms";
 pub(super) const PAUSED: &str = "round/paused";
 pub(super) const OWN: &str = "round/own";
+pub(super) const WISHED: &str = "round/wished";
 /// Most bytes of one state value when it is read back.
 const STATE_CAP: usize = 64 << 20;
 const LATE: &str = "round/late/";
@@ -167,6 +168,7 @@ impl Round {
                 self.backs.insert((back.device.clone(), back.offer), back);
             }
             OWN => self.own = decode(value, STATE_CAP)?,
+            WISHED => self.wished = decode(value, STATE_CAP)?,
             _ if key.starts_with(LATE) => {
                 let input: CombineInput = decode(value, STATE_CAP)?;
                 self.late.insert(input.update, input);

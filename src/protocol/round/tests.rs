@@ -6,6 +6,7 @@ use crate::protocol::guard::{Guard, tests::without};
 use crate::wire::{ClassSummary, Coding, Contribution, Receipt, Verdict};
 
 mod knowledge;
+mod triggers;
 
 fn node(name: &str) -> NodeId {
     NodeId::new(name).unwrap()
@@ -20,12 +21,17 @@ fn config(owner: Owner) -> RoundConfig {
 struct Bench {
     round: Round,
     state: BTreeMap<String, Vec<u8>>,
+    now: Now,
 }
 
 impl Bench {
     fn new(owner: Owner) -> Self {
-        let round = Round::new(config(owner), &first_adapter(4), &[]).unwrap();
-        let mut bench = Self { round, state: BTreeMap::new() };
+        Self::of(config(owner), Now::default())
+    }
+
+    fn of(config: RoundConfig, now: Now) -> Self {
+        let round = Round::new(config, &first_adapter(4), &[]).unwrap();
+        let mut bench = Self { round, state: BTreeMap::new(), now };
         bench.step(Input::Start);
         bench
     }
@@ -37,7 +43,7 @@ impl Bench {
     }
 
     fn step(&mut self, input: Input) -> Vec<Effect> {
-        let effects = self.round.step(Now::default(), input);
+        let effects = self.round.step(self.now, input);
         self.keep(&effects);
         effects
     }

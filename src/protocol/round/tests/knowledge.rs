@@ -81,6 +81,7 @@ fn what_is_known_is_offered_only_under_the_plan_that_it_was_said_under() {
     let mut other = Bench {
         round: Round::new(bench.round.config.clone(), &first_adapter(4), &[]).unwrap(),
         state: bench.state.clone(),
+        now: bench.now,
     };
     words(&mut other.round.config.plan, true);
     other.restart();
