@@ -404,6 +404,7 @@ mod tests {
             format!("{b}/m/checkpoint"),
             format!("{b}/cmd/#"),
             format!("{b}/infer/#"),
+            format!("{b}/feedback/#"),
             format!("{edge}/m/#"),
             format!("{edge}/to/p1/#"),
             "plant/north/#".to_owned(),

@@ -71,6 +71,14 @@ pub fn run(
     news: &mut dyn FnMut(&str),
 ) -> Result<RelayReport, ExperimentError> {
     let bytes = read_capped(&cards.join(REFERENCE)).map_err(SettingsProblem::from)?;
+    let (digest, pinned) = (Digest::of(&bytes), settings.knowledge.reference_digest.as_deref());
+    if pinned.is_some_and(|pinned| pinned != digest.to_string()) {
+        return Err(ExperimentError::Learn(LearnError::OutOfRange {
+            what: "digest of the reference texts",
+            expected: pinned.unwrap_or_default().to_owned(),
+            actual: digest.to_string(),
+        }));
+    }
     let reference = ReferenceTexts::parse(&bytes)?;
     if reference.classes != set.names {
         return Err(ExperimentError::Learn(LearnError::OutOfRange {
