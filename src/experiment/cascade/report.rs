@@ -80,6 +80,10 @@ pub struct Summary {
 pub struct CascadeReport {
     /// Version of the program.
     pub version: String,
+    /// Commit that it was built from.
+    pub commit: String,
+    /// What ran it.
+    pub machine: String,
     /// Judged on training data, to choose settings by.
     pub rehearsal: bool,
     /// Rate of wrong answers that was allowed.
@@ -100,6 +104,8 @@ impl CascadeReport {
         let CascadeOptions { alpha, delta, splits, .. } = *options;
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            commit: option_env!("GAISNET_COMMIT").unwrap_or("unknown").to_owned(),
+            machine: crate::telemetry::machine(),
             rehearsal,
             alpha,
             delta,

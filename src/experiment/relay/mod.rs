@@ -151,6 +151,12 @@ pub struct Sent {
 pub struct RelayReport {
     /// Version of the program.
     pub version: &'static str,
+    /// Commit that it was built from.
+    pub commit: &'static str,
+    /// SHA-256 of the settings, as JSON.
+    pub config: String,
+    /// What ran it.
+    pub machine: String,
     /// The seeds.
     pub seeds: Vec<u64>,
     /// Rounds of each federation.
@@ -465,6 +471,8 @@ fn run_all<S: Subject>(
             add(sent.entry(strategy.as_str()).or_insert(none), &outcome.sent, options.seeds.len());
         }
     }
+    let config = serde_json::to_vec(settings).map(|json| Digest::of(&json).to_string());
+    let config = config.map_err(|e| ExperimentError::Record(PathBuf::new(), e.to_string()))?;
     let arms: Vec<&'static str> = options.strategies.iter().map(|s| s.as_str()).collect();
     let node = |(node, role): (String, Role)| {
         let all = |arm, figure: &dyn Fn(&Score) -> f64| -> Vec<f64> {
@@ -489,6 +497,9 @@ fn run_all<S: Subject>(
     };
     Ok(RelayReport {
         version: env!("CARGO_PKG_VERSION"),
+        commit: option_env!("GAISNET_COMMIT").unwrap_or("unknown"),
+        config,
+        machine: crate::telemetry::machine(),
         seeds: options.seeds.clone(),
         rounds: settings.round.rounds,
         nodes: nodes.into_iter().map(node).collect(),
