@@ -2,7 +2,13 @@
 //! leaves the site.
 
 #![cfg(feature = "runtime")]
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::cast_precision_loss,
+    reason = "a test"
+)]
 
 #[path = "support/federation.rs"]
 mod federation;

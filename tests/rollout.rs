@@ -189,9 +189,9 @@ impl Site {
             sleep(Duration::from_millis(100)).await;
             let from = self.plant.clock.now().wall.0;
             for _ in 0..10 {
-                DEVICES.iter().for_each(|device| {
+                for device in DEVICES {
                     self.publish(format!("plant/{device}"), class.to_string().into_bytes());
-                });
+                }
                 sleep(Duration::from_secs(1)).await;
             }
             let to = self.plant.clock.now().wall.0;
