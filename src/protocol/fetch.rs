@@ -69,9 +69,13 @@ impl Fetches {
         if self.open.contains_key(&manifest.sha256) {
             return Ok(None);
         }
-        let of_theirs = self.open.values().filter(|fetch| fetch.from == from).count();
-        if of_theirs >= Self::MAX_EACH {
-            return Err("fetches_of_one_neighbour");
+        let of_theirs = || self.open.iter().filter(|(_, fetch)| fetch.from == from);
+        if of_theirs().count() >= Self::MAX_EACH {
+            // Whoever has gone on to other blobs answers for the old ones no longer: the one that has been asked for in
+            // vain most often makes room.
+            let silent = of_theirs().filter(|(_, fetch)| fetch.tries > 0);
+            let longest = silent.max_by_key(|(_, fetch)| fetch.tries).map(|(digest, _)| *digest);
+            self.open.remove(&longest.ok_or("fetches_of_one_neighbour")?);
         }
         if self.open.len() >= Self::MAX_OPEN {
             return Err("fetches_full");
@@ -273,6 +277,34 @@ mod tests {
         }
         assert_eq!(begin("greedy", 4), Err("fetches_of_one_neighbour"));
         assert!(matches!(begin("other", 5), Ok(Some(_))));
+    }
+
+    #[test]
+    fn a_fetch_that_nobody_answers_makes_room_for_another_of_the_same_neighbour_and_one_that_goes_on_does_not()
+     {
+        let node = NodeId::new("cloud").unwrap();
+        let of = |number: u8| Manifest::of(&[number; 3 * 4096], 4096);
+        let mut fetches = Fetches::default();
+        let begin = |fetches: &mut Fetches, now, number| {
+            fetches.begin(Mono(now), node.clone(), Side::Up, of(number))
+        };
+        for number in 0..4 {
+            assert!(begin(&mut fetches, 0, number).unwrap().is_some());
+        }
+        assert_eq!(begin(&mut fetches, 1, 4), Err("fetches_of_one_neighbour"));
+        assert_eq!(fetches.overdue(Mono(2_000)).len(), 4, "asked again, in vain so far");
+        let first = piece(&[0; 3 * 4096], &of(0), 0);
+        assert!(matches!(fetches.chunk(Mono(2_001), first), Ok(Taken::More(_))), "one goes on");
+        for number in 4..7 {
+            assert!(begin(&mut fetches, 2_002, number).unwrap().is_some(), "{number}");
+        }
+        assert_eq!(begin(&mut fetches, 2_003, 7), Err("fetches_of_one_neighbour"));
+        let second = piece(&[0; 3 * 4096], &of(0), 1);
+        assert!(
+            matches!(fetches.chunk(Mono(2_004), second), Ok(Taken::More(_))),
+            "it is still there"
+        );
+        assert_eq!(fetches.len(), 4);
     }
 
     #[test]
