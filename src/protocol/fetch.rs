@@ -73,7 +73,7 @@ impl Fetches {
         if of_theirs().count() >= Self::MAX_EACH {
             // Whoever has gone on to other blobs answers for the old ones no longer: the one that has been asked for in
             // vain most often makes room.
-            let silent = of_theirs().filter(|(_, fetch)| fetch.tries > 0);
+            let silent = of_theirs().filter(|(_, fetch)| fetch.tries > 1);
             let longest = silent.max_by_key(|(_, fetch)| fetch.tries).map(|(digest, _)| *digest);
             self.open.remove(&longest.ok_or("fetches_of_one_neighbour")?);
         }
@@ -292,16 +292,18 @@ mod tests {
             assert!(begin(&mut fetches, 0, number).unwrap().is_some());
         }
         assert_eq!(begin(&mut fetches, 1, 4), Err("fetches_of_one_neighbour"));
-        assert_eq!(fetches.overdue(Mono(2_000)).len(), 4, "asked again, in vain so far");
+        assert_eq!(fetches.overdue(Mono(2_000)).len(), 4, "asked again");
+        assert_eq!(begin(&mut fetches, 2_001, 4), Err("fetches_of_one_neighbour"));
+        assert_eq!(fetches.overdue(Mono(4_000)).len(), 4, "and again, in vain so far");
         let first = piece(&[0; 3 * 4096], &of(0), 0);
-        assert!(matches!(fetches.chunk(Mono(2_001), first), Ok(Taken::More(_))), "one goes on");
+        assert!(matches!(fetches.chunk(Mono(4_001), first), Ok(Taken::More(_))), "one goes on");
         for number in 4..7 {
-            assert!(begin(&mut fetches, 2_002, number).unwrap().is_some(), "{number}");
+            assert!(begin(&mut fetches, 4_002, number).unwrap().is_some(), "{number}");
         }
-        assert_eq!(begin(&mut fetches, 2_003, 7), Err("fetches_of_one_neighbour"));
+        assert_eq!(begin(&mut fetches, 4_003, 7), Err("fetches_of_one_neighbour"));
         let second = piece(&[0; 3 * 4096], &of(0), 1);
         assert!(
-            matches!(fetches.chunk(Mono(2_004), second), Ok(Taken::More(_))),
+            matches!(fetches.chunk(Mono(4_004), second), Ok(Taken::More(_))),
             "it is still there"
         );
         assert_eq!(fetches.len(), 4);
