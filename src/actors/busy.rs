@@ -64,11 +64,6 @@ impl Busy {
         }
     }
 
-    /// Why training would wait now.
-    pub fn why(&self) -> Option<Hold> {
-        self.first(&self.lock())
-    }
-
     /// Blocks the calling thread while something holds it; `waits` hears why, once for each reason in turn.
     pub fn wait_until_idle(&self, waits: &mut dyn FnMut(Hold)) {
         let (mut all, mut said) = (self.lock(), None);
@@ -134,9 +129,8 @@ mod tests {
         let open = Arc::new(AtomicBool::new(false));
         let asked = Arc::clone(&open);
         let busy = Busy::with_hours(Some(Box::new(move || asked.load(Ordering::SeqCst))));
-        assert_eq!(busy.why(), Some(Hold::Hours));
+        assert_eq!(busy.first(&busy.lock()), Some(Hold::Hours));
         open.store(true, Ordering::SeqCst);
-        assert_eq!(busy.why(), None);
         busy.wait_until_idle(&mut |_| panic!("it is open"));
     }
 

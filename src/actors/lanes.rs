@@ -31,7 +31,9 @@ pub struct TrainRequest {
     pub data: Arc<Examples>,
     /// What to do with them.
     pub job: TrainJob,
-    /// Called after each step; may stop the run.
+    /// Called on the lane, in front of the first step; may wait.
+    pub begin: Box<dyn FnOnce() + Send>,
+    /// Called after each step; may wait, may stop the run.
     pub progress: Box<dyn FnMut(Progress) -> Control + Send>,
     /// Gets the result.
     pub done: Done<Trained>,
@@ -186,7 +188,8 @@ pub fn train_lane(
     capacity: usize,
 ) -> io::Result<Lane<TrainRequest>> {
     Lane::spawn("gaisnet-train", capacity, move |request: TrainRequest| {
-        let TrainRequest { data, job, mut progress, done } = request;
+        let TrainRequest { data, job, begin, mut progress, done } = request;
+        begin();
         let mut yielding = |at: Progress| {
             thread::yield_now();
             progress(at)
@@ -426,6 +429,7 @@ mod tests {
         let request = TrainRequest {
             data: Arc::new(crate::learn::Texts::default().into()),
             job,
+            begin: Box::new(|| ()),
             progress: Box::new(|at| if at.step == 3 { Control::Stop } else { Control::Continue }),
             done: Box::new(move |result| sender.send(result).unwrap()),
         };

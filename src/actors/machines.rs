@@ -14,7 +14,7 @@ pub(super) struct Machines {
 }
 
 impl Machines {
-    /// A wildcard must not fill the memory.
+    /// Of each kind: a wildcard must not fill the memory, nor the places of the other kind.
     const MAX: usize = 256;
 
     pub(super) fn new(busy: Arc<Busy>) -> Self {
@@ -26,9 +26,13 @@ impl Machines {
         let key = (hold, topic.to_owned());
         if !holds {
             self.holding.remove(&key);
-        } else if self.holding.len() < Self::MAX {
+        } else if self.of(hold) < Self::MAX {
             self.holding.insert(key);
         }
-        self.busy.set(hold, self.holding.iter().any(|(why, _)| *why == hold));
+        self.busy.set(hold, self.of(hold) > 0);
+    }
+
+    fn of(&self, hold: Hold) -> usize {
+        self.holding.iter().filter(|(why, _)| *why == hold).count()
     }
 }

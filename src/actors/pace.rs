@@ -50,15 +50,12 @@ impl Pace {
         }
     }
 
-    /// In front of a run: gives when its first step begins.
-    pub(super) fn begin(&self, figures: &Figures) -> u64 {
+    /// Behind a step that began then: gives when the next one does.
+    pub(super) fn step(&self, begun_us: Option<u64>, figures: &Figures) -> u64 {
+        if let Some(begun_us) = begun_us {
+            self.rest_since(begun_us);
+        }
         self.wait(figures);
         self.now()
-    }
-
-    /// Behind a step that began then: gives when the next one does.
-    pub(super) fn step(&self, begun_us: u64, figures: &Figures) -> u64 {
-        self.rest_since(begun_us);
-        self.begin(figures)
     }
 }

@@ -154,11 +154,15 @@ impl LaneBench {
         let request = TrainRequest {
             data: Arc::clone(data),
             job,
+            begin: Box::new({
+                let (figures, pace) = (Arc::clone(&figures), Arc::clone(&self.pace));
+                move || pace.wait(&figures)
+            }),
             progress: Box::new({
                 let (figures, pace) = (Arc::clone(&figures), Arc::clone(&self.pace));
-                let mut resumed = pace.begin(&figures);
+                let mut begun = None;
                 move |_| {
-                    resumed = pace.step(resumed, &figures);
+                    begun = Some(pace.step(begun, &figures));
                     figures.update(|view| view.train_steps += 1);
                     Control::Continue
                 }

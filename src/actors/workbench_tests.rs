@@ -1,6 +1,10 @@
+use super::super::busy::{Busy, Hold};
+use super::super::lanes::train_lane;
 use super::*;
+use crate::learn::{LearnError, Progress};
 use crate::protocol::Distils;
 use crate::protocol::fixture::{first_adapter, knowledge_plan, plan};
+use crate::time::{Clock, Now};
 
 fn task(plan: Plan) -> TrainTask {
     TrainTask {
@@ -69,4 +73,60 @@ fn a_pass_over_the_examples_is_asked_for_where_somebody_hears_of_it() {
     };
     let job = distil_job_of(&distil, &first_adapter(4), None, &me).unwrap();
     assert!(!job.class_logits, "an owner's model has no examples");
+}
+
+/// A clock that stands.
+struct Still;
+
+impl Clock for Still {
+    fn now(&self) -> Now {
+        Now::default()
+    }
+}
+
+/// Says that it has begun.
+struct Begins(std::sync::mpsc::Sender<()>);
+
+impl Learner for Begins {
+    fn initial_adapter(&self) -> TensorSet {
+        start()
+    }
+
+    fn train(
+        &mut self,
+        _: &Examples,
+        _: &TrainJob,
+        _: &mut dyn FnMut(Progress) -> Control,
+    ) -> Result<Trained, LearnError> {
+        self.0.send(()).unwrap();
+        Ok(trained(&[0.0; 4], &[30, 30]))
+    }
+}
+
+#[test]
+fn a_job_that_something_holds_waits_on_its_lane_and_not_at_whoever_brings_it() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::mpsc::channel;
+
+    let open = Arc::new(AtomicBool::new(false));
+    let ((asks, asked), (begins, begun), (ends, ended)) = (channel(), channel(), channel());
+    let is_open = Arc::clone(&open);
+    let busy = Arc::new(Busy::with_hours(Some(Box::new(move || {
+        let _ = asks.send(std::thread::current().name().map(str::to_owned));
+        is_open.load(Ordering::SeqCst)
+    }))));
+    let lane = train_lane(Begins(begins), 1).unwrap();
+    let data = Arc::new(crate::learn::Texts::default().into());
+    let pace = Pace::new(Arc::clone(&busy), Arc::new(Still), 100);
+    let me = NodeId::new("d").unwrap();
+    let bench = LaneBench::new(me, Some((lane, data)), Arc::default(), Arc::new(pace));
+    let done: Done = Box::new(move |end| ends.send(end.is_ok()).unwrap());
+    bench.submit(Ok(TrainJob::plain(start(), 1, 1, 0.1, 1)), done, |_| Input::Start);
+    // Brought, and the lane is at the door.
+    assert_eq!(asked.recv().unwrap().as_deref(), Some("gaisnet-train"));
+    assert!(begun.try_recv().is_err());
+    open.store(true, Ordering::SeqCst);
+    busy.set(Hold::Machine, true);
+    busy.set(Hold::Machine, false); // wakes it up
+    assert!(begun.recv().is_ok() && ended.recv().unwrap());
 }
