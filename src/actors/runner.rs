@@ -446,6 +446,7 @@ impl Runner {
                 self.send_chunks(&to, side, &sha256, chunk_bytes, &indices);
             }
             Effect::Fetch { from, side, manifest } => self.fetch(from, side, manifest, now, ctx),
+            Effect::Forget(digest) => self.fetches.forget(&digest),
             Effect::Timer { timer, after_ms } => self.set_timer(timer, after_ms, ctx),
             Effect::Job(job) => self.start_job(job, ctx),
             Effect::Apply { version, adapter } => self.apply(version, adapter, ctx),

@@ -150,6 +150,8 @@ pub enum Effect {
         /// What it is cut into.
         manifest: Manifest,
     },
+    /// The blob that is being got is wanted no more: another took its place.
+    Forget(Digest),
     /// Feed [`Input::Timer`] after this long.
     Timer {
         /// Which.

@@ -431,7 +431,11 @@ impl Failover {
                         return out.push(wish);
                     }
                     if copy.seq > have {
-                        *incoming = Some(Incoming::new(epoch, copy.clone()));
+                        let new = Incoming::new(epoch, copy.clone());
+                        // The other one gives out what its newest copy needs.
+                        let wanted = new.wants(&self.blobs);
+                        let before = incoming.replace(new).and_then(|old| old.wants(&self.blobs));
+                        out.extend(before.filter(|_| before != wanted).map(Effect::Forget));
                         return self.go_on_copying(out);
                     }
                     let known = self.have(false);

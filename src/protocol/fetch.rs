@@ -69,13 +69,9 @@ impl Fetches {
         if self.open.contains_key(&manifest.sha256) {
             return Ok(None);
         }
-        let of_theirs = || self.open.iter().filter(|(_, fetch)| fetch.from == from);
-        if of_theirs().count() >= Self::MAX_EACH {
-            // Whoever has gone on to other blobs answers for the old ones no longer: the one that has been asked for in
-            // vain most often makes room.
-            let silent = of_theirs().filter(|(_, fetch)| fetch.tries > 1);
-            let longest = silent.max_by_key(|(_, fetch)| fetch.tries).map(|(digest, _)| *digest);
-            self.open.remove(&longest.ok_or("fetches_of_one_neighbour")?);
+        let of_theirs = self.open.values().filter(|fetch| fetch.from == from).count();
+        if of_theirs >= Self::MAX_EACH {
+            return Err("fetches_of_one_neighbour");
         }
         if self.open.len() >= Self::MAX_OPEN {
             return Err("fetches_full");
@@ -121,6 +117,11 @@ impl Fetches {
         } else {
             Err("blob_digest_mismatch")
         }
+    }
+
+    /// Nobody wants this blob any more.
+    pub fn forget(&mut self, digest: &Digest) {
+        self.open.remove(digest);
     }
 
     /// What to ask for again, each no more often than every [`Fetches::RETRY_MS`]. What nobody answers
@@ -280,33 +281,22 @@ mod tests {
     }
 
     #[test]
-    fn a_fetch_that_nobody_answers_makes_room_for_another_of_the_same_neighbour_and_one_that_goes_on_does_not()
-     {
+    fn what_nobody_wants_any_more_makes_room_at_once() {
         let node = NodeId::new("cloud").unwrap();
-        let of = |number: u8| Manifest::of(&[number; 3 * 4096], 4096);
+        let of = |number: u8| Manifest::of(&[number; 2 * 4096], 4096);
         let mut fetches = Fetches::default();
-        let begin = |fetches: &mut Fetches, now, number| {
-            fetches.begin(Mono(now), node.clone(), Side::Up, of(number))
+        let begin = |fetches: &mut Fetches, number| {
+            fetches.begin(Mono(0), node.clone(), Side::Up, of(number)).map(|ask| ask.is_some())
         };
         for number in 0..4 {
-            assert!(begin(&mut fetches, 0, number).unwrap().is_some());
+            assert_eq!(begin(&mut fetches, number), Ok(true));
         }
-        assert_eq!(begin(&mut fetches, 1, 4), Err("fetches_of_one_neighbour"));
-        assert_eq!(fetches.overdue(Mono(2_000)).len(), 4, "asked again");
-        assert_eq!(begin(&mut fetches, 2_001, 4), Err("fetches_of_one_neighbour"));
-        assert_eq!(fetches.overdue(Mono(4_000)).len(), 4, "and again, in vain so far");
-        let first = piece(&[0; 3 * 4096], &of(0), 0);
-        assert!(matches!(fetches.chunk(Mono(4_001), first), Ok(Taken::More(_))), "one goes on");
-        for number in 4..7 {
-            assert!(begin(&mut fetches, 4_002, number).unwrap().is_some(), "{number}");
-        }
-        assert_eq!(begin(&mut fetches, 4_003, 7), Err("fetches_of_one_neighbour"));
-        let second = piece(&[0; 3 * 4096], &of(0), 1);
-        assert!(
-            matches!(fetches.chunk(Mono(4_004), second), Ok(Taken::More(_))),
-            "it is still there"
-        );
-        assert_eq!(fetches.len(), 4);
+        assert_eq!(begin(&mut fetches, 4), Err("fetches_of_one_neighbour"));
+        fetches.forget(&of(2).sha256);
+        fetches.forget(&of(9).sha256); // never begun
+        assert_eq!(begin(&mut fetches, 4), Ok(true));
+        let late = piece(&[2; 2 * 4096], &of(2), 0);
+        assert_eq!(fetches.chunk(Mono(1), late), Err("chunk_not_asked_for"));
     }
 
     #[test]

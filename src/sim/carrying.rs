@@ -285,6 +285,7 @@ impl World {
                 self.send_chunks(at, to, sha256, *chunk_bytes, indices)?;
             }
             Effect::Fetch { from, side, manifest } => self.fetch(at, from, *side, manifest)?,
+            Effect::Forget(digest) => self.nodes.at_mut(at).fetches.forget(digest),
             Effect::Timer { timer, after_ms } => {
                 let (timer, due) = (*timer, self.now_ms + after_ms);
                 self.nodes.at_mut(at).timers.insert(timer, due);

@@ -143,9 +143,8 @@ fn one_neighbour_cannot_take_all_places_for_fetches() {
         for n in 0..4 {
             let (greedy, _) = in_chunks(&mut stage, "edge0", |m| m.sha256 = Digest([n; 32]));
             send(&stage, &greedy);
+            a_moment().await;
         }
-        // Before the first of them has been asked for in vain twice: that would make room, for itself alone.
-        a_moment().await;
         let (fifth, _) = in_chunks(&mut stage, "edge0", |m| m.sha256 = Digest([4; 32]));
         stage.refuses(From::Below, &fifth, "fetches_of_one_neighbour").await;
         let (good, bytes) = in_chunks(&mut stage, "edge1", |_| {});

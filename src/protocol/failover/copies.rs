@@ -201,6 +201,14 @@ impl Incoming {
         }
     }
 
+    /// The blob that is being fetched for it.
+    pub(super) fn wants(&self, here: &BTreeMap<Digest, Manifest>) -> Option<Digest> {
+        match self.progress(here) {
+            Progress::Lacks(manifest) => Some(manifest.sha256),
+            Progress::Senseless(_) | Progress::Complete => None,
+        }
+    }
+
     /// A blob is complete, checked and on disk.
     pub(super) fn fetched(&mut self, digest: Digest, bytes: &[u8]) {
         if self.part.is_none() && self.copy.part.sha256() == digest {

@@ -493,3 +493,38 @@ fn what_nobody_confirmed_is_no_reason_to_refuse_who_went_on_without_it() {
     let effects = bench.peer_says(epoch + 1, copy(confirmed, None, owners_state(epoch + 1)));
     assert!(puts(&effects).contains(&"round/epoch"));
 }
+
+#[test]
+fn what_an_older_copy_lacked_is_given_up_when_a_newer_one_comes_and_what_both_lack_is_not() {
+    let large = |fill: u8| vec![("round/late/x".to_owned(), noise(fill, 80_000))];
+    let fetched = |effects: &[Effect]| {
+        effects.iter().find_map(|effect| match effect {
+            Effect::Fetch { manifest, .. } => Some(manifest.sha256),
+            _ => None,
+        })
+    };
+    let forgot = |effects: &[Effect]| {
+        effects.iter().find_map(|effect| match effect {
+            Effect::Forget(digest) => Some(*digest),
+            _ => None,
+        })
+    };
+    let mut bench = Bench::new(STANDBY);
+    let first = bench.peer_says(1, copy(1, None, large(1)));
+    let wanted = fetched(&first).unwrap();
+    assert_eq!(forgot(&first), None, "nothing was under way");
+    let same = bench.peer_says(1, copy(2, None, large(1)));
+    assert_eq!(
+        (fetched(&same), forgot(&same)),
+        (Some(wanted), None),
+        "the same bytes under another number"
+    );
+    let newer = bench.peer_says(1, copy(3, None, large(2)));
+    assert_eq!(forgot(&newer), Some(wanted));
+    assert!(fetched(&newer).is_some_and(|digest| digest != wanted));
+}
+
+/// Bytes that don't fit inline.
+fn noise(seed: u8, len: usize) -> Vec<u8> {
+    (0..len).map(|at| seed.wrapping_mul(31).wrapping_add(u8::try_from(at % 251).unwrap())).collect()
+}
