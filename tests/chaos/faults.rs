@@ -100,7 +100,7 @@ impl Fault {
             (Kill(Role::Edge), 5),
             (Kill(Role::Device), 5),
             (KillTwo, 2),
-            (KillBroker, 5),
+            (KillBroker, 9),
             (StopLeader, 2),
             (KillUnheard, 1),
             (StopMember, 1),
