@@ -212,6 +212,13 @@ fn broken_rules(settings: &Settings) -> Vec<(String, String)> {
         "set, but a relay goes on alone only where whole adapters travel: not with split.cut or \
          knowledge.own_models",
     );
+    let after = round.second_edge_after_s;
+    rule(
+        after == 0 || after > 6 * round.republish_s,
+        "round.second_edge_after_s",
+        "too short: an edge that has nothing to say is asked every three times round.republish_s, so take \
+         more than six times that, or 0",
+    );
     let triggers = !round.triggers.is_empty();
     rule(
         !triggers || aggregates,
