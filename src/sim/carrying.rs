@@ -194,6 +194,7 @@ impl World {
                 Effect::Count(word) => *self.figures.counted.entry(word).or_default() += 1,
                 Effect::Record(Entry::Accept { .. }) => self.figures.accepted += 1,
                 Effect::Record(Entry::Late { .. }) => self.figures.late += 1,
+                Effect::Record(Entry::Move { .. }) => self.figures.moves += 1,
                 Effect::Apply { version, .. } if is_root => {
                     self.figures.versions = *version;
                     if *version >= self.settings.rounds.count {

@@ -48,6 +48,8 @@ pub(super) struct Whereabouts {
     pub(super) given: Option<Given>,
     /// Its own edge has been silent for long.
     is_silent: bool,
+    /// What is on disk tells of a second edge that it has no longer.
+    is_outdated: bool,
 }
 
 /// The newest version that something was given from.
@@ -65,7 +67,7 @@ impl Whereabouts {
 }
 
 impl Member {
-    /// The second edge may be another one since the last start, or none.
+    /// The second edge may be another one since the last start, or none: then it is at home.
     pub(super) fn settle_in(&mut self) {
         let second = self.config.second.as_ref().map(|second| &second.edge);
         let with = if self.whereabouts.away { Some(&self.owner) } else { self.away_edge() };
@@ -75,6 +77,7 @@ impl Member {
                 self.whereabouts.away = false;
             }
             self.whereabouts.elsewhere = None;
+            self.whereabouts.is_outdated = true;
         }
     }
 
@@ -83,7 +86,10 @@ impl Member {
     }
 
     /// Begins to listen for its own edge.
-    pub(super) fn wait_for_home(&self, out: &mut Vec<Effect>) {
+    pub(super) fn wait_for_home(&mut self, out: &mut Vec<Effect>) {
+        if std::mem::take(&mut self.whereabouts.is_outdated) {
+            self.put_whereabouts(out);
+        }
         if let Some(SecondEdge { after_ms, .. }) = self.config.second {
             out.push(Effect::Timer { timer: Timer::Edge, after_ms });
         }
@@ -207,12 +213,16 @@ impl Member {
         let (next, result) = (self.next.take(), self.result.take());
         self.forget(next.as_ref().and_then(|next| needed(&next.offer)), out);
         self.forget(result.as_ref().and_then(|waiting| brought(&waiting.result)), out);
+        self.put_whereabouts(out);
+        self.ask_latest(out);
+    }
+
+    fn put_whereabouts(&self, out: &mut Vec<Effect>) {
         put(Self::EPOCH, &self.parent_epoch, out);
         put(Self::OWNER, &self.owner, out);
         put(Self::LAST, &self.last, out);
-        put(Whereabouts::AWAY, &away, out);
+        put(Whereabouts::AWAY, &self.whereabouts.away, out);
         put(Whereabouts::ELSEWHERE, &self.whereabouts.elsewhere, out);
-        self.ask_latest(out);
     }
 
     /// Exchanges what is known of the edge that it was with for what is known of this one.

@@ -223,9 +223,13 @@ fn with_another_second_edge_or_none_it_starts_at_home() {
         let mut bench = Bench::away(1);
         bench.done(1, 1);
         bench.member = reborn(&bench.state, second);
+        bench.step(Input::Start);
         let offered = bench.offers("home", 7, 2);
         assert_eq!(answered(&offered), Some((To::Parent, "yes".into())));
         assert_eq!(moves(&offered), None);
+        bench.member = reborn(&bench.state, Some("other"));
+        let ignored = bench.offers("other", 2, 3);
+        assert_eq!(ignored, [], "it is at home, also where the old one is named again");
     }
 }
 

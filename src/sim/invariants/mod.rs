@@ -90,7 +90,7 @@ impl Invariants {
         self.accepted_is_recorded.committed(at, effects);
         self.receipt_is_kept.committed(node, at, effects, job)?;
         self.counted_once.committed(node, at, effects, job)?;
-        self.one_edge.committed(nodes, at, effects, job)?;
+        self.one_edge.committed(nodes, at, job)?;
         self.order_free.committed(node, at, effects, job)
     }
 

@@ -5,8 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use super::super::broken::Broken;
 use super::super::nodes::{Nodes, Place};
 use crate::ids::{NodeId, Version};
-use crate::ledger::Event;
-use crate::protocol::{CombineJob, Effect};
+use crate::protocol::CombineJob;
 
 pub(crate) const NAME: &str = "one_edge";
 
@@ -14,9 +13,6 @@ pub(crate) const NAME: &str = "one_edge";
 #[derive(Debug, Default)]
 pub(crate) struct OneEdge {
     counted: BTreeMap<NodeId, VecDeque<(Version, Place)>>,
-    /// Each move: of whom, and in which of its steps that change its store.
-    #[cfg(test)]
-    pub(crate) moves: Vec<(Place, usize)>,
 }
 
 impl OneEdge {
@@ -27,13 +23,8 @@ impl OneEdge {
         &mut self,
         nodes: &Nodes,
         at: Place,
-        effects: &[Effect],
         job: Option<&CombineJob>,
     ) -> Result<(), Broken> {
-        #[cfg(test)]
-        if effects.iter().any(|effect| matches!(effect, Effect::Record(Event::Move { .. }))) {
-            self.moves.push((at, nodes.at(at).steps));
-        }
         let has_two = |sender: &NodeId| {
             nodes.find(sender).is_some_and(|place| nodes.at(place).second.is_some())
         };
