@@ -238,7 +238,7 @@ fn all_seeds(
     Ok(outcomes)
 }
 
-fn counts(outcome: &Outcome) -> [(&'static str, u64); 18] {
+fn counts(outcome: &Outcome) -> [(&'static str, u64); 19] {
     let figures = &outcome.figures;
     [
         ("virtual_ms", figures.virtual_ms),
