@@ -233,7 +233,8 @@ fn a_device_and_its_second_edge_have_rounds_and_nothing_else() {
 fn a_second_edge_is_another_edge_of_the_site_under_the_same_node() {
     let end = AT.plus_ms(1_000_000);
     let ring = with_second();
-    let guests: Vec<_> = ring.guests_of(&name("over")).map(|entry| entry.node.as_str()).collect();
+    let over = name("over");
+    let guests: Vec<_> = ring.guests_of(&over).map(|entry| entry.node.as_str()).collect();
     assert_eq!((guests, ring.second_edge_of(&name("d1"))), (vec!["d3"], None));
     let bytes = crate::wire::encode(&ring).unwrap();
     assert_eq!(crate::wire::decode::<Keyring>(&bytes, 1 << 20).unwrap(), ring);

@@ -2,7 +2,6 @@
 
 use super::super::scenario::{Outage, SecondEdges};
 use super::*;
-use crate::ids::Version;
 
 /// Three edges of one site; the first dies in mid-run and stays away for long, then the second.
 fn two_edges(mut scenario: Scenario) -> Scenario {
