@@ -419,10 +419,12 @@ pub fn subscriptions(
     // belong there: frames carry what must not leave a site.
     let is_device =
         |node: &NodeId| keyring.node(node).is_some_and(|entry| entry.roles.contains(&Role::Device));
+    let to_us = |neighbour: &topic::Branch, kinds: &[&str]| -> Vec<String> {
+        kinds.iter().map(|kind| format!("{neighbour}/to/{me}/{kind}")).collect()
+    };
     let direct = |neighbour: &topic::Branch, in_site: bool, kinds: &[&str]| {
         let mut filters = vec![format!("{neighbour}/m/+")];
-        let kinds = if in_site { &["+"] } else { kinds };
-        filters.extend(kinds.iter().map(|kind| format!("{neighbour}/to/{me}/{kind}")));
+        filters.extend(to_us(neighbour, if in_site { &["+"] } else { kinds }));
         filters
     };
     for owner in keyring.owners_of(me) {
@@ -439,6 +441,14 @@ pub fn subscriptions(
                 down.push(branch.to(me, "promise"));
             }
         }
+    }
+    // Of the other edge, only what a member of its rounds hears; of a guest, only what it sends to us.
+    if let Some(second) = keyring.second_edge_of(me).and_then(|entry| branch(&entry.node)) {
+        let said = [Kind::Offer, Kind::Result].map(|kind| second.machine(kind.as_str()));
+        up.extend(said.into_iter().chain(to_us(&second, &["receipt", "get", "chunk"])));
+    }
+    for guest in keyring.guests_of(me).filter_map(|entry| branch(&entry.node)) {
+        down.extend(to_us(&guest, &["answer", "contribution", "get", "chunk"]));
     }
     if let Some(peer) = paired.and_then(branch) {
         down.extend(direct(&peer, false, &["mirror", "get", "chunk"]));

@@ -36,6 +36,7 @@ fn can_be_provoked(event: &Event) -> bool {
         Event::Refusal { .. }
             | Event::Equivocation { .. }
             | Event::Decline { .. }
+            | Event::Move { .. }
             | Event::Command { .. }
     )
 }

@@ -31,6 +31,7 @@ pub(super) fn tell(event: &Event) {
             tracing::info!(%sender, reason = reason.as_str(), "declined");
         }
         Event::Contribute { bytes, .. } => tracing::info!(bytes, "a contribution leaves"),
+        Event::Move { from, to } => tracing::warn!(%from, %to, "with another edge from now on"),
         Event::ReceiptGot { from, verdict, .. } => {
             tracing::info!(%from, verdict = verdict.as_str(), "a receipt came");
         }

@@ -215,7 +215,8 @@ fn node_rights(keyring: &Keyring, prefix: &Prefix, scope: &Scope, entry: &NodeEn
     let owners = keyring.owners_of(&entry.node);
     let peer = keyring.peer_of(&entry.node).and_then(|peer| keyring.node(peer));
     let below = keyring.members_of(&entry.node).chain(peer);
-    let neighbours = owners.chain(below);
+    let second = keyring.second_edge_of(&entry.node).into_iter();
+    let neighbours = owners.chain(below).chain(second).chain(keyring.guests_of(&entry.node));
     for neighbour in neighbours.filter(|neighbour| scope.holds(neighbour)) {
         let there = branch(prefix, neighbour);
         read.extend([format!("{there}/m/#"), format!("{there}/to/{}/#", entry.node)]);

@@ -140,15 +140,18 @@ fn show(keyring: &Keyring, out: &mut dyn Write) -> anyhow::Result<()> {
         let parent = entry.parent.as_ref().map(|parent| format!(" under {parent}"));
         let owner = keyring.stands_by(&entry.node);
         let parent = parent.or(owner.map(|owner| format!(" stands by for {owner}")));
+        let second = keyring.second_edge_of(&entry.node).map(|edge| &edge.node);
+        let second = second.map(|edge| format!(", or {edge} while that is away"));
         writeln!(
             out,
-            "{:width$}  {}  {:16}  {}/{}{}",
+            "{:width$}  {}  {:16}  {}/{}{}{}",
             entry.node.as_str(),
             entry.key.key_id(),
             roles.join(","),
             entry.site,
             entry.line,
             parent.unwrap_or_default(),
+            second.unwrap_or_default(),
         )?;
     }
     Ok(())

@@ -63,6 +63,20 @@ enum KeysCommand {
         #[command(flatten)]
         change: ChangeArgs,
     },
+    /// Name the edge that takes in another edge's devices while theirs is away
+    #[command(after_help = SECOND_EDGE_HELP)]
+    SecondEdge {
+        /// The edge whose devices it is for
+        edge: NodeId,
+        /// The edge that takes them in: of the same site, under the same node
+        #[arg(required_unless_present = "none")]
+        second: Option<NodeId>,
+        /// They wait for their own edge from now on
+        #[arg(long, conflicts_with = "second")]
+        none: bool,
+        #[command(flatten)]
+        change: ChangeArgs,
+    },
     /// Give a node a new key and revoke its old one
     #[command(after_help = ROTATE_HELP)]
     Rotate {
@@ -144,6 +158,15 @@ pub(super) fn run(
                     Some(owner) => old.enrol_standby(&request, owner, at, end)?,
                     None => old.enrol(&request, at, end)?,
                 })
+            })?;
+        }
+        KeysCommand::SecondEdge { edge, second, none: _, change } => {
+            let what = match second {
+                Some(second) => format!("{second} takes in the devices of {edge} while it is away"),
+                None => format!("devices of {edge} wait for it"),
+            };
+            change_keyring(change, out, &what, |old, at, end| {
+                Ok(old.with_second_edge(edge, second.as_ref(), at, end)?)
             })?;
         }
         KeysCommand::Rotate { request, change } => {
@@ -337,6 +360,14 @@ Example:
 
 A parent is enrolled before its children. Ends with 3 when the proof is wrong, the key is of small
 order or known, or the node doesn't fit into the tree of cloud, edges and devices.";
+
+const SECOND_EDGE_HELP: &str = "\
+Examples:
+  gaisnet keys second-edge edge-a edge-b --root root/root.pem --keyring keyring
+  gaisnet keys second-edge edge-a --none --root root/root.pem --keyring keyring
+
+Both ways need two calls. Give the new keyring to all nodes of the site and print the broker's rights anew
+(gaisnet acl); round.second_edge_after_s says how long devices wait.";
 
 const ROTATE_HELP: &str = "\
 Example, with the request made by the new key:

@@ -238,7 +238,7 @@ fn all_seeds(
     Ok(outcomes)
 }
 
-fn counts(outcome: &Outcome) -> [(&'static str, u64); 18] {
+fn counts(outcome: &Outcome) -> [(&'static str, u64); 19] {
     let figures = &outcome.figures;
     [
         ("virtual_ms", figures.virtual_ms),
@@ -257,6 +257,7 @@ fn counts(outcome: &Outcome) -> [(&'static str, u64); 18] {
         ("departures", figures.departures),
         ("lapses", figures.lapses),
         ("cuts", figures.cuts),
+        ("moves", figures.moves),
         ("accepted", figures.accepted),
         ("late", figures.late),
     ]
@@ -387,7 +388,9 @@ mod tests {
     #[test]
     fn mistakes_say_what_would_fit() {
         let error = |line: &[&str]| format!("{:#}", gaisnet(line).0.unwrap_err());
-        assert!(error(&["sim", "fast"]).contains("small, faults, island, standby, scale"));
+        assert!(
+            error(&["sim", "fast"]).contains("small, faults, island, standby, second-edge, scale")
+        );
         assert!(error(&["sim"]).contains("name a scenario"));
         assert!(error(&["sim", "small", "--edges", "0"]).contains("1 to 1000"));
         for (text, fits) in [("1..3", true), ("1..=3", true), ("3..1", false), ("x", false)] {

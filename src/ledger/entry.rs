@@ -322,6 +322,13 @@ pub enum Event {
         /// Who was asked.
         to: NodeId,
     },
+    /// A device takes part in the rounds of another edge from now on.
+    Move {
+        /// The edge that it was with.
+        from: NodeId,
+        /// The edge that it is with.
+        to: NodeId,
+    },
 }
 
 impl Event {
@@ -354,6 +361,7 @@ impl Event {
             Self::Rollback { .. } => "rollback",
             Self::RolloutStep { .. } => "rollout_step",
             Self::Escalate { .. } => "escalate",
+            Self::Move { .. } => "move",
         }
     }
 }
@@ -473,6 +481,7 @@ pub(crate) mod tests {
                 version: n,
             },
             Event::Escalate { digest, model: name(), requests: n, to: name() },
+            Event::Move { from: name(), to: name() },
         ];
         events.into_iter().map(|event| Entry::new(name(), Wall(n), event)).collect()
     }

@@ -24,13 +24,9 @@ pub(super) fn of(
     let calendar = schedule
         .calendar()
         .map_err(|error| SettingsProblem::Key { key, problem: error.to_string() })?;
-    let zone = match &schedule.zone {
-        None => TimeZone::UTC,
-        Some(name) => TimeZone::get(name).map_err(|_| SettingsProblem::Key {
-            key: "schedule.zone",
-            problem: format!("{name:?} is no time zone: write one like Europe/Berlin"),
-        })?,
-    };
+    let zone = schedule
+        .time_zone()
+        .map_err(|problem| SettingsProblem::Key { key: "schedule.zone", problem })?;
     if calendar == Calendar::default() {
         return Ok(None);
     }

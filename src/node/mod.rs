@@ -51,7 +51,8 @@ use crate::protocol::cascade::{Calibrated, CascadeConfig, Uncalibrated};
 use crate::protocol::{
     Backs, Distils, Effect, Failover, FailoverConfig, Follower, FrontConfig, Input, IslandTerms,
     Knows, Member, MemberConfig, Owner, Relay, RelayConfig, Rollouts, Round, RoundConfig,
-    ShareBounds, Slots, SlotsConfig, SplitDevice, SplitTerms, Steward, Triggers, update,
+    SecondEdge, ShareBounds, Slots, SlotsConfig, SplitDevice, SplitTerms, Steward, Triggers,
+    update,
 };
 use crate::scada::answer_book::BookLimits;
 use crate::scada::command::CommandPolicy;
@@ -145,6 +146,8 @@ pub struct Learning {
     pub share_bounds: ShareBounds,
     /// How an edge goes on while its parent is away; off: it waits.
     pub island: Option<IslandTerms>,
+    /// A device whose edge was silent for so long goes to its second one, where the keyring names one.
+    pub second_edge_after_ms: u64,
     /// What opens a cloud's rounds, instead of one after the other.
     pub triggers: Option<Triggers>,
     /// A site whose devices train the front of the model only: the same on the edge and on them.
@@ -720,6 +723,10 @@ fn member(
             .as_ref()
             .and_then(|parent| keyring.standby_of(parent))
             .map(|standby| standby.node.clone()),
+        // The other half of a split model is at the edge that has it.
+        second: keyring.second_edge_of(me).filter(|_| learning.split.is_none()).map(|second| {
+            SecondEdge { edge: second.node.clone(), after_ms: learning.second_edge_after_ms }
+        }),
         model: learning.model.name.clone(),
         base: learning.base,
         layout,
@@ -810,6 +817,7 @@ fn round_config(shared: &Shared<'_>, keyring: &Keyring, owner: Owner) -> RoundCo
     RoundConfig {
         owner,
         members: keyring.members_of(me).map(|entry| entry.node.clone()).collect(),
+        guests: keyring.guests_of(me).map(|entry| entry.node.clone()).collect(),
         quorum: learning.quorum,
         deadline_ms: learning.deadline_ms,
         republish_ms: learning.republish_ms,

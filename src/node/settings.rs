@@ -817,6 +817,10 @@ pub fn learning_of(
             after_ms: round.island_after_s * 1_000,
             pause_ms: (round.pause_s * 1_000).max(1_000),
         }),
+        second_edge_after_ms: match round.second_edge_after_s {
+            0 => round.republish_s * 7_000,
+            after_s => after_s * 1_000,
+        },
         triggers: triggers_of(settings),
         split: split::split_of(settings),
         reference,

@@ -92,6 +92,8 @@ pub enum Timer {
     Step,
     /// The parent has been silent for long: a relay may go on alone.
     Island,
+    /// The edge has been silent for long: a device may go to its second one.
+    Edge,
     /// A part of a lease has passed.
     Lease,
     /// An edge counts the time of a rollout's stage.
@@ -233,7 +235,7 @@ pub enum To {
     Child(NodeId),
     /// The parent. A contribution reaches its standby too.
     Parent,
-    /// The standby of the parent, which owns its rounds now.
+    /// Another one above: the parent's standby, which owns its rounds now, or a device's second edge.
     Standby(NodeId),
 }
 

@@ -120,6 +120,7 @@ pub(crate) fn round_config(owner: Owner, members: &BTreeSet<NodeId>, plan: Plan)
     RoundConfig {
         owner,
         members: members.clone(),
+        guests: BTreeSet::new(),
         quorum: 0.6,
         deadline_ms: 20_000,
         republish_ms: 3_000,
@@ -145,6 +146,7 @@ pub(crate) fn member_config(me: &NodeId, parent: &NodeId, relay: bool) -> Member
         me: me.clone(),
         parent: parent.clone(),
         standby: None,
+        second: None,
         model: Name::new("m").unwrap(),
         base: Digest([1; 32]),
         layout: layout_of(&first_adapter(4)),

@@ -25,6 +25,8 @@ pub(crate) enum Guard {
     Told,
     /// A node that follows serves only what is assigned.
     Assigned,
+    /// From a version that something was given from nothing is given to another edge.
+    Given,
 }
 
 #[cfg(not(any(test, feature = "failpoints")))]
@@ -42,7 +44,9 @@ pub(super) fn stands(guard: Guard) -> bool {
         Guard::Promises => "promises",
         Guard::Copies => "copies",
         Guard::Told => "told",
-        Guard::Memory | Guard::Norms | Guard::Hold | Guard::Assigned => return true,
+        Guard::Memory | Guard::Norms | Guard::Hold | Guard::Assigned | Guard::Given => {
+            return true;
+        }
     };
     !crate::fail::is_without(name)
 }

@@ -16,9 +16,16 @@
 //! In a round of knowledge (`wire/knowledge.rs`) it keeps to its own model, whatever the base of the others:
 //! what it fetches, learns from and contributes is what models say.
 //!
+//! A device may have a second edge to go to (`second_edge.rs`).
+//!
 //! Called by the trainer's actor, and by [`super::Relay`].
 
+mod second_edge;
+
 use std::collections::{BTreeMap, BTreeSet};
+
+pub use second_edge::SecondEdge;
+use second_edge::Whereabouts;
 
 use serde::{Deserialize, Serialize};
 
@@ -49,6 +56,8 @@ pub struct MemberConfig {
     pub parent: NodeId,
     /// Who takes over when the parent is gone.
     pub standby: Option<NodeId>,
+    /// Where a device goes while its edge is away.
+    pub second: Option<SecondEdge>,
     /// The model it takes part for.
     pub model: Name,
     /// The base it has.
@@ -89,8 +98,10 @@ pub struct Member {
     parent_epoch: Epoch,
     /// The highest epoch that was heard before that one.
     epoch_before: Epoch,
-    /// Who speaks with that epoch: the parent, or its standby.
+    /// Who speaks with that epoch: the parent, its standby, or the second edge.
     owner: NodeId,
+    /// With which edge it is.
+    whereabouts: Whereabouts,
     current: Option<Current>,
     /// The newest offer that was begun or declined: older ones are nothing new.
     last: Option<Last>,
@@ -137,6 +148,9 @@ struct Offered {
     digest: Digest,
     epoch: Epoch,
     offer: Offer,
+    /// The second edge has made it.
+    #[serde(default)]
+    second: bool,
 }
 
 #[derive(Debug)]
@@ -172,6 +186,9 @@ struct Sent {
     /// The blob is knowledge, no update.
     #[serde(default)]
     knowledge: bool,
+    /// It was given to the second edge.
+    #[serde(default)]
+    second: bool,
 }
 
 impl Sent {
@@ -215,6 +232,7 @@ impl Member {
             config,
             parent_epoch: 0,
             epoch_before: 0,
+            whereabouts: Whereabouts::default(),
             current: None,
             last: None,
             active: None,
@@ -243,10 +261,16 @@ impl Member {
                 Self::SENT => decode(value, cap).map(|v| member.sent = v),
                 Self::PAUSED => decode(value, cap).map(|v| member.paused = v),
                 Self::WISHES => decode(value, cap).map(|v| member.wishes = v),
+                Whereabouts::AWAY => decode(value, cap).map(|v| member.whereabouts.away = v),
+                Whereabouts::ELSEWHERE => {
+                    decode(value, cap).map(|v| member.whereabouts.elsewhere = v)
+                }
+                Whereabouts::GIVEN => decode(value, cap).map(|v| member.whereabouts.given = v),
                 _ => Ok(()),
             }
             .map_err(|e| format!("{key}: {e}"))?;
         }
+        member.settle_in();
         if !member.hears(&member.owner) {
             member.owner = member.config.parent.clone(); // another keyring, another standby
         }
@@ -270,6 +294,7 @@ impl Member {
             Input::Message(message) => self.message(&message, &mut out),
             Input::Fetched { digest, bytes } => self.fetched(digest, &bytes, &mut out),
             Input::Timer(Timer::Resync) => self.resync(&mut out),
+            Input::Timer(Timer::Edge) => self.is_left_alone(&mut out),
             Input::Worked { offer, work } => self.worked(offer, work, &mut out),
             Input::Pause(paused) => {
                 self.paused = paused;
@@ -348,6 +373,7 @@ impl Member {
         // all of its members.
         let after_ms = self.config.resync_ms.min(Self::FIRST_RESYNC_MS);
         out.push(Effect::Timer { timer: Timer::Resync, after_ms });
+        self.wait_for_home(out);
     }
 
     fn resync(&mut self, out: &mut Vec<Effect>) {
@@ -355,6 +381,7 @@ impl Member {
             self.ask_latest(out);
         }
         self.heard = false;
+        self.ask_the_other(out);
         // What was told may be lost, and a parent that counted it counts nothing twice.
         if self.wishes != Wishes::default() {
             self.tell_wishes(out);
@@ -366,6 +393,9 @@ impl Member {
         let sender = message.sender();
         if !self.hears(sender) {
             return out.push(Effect::Count("not_from_the_parent"));
+        }
+        if !self.goes_with(message, out) {
+            return self.heard_elsewhere(message, out);
         }
         if let Body::Get(get) = message.body() {
             return self.serve(sender, get, out);
@@ -407,11 +437,11 @@ impl Member {
         self.heard |= !matches!(message.body(), Body::Lease(_));
         match message.body() {
             Body::Offer(offer) => {
-                let offered =
-                    Offered { digest: message.body_digest(), epoch, offer: offer.clone() };
+                let (digest, second) = (message.body_digest(), self.whereabouts.away);
+                let offered = Offered { digest, epoch, offer: offer.clone(), second };
                 self.offered(offered, out);
             }
-            Body::Receipt(receipt) => self.receipt(receipt, out),
+            Body::Receipt(receipt) => self.receipt(sender, receipt, out),
             Body::Lease(lease) if lease.asks => out.push(self.promise_to(sender)),
             Body::Lease(_) => {}
             Body::Result(result) => {
@@ -445,12 +475,14 @@ impl Member {
             && sense::in_reach(self.version(), version)
     }
 
-    /// Whether it listens to this node: its parent, or the standby of it.
+    /// Whether it listens to this node: its parent, the standby of it, or the second edge.
     pub fn hears(&self, node: &NodeId) -> bool {
-        *node == self.config.parent || self.config.standby.as_ref() == Some(node)
+        *node == self.config.parent
+            || self.config.standby.as_ref() == Some(node)
+            || self.is_second(node)
     }
 
-    /// Who owns the rounds, as far as it knows: the parent, or its standby.
+    /// Who owns the rounds, as far as it knows: the parent, its standby, or the second edge.
     pub fn owner(&self) -> &NodeId {
         &self.owner
     }
@@ -529,12 +561,12 @@ impl Member {
                 if let Err(reason) = self.fits(&offered.offer, &bytes) {
                     return self.refuse_offer(&offered, reason, out);
                 }
-                self.next = Some(offered);
+                self.waits(offered, out);
                 out.push(Effect::SaveBlob(bytes));
                 self.begin_next(out);
             }
             Some(Blob::Manifest(manifest)) => {
-                self.next = Some(offered);
+                self.waits(offered, out);
                 out.push(Effect::Fetch { from: self.owner.clone(), side: Side::Up, manifest });
             }
         }
@@ -575,6 +607,9 @@ impl Member {
         }
         if offer.version < self.version() {
             return Err("version_goes_back");
+        }
+        if self.counts_elsewhere(offer) {
+            return Err("counts_elsewhere");
         }
         if self.config.split && offer.plan.final_rate.is_some() {
             return Err("plan_not_for_split");
@@ -618,6 +653,22 @@ impl Member {
 
     fn decline(&self, round: RoundNo, reason: &'static str) -> Event {
         Event::Decline { reason: Word::new(reason), round, sender: self.config.me.clone() }
+    }
+
+    /// It takes the place of the offer that waited.
+    fn waits(&mut self, offered: Offered, out: &mut Vec<Effect>) {
+        let before = self.next.replace(offered);
+        self.forget(before.as_ref().and_then(|before| needed(&before.offer)), out);
+    }
+
+    /// Gives up the fetch of a blob that nothing waits for any more.
+    fn forget(&self, blob: Option<&Blob>, out: &mut Vec<Effect>) {
+        let Some(Blob::Manifest(manifest)) = blob else { return };
+        let next = self.next.as_ref().and_then(|next| needed(&next.offer));
+        let result = self.result.as_ref().and_then(|waiting| brought(&waiting.result));
+        if [next, result].into_iter().flatten().all(|blob| blob.sha256() != manifest.sha256) {
+            out.push(Effect::Forget(manifest.sha256));
+        }
     }
 
     /// Begins the waiting offer unless work is under way. Its adapter is on disk.
@@ -694,8 +745,8 @@ impl Member {
             Ok(work) => self.contribute(&offered, work, out),
             Err(reason) => {
                 let (round, digest) = (offered.offer.round, offered.digest);
-                self.last = Some(Last { round, digest, course: Course::GaveUp(reason.to_owned()) });
-                put(Self::LAST, &self.last, out);
+                let course = Course::GaveUp(reason.to_owned());
+                self.note(&offered, Last { round, digest, course }, out);
                 out.push(Effect::Record(self.decline(round, reason)));
                 out.push(self.answer(&offered, false, reason));
             }
@@ -763,12 +814,14 @@ impl Member {
         let round = offered.offer.round;
         let update = update_id(&self.config.federation, round, &self.config.me, &digest);
         out.push(Effect::Record(Event::Contribute { body: digest, bytes, round, update }));
-        let sent = Sent { round, delta: named, knowledge: is_knowledge };
+        let second = offered.second;
+        let sent = Sent { round, delta: named, knowledge: is_knowledge, second };
         let key = sent.key(update);
         self.sent.insert(update, sent);
         put(Self::SENT, &self.sent, out);
+        let to = self.gives(offered, out);
         out.push(Effect::Send {
-            to: To::Parent,
+            to,
             body,
             round,
             epoch: offered.epoch,
@@ -776,10 +829,12 @@ impl Member {
         });
     }
 
-    fn receipt(&mut self, receipt: &Receipt, out: &mut Vec<Effect>) {
-        let Some(sent) = self.sent.remove(&receipt.update) else {
+    fn receipt(&mut self, from: &NodeId, receipt: &Receipt, out: &mut Vec<Effect>) {
+        let waits = self.sent.get(&receipt.update);
+        if waits.is_none_or(|sent| sent.second != self.is_second(from)) {
             return out.push(Effect::Count("receipt_of_nothing"));
-        };
+        }
+        let Some(sent) = self.sent.remove(&receipt.update) else { return };
         put(Self::SENT, &self.sent, out);
         out.push(Effect::Settle(sent.key(receipt.update)));
         let verdict = match &receipt.verdict {
@@ -788,7 +843,7 @@ impl Member {
             Verdict::Refused(_) => "refused",
         };
         out.push(Effect::Record(Event::ReceiptGot {
-            from: self.owner.clone(),
+            from: from.clone(),
             round: sent.round,
             update: receipt.update,
             verdict: Word::new(verdict),
@@ -841,7 +896,8 @@ impl Member {
                 Err(reason) => self.refuse_result(&news, reason, out),
             },
             Some(Blob::Manifest(manifest)) => {
-                self.result = Some(news);
+                let before = self.result.replace(news);
+                self.forget(before.as_ref().and_then(|before| brought(&before.result)), out);
                 let from = self.owner.clone();
                 out.push(Effect::Fetch { from, side: Side::Up, manifest });
             }
@@ -962,6 +1018,9 @@ impl Member {
     }
 
     fn tell_wishes(&self, out: &mut Vec<Effect>) {
+        if self.whereabouts.away {
+            return; // told to two edges it would count twice above
+        }
         self.ask(Wanted::Round(self.wishes), out);
     }
 
@@ -977,7 +1036,7 @@ impl Member {
 
     fn answer(&self, offered: &Offered, accepted: bool, reason: &str) -> Effect {
         Effect::Send {
-            to: self.above(),
+            to: self.asker_of(offered),
             body: Body::Answer(Answer {
                 offer: offered.digest,
                 accepted,

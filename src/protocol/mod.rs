@@ -55,7 +55,7 @@ pub use failover::{Failover, FailoverConfig, FailoverView};
 pub use fetch::{Ask, Fetches, Taken};
 pub use follower::{Follower, FollowerConfig};
 pub use halves::Asked;
-pub use member::{Knows, Member, MemberConfig};
+pub use member::{Knows, Member, MemberConfig, SecondEdge};
 pub use relay::{IslandTerms, Relay, RelayConfig};
 pub use rollouts::Rollouts;
 #[cfg(any(test, feature = "sim"))]

@@ -69,6 +69,8 @@ pub struct RoundConfig {
     pub owner: Owner,
     /// Children that may take part.
     pub members: BTreeSet<NodeId>,
+    /// Devices of another edge: one of them is a member of a round once it has said that it takes part.
+    pub guests: BTreeSet<NodeId>,
     /// Part of the members that is enough once the deadline has passed, in (0, 1].
     pub quorum: f64,
     /// A round closes this long after it opened, if the quorum is there.
@@ -333,6 +335,7 @@ impl Round {
             whole: self.global.whole,
             accepted: BTreeMap::new(),
             declined: BTreeSet::new(),
+            guests: BTreeSet::new(),
             deadline_passed: false,
         });
         put(NUMBER, &self.number, out);
@@ -602,7 +605,8 @@ impl Round {
     }
 
     fn message(&mut self, message: &Verified, out: &mut Vec<Effect>) {
-        if !self.config.members.contains(message.sender()) {
+        let sender = message.sender();
+        if !self.config.members.contains(sender) && !self.config.guests.contains(sender) {
             return out.push(Effect::Count("not_a_member"));
         }
         match message.body() {
@@ -665,10 +669,11 @@ impl Round {
         if open.digest != answer.offer || open.accepted.contains_key(sender) {
             return;
         }
-        let changed = if answer.accepted {
-            open.declined.remove(sender)
-        } else {
-            open.declined.insert(sender.clone())
+        let changed = match (self.config.guests.contains(sender), answer.accepted) {
+            (false, true) => open.declined.remove(sender),
+            (false, false) => open.declined.insert(sender.clone()),
+            (true, true) => open.guests.insert(sender.clone()),
+            (true, false) => open.guests.remove(sender),
         };
         if !changed {
             return;
@@ -735,6 +740,7 @@ impl Round {
             | Timer::Chunks
             | Timer::Step
             | Timer::Island
+            | Timer::Edge
             | Timer::Lease
             | Timer::Steward
             | Timer::Follow => {}
@@ -745,7 +751,7 @@ impl Round {
     /// it; a root waits as long as the quorum can still come, and asks anew when it can't.
     fn give_up_if_hopeless(&mut self, out: &mut Vec<Effect>) {
         let Phase::Open(open) = &self.phase else { return };
-        let can_come = self.expected(open) >= self.quorum();
+        let can_come = self.expected(open) >= self.quorum(open);
         if !open.deadline_passed || self.config.owner == Owner::Root && can_come {
             return;
         }
@@ -761,7 +767,7 @@ impl Round {
         let Phase::Open(open) = &self.phase else { return };
         let expected = self.expected(open);
         let have = open.accepted.len();
-        let enough = have >= self.quorum();
+        let enough = have >= self.quorum(open);
         let everyone = have > 0 && have >= expected;
         if !enough || !(everyone || open.deadline_passed) {
             return;
@@ -1175,7 +1181,8 @@ impl Round {
     }
 
     fn expected(&self, open: &Open) -> usize {
-        self.config.members.len() - open.declined.intersection(&self.config.members).count()
+        let declined = open.declined.intersection(&self.config.members).count();
+        self.config.members.len() + open.guests.len() - declined
     }
 
     #[expect(
@@ -1184,9 +1191,9 @@ impl Round {
         clippy::cast_sign_loss,
         reason = "a part of a number of members, at least one"
     )]
-    fn quorum(&self) -> usize {
+    fn quorum(&self, open: &Open) -> usize {
         const ROUNDING: f64 = 1e-9; // 0.55 of 20 is 11, not 12
-        let members = self.config.members.len() as f64;
+        let members = (self.config.members.len() + open.guests.len()) as f64;
         ((self.config.quorum * members - ROUNDING).ceil() as usize).max(1)
     }
 

@@ -212,6 +212,13 @@ fn broken_rules(settings: &Settings) -> Vec<(String, String)> {
         "set, but a relay goes on alone only where whole adapters travel: not with split.cut or \
          knowledge.own_models",
     );
+    let after = round.second_edge_after_s;
+    rule(
+        after == 0 || after > 6 * round.republish_s,
+        "round.second_edge_after_s",
+        "too short: an edge that has nothing to say is asked every three times round.republish_s, so take \
+         more than six times that, or 0",
+    );
     let triggers = !round.triggers.is_empty();
     rule(
         !triggers || aggregates,
@@ -403,6 +410,8 @@ fn broken_rules(settings: &Settings) -> Vec<(String, String)> {
     let schedule = settings.schedule.calendar().err();
     let problem = schedule.map_or_else(String::new, |error| error.to_string());
     rule(problem.is_empty(), "schedule.windows", &problem);
+    let problem = settings.schedule.time_zone().err().unwrap_or_default();
+    rule(problem.is_empty(), "schedule.zone", &problem);
     let cascade = &settings.cascade;
     rule(
         !cascade.enabled || model.learner != LearnerName::Language,
@@ -582,6 +591,18 @@ mod tests {
                 &["strategy.name=fedprox", "strategy.prox_mu=0"],
                 "strategy.prox_mu",
                 "strategy.prox_mu=0.01",
+            ),
+            (
+                device,
+                &["schedule.zone=Europe/Atlantis"],
+                "schedule.zone",
+                "schedule.zone=Europe/Berlin",
+            ),
+            (
+                device,
+                &["round.second_edge_after_s=180"],
+                "round.second_edge_after_s",
+                "round.second_edge_after_s=181",
             ),
             (device, &["model.learner=signal-transformer"], "model.base", "model.base=b"),
             (device, &["model.learner=language"], "model.base", "model.base=b"),

@@ -97,6 +97,7 @@ pub(super) const KEYS: &[Key] = &[
     key("round.pause_s", Whole("seconds", 0, 604_800)),
     key("round.late_max_staleness", Whole("versions", 0, 10)),
     key("round.island_after_s", Whole("seconds", 0, 604_800)),
+    key("round.second_edge_after_s", Whole("seconds", 0, 604_800)),
     key("round.lease_s", Whole("seconds", 2, 3600)),
     key("round.triggers", ListOf(&["on_schedule", "on_drift", "on_n_labels"])),
     key("round.every_s", Whole("seconds", 60, 31_536_000)),

@@ -30,6 +30,8 @@ pub struct RoundSettings {
     pub late_max_staleness: u64,
     /// A relay goes on alone when its parent has been silent for so long; 0: it waits.
     pub island_after_s: u64,
+    /// A device goes to its second edge when its own was silent for so long; 0: seven times `republish_s`.
+    pub second_edge_after_s: u64,
     /// An owner that was not heard for so long is taken for gone by its standby.
     pub lease_s: u64,
     /// What opens a round of a cloud that doesn't open one after the other.

@@ -1,5 +1,6 @@
 //! Section `[schedule]`: when a device may train. What it means is in [`crate::scada::calendar`] and the actors' pace.
 
+use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
 use crate::scada::calendar::{Calendar, CalendarError, WindowOf};
@@ -37,6 +38,16 @@ impl ScheduleSettings {
     /// [`CalendarError`]: two overlap, or one is none.
     pub fn calendar(&self) -> Result<Calendar, CalendarError> {
         Calendar::new(self.windows.iter().map(WindowSettings::window))
+    }
+
+    /// The zone that they are told in.
+    ///
+    /// # Errors
+    /// What is wrong with its name.
+    pub fn time_zone(&self) -> Result<TimeZone, String> {
+        let Some(name) = &self.zone else { return Ok(TimeZone::UTC) };
+        let unknown = |_| format!("{name:?} is no time zone: write one like Europe/Berlin");
+        TimeZone::get(name).map_err(unknown)
     }
 }
 

@@ -147,7 +147,11 @@ impl World {
     fn resend(&mut self, at: Place, item: &OutboxItem) -> Result<(), Broken> {
         let node = self.nodes.at(at);
         let letter = Arc::new(self.post.again(at, &node.id, item)?);
-        let to = if item.side == Side::Up { To::Parent } else { To::Children };
+        let to = match (item.side, addressee(&item.topic)) {
+            (Side::Up, Some(other)) => To::Standby(other),
+            (Side::Up, None) => To::Parent,
+            (Side::Down, _) => To::Children,
+        };
         self.send_to(at, &to, &letter, item.retain);
         Ok(())
     }
@@ -161,7 +165,8 @@ impl World {
             To::Children => {
                 let standby = node.peer.as_ref().filter(|_| node.parent.is_none());
                 let standby = standby.map(|(place, _)| *place);
-                for to in node.children.clone().iter().copied().chain(standby) {
+                let (children, guests) = (node.children.clone(), node.guests.clone());
+                for to in children.iter().chain(guests.iter()).copied().chain(standby) {
                     self.send(to, letter);
                 }
             }
@@ -189,6 +194,7 @@ impl World {
                 Effect::Count(word) => *self.figures.counted.entry(word).or_default() += 1,
                 Effect::Record(Entry::Accept { .. }) => self.figures.accepted += 1,
                 Effect::Record(Entry::Late { .. }) => self.figures.late += 1,
+                Effect::Record(Entry::Move { .. }) => self.figures.moves += 1,
                 Effect::Apply { version, .. } if is_root => {
                     self.figures.versions = *version;
                     if *version >= self.settings.rounds.count {
@@ -235,7 +241,12 @@ impl World {
                         Delivery::Latest => (Some(body.kind().as_str().to_owned()), true),
                     };
                     if let Some(key) = key {
-                        let (topic, wire) = letter.kept()?;
+                        let (mut topic, wire) = letter.kept()?;
+                        if let To::Standby(other) = to
+                            && addressee(&topic).is_none()
+                        {
+                            topic = format!("to/{other}/{topic}");
+                        }
                         let side = match to {
                             To::Parent | To::Standby(_) => Side::Up,
                             To::Children | To::Child(_) => Side::Down,
@@ -405,6 +416,12 @@ impl World {
         }
         None
     }
+}
+
+/// Who is named in the topic that an outbox keeps, if somebody is.
+fn addressee(topic: &str) -> Option<NodeId> {
+    let mut levels = topic.split('/').skip_while(|level| *level != "to");
+    NodeId::new(levels.nth(1)?).ok()
 }
 
 /// Where a message is published: as the runner does it.

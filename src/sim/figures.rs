@@ -39,6 +39,8 @@ pub struct Figures {
     pub lapses: u64,
     /// Times that a site was cut off.
     pub cuts: u64,
+    /// Times that a device went to another edge.
+    pub moves: u64,
     /// Contributions that were accepted for the open round, at all owners.
     pub accepted: u64,
     /// Contributions that were taken for a later round.

@@ -79,6 +79,8 @@ pub(crate) struct Identity {
     pub(crate) line: Name,
     /// The cloud that it takes over from.
     pub(crate) stands_by: Option<NodeId>,
+    /// The edge that takes in this one's devices.
+    pub(crate) second_edge: Option<NodeId>,
 }
 
 impl PostOffice {
@@ -122,6 +124,10 @@ impl PostOffice {
             };
             keyring = enrolled.map_err(|e| failed(e.to_string()))?;
             *identities.at(identity.place) = Some((key_seed, branch));
+        }
+        for Identity { id, second_edge, .. } in all.iter().filter(|one| one.second_edge.is_some()) {
+            let paired = keyring.with_second_edge(id, second_edge.as_ref(), Wall(0), FOREVER);
+            keyring = paired.map_err(|e| failed(e.to_string()))?;
         }
         let sealers = ByNode::default();
         let signing = Signing { prefix, keyring, identities, sealers };

@@ -105,7 +105,8 @@ impl World {
         if node.away > 0 {
             return;
         }
-        let heard: Vec<Place> = node.parent.iter().chain(&node.peer).map(|(p, _)| *p).collect();
+        let above = node.parent.iter().chain(&node.peer).chain(&node.second);
+        let heard: Vec<Place> = above.map(|(place, _)| *place).collect();
         for from in heard {
             if self.is_cut(from, at) {
                 continue;
@@ -201,8 +202,7 @@ impl World {
         if self.is_root(from) || self.is_root(to) {
             return Place::CLOUD;
         }
-        let from_parent = self.nodes.at(to).parent.as_ref().is_some_and(|(p, _)| *p == from);
-        if from_parent { from } else { to }
+        if self.nodes.at(to).is_below(from) { from } else { to }
     }
 
     fn is_linked(&self, from: Place, to: Place) -> bool {

@@ -11,8 +11,8 @@ use crate::learn::{Layout, RateSchedule};
 use crate::privacy::{Gate, Profile};
 use crate::protocol::{
     Distils, Effect, Failover, FailoverConfig, FailoverView, Fetches, Held, Input, IslandTerms,
-    Knows, Member, MemberConfig, Owner, Relay, RelayConfig, Round, RoundConfig, ShareBounds, Slots,
-    SlotsConfig, Timer,
+    Knows, Member, MemberConfig, Owner, Relay, RelayConfig, Round, RoundConfig, SecondEdge,
+    ShareBounds, Slots, SlotsConfig, Timer,
 };
 #[cfg(test)]
 use crate::protocol::{SlotOrder, SlotRefusal, SlotsView};
@@ -41,6 +41,11 @@ pub(crate) struct Node {
     /// The other one of a cloud and its standby; of an edge, its parent's standby.
     pub(crate) peer: Option<(Place, NodeId)>,
     pub(crate) children: Arc<[Place]>,
+    /// Where a device goes while its edge is away.
+    pub(crate) second: Option<(Place, NodeId)>,
+    /// Devices that come here while theirs is.
+    pub(crate) guests: Arc<[Place]>,
+    guest_names: BTreeSet<NodeId>,
     members: BTreeSet<NodeId>,
     pub(crate) store: MemoryStore,
     /// `None` while it is dead.
@@ -94,6 +99,8 @@ pub(crate) struct Settings {
     pub(crate) island: Option<IslandTerms>,
     /// How long a cloud counts as there after it was heard, where it has a standby.
     pub(crate) lease_ms: u64,
+    /// How long a device waits before it goes to its second edge, where it has one.
+    pub(crate) second_edge_after_ms: u64,
 }
 
 impl Node {
@@ -103,6 +110,9 @@ impl Node {
             parent,
             peer: None,
             children: Arc::new([]),
+            second: None,
+            guests: Arc::new([]),
+            guest_names: BTreeSet::new(),
             members: BTreeSet::new(),
             store: MemoryStore::new(),
             machine: None,
@@ -127,6 +137,11 @@ impl Node {
         self.members = children.iter().map(|(_, id)| id.clone()).collect();
     }
 
+    pub(crate) fn take_in(&mut self, guests: &[(Place, NodeId)]) {
+        self.guests = guests.iter().map(|(place, _)| *place).collect();
+        self.guest_names = guests.iter().map(|(_, id)| id.clone()).collect();
+    }
+
     /// Whether it is a cloud that has a standby, or that standby.
     pub(crate) fn is_paired(&self) -> bool {
         self.parent.is_none() && self.peer.is_some()
@@ -134,7 +149,7 @@ impl Node {
 
     /// Whether that node may own its rounds: its parent, and the standby of that.
     pub(crate) fn is_below(&self, place: Place) -> bool {
-        let mut above = self.parent.iter().chain(&self.peer);
+        let mut above = self.parent.iter().chain(&self.peer).chain(&self.second);
         self.parent.is_some() && above.any(|(above, _)| *above == place)
     }
 
@@ -301,6 +316,7 @@ impl Node {
         RoundConfig {
             owner,
             members: self.members.clone(),
+            guests: self.guest_names.clone(),
             quorum: rounds.quorum,
             deadline_ms: rounds.deadline_ms,
             republish_ms: rounds.republish_ms,
@@ -325,6 +341,10 @@ impl Node {
             me: self.id.clone(),
             parent: parent.clone(),
             standby: self.peer.as_ref().map(|(_, standby)| standby.clone()),
+            second: self.second.as_ref().map(|(_, edge)| SecondEdge {
+                edge: edge.clone(),
+                after_ms: settings.second_edge_after_ms,
+            }),
             model: settings.model.clone(),
             base: BASE,
             layout: settings.layout.clone(),
@@ -341,7 +361,15 @@ impl Node {
 /// Highest epoch of a parent that a node remembers, from the value that it keeps.
 pub(crate) const PARENT_EPOCH: &str = "member/parent_epoch";
 
+/// Whether a device is with its second edge, likewise.
+pub(crate) const AWAY: &str = "member/away";
+
 /// Decodes that value.
+pub(crate) fn with_second(value: &[u8]) -> Option<bool> {
+    crate::wire::decode(value, 16).ok()
+}
+
+/// Decodes the highest epoch of a parent.
 pub(crate) fn parent_epoch(value: &[u8]) -> Option<Epoch> {
     crate::wire::decode(value, 16).ok()
 }

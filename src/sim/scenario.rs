@@ -54,6 +54,9 @@ pub struct Scenario {
     /// The cloud has a standby, `cloud-2`, if this is there.
     #[serde(default)]
     pub standby: Option<Standby>,
+    /// All edges are at one site, and an edge's devices go to the next one while theirs is away, if this is there.
+    #[serde(default)]
+    pub second_edges: Option<SecondEdges>,
     /// Nodes that are stopped for a while, by plan.
     #[serde(default)]
     pub pauses: Vec<Pause>,
@@ -189,6 +192,14 @@ pub struct Outage {
     pub crash: bool,
 }
 
+/// Where devices go while their edge is away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SecondEdges {
+    /// An edge is away that was silent for so long. More than twice `rounds.resync_ms`.
+    pub after_ms: u64,
+}
+
 /// A second cloud that takes over when the first is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -281,6 +292,12 @@ impl Default for Faults {
 impl Default for Churn {
     fn default() -> Self {
         Self { every_ms: 0, share: 0.0, away_ms: [1_000, 10_000], crash: 0.5 }
+    }
+}
+
+impl Default for SecondEdges {
+    fn default() -> Self {
+        Self { after_ms: 15_000 }
     }
 }
 
@@ -401,6 +418,9 @@ impl Scenario {
                 return wrong(node_key, expected, format!("{node:?}"));
             }
         }
+        if self.second_edges.is_some() && tiers.edges < 2 {
+            return wrong("second_edges", "tiers.edges of at least 2", tiers.edges.to_string());
+        }
         let apart = self.standby.unwrap_or_default().apart_ms;
         if apart[0] > apart[1] || apart[1] > Self::MAX_MS {
             return wrong("standby.apart_ms", "[from, until]", format!("{apart:?}"));
@@ -408,7 +428,7 @@ impl Scenario {
         Ok(())
     }
 
-    fn times(&self) -> [(&'static str, u64, u64); 15] {
+    fn times(&self) -> [(&'static str, u64, u64); 16] {
         let (rounds, pace) = (self.rounds, self.pace);
         [
             ("rounds.deadline_ms", rounds.deadline_ms, 1),
@@ -426,6 +446,7 @@ impl Scenario {
             ("partitions.each_ms", self.partitions.each_ms, 0),
             ("amnesia.every_ms", self.amnesia.every_ms, 0),
             ("standby.lease_ms", self.standby.unwrap_or_default().lease_ms, 4),
+            ("second_edges.after_ms", self.second_edges.unwrap_or_default().after_ms, 1),
         ]
     }
 

@@ -18,6 +18,7 @@ mod clusters;
 mod failover;
 mod guards;
 mod islands;
+mod second_edges;
 
 /// One cloud, three sites with four devices each; nothing goes wrong.
 fn calm() -> Scenario {
@@ -37,6 +38,7 @@ fn calm() -> Scenario {
         amnesia: Amnesia::default(),
         outages: Vec::new(),
         standby: None,
+        second_edges: None,
         pauses: Vec::new(),
     }
 }

@@ -424,6 +424,7 @@ fn settings_of(scenario: &Scenario) -> Result<Settings, Broken> {
         distils: None,
         island: None,
         lease_ms: scenario.standby.unwrap_or_default().lease_ms,
+        second_edge_after_ms: scenario.second_edges.unwrap_or_default().after_ms,
     })
 }
 
@@ -436,14 +437,25 @@ fn tiers_of(scenario: &Scenario) -> Result<(Nodes, Vec<Identity>), Broken> {
         let place = nodes.add(Node::new(id.clone(), parent.clone()));
         let line = if role == Role::Device { name("line")? } else { name("_")? };
         let (parent, site) = (parent.map(|(_, id)| id), site.clone());
-        let stands_by = None;
-        identities.push(Identity { place, id: id.clone(), role, parent, site, line, stands_by });
+        identities.push(Identity {
+            place,
+            id: id.clone(),
+            role,
+            parent,
+            site,
+            line,
+            stands_by: None,
+            second_edge: None,
+        });
         Ok::<_, Broken>((place, id))
     };
     let (cloud, cloud_id) = add(&mut nodes, name("cloud")?, None, Role::Cloud, &name("_")?)?;
     let mut edges = Vec::new();
+    let mut devices_of = Vec::new();
+    let mut second_edges = BTreeMap::new();
     for e in 1..=scenario.tiers.edges {
-        let site = name(&format!("site-{e}"))?;
+        let site = if scenario.second_edges.is_some() { 1 } else { e };
+        let site = name(&format!("site-{site}"))?;
         let edge = name(&format!("edge-{e}"))?;
         let edge = add(&mut nodes, edge, Some(cloud), Role::Edge, &site)?;
         let mut devices = Vec::new();
@@ -453,6 +465,17 @@ fn tiers_of(scenario: &Scenario) -> Result<(Nodes, Vec<Identity>), Broken> {
         }
         nodes.at_mut(edge.0).adopt(&devices);
         edges.push(edge);
+        devices_of.push(devices);
+    }
+    if scenario.second_edges.is_some() {
+        let next = edges.iter().cycle().skip(1);
+        for ((devices, (edge, _)), second) in devices_of.iter().zip(&edges).zip(next) {
+            second_edges.insert(*edge, second.1.clone());
+            nodes.at_mut(second.0).take_in(devices);
+            for (device, _) in devices {
+                nodes.at_mut(*device).second = Some(second.clone());
+            }
+        }
     }
     nodes.at_mut(cloud).adopt(&edges);
     if scenario.standby.is_some() {
@@ -466,6 +489,9 @@ fn tiers_of(scenario: &Scenario) -> Result<(Nodes, Vec<Identity>), Broken> {
         if let Some(last) = identities.last_mut() {
             last.stands_by = Some(cloud_id);
         }
+    }
+    for identity in &mut identities {
+        identity.second_edge = second_edges.remove(&identity.place);
     }
     Ok((nodes, identities))
 }

@@ -157,6 +157,7 @@ pub static TOPICS: &[TopicSpec] = &[
         .at_most_once()
         .body_up_to(4 * MIB),
     TopicSpec::signed("m/lease", 2 * KIB, ROOTS).retained(),
+    TopicSpec::signed("to/{node}/contribution", 72 * KIB, DEVICES).body_up_to(64 * MIB),
     TopicSpec::signed("to/{node}/promise", 2 * KIB, RELAYS).volatile(),
     TopicSpec::signed("to/{node}/mirror", 72 * KIB, ROOTS).volatile().body_up_to(64 * MIB),
     TopicSpec::signed("to/{node}/evidence", 2 * KIB, DEVICES).volatile(),

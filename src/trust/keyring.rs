@@ -162,6 +162,8 @@ pub struct Keyring {
     revoked: BTreeSet<KeyId>,
     /// The standby of an owner of rounds.
     standbys: BTreeMap<NodeId, NodeId>,
+    /// The edge to which an edge's devices go while theirs is away.
+    second_edges: BTreeMap<NodeId, NodeId>,
     by_key: BTreeMap<KeyId, NodeId>,
 }
 
@@ -176,16 +178,16 @@ impl Keyring {
         issued_at: Wall,
         expires_at: Wall,
     ) -> Result<Self, KeyringError> {
-        let (nodes, revoked, standbys) = (Vec::new(), Vec::new(), BTreeMap::new());
         Self::try_from(Parts {
             federation,
             version: 1,
             issued_at,
             expires_at,
             root,
-            nodes,
-            revoked,
-            standbys,
+            nodes: Vec::new(),
+            revoked: Vec::new(),
+            standbys: BTreeMap::new(),
+            second_edges: BTreeMap::new(),
         })
     }
 
@@ -227,6 +229,25 @@ impl Keyring {
         let mut paired = self.clone();
         paired.standbys.insert(owner.clone(), new.entry.node.clone());
         paired.enrol(new, at, expires_at)
+    }
+
+    /// The next version in which devices of `edge` go to `second` while their own edge is away; with none they wait.
+    ///
+    /// # Errors
+    /// [`KeyringError::Misplaced`] when the two don't fit.
+    pub fn with_second_edge(
+        &self,
+        edge: &NodeId,
+        second: Option<&NodeId>,
+        at: Wall,
+        expires_at: Wall,
+    ) -> Result<Self, KeyringError> {
+        let mut next = self.next_parts(at, expires_at);
+        match second {
+            Some(second) => next.second_edges.insert(edge.clone(), second.clone()),
+            None => next.second_edges.remove(edge),
+        };
+        Self::try_from(next)
     }
 
     /// The next version with a new key for a node, whose old one is revoked.
@@ -418,6 +439,20 @@ impl Keyring {
         self.children_of(self.stands_by(node).unwrap_or(node))
     }
 
+    /// The edge that takes this device in while its own is away.
+    pub fn second_edge_of(&self, device: &NodeId) -> Option<&NodeEntry> {
+        let device = self.node(device).filter(|entry| entry.is_any(&[Role::Device]))?;
+        self.node(self.second_edges.get(device.parent.as_ref()?)?)
+    }
+
+    /// Devices that this edge takes in while theirs is away, by name.
+    pub fn guests_of<'a>(&'a self, edge: &'a NodeId) -> impl Iterator<Item = &'a NodeEntry> {
+        let from = |parent: &NodeId| self.second_edges.get(parent) == Some(edge);
+        self.nodes().filter(move |entry| {
+            entry.is_any(&[Role::Device]) && entry.parent.as_ref().is_some_and(from)
+        })
+    }
+
     fn next_version(&self) -> u64 {
         self.version.saturating_add(1)
     }
@@ -457,7 +492,29 @@ impl Keyring {
             });
         }
         self.nodes.values().try_for_each(|entry| self.check_entry(entry))?;
-        self.standbys.iter().try_for_each(|(owner, standby)| self.check_standby(owner, standby))
+        self.standbys.iter().try_for_each(|(owner, standby)| self.check_standby(owner, standby))?;
+        self.second_edges.iter().try_for_each(|(edge, second)| self.check_second(edge, second))
+    }
+
+    fn check_second(&self, edge: &NodeId, second: &NodeId) -> Result<(), KeyringError> {
+        let refuse = |why| Err(KeyringError::Misplaced { node: second.clone(), why });
+        let (Some(first), Some(other)) = (self.nodes.get(edge), self.nodes.get(second)) else {
+            return refuse("it, or the edge that it takes devices of, is not in the keyring");
+        };
+        if edge == second {
+            return refuse("an edge is no second edge for its own devices");
+        }
+        if [first, other].iter().any(|entry| !entry.is_any(&[Role::Edge])) {
+            return refuse("a second edge is an edge, for devices of an edge");
+        }
+        if first.site != other.site {
+            return refuse("devices stay in their site: their second edge has to be in it");
+        }
+        // Else versions of the two are no versions of one line.
+        if first.parent != other.parent {
+            return refuse("an edge and the second one of its devices hang under the same node");
+        }
+        Ok(())
     }
 
     fn check_standby(&self, owner: &NodeId, standby: &NodeId) -> Result<(), KeyringError> {
@@ -539,6 +596,8 @@ struct Parts {
     revoked: Vec<KeyId>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     standbys: BTreeMap<NodeId, NodeId>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    second_edges: BTreeMap<NodeId, NodeId>,
 }
 
 impl From<Keyring> for Parts {
@@ -552,6 +611,7 @@ impl From<Keyring> for Parts {
             nodes: ring.nodes.into_values().collect(),
             revoked: ring.revoked.into_iter().collect(),
             standbys: ring.standbys,
+            second_edges: ring.second_edges,
         }
     }
 }
@@ -564,6 +624,7 @@ impl TryFrom<Parts> for Keyring {
             ("revoked keys", parts.revoked.len(), MAX_REVOKED),
             ("root keys", parts.root.keys.len(), MAX_ROOT_KEYS),
             ("standbys", parts.standbys.len(), MAX_NODES),
+            ("second edges", parts.second_edges.len(), MAX_NODES),
         ];
         for (what, count, most) in sizes {
             if count > most {
@@ -579,6 +640,7 @@ impl TryFrom<Parts> for Keyring {
             nodes: BTreeMap::new(),
             revoked: parts.revoked.into_iter().collect(),
             standbys: parts.standbys,
+            second_edges: parts.second_edges,
             by_key: BTreeMap::new(),
         };
         for entry in parts.nodes {

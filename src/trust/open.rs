@@ -303,17 +303,23 @@ fn check_allowed(
     let from_child = side == Side::Down
         && door.keyring.owners_of(&sender.node).any(|owner| owner.node == *door.me);
     let from_peer = side == Side::Down && door.keyring.peer_of(door.me) == Some(&sender.node);
+    let is_second_of = |edge: &NodeId, device: &NodeId| {
+        door.keyring.second_edge_of(device).is_some_and(|second| second.node == *edge)
+    };
+    let from_second = side == Side::Up && is_second_of(&sender.node, door.me);
+    let from_guest = side == Side::Down && is_second_of(door.me, &sender.node);
     let has = |role: Role| sender.roles.contains(&role);
     let owner = has(Role::Cloud) || has(Role::Edge);
     let worker = has(Role::Device) || has(Role::Edge);
     let am = |role: Role| mine.is_some_and(|me| me.roles.contains(&role));
     let (role, neighbour) = match kind {
-        Kind::Offer | Kind::Receipt | Kind::Result | Kind::Keyring | Kind::Base => {
-            (owner, from_parent)
-        }
-        Kind::Answer | Kind::Contribution => (worker, from_child),
+        Kind::Offer | Kind::Receipt | Kind::Result => (owner, from_parent || from_second),
+        Kind::Keyring | Kind::Base => (owner, from_parent),
+        Kind::Answer | Kind::Contribution => (worker, from_child || from_guest),
         Kind::Get => {
-            (owner || worker, (from_parent && owner) || (from_child && worker) || from_peer)
+            let above = from_parent || from_second;
+            let below = from_child || from_guest;
+            (owner || worker, (above && owner) || (below && worker) || from_peer)
         }
         Kind::Lease => (owner, from_parent || from_peer),
         Kind::Promise => (worker, from_child),

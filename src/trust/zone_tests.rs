@@ -6,10 +6,10 @@ use std::num::NonZeroU32;
 use super::keyring::{Enrolment, Keyring, NodeEntry, Role, RootRole};
 use super::keys::SigningKey;
 use super::{Door, Refusal, Sealer, To, open};
-use crate::ids::{BootId, Digest, Name, NodeId, Side};
+use crate::ids::{BootId, Digest, Name, NodeId, Side, UpdateId};
 use crate::time::Wall;
 use crate::topic::{Branch, Prefix};
-use crate::wire::{Body, Frame, Lease};
+use crate::wire::{Answer, Body, Frame, Get, Lease, Receipt, Verdict, Wanted};
 
 const AT: Wall = Wall(1_000);
 
@@ -178,4 +178,81 @@ fn a_standby_keeps_its_members_when_the_key_of_its_owner_is_revoked() {
     let key = paired.node(&name("cloud-2")).unwrap().key.key_id();
     let ring = paired.revoke(key, AT, AT.plus_ms(1_000_000)).unwrap();
     assert_eq!(ring.peer_of(&name("cloud")), None);
+}
+
+/// The keyring of [`site`] in which d3, of `other`, has `over` as its second edge.
+fn with_second() -> Keyring {
+    let end = AT.plus_ms(1_000_000);
+    site().with_second_edge(&name("other"), Some(&name("over")), AT, end).unwrap()
+}
+
+/// What `to` makes of this, said by `from` to it alone.
+fn said(from: &str, to: &str, side: Side, body: &Body) -> &'static str {
+    let keyring = with_second();
+    let prefix = Prefix::new("gaisnet").unwrap();
+    let entry = keyring.node(&name(from)).unwrap();
+    let (site, line) = (entry.site.clone(), entry.line.clone());
+    let branch = Branch { prefix: prefix.clone(), site, line, node: name(from) };
+    let mut sealer = Sealer::new(key_of(from), name("fed"), branch, BootId([1; 16]));
+    let (federation, to) = (name("fed"), name(to));
+    let (topic, wire) = sealer.seal(&To::Directly(to.clone()), body, 1, 1, AT).unwrap();
+    let door = Door { federation: &federation, prefix: &prefix, me: &to, keyring: &keyring };
+    open(door, side, &topic, &wire, AT).map_or_else(|refusal| refusal.kind(), |_| "taken")
+}
+
+#[test]
+fn a_device_and_its_second_edge_have_rounds_and_nothing_else() {
+    let digest = Digest([1; 32]);
+    let get = Body::Get(Get { wanted: Wanted::Latest });
+    let receipt = Body::Receipt(Receipt { update: UpdateId([1; 16]), verdict: Verdict::Accepted });
+    let answer = Body::Answer(Answer { offer: digest, accepted: true, reason: String::new() });
+    let frame = Body::Frame(Frame { run: 1, step: 1, turn: 0, part: 0, parts: 1, data: vec![1] });
+    let lease = Body::Lease(Lease { ms: 1_000, asks: true, alone: false, told: 0 });
+    for (from, to, side, body) in [
+        ("over", "d3", Side::Up, &receipt),
+        ("over", "d3", Side::Up, &get),
+        ("d3", "over", Side::Down, &answer),
+        ("d3", "over", Side::Down, &get),
+    ] {
+        assert_eq!(said(from, to, side, body), "taken", "{from} to {to}: {body:?}");
+    }
+    for (from, to, side, body) in [
+        ("over", "d3", Side::Up, &frame),
+        ("d3", "over", Side::Down, &frame),
+        ("over", "d3", Side::Up, &lease),
+        // The right two on the wrong link; somebody else's device, somebody else's edge.
+        ("d3", "over", Side::Up, &answer),
+        ("d1", "over", Side::Down, &answer),
+        ("edge", "d3", Side::Up, &receipt),
+    ] {
+        assert_eq!(said(from, to, side, body), "not_our_neighbour", "{from} to {to}: {body:?}");
+    }
+}
+
+#[test]
+fn a_second_edge_is_another_edge_of_the_site_under_the_same_node() {
+    let end = AT.plus_ms(1_000_000);
+    let ring = with_second();
+    let over = name("over");
+    let guests: Vec<_> = ring.guests_of(&over).map(|entry| entry.node.as_str()).collect();
+    assert_eq!((guests, ring.second_edge_of(&name("d1"))), (vec!["d3"], None));
+    let bytes = crate::wire::encode(&ring).unwrap();
+    assert_eq!(crate::wire::decode::<Keyring>(&bytes, 1 << 20).unwrap(), ring);
+    let plain = String::from_utf8_lossy(&crate::wire::encode(&site()).unwrap()).into_owned();
+    assert!(!plain.contains("second_edges"));
+    for (edge, second) in [
+        ("edge", "other"),
+        ("other", "other"),
+        ("other", "d1"),
+        ("cloud", "over"),
+        ("other", "nobody"),
+    ] {
+        let refused = site().with_second_edge(&name(edge), Some(&name(second)), AT, end);
+        assert!(refused.is_err(), "{second} for devices of {edge}");
+    }
+    let without = ring.with_second_edge(&name("other"), None, AT, end).unwrap();
+    assert_eq!(without.second_edge_of(&name("d3")), None);
+    let key = ring.node(&name("over")).unwrap().key.key_id();
+    let revoked = ring.revoke(key, AT, end).unwrap();
+    assert_eq!(revoked.second_edge_of(&name("d3")), None, "nobody goes to a revoked key");
 }

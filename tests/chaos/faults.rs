@@ -123,7 +123,7 @@ impl Fault {
     pub(crate) fn deck_without(guard: &str) -> Vec<Self> {
         let at =
             |name: &str| Self::DieAt(PLACES.iter().position(|(place, _)| *place == name).unwrap());
-        match guard {
+        match guard.split(',').next().unwrap() {
             "repeats" => vec![at("publishing-receipt"), Self::KillBroker, Self::Kill(Role::Edge)],
             "epochs" | "promises" | "told" => vec![Self::StopLeader, Self::Kill(Role::Standby)],
             "copies" => vec![Self::KillUnheard],

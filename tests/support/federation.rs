@@ -130,6 +130,20 @@ impl Members {
         Self { places, keyring }
     }
 
+    /// A cloud and one site with two edges, `devices` each, which go to the other edge while theirs is away.
+    pub(crate) fn with_second_edges(devices: usize) -> Self {
+        let mut places = Self::new(2, devices).places;
+        for place in places.iter_mut().filter(|place| place.role != Role::Cloud) {
+            place.site = name("site0");
+        }
+        let (mut keyring, [one, two]) = (keyring(&places), ["edge0", "edge1"].map(name));
+        let until = START.plus_ms(365 * DAY_MS);
+        for (edge, second) in [(&one, &two), (&two, &one)] {
+            keyring = keyring.with_second_edge(edge, Some(second), START, until).unwrap();
+        }
+        Self { places, keyring: Arc::new(keyring) }
+    }
+
     pub(crate) fn place(&self, node: &NodeId) -> &Place {
         self.places.iter().find(|place| place.node == *node).unwrap()
     }
@@ -426,6 +440,7 @@ pub(crate) fn learning(versions: u64) -> Learning {
         reference: None,
         distils: None,
         island: None,
+        second_edge_after_ms: 40_000,
         triggers: None,
     }
 }

@@ -11,7 +11,7 @@ fn member() -> Member {
     Member::new(member_config(&node("d1"), &node("edge"), false), &[]).unwrap()
 }
 
-fn offer(round: RoundNo, version: Version) -> Offer {
+pub(super) fn offer(round: RoundNo, version: Version) -> Offer {
     Offer {
         island: None,
         knowledge: None,
@@ -35,11 +35,11 @@ fn say(member: &mut Member, epoch: Epoch, offer: Offer) -> Vec<Effect> {
     member.step(Now::default(), from_edge(offer.round, epoch, Body::Offer(offer)))
 }
 
-fn digest(offer: &Offer) -> Digest {
+pub(super) fn digest(offer: &Offer) -> Digest {
     Digest::of(&Body::Offer(offer.clone()).to_bytes().unwrap())
 }
 
-fn work() -> Work {
+pub(super) fn work() -> Work {
     Work {
         knowledge: None,
         update: Some(first_adapter(4)),

@@ -157,6 +157,9 @@ impl Round {
             }));
             put(&state::accepted(&sender), &input, out);
             open.declined.remove(&sender);
+            if self.config.guests.contains(&sender) {
+                open.guests.insert(sender.clone());
+            }
             open.accepted.insert(sender.clone(), input);
             out.push(self.receipt(&sender, update, Verdict::Accepted));
             self.close_if_due(out);

@@ -82,6 +82,9 @@ pub(super) struct Open {
     pub(super) offer: Offer,
     pub(super) accepted: BTreeMap<NodeId, CombineInput>,
     pub(super) declined: BTreeSet<NodeId>,
+    /// Guests that take part.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub(super) guests: BTreeSet<NodeId>,
     pub(super) deadline_passed: bool,
     /// See [`Global::whole`].
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -227,8 +227,42 @@ fn a_quorum_is_a_part_rounded_up_in_whole_members() {
     for (members, quorum, expected) in [(3, 0.6, 2), (20, 0.55, 11), (10, 0.7, 7), (1, 0.1, 1)] {
         bench.round.config.members = (0..members).map(|n| node(&format!("n{n}"))).collect();
         bench.round.config.quorum = quorum;
-        assert_eq!(bench.round.quorum(), expected);
+        let Phase::Open(open) = &bench.round.phase else { panic!("no round is open") };
+        assert_eq!(bench.round.quorum(open), expected);
     }
+}
+
+#[test]
+fn a_guest_is_waited_for_once_it_takes_part_and_no_longer_when_it_declines() {
+    let mut bench = Bench::open();
+    bench.round.config.guests = [node("guest")].into();
+    assert_eq!(bench.round.view().expected, 3, "nobody waits for who may be elsewhere");
+    bench.answer("guest", true);
+    assert_eq!(bench.round.view().expected, 4);
+    for (sender, seed) in [("a", 1), ("b", 2), ("c", 3)] {
+        let work = bench.work(seed);
+        bench.send(sender, &work);
+    }
+    assert_eq!(bench.phase(), "open", "its work may come");
+    bench.restart();
+    assert_eq!(bench.round.view().expected, 4, "that is on disk");
+    let work = bench.work(4);
+    let closed = bench.send("guest", &work);
+    assert_eq!(job(&closed).unwrap().inputs.len(), 4);
+}
+
+#[test]
+fn a_guest_that_declines_holds_nothing_up_and_a_stranger_is_none() {
+    let mut bench = Bench::open();
+    bench.round.config.guests = [node("guest")].into();
+    bench.answer("guest", true);
+    bench.answer("guest", false);
+    assert_eq!(bench.round.view().expected, 3);
+    let work = bench.work(1);
+    assert_eq!(bench.send("stranger", &work), [Effect::Count("not_a_member")]);
+    bench.send("guest", &work);
+    assert_eq!(bench.round.view().accepted, 1, "whoever contributes takes part");
+    assert_eq!(bench.round.view().expected, 4);
 }
 
 #[test]

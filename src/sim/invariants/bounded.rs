@@ -14,7 +14,7 @@ pub(crate) fn check(node: &Node) -> Result<(), Broken> {
     let fetches = ("fetches", node.fetches.len(), Fetches::MAX_OPEN);
     let mut queues = vec![fetches];
     if let Some(held) = node.held() {
-        let members = node.children.len();
+        let members = node.children.len() + node.guests.len();
         queues.push(("contributions whose blob is on its way", held.waiting, members));
         queues.push(("accepted contributions", held.accepted, members));
         queues.push(("remembered rounds", held.recent, Round::MEMORY));

@@ -1,7 +1,7 @@
 //! Who speaks with a lower epoch than the highest heard changes nothing (G4).
 
 use super::super::broken::Broken;
-use super::super::node::{Node, PARENT_EPOCH, parent_epoch};
+use super::super::node::{AWAY, Node, PARENT_EPOCH, parent_epoch, with_second};
 use super::super::nodes::{ByNode, Place};
 use crate::ids::Epoch;
 use crate::protocol::Effect;
@@ -10,21 +10,28 @@ use crate::wire::Body;
 
 pub(crate) const NAME: &str = "epochs_fence";
 
-/// The highest epoch of its parent that each node has written down.
+/// The highest epoch of each node's parent that it has written down, and of a device's second edge.
 #[derive(Debug, Default)]
 pub(crate) struct EpochsFence {
-    known: ByNode<Epoch>,
+    known: ByNode<[Epoch; 2]>,
+    away: ByNode<bool>,
 }
 
 impl EpochsFence {
     pub(crate) fn committed(&mut self, at: Place, effects: &[Effect]) {
-        for effect in effects {
-            if let Effect::Put(key, value) = effect
-                && key == PARENT_EPOCH
-                && let Some(epoch) = parent_epoch(value)
-            {
-                *self.known.at(at) = epoch;
-            }
+        let put = |wanted: &'static str| {
+            effects.iter().find_map(move |effect| match effect {
+                Effect::Put(key, value) if key == wanted => Some(value),
+                _ => None,
+            })
+        };
+        if let Some(away) = put(AWAY).and_then(|value| with_second(value)) {
+            *self.away.at(at) = away;
+        }
+        let away = *self.away.at(at);
+        if let Some(epoch) = put(PARENT_EPOCH).and_then(|value| parent_epoch(value)) {
+            let [home, second] = self.known.at(at);
+            *(if away { second } else { home }) = epoch;
         }
     }
 
@@ -32,10 +39,15 @@ impl EpochsFence {
     pub(crate) fn is_outdated(&self, node: &Node, at: Place, message: &Verified) -> bool {
         let mut above = node.parent.iter().chain(&node.peer);
         let from_above = above.any(|(_, above)| above == message.sender());
+        let from_second = node.second.as_ref().is_some_and(|(_, edge)| edge == message.sender());
+        let known = self
+            .known
+            .get(at)
+            .map_or(0, |[home, second]| if from_second { *second } else { *home });
         node.parent.is_some()
-            && from_above
+            && (from_above || from_second)
             && !matches!(message.body(), Body::Get(_))
-            && self.known.get(at).is_some_and(|known| message.epoch() < *known)
+            && message.epoch() < known
     }
 }
 

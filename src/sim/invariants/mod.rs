@@ -6,6 +6,7 @@ pub(crate) mod converges;
 pub(crate) mod counted_once;
 pub(crate) mod epochs_fence;
 mod lately;
+pub(crate) mod one_edge;
 pub(crate) mod one_line;
 pub(crate) mod order_free;
 pub(crate) mod receipt_is_kept;
@@ -15,6 +16,7 @@ pub(crate) mod versions_rise;
 use self::accepted_is_recorded::AcceptedIsRecorded;
 use self::counted_once::CountedOnce;
 use self::epochs_fence::EpochsFence;
+use self::one_edge::OneEdge;
 use self::one_line::OneLine;
 use self::order_free::OrderFree;
 use self::receipt_is_kept::ReceiptIsKept;
@@ -27,12 +29,13 @@ use crate::protocol::{CombineJob, Effect, Job};
 use crate::wire::{Body, Receipt};
 
 /// Their names, in the order in which they are looked at, and what each says.
-pub const NAMES: [(&str, &str); 10] = [
+pub const NAMES: [(&str, &str); 11] = [
     (verified_only::NAME, "only messages that passed every check change a node"),
     (epochs_fence::NAME, "who speaks with a lower epoch than the highest heard changes nothing"),
     (accepted_is_recorded::NAME, "a receipt says what the ledger says, and leaves after it"),
     (receipt_is_kept::NAME, "what has a receipt stays until it is combined"),
     (counted_once::NAME, "an update is recorded once, and a member counts once for an offer"),
+    (one_edge::NAME, "from one version a device counts at one edge"),
     (order_free::NAME, "one set of contributions has one outcome"),
     (one_line::NAME, "a cloud and its standby are one to all others"),
     (versions_rise::NAME, "the version that a node serves never goes back"),
@@ -47,6 +50,7 @@ pub(crate) struct Invariants {
     pub(crate) epochs_fence: EpochsFence,
     pub(crate) receipt_is_kept: ReceiptIsKept,
     pub(crate) counted_once: CountedOnce,
+    pub(crate) one_edge: OneEdge,
     pub(crate) order_free: OrderFree,
     pub(crate) one_line: OneLine,
     pub(crate) versions_rise: VersionsRise,
@@ -86,6 +90,7 @@ impl Invariants {
         self.accepted_is_recorded.committed(at, effects);
         self.receipt_is_kept.committed(node, at, effects, job)?;
         self.counted_once.committed(node, at, effects, job)?;
+        self.one_edge.committed(nodes, at, job)?;
         self.order_free.committed(node, at, effects, job)
     }
 
