@@ -52,9 +52,11 @@ endif
 	@if [ -s $(GAISNET_SKIP_LOG) ]; then echo "skipped tests: $$(wc -l < $(GAISNET_SKIP_LOG))"; cat $(GAISNET_SKIP_LOG); fi
 
 # The program without libtorch, so that processes start quickly; docs/chaos.md tells the variables.
+# CHAOS_BUILD=--all-features takes the one that `make test` has built.
+CHAOS_BUILD ?= $(LIGHT),failpoints
 chaos: export GAISNET_SKIP_LOG := $(TARGET)/skipped
 chaos: ## real processes and brokers that die, hang and lie, and what the ledgers say then (QUICK=1: minutes, else an hour)
-	$(CARGO) test $(LIGHT),failpoints --test chaos -- --ignored --nocapture chaos
+	$(CARGO) test $(CHAOS_BUILD) --test chaos -- --ignored --nocapture chaos
 
 # From the smallest build to the largest: a mistake in the pure half shows in seconds, and each step
 # uses what the ones before it compiled.

@@ -216,6 +216,11 @@ fn die_at(
     let (name, n) = (one_of(&federation.with(role), draw), 1 + draw.below(3));
     federation.kill(name);
     federation.spawn(name, &[format!("GAISNET_FAILPOINT={place}:{n}")]);
+    // An edge is asked for its promise when nobody leads.
+    let gone = (place == "publishing-promise").then(|| federation.leader());
+    if let Some(leader) = gone {
+        federation.kill(leader);
+    }
     let begun = since_now();
     let mut may_lead = role == Role::Leader;
     let mut dies = false;
@@ -231,7 +236,9 @@ fn die_at(
     let at = since_now();
     federation.mark();
     federation.kill(name);
-    federation.spawn(name, &[]);
+    for dead in [name].into_iter().chain(gone) {
+        federation.spawn(dead, &[]);
+    }
     let kind = if dies { format!("at_{place}") } else { "place_not_reached".to_owned() };
     Struck { at, kind }
 }
