@@ -99,6 +99,18 @@ impl BrokerAt {
         Ok(mqtt)
     }
 
+    /// The `mosquitto_pub` by which a person says the same as the demo.
+    pub(super) fn mosquitto_pub(&self, user: &str) -> String {
+        let mut line = format!("mosquitto_pub -h {} -p {}", self.host, self.port);
+        if let Some(ca) = &self.ca {
+            line += &format!(" --cafile {}", ca.display());
+        }
+        if let Some(passwords) = &self.passwords {
+            line += &format!(" -u {user} -P \"$(cat {})\"", passwords.join(user).display());
+        }
+        line + " -q 1"
+    }
+
     fn below(mut self, folder: &Path) -> Self {
         for path in [&mut self.ca, &mut self.passwords].into_iter().flatten() {
             *path = folder.join(&path);
