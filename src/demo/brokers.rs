@@ -101,14 +101,16 @@ impl BrokerAt {
 
     /// The `mosquitto_pub` by which a person says the same as the demo.
     pub(super) fn mosquitto_pub(&self, user: &str) -> String {
-        let mut line = format!("mosquitto_pub -h {} -p {}", self.host, self.port);
+        let mut words = vec![format!("mosquitto_pub -h {} -p {}", self.host, self.port)];
         if let Some(ca) = &self.ca {
-            line += &format!(" --cafile {}", ca.display());
+            words.push(format!("--cafile {}", ca.display()));
         }
         if let Some(passwords) = &self.passwords {
-            line += &format!(" -u {user} -P \"$(cat {})\"", passwords.join(user).display());
+            let password = passwords.join(user);
+            words.push(format!("-u {user} -P \"$(cat {})\"", password.display()));
         }
-        line + " -q 1"
+        words.push("-q 1".to_owned());
+        words.join(" ")
     }
 
     fn below(mut self, folder: &Path) -> Self {

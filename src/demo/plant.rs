@@ -191,8 +191,8 @@ impl Place {
             );
             if more.labels {
                 let topic = quoted(&self.label_topic());
-                tags +=
-                    &format!("\n[[tags]]\ntopic = {topic}\nformat = \"json\"\nbinds = \"label\"\n");
+                let rest = "\nformat = \"json\"\nbinds = \"label\"\n";
+                tags.extend(["\n[[tags]]\ntopic = ", &topic, rest]);
             }
         }
         own.push_str(&tags);
@@ -263,7 +263,6 @@ pub(super) fn key_folder(folder: &Path, name: &str) -> PathBuf {
 
 fn key(folder: &Path) -> Result<SigningKey, DemoError> {
     let path = folder.join("node.pem");
-    std::fs::create_dir_all(folder).map_err(DemoError::file(folder))?;
     if path.exists() {
         Ok(keyfile::read_signing_key(&path, None)?)
     } else {

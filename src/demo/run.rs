@@ -157,7 +157,8 @@ pub fn prepare(options: &DemoOptions) -> Result<Keyring, DemoError> {
             std::fs::remove_file(&report).map_err(DemoError::file(&report))?;
         }
     }
-    let folders = PLACES.iter().map(|place| place.folder(options));
+    let operator = options.story.map(|story| folder.join(story.operator()));
+    let folders = PLACES.iter().map(|place| place.folder(options)).chain(operator);
     for path in folders.chain([progress::folder(options)]) {
         std::fs::create_dir_all(&path).map_err(DemoError::file(&path))?;
     }

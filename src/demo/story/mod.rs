@@ -225,9 +225,11 @@ impl Plot<'_, '_> {
         self.scene.until("all nodes", &[], up).await?;
         for _ in 0..self.scene.options.rounds {
             let next = self.scene.wire.newest + 1;
-            self.scene.ask_once(Ask { place: cloud, command: "round.start" })?;
+            // A round that comes to nothing is opened again; while one is open that changes nothing.
+            let open = Ask { place: cloud, command: "round.start", every_s: 10 };
+            self.scene.ask_once(open)?;
             let out = |wire: &Wire| (wire.newest >= next).then_some(());
-            self.scene.until(&format!("version {next}"), &[], out).await?;
+            self.scene.until(&format!("version {next}"), &[open], out).await?;
         }
         let version = self.scene.wire.newest;
         for site in sites {
@@ -473,7 +475,7 @@ impl Plot<'_, '_> {
 }
 
 fn status(site: &Site) -> Ask {
-    Ask { place: site.edge, command: "rollout.status" }
+    Ask { place: site.edge, command: "rollout.status", every_s: 1 }
 }
 
 /// What an edge has said of its rollout.

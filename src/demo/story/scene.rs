@@ -42,10 +42,12 @@ pub(super) struct Signed {
 pub(super) struct Ask {
     pub(super) place: &'static Place,
     pub(super) command: &'static str,
+    /// How often, in seconds.
+    pub(super) every_s: u64,
 }
 
 impl Scene<'_> {
-    /// Waits until what was heard has something; meanwhile it asks, each second.
+    /// Waits until what was heard has something; meanwhile it asks.
     ///
     /// # Errors
     /// [`DemoError::Late`] when that takes longer than the user's patience.
@@ -60,7 +62,7 @@ impl Scene<'_> {
             self.wire.forget_reply(ask.place.name, ask.command);
         }
         let began = self.clock.now();
-        let mut ticks = tokio::time::interval(TICK);
+        let (mut ticks, mut seconds) = (tokio::time::interval(TICK), 0_u64);
         loop {
             if let Some(found) = found(&self.wire) {
                 return Ok(found);
@@ -72,7 +74,8 @@ impl Scene<'_> {
                     for news in self.children.tend()? {
                         self.tell(&news);
                     }
-                    for ask in asks {
+                    seconds += 1;
+                    for ask in asks.iter().filter(|ask| seconds.is_multiple_of(ask.every_s)) {
                         self.ask(*ask)?;
                     }
                     self.bar.tick();
@@ -183,7 +186,7 @@ impl Scene<'_> {
         let silent = PLACES.iter().find(|place| !self.wire.counts.is_online(place.name));
         let hint = match (silent, asks.first()) {
             (Some(place), _) => Counts::silence_of(place),
-            (None, Some(Ask { place, command })) => {
+            (None, Some(Ask { place, command, .. })) => {
                 let said = self.wire.reply(place.name, command).map(|reply| reply.said.to_string());
                 let said = said.unwrap_or_else(|| "nothing".to_owned());
                 format!("{} said last on {command}: {said}", place.name)
