@@ -7,6 +7,7 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 
 use super::Exit;
+use super::exit::Misuse;
 use crate::demo::{self, DemoError, DemoOptions};
 use crate::report;
 use crate::settings::{Compression, Contribute, LearnerName};
@@ -19,6 +20,7 @@ Examples:
   gaisnet demo --compression int4 --seed 2
   gaisnet demo --json | jq .macro_f1
   gaisnet demo --broker-config brokers.toml     the same on your brokers, brokers/mosquitto/demo.md
+  gaisnet demo --story rollout              a bad version is stopped at its canary, docs/rollout.md
 
 Each node and broker is a process of its own, with its settings, store and log in a folder of its
 name. An unfinished run is taken up again; --fresh forgets it.";
@@ -26,13 +28,17 @@ name. An unfinished run is taken up again; --fresh forgets it.";
 /// Arguments of `gaisnet demo`.
 #[derive(Debug, Args)]
 pub(super) struct DemoArgs {
-    /// Where keys, stores and the report go
-    #[arg(long, default_value = "demo")]
-    folder: PathBuf,
+    /// Where keys, stores and the report go [default: demo, or demo-rollout with that story]
+    #[arg(long)]
+    folder: Option<PathBuf>,
+    /// Tell a story instead of the comparison
+    #[arg(long, value_enum)]
+    story: Option<Story>,
     /// The model that learns
     #[arg(long, value_enum)]
     learner: Option<Learner>,
-    /// Rounds of the federation [default: 20 with softmax, 15 with the transformer]
+    /// Rounds of the federation, or behind each version of a story [default: 20 with softmax, 15 with the transformer, 3 in a
+    /// story]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=1000))]
     rounds: Option<u64>,
     /// Optimiser steps a device and round
@@ -47,9 +53,9 @@ pub(super) struct DemoArgs {
     /// Seed of every draw
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Speed of the sensor gateways, 1 for real time
-    #[arg(long, default_value_t = 0.1)]
-    speed: f64,
+    /// Speed of the sensor gateways, 1 for real time [default: 0.1, 0.2 in a story]
+    #[arg(long)]
+    speed: Option<f64>,
     /// Each node and broker is a process of its own. It always is; for scripts that say it
     #[arg(long)]
     processes: bool,
@@ -68,6 +74,12 @@ pub(super) struct DemoArgs {
     /// One JSON object at the end, no bars, no table
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Story {
+    /// A good version goes over both sites in stages; a bad one is stopped at its canary
+    Rollout,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -96,16 +108,47 @@ enum Kind {
 /// # Errors
 /// What stopped the demo.
 pub(super) fn run(args: &DemoArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
-    let default =
-        if cfg!(feature = "torch") { Learner::SignalTransformer } else { Learner::Softmax };
-    let learner = args.learner.unwrap_or(default);
-    let (rounds, local_steps, learning_rate) = match learner {
-        Learner::Softmax => (20, 20, 0.1),
-        Learner::SignalTransformer => (15, 16, 0.001),
+    let options = options_of(args)?;
+    if args.prepare {
+        demo::prepare(&options)?;
+        writeln!(out, "keyring  {}", options.folder.join("keyring").display())?;
+        return Ok(Exit::Ok);
+    }
+    let ended = match options.story {
+        Some(_) => tell(args, &options, out),
+        None => compare(args, &options, out),
     };
-    let folder =
-        std::path::absolute(&args.folder).with_context(|| args.folder.display().to_string())?;
-    let options = DemoOptions {
+    match ended {
+        Err(error) if was_stopped(&error) => {
+            writeln!(out, "{error}")?;
+            Ok(Exit::Ok)
+        }
+        ended => ended,
+    }
+}
+
+fn options_of(args: &DemoArgs) -> anyhow::Result<DemoOptions> {
+    let default = if cfg!(feature = "torch") && args.story.is_none() {
+        Learner::SignalTransformer
+    } else {
+        Learner::Softmax
+    };
+    let learner = args.learner.unwrap_or(default);
+    let (rounds, local_steps, learning_rate, speed) = match (learner, args.story) {
+        (Learner::Softmax, None) => (20, 20, 0.1, 0.1),
+        (Learner::SignalTransformer, None) => (15, 16, 0.001, 0.1),
+        (Learner::Softmax, Some(Story::Rollout)) => (3, 40, 0.5, 0.2),
+        (Learner::SignalTransformer, Some(_)) => {
+            let why = "a story is told with the linear model, so that it takes two minutes: --learner softmax";
+            return Err(Misuse(why.to_owned()).into());
+        }
+    };
+    let folder = args.folder.clone().unwrap_or_else(|| match args.story {
+        Some(Story::Rollout) => "demo-rollout".into(),
+        None => "demo".into(),
+    });
+    let folder = std::path::absolute(&folder).with_context(|| folder.display().to_string())?;
+    Ok(DemoOptions {
         program: std::env::current_exe().context("the program doesn't find itself")?,
         folder,
         brokers: args.broker_config.clone(),
@@ -130,24 +173,32 @@ pub(super) fn run(args: &DemoArgs, out: &mut dyn Write) -> anyhow::Result<Exit> 
             })
             .collect(),
         seed: args.seed,
-        speed: args.speed,
-        fresh: args.fresh,
+        speed: args.speed.unwrap_or(speed),
+        // A story is told from its beginning.
+        fresh: args.fresh || args.story.is_some(),
         patience_s: args.patience,
         quiet: args.json,
-    };
-    if args.prepare {
-        demo::prepare(&options)?;
-        writeln!(out, "keyring  {}", options.folder.join("keyring").display())?;
-        return Ok(Exit::Ok);
+        story: args.story.map(|Story::Rollout| demo::Story::Rollout),
+    })
+}
+
+fn was_stopped(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<DemoError>();
+    matches!(error, Some(DemoError::Interrupted { .. } | DemoError::StoryStopped))
+}
+
+fn tell(args: &DemoArgs, options: &DemoOptions, out: &mut dyn Write) -> anyhow::Result<Exit> {
+    let report = demo::tell(options)?;
+    if args.json {
+        writeln!(out, "{}", report::story_to_json(&report))?;
+    } else {
+        writeln!(out, "{}", report::story_to_table(&report))?;
     }
-    let report = match demo::run(&options) {
-        Ok(report) => report,
-        Err(error @ DemoError::Interrupted { .. }) => {
-            writeln!(out, "{error}")?;
-            return Ok(Exit::Ok);
-        }
-        Err(error) => return Err(error.into()),
-    };
+    Ok(if report.holds() { Exit::Ok } else { Exit::Refused })
+}
+
+fn compare(args: &DemoArgs, options: &DemoOptions, out: &mut dyn Write) -> anyhow::Result<Exit> {
+    let report = demo::run(options)?;
     let page = options.folder.join("report.html");
     std::fs::write(&page, report::to_html(&report))
         .with_context(|| format!("can't write {}", page.display()))?;

@@ -66,6 +66,40 @@ impl Package {
     }
 }
 
+impl Package {
+    /// Makes `to` a cache with a copy of the pin in which files bear the names that `name` gives them: a set
+    /// that isn't what it says it is, for demos of what such a set does.
+    ///
+    /// # Errors
+    /// [`DataError::Io`] also where the pin isn't in `from`.
+    pub fn copy_renamed(
+        &self,
+        from: &Cache,
+        to: &Cache,
+        name: impl Fn(&str) -> String,
+    ) -> Result<(), DataError> {
+        let (from, to) = (self.folder(from), self.folder(to));
+        let stamp = from.join(STAMP);
+        let text = fs::read(&stamp).map_err(|e| DataError::io(&stamp, e))?;
+        let mut stamp: Stamp =
+            serde_json::from_slice(&text).map_err(|e| DataError::io(&stamp, e.into()))?;
+        let mut files = BTreeMap::new();
+        for (file, size) in std::mem::take(&mut stamp.files) {
+            let renamed = name(&file);
+            let copy = to.join(&renamed);
+            let folder = copy.parent().unwrap_or(&to);
+            fs::create_dir_all(folder).map_err(|e| DataError::io(folder, e))?;
+            fs::copy(from.join(&file), &copy).map_err(|e| DataError::io(&copy, e))?;
+            files.insert(renamed, size);
+        }
+        stamp.files = files;
+        let place = to.join(STAMP);
+        let text =
+            serde_json::to_vec_pretty(&stamp).map_err(|e| DataError::io(&place, e.into()))?;
+        fs::write(&place, text).map_err(|e| DataError::io(&place, e))
+    }
+}
+
 /// What a fetch is about to do; for a progress bar.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
@@ -275,6 +309,19 @@ mod tests {
         assert!(fetch(&package(), &cache, hand_over, &mut |_| {}).unwrap().fresh);
         assert_eq!(fs::read_to_string(first.folder.join("real/a.csv")).unwrap(), "1\n");
         assert_eq!(entries(&cache.data()), 1);
+    }
+
+    #[test]
+    fn a_copy_under_other_names_is_whole_and_the_pin_stays_as_it_was() {
+        let (room, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (from, to) = (Cache::at(room.path()), Cache::at(other.path()));
+        fetch(&package(), &from, hand_over, &mut |_| {}).unwrap();
+        package().copy_renamed(&from, &to, |file| file.replace("a.csv", "b.csv")).unwrap();
+        assert!(package().is_cached(&to) && package().is_cached(&from));
+        assert!(package().folder(&to).join("real/b.csv").exists());
+        assert!(!package().folder(&to).join("real/a.csv").exists());
+        let nothing = Cache::at(other.path().join("nothing"));
+        assert_eq!(package().copy_renamed(&nothing, &to, str::to_owned).unwrap_err().kind(), "io");
     }
 
     #[test]

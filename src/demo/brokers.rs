@@ -99,6 +99,20 @@ impl BrokerAt {
         Ok(mqtt)
     }
 
+    /// The `mosquitto_pub` by which a person says the same as the demo.
+    pub(super) fn mosquitto_pub(&self, user: &str) -> String {
+        let mut words = vec![format!("mosquitto_pub -h {} -p {}", self.host, self.port)];
+        if let Some(ca) = &self.ca {
+            words.push(format!("--cafile {}", ca.display()));
+        }
+        if let Some(passwords) = &self.passwords {
+            let password = passwords.join(user);
+            words.push(format!("-u {user} -P \"$(cat {})\"", password.display()));
+        }
+        words.push("-q 1".to_owned());
+        words.join(" ")
+    }
+
     fn below(mut self, folder: &Path) -> Self {
         for path in [&mut self.ca, &mut self.passwords].into_iter().flatten() {
             *path = folder.join(&path);

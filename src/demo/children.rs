@@ -74,6 +74,16 @@ impl Children {
         Ok(())
     }
 
+    /// Ends a node and starts it again, with the settings that its file has now.
+    pub(super) async fn restart_node(&mut self, name: &str) -> Result<(), DemoError> {
+        for node in self.nodes.iter_mut().filter(|node| node.name == name) {
+            node.measure();
+            end(&mut node.child).await;
+            node.child = spawn(&self.program, &node.args, &node.log, Stdio::null())?;
+        }
+        Ok(())
+    }
+
     /// Starts again what has ended by itself, and says so.
     ///
     /// # Errors
@@ -105,10 +115,7 @@ impl Children {
                 process.child.stdin = None;
             }
             for process in group.iter_mut() {
-                if timeout(STOP_WITHIN, process.child.wait()).await.is_err() {
-                    // Gone already is as good.
-                    let _ = process.child.kill().await;
-                }
+                end(&mut process.child).await;
             }
         }
     }
@@ -136,6 +143,15 @@ impl Process {
         Ok(format!(
             "{name} ended ({status}) and was started again ({deaths} of {MAX_DEATHS} times)"
         ))
+    }
+}
+
+/// Has it end in order, or kills it.
+async fn end(child: &mut Child) {
+    child.stdin = None;
+    if timeout(STOP_WITHIN, child.wait()).await.is_err() {
+        // Gone already is as good.
+        let _ = child.kill().await;
     }
 }
 

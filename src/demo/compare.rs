@@ -137,7 +137,7 @@ fn described(options: &DemoOptions, settings: &Settings) -> Vec<(String, String)
     .to_vec()
 }
 
-fn called(options: &DemoOptions) -> &'static str {
+pub(super) fn called(options: &DemoOptions) -> &'static str {
     match options.learner {
         LearnerName::Softmax => "softmax regression on spectra",
         LearnerName::SignalTransformer => "pre-trained transformer with LoRA",
@@ -155,6 +155,6 @@ fn coding(compression: Compression) -> &'static str {
     }
 }
 
-fn commit() -> String {
+pub(super) fn commit() -> String {
     option_env!("GAISNET_COMMIT").unwrap_or("unknown").to_owned()
 }

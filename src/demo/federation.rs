@@ -70,7 +70,7 @@ impl Federation<'_> {
         }
         // Reading the recordings takes a while; nothing is to be missed meanwhile.
         let wall = self.clock.now().wall;
-        let gateways = feeder::start(data, self.brokers, self.options.speed, wall)?;
+        let gateways = feeder::start(data, self.brokers, (self.options.speed, false), wall)?;
         for place in &PLACES {
             children.start_node(place.name, &place.settings_file(self.options))?;
         }

@@ -120,15 +120,21 @@ impl Counts {
         self.online.len()
     }
 
+    /// A node is about to be started again: what it said of itself counts no more.
+    pub(super) fn leaves(&mut self, node: &str) {
+        self.online.remove(node);
+    }
+
+    /// Whether a node says that it is up.
+    pub(super) fn is_online(&self, node: &str) -> bool {
+        self.online.contains(node)
+    }
+
     /// Who keeps the federation waiting, the lowest first, and which topics that may hang on.
     pub(super) fn silence(&self) -> String {
         let silent = |place: &&Place| !self.spoke.contains(place.name);
         if let Some(place) = PLACES.iter().find(silent) {
-            return format!(
-                "nothing came from {0} on {1}/status: may the user {0} write below {1}? See {0}/log.txt",
-                place.name,
-                place.branch(),
-            );
+            return Self::silence_of(place);
         }
         for owner in PLACES.iter().rev() {
             let Some(round) = self.offered.get(owner.name) else { continue };
@@ -146,6 +152,15 @@ impl Counts {
         }
         let top = PLACES.iter().find(|place| place.parent.is_none()).map_or("", |top| top.name);
         format!("see {top}/log.txt")
+    }
+
+    /// What to look at when nothing comes from a node.
+    pub(super) fn silence_of(place: &Place) -> String {
+        format!(
+            "nothing came from {0} on {1}/status: may the user {0} write below {1}? See {0}/log.txt",
+            place.name,
+            place.branch(),
+        )
     }
 
     fn count(&mut self, site: &str, from: &Place, leaf: &Leaf, bytes: u64) {
@@ -272,7 +287,8 @@ impl Counts {
         None
     }
 
-    fn read(&self, kind: Kind, payload: &[u8]) -> Option<(Head, Body)> {
+    /// What somebody of this federation says to have signed; nobody has checked it.
+    pub(super) fn read(&self, kind: Kind, payload: &[u8]) -> Option<(Head, Body)> {
         let envelope = Envelope::from_bytes(payload, MAX_MESSAGE_BYTES).ok()?;
         if !envelope.signatures.iter().any(|signature| self.keys.contains(&signature.key)) {
             return None;

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::plant::{self, PLACES};
+use super::plant::{self, PLACES, Place};
 use super::{DemoError, DemoOptions};
 use crate::learn::TensorSet;
 use crate::ledger::{Entry, Event, Origin, verify};
@@ -59,6 +59,13 @@ pub(super) fn read(options: &DemoOptions, keyring: &Keyring) -> Result<Ledgers, 
         }
     }
     Ok(Ledgers { audit, refused, work })
+}
+
+/// What a node has recorded, oldest first.
+pub(super) fn events(options: &DemoOptions, place: &Place) -> Result<Vec<Event>, DemoError> {
+    let store = SqliteStore::open_read_only(&place.folder(options).join("store"))?;
+    let entries = store.entries(0, store.num_entries()?)?;
+    Ok(entries.iter().filter_map(|bytes| Some(Entry::parse(bytes).ok()?.event)).collect())
 }
 
 /// The adapters that the devices have trained for themselves; needed where only soft labels travel.

@@ -11,7 +11,7 @@ use super::DemoError;
 use super::brokers::{Brokers, called};
 use super::plant::Place;
 use crate::bus::mqtt::MqttBus;
-use crate::bus::{Bus, BusEvent, Delivery, Priority, Publish};
+use crate::bus::{Bus, BusError, BusEvent, Delivery, Priority, Publish};
 use crate::time::Wall;
 
 /// See the module.
@@ -77,17 +77,19 @@ impl Listener {
 
     /// Sends the command `status` to a node; its reply will be heard.
     pub(super) fn ask(&self, place: &Place, now: Wall) {
-        let message = Publish {
-            topic: format!("{}/cmd/status", place.branch()),
-            payload: format!("{{\"id\":\"demo-{}\"}}", now.0).into_bytes(),
-            at_least_once: true,
-            retain: false,
-            priority: Priority::Control,
-        };
-        if let Some(bus) = self.buses.get(place.site) {
-            // It will be asked again.
-            let _ = bus.publish(message);
-        }
+        let topic = format!("{}/cmd/status", place.branch());
+        // It will be asked again.
+        let _ = self.say(place.site, topic, format!("{{\"id\":\"demo-{}\"}}", now.0).into_bytes());
+    }
+
+    /// Publishes at a site's broker.
+    ///
+    /// # Errors
+    /// What the link says.
+    pub(super) fn say(&self, site: &str, topic: String, payload: Vec<u8>) -> Result<(), BusError> {
+        let (at_least_once, retain, priority) = (true, false, Priority::Control);
+        let message = Publish { topic, payload, at_least_once, retain, priority };
+        self.buses.get(site).map_or(Err(BusError::Closed), |bus| bus.publish(message))
     }
 
     async fn connected(&mut self) -> Result<(), DemoError> {

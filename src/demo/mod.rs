@@ -9,6 +9,7 @@
 //!                progress.rs  each version as it came out, on disk: a second start goes on from it
 //! ledgers.rs     what the nodes have recorded, and whether it verifies
 //! compare.rs     arms.rs      each device alone, all data in one place
+//! story/         a rollout that goes well and one that its canary stops, on the same pilot
 //! ```
 //! Every node and broker is a process of its own, started from settings that lie in the demo's
 //! folder: what runs here is what runs in a plant. Called by `gaisnet demo`.
@@ -26,12 +27,14 @@ mod plant;
 mod prices;
 mod progress;
 mod run;
+mod story;
 
 use std::path::PathBuf;
 
 use crate::settings::{Compression, Contribute, LearnerName};
 
 pub use run::{prepare, run};
+pub use story::tell;
 
 /// What the demo is asked for.
 #[derive(Debug, Clone)]
@@ -64,6 +67,24 @@ pub struct DemoOptions {
     pub patience_s: u64,
     /// No progress bars.
     pub quiet: bool,
+    /// A story to tell instead of the comparison.
+    pub story: Option<Story>,
+}
+
+/// What a demo may tell instead of the comparison.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Story {
+    /// A good version goes over the sites in stages, and a bad one is stopped at its canary.
+    Rollout,
+}
+
+impl Story {
+    /// Who gives its commands.
+    fn operator(self) -> &'static str {
+        match self {
+            Self::Rollout => "anna",
+        }
+    }
 }
 
 /// Why the demo can't go on.
@@ -149,6 +170,32 @@ pub enum DemoError {
         /// Who keeps still, and on which topic.
         hint: String,
     },
+    /// Something that a story waits for didn't come.
+    #[error("{what}: that didn't come within {seconds} s; {hint}")]
+    Late {
+        /// What.
+        what: String,
+        /// How long it was waited for.
+        seconds: u64,
+        /// What was heard last, and where to look.
+        hint: String,
+    },
+    /// A node doesn't take a command of the story.
+    #[error("{node} doesn't take {command}: {problem}")]
+    Refused {
+        /// The node.
+        node: String,
+        /// The command.
+        command: String,
+        /// What it says.
+        problem: String,
+    },
+    /// The story went another way than it is told.
+    #[error("the story went another way: {0}")]
+    AnotherWay(String),
+    /// The user stopped a story.
+    #[error("stopped; a story begins anew with the next start")]
+    StoryStopped,
     /// The user stopped it; a second start goes on from here.
     #[error("stopped; start it again to go on from version {version}")]
     Interrupted {

@@ -37,6 +37,15 @@ const fn place(
     Place { name, site, line, parent, tier, data }
 }
 
+/// What a node's settings have beside what every demo sets.
+#[derive(Debug, Clone, Default)]
+pub(super) struct More {
+    /// Keys and their values, as TOML.
+    pub(super) keys: Vec<(&'static str, String)>,
+    /// Devices hear what their machine really does.
+    pub(super) labels: bool,
+}
+
 /// Where the demo puts the base that ships with the program, below its folder.
 pub(super) const BASE_CARD: &str = "base/signal-bearing.toml";
 
@@ -86,11 +95,30 @@ impl Place {
         format!("plant/{}/{}/vibration", self.site, self.name)
     }
 
-    /// Its settings, and the file that says them.
-    pub(super) fn settings(
+    /// Topic on which its quality inspection says what the machine really does.
+    pub(super) fn label_topic(&self) -> String {
+        format!("plant/{}/{}/label", self.site, self.name)
+    }
+
+    /// Writes its settings file; gives the settings.
+    pub(super) fn write_settings(
         &self,
         options: &DemoOptions,
         brokers: &Brokers,
+        more: &More,
+    ) -> Result<Settings, DemoError> {
+        let (settings, text) = self.settings(options, brokers, more)?;
+        let file = self.settings_file(options);
+        std::fs::write(&file, text).map_err(DemoError::file(&file))?;
+        Ok(settings)
+    }
+
+    /// Its settings, and the file that says them.
+    fn settings(
+        &self,
+        options: &DemoOptions,
+        brokers: &Brokers,
+        more: &More,
     ) -> Result<(Settings, String), DemoError> {
         let mut layers = Layers::new();
         layers.tier(self.tier).text("pilot", PILOT);
@@ -149,6 +177,9 @@ impl Place {
             Contribute::Generator => "\"generator\"",
         });
         set("strategy.contribute", format!("[{}]", kinds.collect::<Vec<_>>().join(", ")));
+        for (key, value) in &more.keys {
+            set(key, value.clone());
+        }
         let mut tags = String::new();
         if self.data.is_some() {
             set("data.set", quoted("bearings"));
@@ -158,6 +189,11 @@ impl Place {
                 "\n[[tags]]\ntopic = {topic}\nformat = \"json\"\npointer = \"/values\"\nbinds = \
                  \"feature\"\nmodel = \"bearing\"\n"
             );
+            if more.labels {
+                let topic = quoted(&self.label_topic());
+                let rest = "\nformat = \"json\"\nbinds = \"label\"\n";
+                tags.extend(["\n[[tags]]\ntopic = ", &topic, rest]);
+            }
         }
         own.push_str(&tags);
         layers.text("demo", &own);
@@ -174,20 +210,28 @@ impl Place {
     }
 }
 
-/// Makes the keys that are missing, and the keyring of all nodes as a file.
-pub(super) fn enrol(folder: &Path, now: Wall) -> Result<Keyring, DemoError> {
+/// Makes the keys that are missing, and the keyring of all nodes, and of an operator where one is asked for, as a file.
+pub(super) fn enrol(
+    folder: &Path,
+    operator: Option<&'static str>,
+    now: Wall,
+) -> Result<Keyring, DemoError> {
     let federation = name("pilot");
     let root_key = key(&folder.join("root"))?;
     let until = now.plus_ms(YEAR_MS);
     let root = RootRole { threshold: NonZeroU32::MIN, keys: vec![*root_key.public()] };
     let mut keyring = Keyring::first(federation.clone(), root, now, until)?;
-    for place in &PLACES {
-        let key = key(&folder.join(place.name).join("keys"))?;
+    let nodes = PLACES.iter().map(|place| {
         let role = match place.tier {
             Tier::Cloud => Role::Cloud,
             Tier::Edge => Role::Edge,
             Tier::Device => Role::Device,
         };
+        (place.clone(), role)
+    });
+    let person = |name| (place(name, "_", None, Tier::Cloud, None), Role::Operator);
+    for (place, role) in nodes.chain(operator.map(person)) {
+        let key = key(&key_folder(folder, place.name))?;
         let (node, roles) = (name(place.name), BTreeSet::from([role]));
         let proof = key.prove_possession(&federation, &node, &roles);
         let entry = NodeEntry {
@@ -210,6 +254,11 @@ pub(super) fn enrol(folder: &Path, now: Wall) -> Result<Keyring, DemoError> {
 /// A name that stands in this file.
 pub(super) fn name(text: &'static str) -> NodeId {
     Name::new(text).unwrap_or_else(|_| unreachable!("names of the pilot are valid"))
+}
+
+/// Where a node's or an operator's key lies, below the demo's folder.
+pub(super) fn key_folder(folder: &Path, name: &str) -> PathBuf {
+    folder.join(name).join("keys")
 }
 
 fn key(folder: &Path) -> Result<SigningKey, DemoError> {

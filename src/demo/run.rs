@@ -10,8 +10,8 @@ use super::brokers::{self, BrokerAt, Brokers, SITES};
 use super::children::Children;
 use super::compare::compare;
 use super::federation::{Federation, Outcome};
-use super::plant::{self, PLACES};
-use super::{DemoError, DemoOptions, ledgers, progress};
+use super::plant::{self, More, PLACES};
+use super::{DemoError, DemoOptions, Story, ledgers, progress};
 use crate::data::bearings::{Bearings, fetch_bearings};
 use crate::data::{Cache, Step};
 use crate::node::SystemClock;
@@ -91,14 +91,21 @@ async fn learn(
     data: &Bearings,
     interrupt: &mut Interrupt,
 ) -> Result<(Settings, Outcome), DemoError> {
-    let brokers = match &options.brokers {
-        Some(file) => brokers::read(file)?,
-        None => start_brokers(children).await?,
-    };
+    let brokers = brokers_of(options, children).await?;
     let settings = write_settings(options, &brokers)?;
     let device = settings.get("p1").ok_or_else(|| DemoError::start(&"no device"))?.clone();
     let federation = Federation { options, brokers: &brokers, keyring, clock };
     Ok((device, federation.learn(children, data, interrupt).await?))
+}
+
+pub(super) async fn brokers_of(
+    options: &DemoOptions,
+    children: &mut Children,
+) -> Result<Brokers, DemoError> {
+    match &options.brokers {
+        Some(file) => brokers::read(file),
+        None => start_brokers(children).await,
+    }
 }
 
 async fn start_brokers(children: &mut Children) -> Result<Brokers, DemoError> {
@@ -116,10 +123,7 @@ fn write_settings(
 ) -> Result<BTreeMap<&'static str, Settings>, DemoError> {
     let mut all = BTreeMap::new();
     for place in &PLACES {
-        let (settings, text) = place.settings(options, brokers)?;
-        let file = place.settings_file(options);
-        std::fs::write(&file, text).map_err(DemoError::file(&file))?;
-        all.insert(place.name, settings);
+        all.insert(place.name, place.write_settings(options, brokers, &More::default())?);
     }
     Ok(all)
 }
@@ -133,10 +137,11 @@ pub fn prepare(options: &DemoOptions) -> Result<Keyring, DemoError> {
     let folder = &options.folder;
     let note = folder.join("options");
     let wanted = format!(
-        "{:?} {:?} {:?}",
+        "{:?} {:?} {:?} {:?}",
         (options.learner, options.rounds, options.local_steps, options.seed),
         options.contribute,
         (options.compression, options.learning_rate),
+        options.story,
     );
     let same = std::fs::read_to_string(&note).is_ok_and(|text| text == wanted);
     let report = folder.join("report.html");
@@ -152,7 +157,8 @@ pub fn prepare(options: &DemoOptions) -> Result<Keyring, DemoError> {
             std::fs::remove_file(&report).map_err(DemoError::file(&report))?;
         }
     }
-    let folders = PLACES.iter().map(|place| place.folder(options));
+    let operator = options.story.map(|story| folder.join(story.operator()));
+    let folders = PLACES.iter().map(|place| place.folder(options)).chain(operator);
     for path in folders.chain([progress::folder(options)]) {
         std::fs::create_dir_all(&path).map_err(DemoError::file(&path))?;
     }
@@ -170,10 +176,10 @@ pub fn prepare(options: &DemoOptions) -> Result<Keyring, DemoError> {
         std::fs::write(&path, bytes).map_err(DemoError::file(&path))?;
     }
     std::fs::write(&note, wanted).map_err(DemoError::file(&note))?;
-    plant::enrol(folder, SystemClock::new().now().wall)
+    plant::enrol(folder, options.story.map(Story::operator), SystemClock::new().now().wall)
 }
 
-fn load(options: &DemoOptions) -> Result<Bearings, DemoError> {
+pub(super) fn load(options: &DemoOptions) -> Result<Bearings, DemoError> {
     let cache = Cache::from_env()?;
     let spinner = bar(options.quiet, 0, "data");
     let fetched = fetch_bearings(&cache, &mut |step| {
@@ -196,7 +202,7 @@ pub(super) struct Interrupt {
 }
 
 impl Interrupt {
-    fn new() -> Result<Self, DemoError> {
+    pub(super) fn new() -> Result<Self, DemoError> {
         let on = |kind| signal(kind).map_err(|error| DemoError::start(&error));
         Ok(Self {
             terminate: on(SignalKind::terminate())?,
@@ -233,6 +239,6 @@ pub(super) fn say(options: &DemoOptions, text: &str) {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a figure to show")]
-fn seconds(micros: u64) -> f64 {
+pub(super) fn seconds(micros: u64) -> f64 {
     micros as f64 / 1e6
 }

@@ -8,7 +8,7 @@
 //! The highest serial holds and is on disk before it is acted upon: an old assignment that comes again changes
 //! nothing, also after a restart. What a node has seen is counted in a life of it and said whole each time, so that
 //! nothing depends on what gets lost. A candidate that its checks took away is told to the edge until that says what
-//! to do.
+//! to do, and so is one in whose shadow start after start ended soon, without an answer: it may be what ends the process.
 //!
 //! Called by [`super::Rollouts`].
 
@@ -51,6 +51,8 @@ pub struct Follower {
     /// What is to be told to the edge.
     says: Option<Evidence>,
     told_given_up: bool,
+    /// Ticks in this life.
+    ticks: u32,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -58,6 +60,9 @@ struct State {
     /// Counts the starts of this node.
     life: u64,
     assignment: Option<Assignment>,
+    /// Starts in a row in which the candidate was to answer in the shadow, and neither gave an answer nor saw a minute.
+    #[serde(default)]
+    silent_starts: u8,
 }
 
 /// A version with its chunks.
@@ -67,6 +72,9 @@ impl Follower {
     /// Key of its durable state.
     pub const KEY: &'static str = "serving/assigned";
     const STATE_CAP: usize = 1 << 17;
+    /// Starts without an answer after which a candidate in the shadow is given up.
+    pub const SILENT_STARTS: u8 = 3;
+    const TICKS_A_MINUTE: u32 = 6;
     /// How often it looks again for what is missing, and repeats what it has seen.
     pub const AGAIN_MS: u64 = 10_000;
 
@@ -87,6 +95,7 @@ impl Follower {
             watching: None,
             says: None,
             told_given_up: false,
+            ticks: 0,
         })
     }
 
@@ -94,8 +103,14 @@ impl Follower {
     pub fn start(&mut self, slots: &mut Slots) -> Vec<Effect> {
         let mut out = Vec::new();
         self.state.life += 1;
+        if self.candidate().is_some_and(|candidate| candidate.shadow.contains(&self.config.me)) {
+            self.state.silent_starts = self.state.silent_starts.saturating_add(1);
+        }
         put(Self::KEY, &self.state, &mut out);
         self.pursue(slots, &mut out);
+        if self.has_given_up(slots) {
+            self.say(slots);
+        }
         out.push(Effect::Timer { timer: Timer::Follow, after_ms: Self::AGAIN_MS });
         out
     }
@@ -127,6 +142,7 @@ impl Follower {
             if told.serial > serial {
                 (self.seen, self.says, self.told_given_up) = (Tally::default(), None, false);
                 self.beside = None;
+                self.state.silent_starts = 0;
             }
             self.state.assignment = Some(told.clone());
             put(Self::KEY, &self.state, &mut out);
@@ -161,12 +177,17 @@ impl Follower {
     }
 
     /// What was counted of the candidate in this life.
-    pub fn seen(&mut self, slots: &Slots, serial: u64, tally: Tally) {
+    pub fn seen(&mut self, slots: &Slots, serial: u64, tally: Tally) -> Vec<Effect> {
+        let mut out = Vec::new();
         let current = self.state.assignment.as_ref().map(|assignment| assignment.serial);
         if current == Some(serial) && tally.makes_sense() {
             self.seen = self.seen.later(tally);
+            if self.seen.answers > 0 {
+                self.lives(&mut out);
+            }
             self.say(slots);
         }
+        out
     }
 
     /// Something about the served version changed: it may have been given up, or released.
@@ -182,6 +203,10 @@ impl Follower {
     /// Time for another look.
     pub fn tick(&mut self, slots: &mut Slots) -> Vec<Effect> {
         let mut out = Vec::new();
+        self.ticks = self.ticks.saturating_add(1);
+        if self.ticks == Self::TICKS_A_MINUTE {
+            self.lives(&mut out);
+        }
         self.pursue(slots, &mut out);
         if self.seen != Tally::default() || self.has_given_up(slots) {
             self.say(slots);
@@ -208,6 +233,14 @@ impl Follower {
         manifests.map(|manifest| manifest.sha256).chain(self.beside).collect()
     }
 
+    /// It isn't the candidate that ends the process. Once that was given up, nothing takes it back.
+    fn lives(&mut self, out: &mut Vec<Effect>) {
+        if (1..Self::SILENT_STARTS).contains(&self.state.silent_starts) {
+            self.state.silent_starts = 0;
+            put(Self::KEY, &self.state, out);
+        }
+    }
+
     /// Goes after the version that is assigned, and the one beside it.
     fn pursue(&mut self, slots: &mut Slots, out: &mut Vec<Effect>) {
         let Some(assignment) = self.state.assignment.clone() else { return };
@@ -224,6 +257,7 @@ impl Follower {
             }
         }
         if self.beside.is_none()
+            && !self.has_given_up(slots)
             && let Some(wanted) = self.beside_of(&assignment)
         {
             match (here(slots, wanted), wanted.1) {
@@ -280,11 +314,18 @@ impl Follower {
         });
     }
 
+    fn candidate(&self) -> Option<&Candidate> {
+        self.state.assignment.as_ref()?.candidate.as_ref()
+    }
+
     fn has_given_up(&self, slots: &Slots) -> bool {
-        let assignment = self.state.assignment.as_ref();
-        let candidate = assignment.and_then(|assignment| assignment.candidate.as_ref());
-        let mine = candidate.filter(|candidate| candidate.serve.contains(&self.config.me));
-        mine.is_some_and(|candidate| slots.given_up() == Some(candidate.version))
+        let me = &self.config.me;
+        self.candidate().is_some_and(|candidate| {
+            let served =
+                candidate.serve.contains(me) && slots.given_up() == Some(candidate.version);
+            let silent = self.state.silent_starts >= Self::SILENT_STARTS;
+            served || candidate.shadow.contains(me) && silent
+        })
     }
 
     /// What this node serves.

@@ -110,10 +110,9 @@ impl Rollouts {
 
     /// What was counted of a candidate, for the assignment of this serial.
     pub fn seen(&mut self, now: Now, slots: &mut Slots, serial: u64, tally: Tally) -> Vec<Effect> {
-        if let Some(follower) = &mut self.follower {
-            follower.seen(slots, serial, tally);
-        }
-        self.settled(now, slots, Vec::new())
+        let follower = self.follower.as_mut();
+        let effects = follower.map(|follower| follower.seen(slots, serial, tally));
+        self.settled(now, slots, effects.unwrap_or_default())
     }
 
     /// The slots changed by a check or an operator's word about this node.

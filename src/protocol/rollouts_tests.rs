@@ -369,6 +369,41 @@ fn a_sick_version_never_leaves_the_shadow_whoever_dies_in_any_step() {
 }
 
 #[test]
+fn a_candidate_in_whose_shadow_a_device_never_comes_to_an_answer_is_halted_at_the_third_start() {
+    let begun = || {
+        let mut site = Site::new(None);
+        let edge = node("edge");
+        site.ask(&edge, Ask::HandsDown(1));
+        site.ask(&edge, Ask::Decides(RolloutOrder::Plan(plan(1))));
+        site.ask(&edge, Ask::Decides(RolloutOrder::Start));
+        site.post();
+        assert!(site.place(&node("d3")).watch.as_ref().is_some_and(|watch| watch.shadow));
+        site
+    };
+    let starts = |site: &mut Site| {
+        site.starts(&node("d3"));
+        site.post();
+        site.view().rollout.version
+    };
+    let mut site = begun();
+    assert_eq!([starts(&mut site), starts(&mut site)], [Some(1); 2]);
+    assert_eq!(starts(&mut site), None, "it may be what ends the process");
+    assert_eq!(site.view().versions[0].barred.as_deref(), Some("failed_checks"));
+    assert_eq!(site.place(&node("d3")).watch, None);
+    assert_eq!(site.serve(), [0; 3]);
+    // One that has answered is no such candidate, however often the device starts, nor one that was asked nothing.
+    let (mut site, mut idle) = (begun(), begun());
+    for _ in 0..6 {
+        assert_eq!([starts(&mut site), starts(&mut idle)], [Some(1); 2]);
+        site.works(false);
+        for _ in 0..6 {
+            idle.ask(&node("d3"), Ask::Hears(Input::Timer(Timer::Follow)));
+        }
+        idle.post();
+    }
+}
+
+#[test]
 fn a_device_that_gives_it_up_halts_it_and_an_operators_hold_stays() {
     let mut site = Site::new(None);
     let edge = node("edge");

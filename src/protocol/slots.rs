@@ -13,7 +13,8 @@
 //! given up. What is learned, contributed and passed on doesn't change here.
 //!
 //! With [`SlotsConfig::follow`] nothing is served but what an assignment names (`follower.rs`): what a machine offers
-//! waits. What an operator has rolled back on this node stays held until it is released, also then.
+//! waits. What an operator has rolled back on this node stays held until it is released, also then. A candidate may come and
+//! go: what was within reach before it stays so.
 //!
 //! Called by `actors/role.rs`, for whatever machine it runs, and by `gaisnet rollback` on a stopped node's store.
 
@@ -59,6 +60,9 @@ struct State {
     served: Slot,
     /// The one to go back to; after a rollback the one that was given up.
     other: Option<Slot>,
+    /// Where assignments are followed, the one before `other`, for a candidate takes a place and may have to leave it again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    earlier: Option<Slot>,
     /// The newest that came while none may be served.
     waiting: Option<Slot>,
     held: Option<Hold>,
@@ -290,6 +294,7 @@ impl Slots {
             untrained: config.untrained,
             served: Slot { version: 0, adapter: config.untrained, proven: true, failed: 0 },
             other: None,
+            earlier: None,
             waiting: None,
             held: None,
             floor: 0,
@@ -389,8 +394,7 @@ impl Slots {
 
     /// Blobs that must be kept.
     pub fn blobs(&self) -> BTreeSet<Digest> {
-        let slots = self.state.other.iter().chain(&self.state.waiting);
-        let mut keep: BTreeSet<Digest> = slots.map(|slot| slot.adapter).collect();
+        let mut keep: BTreeSet<Digest> = self.others().map(|slot| slot.adapter).collect();
         keep.extend([self.state.served.adapter, self.config.untrained]);
         keep
     }
@@ -417,8 +421,7 @@ impl Slots {
 
     /// Blob of a version that could be served at once.
     pub fn adapter_of(&self, version: Version) -> Option<Digest> {
-        let others = self.state.other.iter().chain(&self.state.waiting);
-        let mut all = others.chain([&self.state.served]);
+        let mut all = self.others().chain([&self.state.served]);
         let known = all.find(|slot| slot.version == version).map(|slot| slot.adapter);
         known.or_else(|| (version == 0).then_some(self.config.untrained))
     }
@@ -433,9 +436,13 @@ impl Slots {
         self.state.held.filter(|hold| hold.from > self.state.served.version)
     }
 
+    /// What is on disk beside the version in use.
+    fn others(&self) -> impl Iterator<Item = &Slot> {
+        self.state.other.iter().chain(&self.state.earlier).chain(&self.state.waiting)
+    }
+
     fn have(&self) -> Vec<Version> {
-        let others = self.state.other.iter().chain(&self.state.waiting);
-        let mut have: BTreeSet<Version> = others.map(|slot| slot.version).collect();
+        let mut have: BTreeSet<Version> = self.others().map(|slot| slot.version).collect();
         have.insert(self.state.served.version);
         have.into_iter().collect()
     }
@@ -494,6 +501,9 @@ impl Slots {
         let older = self.state.other.filter(|other| other.version < before.version);
         if before.proven || !self.config.checks || older.is_none() {
             self.state.other = Some(before);
+            if self.config.follow {
+                self.state.earlier = older.or(self.state.earlier);
+            }
         }
         // What is assigned may come back to what is held: that needs the operator's word then, too.
         if !self.config.follow || !guard::stands(Guard::Hold) {
@@ -523,8 +533,12 @@ impl Slots {
                 return Err(SlotRefusal::Newer { version, served: served.version });
             }
         }
-        let older = self.state.other.filter(|other| other.version < served.version);
-        let Some(target) = older else {
+        let before = self.state.other.iter().chain(&self.state.earlier).copied();
+        let older = before.filter(|slot| slot.version < served.version);
+        let Some(target) = older
+            .filter(|slot| to.is_none_or(|version| version == slot.version))
+            .max_by_key(|slot| slot.version)
+        else {
             return Err(SlotRefusal::NothingBefore { served: served.version, have });
         };
         if by != RollbackBy::Operator && target.version < self.state.floor {
@@ -533,6 +547,7 @@ impl Slots {
         }
         self.state.served = Slot { failed: 0, ..target };
         self.state.other = Some(served);
+        self.state.earlier.take_if(|earlier| earlier.version >= target.version);
         let by_checks = by == RollbackBy::Checks;
         self.state.held = Some(Hold { from: served.version, least: None, by_checks });
         self.put(out);
@@ -603,9 +618,10 @@ impl Slots {
                 return Err(SlotRefusal::BelowFloor { version, floor });
             }
             let same = |other: &Slot| (other.version, other.adapter) == (version, adapter);
-            let known = self.state.other.filter(same);
+            let known = self.others().find(|slot| same(slot)).copied();
             self.state.served = known.map_or(fresh, |slot| Slot { failed: 0, ..slot });
             self.state.other = Some(served);
+            self.state.earlier.take_if(|earlier| earlier.version >= version);
             self.put(out);
             let (from, reason) = (served.version, Word::new("assigned"));
             out.push(Effect::Record(Event::Rollback { from, reason, to: version }));

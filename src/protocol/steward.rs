@@ -218,7 +218,7 @@ impl Steward {
         let stepped = self.rollout.step(now, seen);
         self.carry_all(now, stepped, &mut out);
         if gave_up
-            && assigned.serve.contains(node)
+            && (assigned.serve.contains(node) || assigned.shadow.contains(node))
             && self.rollout.assignment().candidate == Some(version)
         {
             let stepped = self.rollout.step(now, Input::GaveUp { version });

@@ -12,6 +12,7 @@ mod page;
 mod paper;
 #[cfg(feature = "sim")]
 mod sim;
+mod story;
 mod table;
 
 use std::collections::BTreeMap;
@@ -30,6 +31,9 @@ pub use paper::{
 };
 #[cfg(feature = "sim")]
 pub use sim::{SimReport, SimRow, SimViolation, sim_to_html, sim_to_json, sim_to_table};
+pub use story::{
+    StoryBad, StoryEntry, StoryOrder, StoryReport, StoryStage, story_to_json, story_to_table,
+};
 pub use table::to_table;
 
 /// All that is told of one run.

@@ -14,6 +14,7 @@ mod account;
 mod kill;
 mod mosquitto;
 mod resume;
+mod rollout;
 mod stage;
 #[path = "../support/mod.rs"]
 mod support;

@@ -13,13 +13,13 @@ const USERS: [&str; 9] =
 const LISTENER: &str = "user demo\ntopic read #\ntopic write gaisnet/v1/+/+/+/cmd/#\n";
 
 /// A broker a section of the demo's file.
-struct Plant {
+pub(crate) struct Plant {
     brokers: Vec<(&'static str, Mosquitto)>,
     folder: tempfile::TempDir,
 }
 
 impl Plant {
-    fn start(keyring: &Path) -> Option<Self> {
+    pub(crate) fn start(keyring: &Path) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("passwords")).unwrap();
         for user in USERS {
@@ -46,7 +46,7 @@ impl Plant {
     }
 
     /// The demo's file.
-    fn file(&self) -> PathBuf {
+    pub(crate) fn file(&self) -> PathBuf {
         let passwords = self.folder.path().join("passwords");
         let mut text = String::new();
         for (name, broker) in &self.brokers {
@@ -61,7 +61,7 @@ impl Plant {
     }
 
     /// Lines of the brokers' logs about what they refused.
-    fn refusals(&self) -> Vec<String> {
+    pub(crate) fn refusals(&self) -> Vec<String> {
         let mut all = Vec::new();
         for (_, broker) in &self.brokers {
             let log = std::fs::read_to_string(broker.dir.path().join("log")).unwrap();

@@ -453,3 +453,30 @@ fn another_adapter_of_the_served_version_comes_by_an_assignment_alone() {
     assign(&mut slots, 1, digest(11)).unwrap();
     assert_eq!((slots.in_use(), slots.view().versions), ((1, digest(11)), vec![0, 1]));
 }
+
+#[test]
+fn a_candidate_that_comes_to_nothing_leaves_the_version_before_within_reach() {
+    // By its gate, and by this node's own checks.
+    for by_checks in [false, true] {
+        let mut slots = following();
+        for version in 1..=3 {
+            assign(&mut slots, version, digest(version)).unwrap();
+            if !(by_checks && version == 3) {
+                slots.checked(version, digest(version), Check::Passed);
+            }
+        }
+        if by_checks {
+            slots.checked(3, digest(3), Check::Unfit);
+        }
+        assign(&mut slots, 2, digest(2)).unwrap();
+        assert!(slots.blobs().contains(&digest(1)));
+        let back = SlotOrder::Rollback { to: Some(1), by: RollbackBy::Operator };
+        slots.order(back).unwrap();
+        assert_eq!(slots.in_use(), (1, digest(1)));
+        // And an operator lets it go on again.
+        assert_eq!(assign(&mut slots, 2, digest(2)), Err("held_version"));
+        slots.order(SlotOrder::Release { least: 2 }).unwrap();
+        assign(&mut slots, 2, digest(2)).unwrap();
+        assert_eq!(slots.served(), 2);
+    }
+}
