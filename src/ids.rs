@@ -5,16 +5,18 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 
 /// One level of a topic: a federation, site, line, node or model name.
 ///
-/// 1 to 64 characters of `[A-Za-z0-9_-]`, which every broker and SCADA system accepts.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Name(String);
+/// 1 to 64 characters of `[A-Za-z0-9_-]`, which every broker and SCADA system accepts. Clones share the text: a name is
+/// in each message, each setting and each key of a map.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Name(Arc<str>);
 
 /// Name of a node, unique in its federation.
 pub type NodeId = Name;
@@ -28,10 +30,10 @@ impl Name {
     /// # Errors
     /// [`NameError`] when the text is empty, longer than 64 bytes or has another character.
     pub fn new(text: impl Into<String>) -> Result<Self, NameError> {
-        let text = text.into();
+        let text: String = text.into();
         let fits = (1..=Self::MAX_LEN).contains(&text.len());
         let plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
-        if fits && plain { Ok(Self(text)) } else { Err(NameError { text }) }
+        if fits && plain { Ok(Self(text.into())) } else { Err(NameError { text }) }
     }
 
     /// The name as text.
@@ -56,7 +58,13 @@ impl FromStr for Name {
 
 impl From<Name> for String {
     fn from(name: Name) -> Self {
-        name.0
+        name.as_str().to_owned()
+    }
+}
+
+impl Serialize for Name {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(&self.0)
     }
 }
 

@@ -11,7 +11,6 @@ use crate::wire::{Blob, Body, ClassSummary, Manifest, Plan, Result as RoundResul
 
 /// Something that happened to a machine.
 #[derive(Debug, Clone)]
-#[expect(clippy::large_enum_variant, reason = "inputs live for one step")]
 pub enum Input {
     /// The node started: take a new epoch, go on where the store says.
     Start,

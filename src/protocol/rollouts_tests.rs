@@ -78,7 +78,6 @@ fn plan(version: Version) -> Plan {
 
 /// What a node is asked to do.
 #[derive(Clone)]
-#[expect(clippy::large_enum_variant, reason = "one lives for one step")]
 enum Ask {
     Hears(Input),
     HandsDown(Version),

@@ -333,6 +333,9 @@ impl Slots {
 
     /// What comes of a machine's effects: each [`Effect::Apply`] is an offer of a version.
     pub fn take(&mut self, effects: Vec<Effect>) -> Vec<Effect> {
+        if !effects.iter().any(|effect| matches!(effect, Effect::Apply { .. })) {
+            return effects;
+        }
         let mut out = Vec::with_capacity(effects.len());
         for effect in effects {
             match effect {

@@ -34,10 +34,10 @@ pub(crate) struct Letter {
 
 #[derive(Debug)]
 enum Content {
-    /// Taken for checked.
-    Assumed(Box<Verified>),
+    /// Taken for checked, and the bytes of what it says.
+    Assumed { checked: Verified, bytes: Vec<u8> },
     /// To be opened. `claim` is what whoever doesn't check would read; kept for what may be forged.
-    Sealed { topic: String, wire: Vec<u8>, claim: Option<Box<Verified>> },
+    Sealed { topic: String, wire: Vec<u8>, claim: Option<Verified> },
 }
 
 /// What a message says and where it goes.
@@ -160,9 +160,7 @@ impl PostOffice {
         let bytes = saying.body.to_bytes().map_err(unsealed)?;
         let checked = self.checked(sender, saying, &bytes);
         let Some(signing) = &mut self.signing else {
-            let (mark, bytes) = (checked.body_digest(), bytes.len());
-            let content = Content::Assumed(Box::new(checked));
-            return Ok(Letter { from, kind, bytes, mark, forged: false, content });
+            return Ok(Letter::assumed(from, kind, checked, bytes));
         };
         let Some(sealer) = signing.sealers.at(from) else {
             return Err(Broken::new("sealed", format!("{sender} has not started")));
@@ -170,7 +168,7 @@ impl PostOffice {
         let Saying { to, body, round, epoch } = saying;
         let (topic, wire) = sealer.seal(to, body, round, epoch, now).map_err(unsealed)?;
         let (mark, bytes) = (Digest::of(&wire), wire.len());
-        let content = Content::Sealed { topic, wire, claim: Some(Box::new(checked)) };
+        let content = Content::Sealed { topic, wire, claim: Some(checked) };
         Ok(Letter { from, kind, bytes, mark, forged: false, content })
     }
 
@@ -200,17 +198,12 @@ impl PostOffice {
         let body = Body::from_bytes(kind, &bytes).map_err(|e| unread(e.to_string()))?;
         let saying = Saying { to: &Address::Anyone, body: &body, round, epoch };
         let checked = self.checked(sender, saying, &bytes);
-        let (mark, bytes) = (checked.body_digest(), bytes.len());
-        let content = Content::Assumed(Box::new(checked));
-        Ok(Letter { from, kind, bytes, mark, forged: false, content })
+        Ok(Letter::assumed(from, kind, checked, bytes.into_vec()))
     }
 
     /// A copy that says something else, by somebody who has no key that anybody knows.
     pub(crate) fn forge(&mut self, letter: &Letter) -> Option<Letter> {
-        let original = match &letter.content {
-            Content::Assumed(claim) => claim,
-            Content::Sealed { claim, .. } => claim.as_deref()?,
-        };
+        let original = letter.claim()?;
         let (body, round) = falsified(original);
         let bytes = body.to_bytes().ok()?;
         let (to, epoch) = (&Address::Anyone, original.epoch());
@@ -218,9 +211,7 @@ impl PostOffice {
         let claim = self.checked(original.sender(), saying, &bytes);
         let (from, kind) = (letter.from, letter.kind);
         let Content::Sealed { topic, wire, .. } = &letter.content else {
-            let (mark, bytes) = (claim.body_digest(), bytes.len());
-            let content = Content::Assumed(Box::new(claim));
-            return Some(Letter { from, kind, bytes, mark, forged: true, content });
+            return Some(Letter { forged: true, ..Letter::assumed(from, kind, claim, bytes) });
         };
         let wire = if self.rng.below(2) == 0 {
             // One bit of the true one: its signature no longer fits.
@@ -235,7 +226,7 @@ impl PostOffice {
             stranger.seal(to, &body, round, epoch, Wall(0)).ok()?.1
         };
         let (mark, bytes) = (Digest::of(&wire), wire.len());
-        let (topic, claim) = (topic.clone(), Some(Box::new(claim)));
+        let (topic, claim) = (topic.clone(), Some(claim));
         let content = Content::Sealed { topic, wire, claim };
         Some(Letter { from, kind, bytes, mark, forged: true, content })
     }
@@ -257,8 +248,8 @@ impl PostOffice {
                 let door = Door { federation: &self.federation, prefix, me, keyring };
                 open(door, side, topic, wire, now).map_err(|refusal| refusal.kind())
             }
-            (Content::Assumed(_), _) if letter.forged => Err("forged"),
-            (Content::Assumed(checked), _) => Ok(Verified::clone(checked)),
+            (Content::Assumed { .. }, _) if letter.forged => Err("forged"),
+            (Content::Assumed { checked, .. }, _) => Ok(checked.clone()),
             (Content::Sealed { .. }, None) => Err("no_keyring"),
         }
     }
@@ -282,28 +273,34 @@ impl PostOffice {
 }
 
 impl Letter {
+    fn assumed(from: Place, kind: Kind, checked: Verified, bytes: Vec<u8>) -> Self {
+        let (mark, size) = (checked.body_digest(), bytes.len());
+        let content = Content::Assumed { checked, bytes };
+        Self { from, kind, bytes: size, mark, forged: false, content }
+    }
+
     /// Topic and bytes that a store keeps of it.
     ///
     /// # Errors
     /// [`Broken`] when it can't be encoded: ours always can.
     pub(crate) fn kept(&self) -> Result<(String, Vec<u8>), Broken> {
-        let checked = match &self.content {
+        let (checked, bytes) = match &self.content {
             Content::Sealed { topic, wire, .. } => return Ok((topic.clone(), wire.clone())),
-            Content::Assumed(checked) => checked,
+            Content::Assumed { checked, bytes } => (checked, bytes),
         };
-        let failed = |e: crate::wire::CodecError| Broken::new("sealed", e.to_string());
         let number = Kind::ALL.iter().position(|kind| *kind == self.kind);
         let number = number.and_then(|n| u8::try_from(n).ok()).unwrap_or(u8::MAX);
-        let bytes = serde_bytes::ByteBuf::from(checked.body().to_bytes().map_err(failed)?);
-        let parts: Parts = (number, checked.round(), checked.epoch(), bytes);
-        Ok((self.kind.as_str().to_owned(), encode(&parts).map_err(failed)?))
+        let bytes = serde_bytes::Bytes::new(bytes);
+        let parts = encode(&(number, checked.round(), checked.epoch(), bytes));
+        let parts = parts.map_err(|e| Broken::new("sealed", e.to_string()))?;
+        Ok((self.kind.as_str().to_owned(), parts))
     }
 
     /// What whoever doesn't check would read.
     pub(crate) fn claim(&self) -> Option<&Verified> {
         match &self.content {
-            Content::Assumed(claim) => Some(claim),
-            Content::Sealed { claim, .. } => claim.as_deref(),
+            Content::Assumed { checked, .. } => Some(checked),
+            Content::Sealed { claim, .. } => claim.as_ref(),
         }
     }
 }

@@ -4,6 +4,7 @@
 //! ```text
 //! scenario.rs    who is there, what they do, what goes wrong (config/scenarios/*.toml)
 //! world.rs       the clock and what happens when
+//! queue.rs       what is planned, by time
 //! network.rs     brokers, links, what becomes of a message on its way
 //! carrying.rs    a step and its effects, in the order of the real runner
 //! letter.rs      how messages are sealed, forged and opened
@@ -28,6 +29,7 @@ mod network;
 mod node;
 mod nodes;
 mod outcome;
+mod queue;
 mod scenario;
 mod shipped;
 #[cfg(test)]

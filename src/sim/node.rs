@@ -51,7 +51,7 @@ pub(crate) struct Node {
     /// `None` while it is dead.
     pub(crate) machine: Option<Machine>,
     /// Which version it serves; `None` while it is dead.
-    slots: Option<Slots>,
+    slots: Option<Box<Slots>>,
     /// Starts so far: what was begun in an earlier life ends nowhere.
     pub(crate) life: u32,
     pub(crate) timers: BTreeMap<Timer, u64>,
@@ -200,7 +200,7 @@ impl Node {
                 Machine::Relay(Box::new(relay))
             }
         };
-        (self.machine, self.slots) = (Some(machine), Some(slots));
+        (self.machine, self.slots) = (Some(machine), Some(Box::new(slots)));
         Ok(())
     }
 
@@ -267,7 +267,7 @@ impl Node {
     /// Which version it serves, `None` while it is dead.
     #[cfg(test)]
     pub(crate) fn slots(&self) -> Option<SlotsView> {
-        self.slots.as_ref().map(Slots::view)
+        self.slots.as_deref().map(Slots::view)
     }
 
     /// What a cloud with a standby shows, or that standby; `None` while it is dead.
@@ -307,7 +307,7 @@ impl Node {
             Some(Machine::Relay(relay)) => relay.blobs(),
             Some(Machine::Device(member)) => member.blobs(),
         };
-        keep.extend(self.slots.as_ref().map(Slots::blobs).unwrap_or_default());
+        keep.extend(self.slots.as_deref().map(Slots::blobs).unwrap_or_default());
         keep
     }
 

@@ -1,12 +1,15 @@
 //! The table of nodes. A place in it is a node's name inside of a run.
 
-use std::collections::BTreeMap;
-
 use super::node::Node;
 use crate::ids::NodeId;
 
+/// A map that is only looked up, so that its order, which is another one in each process, shows nowhere. In a large tree
+/// each key on the way down is memory that the processor has to wait for.
+#[expect(clippy::disallowed_types, reason = "never walked")]
+pub(crate) type Lookup<K, V> = std::collections::HashMap<K, V>;
+
 /// A node's place in the table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Place(pub(super) u32);
 
 impl Place {
@@ -22,7 +25,7 @@ impl Place {
 #[derive(Debug, Default)]
 pub(crate) struct Nodes {
     list: Vec<Node>,
-    by_name: BTreeMap<NodeId, Place>,
+    by_name: Lookup<NodeId, Place>,
 }
 
 impl Nodes {

@@ -1,6 +1,5 @@
 //! The federation, its clock, and what happens when.
 
-use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use ring::digest::{Context, SHA256};
@@ -14,6 +13,7 @@ use super::invariants::{self, Invariants};
 use super::letter::{Identity, Letter, PostOffice};
 use super::node::{Node, Settings};
 use super::nodes::{Nodes, Place};
+use super::queue::Queue;
 use super::scenario::{Pause, Scenario, TrustKind};
 use super::{Progress, learner};
 use crate::ids::{Digest, Name, NodeId};
@@ -41,7 +41,7 @@ pub(crate) struct World {
     /// When the last version was there: then faults end, unless the scenario says when.
     pub(super) complete_ms: Option<u64>,
     pub(super) trace: Context,
-    queue: BTreeMap<u64, VecDeque<Event>>,
+    queue: Queue<Event>,
     outages_left: usize,
     looked_ms: u64,
     /// The node that kept the network from being at rest when it was looked at last.
@@ -154,7 +154,7 @@ impl World {
             cut: None,
             complete_ms: None,
             trace: Context::new(&SHA256),
-            queue: BTreeMap::new(),
+            queue: Queue::new(),
             outages_left: scenario.outages.len(),
             looked_ms: 0,
             behind: Place::CLOUD,
@@ -169,7 +169,7 @@ impl World {
     /// The invariant that is broken.
     pub(crate) fn run(&mut self, watch: &mut dyn FnMut(Progress)) -> Result<(), Broken> {
         let mut told = 0;
-        while let Some((at, event)) = self.next_event() {
+        while let Some((at, event)) = self.queue.pop() {
             if at > self.scenario.pace.end_ms {
                 break;
             }
@@ -192,8 +192,8 @@ impl World {
     /// The invariant that is broken.
     #[cfg(test)]
     pub(crate) fn run_until(&mut self, ms: u64) -> Result<(), Broken> {
-        while self.queue.first_key_value().is_some_and(|(at, _)| *at <= ms) {
-            let Some((at, event)) = self.next_event() else { break };
+        while self.queue.next_ms().is_some_and(|at| at <= ms) {
+            let Some((at, event)) = self.queue.pop() else { break };
             self.now_ms = at;
             self.unless_stopped(event)?;
         }
@@ -225,7 +225,7 @@ impl World {
     }
 
     pub(super) fn at(&mut self, ms: u64, event: Event) {
-        self.queue.entry(ms).or_default().push_back(event);
+        self.queue.push(ms, event);
     }
 
     /// Uniform in `0..n`, 0 for 0.
@@ -241,16 +241,6 @@ impl World {
         let life = node.life;
         let delay = 200 + self.below(3_000);
         self.after(delay, Event::Revive { node: at, life });
-    }
-
-    fn next_event(&mut self) -> Option<(u64, Event)> {
-        let mut first = self.queue.first_entry()?;
-        let at = *first.key();
-        let event = first.get_mut().pop_front();
-        if first.get().is_empty() {
-            first.remove();
-        }
-        event.map(|event| (at, event))
     }
 
     /// What is due at a node that is stopped waits until it goes on.

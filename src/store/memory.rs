@@ -135,7 +135,7 @@ impl Store for MemoryStore {
         if shared.full && !shared.blobs.contains_key(digest) {
             return Err(full());
         }
-        shared.blobs.insert(*digest, bytes.to_vec());
+        shared.blobs.entry(*digest).or_insert_with(|| bytes.to_vec());
         Ok(())
     }
 
@@ -167,10 +167,11 @@ impl BlobReader for MemoryStore {
 impl Shared {
     fn apply(&mut self, batch: &Batch) {
         for (key, value) in &batch.state {
-            match value {
-                Some(value) => self.state.insert(key.clone(), value.clone()),
-                None => self.state.remove(key),
-            };
+            match (value, self.state.get_mut(key)) {
+                (Some(value), Some(kept)) => kept.clone_from(value),
+                (Some(value), None) => drop(self.state.insert(key.clone(), value.clone())),
+                (None, _) => drop(self.state.remove(key)),
+            }
         }
         self.entries.extend_from_slice(&batch.entries);
         self.outbox.retain(|item| !batch.outbox_delete.contains(&item.key));

@@ -1,5 +1,7 @@
 //! A message that passed every check. Only `open.rs` can make one, and the simulator, where a run assumes trust.
 
+use std::sync::Arc;
+
 use ring::digest::{Context, SHA256};
 
 use crate::ids::{BootId, Digest, Epoch, Name, NodeId, RoundNo, UpdateId};
@@ -8,19 +10,25 @@ use crate::wire::{Body, Head};
 
 /// A message whose sender, place, age and form were checked.
 ///
-/// Its fields can't be set from outside of `trust`, so holding one is the proof.
+/// Its fields can't be set from outside of `trust`, so holding one is the proof. Clones share what was said.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Verified {
+    said: Arc<Said>,
+    retained: bool,
+}
+
+#[derive(Debug, PartialEq)]
+struct Said {
     head: Head,
     body: Body,
     body_digest: Digest,
-    retained: bool,
 }
 
 impl Verified {
     /// For `open.rs`, after its last check.
     pub(super) fn new(head: Head, body: Body, body_bytes: &[u8]) -> Self {
-        Self { head, body, body_digest: Digest::of(body_bytes), retained: false }
+        let body_digest = Digest::of(body_bytes);
+        Self { said: Arc::new(Said { head, body, body_digest }), retained: false }
     }
 
     /// The same, given out by a broker that had kept it: it may be old, and its sender away.
@@ -49,42 +57,43 @@ impl Verified {
 
     /// The node whose key signed it.
     pub fn sender(&self) -> &NodeId {
-        &self.head.sender
+        &self.said.head.sender
     }
 
     /// What it says.
     pub fn body(&self) -> &Body {
-        &self.body
+        &self.said.body
     }
 
     /// SHA-256 of the body's bytes as they were signed.
     pub fn body_digest(&self) -> Digest {
-        self.body_digest
+        self.said.body_digest
     }
 
     /// Fencing number that the sender knows.
     pub fn epoch(&self) -> Epoch {
-        self.head.epoch
+        self.said.head.epoch
     }
 
     /// Round that it belongs to.
     pub fn round(&self) -> RoundNo {
-        self.head.round
+        self.said.head.round
     }
 
     /// The sender's start and the message's number in it: guards commands against replay.
     pub fn sequence(&self) -> (BootId, u64) {
-        (self.head.boot, self.head.seq)
+        (self.said.head.boot, self.said.head.seq)
     }
 
     /// From when on it changes nothing any more, by its sender's clock.
     pub fn expires_at(&self) -> Wall {
-        self.head.expires_at
+        self.said.head.expires_at
     }
 
     /// Name of the contribution that it carries.
     pub fn update_id(&self) -> UpdateId {
-        update_id(&self.head.federation, self.head.round, &self.head.sender, &self.body_digest)
+        let Said { head, body_digest, .. } = &*self.said;
+        update_id(&head.federation, head.round, &head.sender, body_digest)
     }
 }
 

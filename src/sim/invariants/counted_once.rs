@@ -1,13 +1,12 @@
 //! An update is recorded once. Each (offer, sender) counts at most once in all sets that an owner closed (G2), and nobody
 //! counts who didn't send.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 use super::super::broken::Broken;
-use super::super::node::Node;
-use super::super::nodes::{ByNode, Place};
+use super::super::nodes::{ByNode, Nodes, Place};
 use super::lately::Lately;
-use crate::ids::{Digest, NodeId, UpdateId};
+use crate::ids::{Digest, UpdateId};
 use crate::ledger::Event;
 use crate::protocol::{CombineJob, Delivery, Effect, Member, Round};
 use crate::wire::Body;
@@ -18,12 +17,13 @@ pub(crate) const NAME: &str = "counted_once";
 #[derive(Debug, Default)]
 pub(crate) struct CountedOnce {
     /// The last ones of each sender, with their offers.
-    sent: BTreeMap<NodeId, VecDeque<(UpdateId, Digest)>>,
+    sent: ByNode<VecDeque<(UpdateId, Digest)>>,
     recorded: ByNode<Lately<UpdateId, ()>>,
-    counted: ByNode<Lately<(NodeId, Digest), ()>>,
-    /// All that ever counted: place, sender, offer.
+    /// Sender and offer.
+    counted: ByNode<Lately<(Place, Digest), ()>>,
+    /// All that ever counted: owner, sender, offer.
     #[cfg(test)]
-    ever: Vec<(Place, NodeId, Digest)>,
+    ever: Vec<(Place, Place, Digest)>,
 }
 
 impl CountedOnce {
@@ -32,36 +32,31 @@ impl CountedOnce {
 
     /// Whether an owner has counted what a sender made of an offer.
     #[cfg(test)]
-    pub(crate) fn has_counted(&self, at: Place, sender: &str, offer: Digest) -> bool {
-        self.ever
-            .iter()
-            .any(|(place, by, of)| *place == at && by.as_str() == sender && *of == offer)
+    pub(crate) fn has_counted(&self, at: Place, sender: Place, offer: Digest) -> bool {
+        self.ever.contains(&(at, sender, offer))
     }
 
     /// The offer that a sender's contribution is for, as long as it is remembered.
-    pub(super) fn offer_of(&self, sender: &NodeId, update: UpdateId) -> Option<Digest> {
+    pub(super) fn offer_of(&self, sender: Place, update: UpdateId) -> Option<Digest> {
         let sent = self.sent.get(sender)?;
         sent.iter().rev().find(|(named, _)| *named == update).map(|(_, offer)| *offer)
     }
 
     pub(crate) fn committed(
         &mut self,
-        node: &Node,
+        nodes: &Nodes,
         at: Place,
         effects: &[Effect],
         job: Option<&CombineJob>,
     ) -> Result<(), Broken> {
+        let node = nodes.at(at);
         let mut round = None;
         for effect in effects {
             if let Effect::Record(Event::Late { update, sender, .. }) = effect
                 && *sender == node.id
             {
                 // A relay's own work, learned while it was alone: its one contribution under this name.
-                let sent = self.sent.entry(node.id.clone()).or_default();
-                sent.push_back((*update, Digest::of(&update.0)));
-                if sent.len() > Self::SENT {
-                    sent.pop_front();
-                }
+                self.has_sent(at, *update, Digest::of(&update.0));
             }
             match effect {
                 Effect::Send {
@@ -73,11 +68,7 @@ impl CountedOnce {
                     let update = update.map_err(|_| {
                         Broken::new(NAME, format!("{}: no update has the name {key}", node.id))
                     })?;
-                    let sent = self.sent.entry(node.id.clone()).or_default();
-                    sent.push_back((update, contribution.offer));
-                    if sent.len() > Self::SENT {
-                        sent.pop_front();
-                    }
+                    self.has_sent(at, update, contribution.offer);
                 }
                 Effect::Record(
                     Event::Accept { update, round, .. } | Event::Late { update, round, .. },
@@ -91,19 +82,28 @@ impl CountedOnce {
         }
         let (Some(job), Some(round)) = (job, round) else { return Ok(()) };
         for input in &job.inputs {
-            let Some(offer) = self.offer_of(&input.sender, input.update) else {
+            let sender = nodes.find(&input.sender);
+            let offer = sender.and_then(|sender| self.offer_of(sender, input.update));
+            let (Some(sender), Some(offer)) = (sender, offer) else {
                 let what = format!("{} counts {} that nobody sent", node.id, input.update);
                 return Err(Broken::new(NAME, what));
             };
-            let key = (input.sender.clone(), offer);
             #[cfg(test)]
-            self.ever.push((at, input.sender.clone(), offer));
+            self.ever.push((at, sender, offer));
             // What a combination failed with comes back as it was.
-            if self.counted.at(at).put(round, key, ()).is_some() && input.failed == 0 {
+            if self.counted.at(at).put(round, (sender, offer), ()).is_some() && input.failed == 0 {
                 let what = format!("{} counts {} twice for one offer", node.id, input.sender);
                 return Err(Broken::new(NAME, what));
             }
         }
         Ok(())
+    }
+
+    fn has_sent(&mut self, sender: Place, update: UpdateId, offer: Digest) {
+        let sent = self.sent.at(sender);
+        sent.push_back((update, offer));
+        if sent.len() > Self::SENT {
+            sent.pop_front();
+        }
     }
 }

@@ -1,25 +1,27 @@
 //! What an owner did in its last rounds: older is forgotten, as the machines forget it.
 
 use std::collections::BTreeMap;
+use std::hash::Hash;
 
+use super::super::nodes::Lookup;
 use crate::ids::RoundNo;
 use crate::protocol::Round;
 
 /// Values by key, of the last rounds only.
 #[derive(Debug)]
 pub(super) struct Lately<K, V> {
-    values: BTreeMap<K, (RoundNo, V)>,
+    values: Lookup<K, (RoundNo, V)>,
     /// Keys that were put in each round.
     rounds: BTreeMap<RoundNo, Vec<K>>,
 }
 
 impl<K, V> Default for Lately<K, V> {
     fn default() -> Self {
-        Self { values: BTreeMap::new(), rounds: BTreeMap::new() }
+        Self { values: Lookup::default(), rounds: BTreeMap::new() }
     }
 }
 
-impl<K: Ord + Clone, V> Lately<K, V> {
+impl<K: Hash + Eq + Clone, V> Lately<K, V> {
     /// Rounds that are remembered: some more than a machine does.
     const ROUNDS: usize = Round::MEMORY + 4;
 
@@ -46,7 +48,7 @@ impl<K: Ord + Clone, V> Lately<K, V> {
 
 #[cfg(test)]
 impl<K, V> Lately<K, V> {
-    /// All values.
+    /// All values, in no order.
     pub(super) fn values(&self) -> Vec<&V> {
         self.values.values().map(|(_, value)| value).collect()
     }

@@ -89,7 +89,7 @@ impl Invariants {
         self.epochs_fence.committed(at, effects);
         self.accepted_is_recorded.committed(at, effects);
         self.receipt_is_kept.committed(node, at, effects, job)?;
-        self.counted_once.committed(node, at, effects, job)?;
+        self.counted_once.committed(nodes, at, effects, job)?;
         self.one_edge.committed(nodes, at, job)?;
         self.order_free.committed(node, at, effects, job)
     }
@@ -109,7 +109,7 @@ impl Invariants {
         match body {
             Body::Receipt(receipt) if node.is_paired() => self.one_line.receipt(number, receipt),
             Body::Result(result) if node.is_paired() => {
-                self.one_line.result(number, result, &self.counted_once)
+                self.one_line.result(number, result, nodes, &self.counted_once)
             }
             Body::Receipt(Receipt { update, verdict }) => {
                 self.accepted_is_recorded.receipt(node, at, number, *update, verdict)?;

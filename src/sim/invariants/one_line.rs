@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::super::broken::Broken;
-use super::super::nodes::Place;
+use super::super::nodes::{Nodes, Place};
 use super::super::world::World;
 use super::counted_once::CountedOnce;
 use super::lately::Lately;
@@ -69,6 +69,7 @@ impl OneLine {
         &mut self,
         number: RoundNo,
         result: &RoundResult,
+        nodes: &Nodes,
         sent: &CountedOnce,
     ) -> Result<(), Broken> {
         let wrong = |what: String| Err(Broken::new(NAME, what));
@@ -91,7 +92,8 @@ impl OneLine {
             return wrong(format!("version {version} is of no set"));
         };
         for (update, sender) in &closing.set {
-            let Some(offer) = sent.offer_of(sender, *update) else {
+            let place = nodes.find(sender);
+            let Some(offer) = place.and_then(|sender| sent.offer_of(sender, *update)) else {
                 return wrong(format!("version {version} counts {update} that nobody sent"));
             };
             if self.counted.put(number, *update, ()).is_some() {

@@ -57,11 +57,11 @@ fn rounds(world: &World, name: &str) -> usize {
 
 /// Contributions of its own that a relay has recorded, and where each is now.
 fn brought(world: &World, name: &str) -> Vec<&'static str> {
-    let events = events(world, name);
-    let late = world.nodes.at(place(world, name)).store.state("round/late/").unwrap();
+    let (at, events) = (place(world, name), events(world, name));
+    let late = world.nodes.at(at).store.state("round/late/").unwrap();
     let counted = |update: &UpdateId| {
         let own = Digest::of(&update.0);
-        if world.invariants.counted_once.has_counted(place(world, name), name, own) {
+        if world.invariants.counted_once.has_counted(at, at, own) {
             "counted"
         } else if late.iter().any(|(key, _)| key.ends_with(&update.to_string())) {
             "waits"
