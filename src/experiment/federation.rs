@@ -9,16 +9,14 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::ExperimentError;
+use super::brokers::{Broker, Brokers, Links};
 use super::places::{Place, Places};
 use super::turns::Turns;
 use super::versions::Versions;
 use crate::actors::lanes::train_lane;
 use crate::actors::split_lane::{BackCopies, FrontRuns, back_lane, front_lane};
 use crate::actors::{Bounds, Figures, Half, LaneBench, Pace};
-use crate::bus::memory::{Faults, MemoryBroker};
-use crate::bus::mqtt::{MqttBus, MqttSettings};
-use crate::bus::{Bus, BusEvent};
-use crate::ids::{Digest, Name, NodeId, Side};
+use crate::ids::{Digest, NodeId, Side};
 use crate::learn::{
     Control, Examples, LearnError, Learner, Progress, SplitBack, SplitFront, TensorSet, TrainJob,
     Trained,
@@ -48,27 +46,6 @@ pub(super) struct Federation<'a> {
     pub(super) at_once: usize,
     /// A real broker for all links, instead of one in memory for each site and one for the federation.
     pub(super) broker: Option<&'a Broker>,
-}
-
-/// A broker that lets anybody in.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Broker {
-    /// Name or address.
-    pub host: String,
-    /// Port, without TLS.
-    pub port: u16,
-}
-
-impl std::str::FromStr for Broker {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let found = text.rsplit_once(':').and_then(|(host, port)| {
-            let port = port.parse().ok().filter(|port| *port > 0)?;
-            (!host.is_empty()).then(|| Self { host: host.to_owned(), port })
-        });
-        found.ok_or_else(|| format!("{text:?} isn't HOST:PORT, as in localhost:1883"))
-    }
 }
 
 /// One that takes part with data of its own.
@@ -141,8 +118,6 @@ pub(super) struct Traffic {
     /// That an edge received from the cloud.
     pub(super) edge_down: u64,
 }
-
-pub(super) type Links = BTreeMap<Side, (Arc<dyn Bus>, mpsc::Receiver<BusEvent>)>;
 
 impl Federation<'_> {
     /// Runs all rounds that are still to do; blocks until the last version is out and the nodes have
@@ -447,54 +422,6 @@ fn steps(devices: &[Arc<Figures>]) -> u64 {
     devices.iter().map(|figures| figures.view().train_steps).sum()
 }
 
-/// The brokers of a federation.
-pub(super) enum Brokers<'a> {
-    Memory { federation: MemoryBroker, sites: BTreeMap<Name, MemoryBroker> },
-    Real(&'a Broker),
-}
-
-impl<'a> Brokers<'a> {
-    pub(super) fn new(real: Option<&'a Broker>, places: &[Place]) -> Self {
-        if let Some(broker) = real {
-            return Self::Real(broker);
-        }
-        let broker = || MemoryBroker::new(Faults::none(0));
-        let edges = places.iter().filter(|place| place.role == Role::Edge);
-        let sites = edges.map(|place| (place.site.clone(), broker())).collect();
-        Self::Memory { federation: broker(), sites }
-    }
-
-    pub(super) fn links(&self, place: &Place) -> Result<Links, ExperimentError> {
-        let sides: &[Side] = match place.role {
-            Role::Cloud => &[Side::Down],
-            Role::Edge => &[Side::Down, Side::Up],
-            _ => &[Side::Up],
-        };
-        let mut links = Links::new();
-        for side in sides {
-            match self {
-                Self::Memory { federation, sites } => {
-                    let outside =
-                        place.role == Role::Cloud || place.role == Role::Edge && *side == Side::Up;
-                    let broker = if outside { Some(federation) } else { sites.get(&place.site) };
-                    if let Some(broker) = broker {
-                        let (bus, events) = broker.connect(place.node.as_str(), None);
-                        links.insert(*side, (Arc::new(bus), events));
-                    }
-                }
-                Self::Real(Broker { host, port }) => {
-                    let client = format!("{}-{side:?}", place.node).to_lowercase();
-                    let mut link = MqttSettings::new(host, *port, &client);
-                    link.max_packet_bytes = MAX_PACKET_BYTES;
-                    let (bus, events) = MqttBus::connect(link, 1).map_err(SettingsProblem::from)?;
-                    links.insert(*side, (Arc::new(bus), events));
-                }
-            }
-        }
-        Ok(links)
-    }
-}
-
 /// What the training lanes of all parties did, and whose turn it is.
 struct Watched {
     turns: Turns,
@@ -545,8 +472,6 @@ impl Learner for Watching {
     }
 }
 
-/// Room for a chunk of any size that settings allow.
-const MAX_PACKET_BYTES: usize = 1 << 20;
 /// Tasks that wait for a half of a model: each device has one on its way.
 const QUEUE: usize = 128;
 /// How often is looked.

@@ -5,6 +5,7 @@
 //! excavators.rs   the work orders as machines
 //! arms.rs         each machine alone, all texts in one place
 //! federation.rs   the same machines as devices on two sites: real nodes over the memory bus
+//! brokers.rs      what carries their messages: in memory, or real
 //! places.rs       who they are, and their keys
 //! turns.rs        who of them trains when
 //! versions.rs     what they have come to
@@ -22,6 +23,7 @@
 //! belongs on training texts ([`Options::rehearse`]), the test part is read once.
 
 mod arms;
+mod brokers;
 pub mod cascade;
 pub mod excavators;
 mod federation;

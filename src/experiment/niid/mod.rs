@@ -27,7 +27,7 @@ pub use network::subject;
 pub use record::{CellRecord, RoundFigures};
 
 use super::ExperimentError;
-pub use super::federation::Broker;
+pub use super::brokers::Broker;
 use super::federation::{Federation, Part, Party, Told};
 use crate::ids::Digest;
 use crate::learn::{
