@@ -23,7 +23,7 @@ use crate::trust::keyring::Role;
 use crate::wire::Coding;
 
 impl Federation<'_> {
-    /// Runs one of its nodes until SIGTERM. Blocks.
+    /// Runs one of its nodes until SIGTERM, or until nobody hears what it says. Blocks.
     pub(super) fn run_one(
         &self,
         node: &NodeId,
@@ -33,7 +33,6 @@ impl Federation<'_> {
     ) -> Result<(), ExperimentError> {
         let Enrolled { place, key, keyring } = Enrolled::read(self.folder, node)?;
         actix::System::new().block_on(async {
-            let told = |error| ExperimentError::Io("standard output".into(), error);
             let mut terminate = signal(SignalKind::terminate()).map_err(ExperimentError::Thread)?;
             let (gave_up, mut reasons) = mpsc::channel(16);
             let common = Common {
@@ -59,19 +58,23 @@ impl Federation<'_> {
                     Ok(()) = serving.changed() => {
                         let (version, adapter) = serving.borrow_and_update().clone();
                         let adapter = if is_judged { adapter.as_slice() } else { &[] };
-                        say(&counted(&figures).with_version(version, adapter)).map_err(told)?;
+                        if say(&counted(&figures).with_version(version, adapter)).is_err() {
+                            break;
+                        }
                     }
                     () = tokio::time::sleep(TICK) => {
                         let now = counted(&figures);
-                        if now != last {
-                            say(&now).map_err(told)?;
-                            last = now;
+                        if now != last && say(&now).is_err() {
+                            break;
                         }
+                        last = now;
                     }
                 }
             }
             node.stop(OVER, DRAIN_MS).await;
-            say(&counted(&figures)).map_err(told)
+            // Who started us may be gone.
+            let _ = say(&counted(&figures));
+            Ok(())
         })
     }
 }
