@@ -207,27 +207,23 @@ impl Federation<'_> {
         let lanes = Arc::new(Watched::new(self.at_once));
         // Goes last: the nodes say goodbye over it.
         let mut own_broker = None;
-        let mut nodes = match &self.apart {
-            Some(apart) => {
-                let broker = match self.broker {
-                    Some(broker) => broker.clone(),
-                    None => {
-                        let started = OwnBroker::start(apart.program, self.folder, gave_up.clone());
-                        own_broker.insert(started.await?).at.clone()
-                    }
-                };
-                self.start_apart(apart, &broker, &places.all, &parties, &gave_up)?
-            }
-            None => {
-                let common = Common {
-                    keyring: Arc::clone(&keyring),
-                    adapter: update::pack(start, Coding::F32, 0)?,
-                    brokers: Brokers::new(self.broker, &places.all),
-                    clock,
-                    gave_up,
-                };
-                self.start_here(&common, &mut places, parties, backs, &lanes)?
-            }
+        let mut nodes = if let Some(apart) = &self.apart {
+            let broker = if let Some(broker) = self.broker {
+                broker.clone()
+            } else {
+                let started = OwnBroker::start(apart.program, self.folder, gave_up.clone());
+                own_broker.insert(started.await?).at.clone()
+            };
+            self.start_apart(apart, &broker, &places.all, &parties, &gave_up)?
+        } else {
+            let common = Common {
+                keyring: Arc::clone(&keyring),
+                adapter: update::pack(start, Coding::F32, 0)?,
+                brokers: Brokers::new(self.broker, &places.all),
+                clock,
+                gave_up,
+            };
+            self.start_here(&common, &mut places, parties, backs, &lanes)?
         };
 
         let figures_of = |role| -> Vec<Arc<Figures>> {
