@@ -19,6 +19,8 @@ pub mod actors;
 #[cfg(feature = "runtime")]
 pub mod bus;
 #[cfg(feature = "cli")]
+mod child;
+#[cfg(feature = "cli")]
 pub mod cli;
 #[cfg(feature = "cli")]
 pub mod data;

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use gaisnet::data::Cache;
 use gaisnet::data::images::{Dataset, ImageSet, fashion_mnist_dirichlet};
-use gaisnet::experiment::niid::{Cell, CellOptions, CellRecord, Judged, run_cell, subject};
+use gaisnet::experiment::niid::{Broker, Cell, CellOptions, CellRecord, Judged, run_cell, subject};
 
 fn set_or_skip(set: ImageSet) -> Option<Dataset> {
     let found = set.cached(&Cache::from_env().unwrap()).unwrap();
@@ -71,6 +71,7 @@ fn a_short_cell_has_its_recorded_curve() {
         most_images: Some(1_000),
         patience_s: 600,
         broker: None,
+        processes: None,
     };
     let subject = subject(&cell, test, options.seed).unwrap();
     let record = run_cell(&cell, &options, &train, subject, &mut |_| {}).unwrap();
@@ -103,6 +104,7 @@ fn each_strategy_runs_a_round_and_sends_what_it_says() {
             most_images: Some(200),
             patience_s: 600,
             broker: None,
+            processes: None,
         };
         let subject = subject(&cell, test.clone(), options.seed).unwrap();
         let record = run_cell(&cell, &options, &train, subject, &mut |_| {}).unwrap();
@@ -136,6 +138,55 @@ fn each_strategy_runs_a_round_and_sends_what_it_says() {
         assert!((coded / 4..coded + 40_000).contains(&up(record)), "{} {coded}", up(record));
     }
     assert!(2 * up(&coarse) < up(&split), "{} {}", up(&coarse), up(&split));
+}
+
+/// 60 images a client, three rounds of one pass, judged on 1,000 images.
+#[test]
+fn nodes_that_are_processes_learn_to_the_last_digit_what_they_learn_in_one() {
+    let Some(Dataset { train, test }) = set_or_skip(ImageSet::FashionMnist) else { return };
+    let Some(mosquitto) = support::Mosquitto::start() else { return };
+    let test = test.choose(&(0..1_000).collect::<Vec<_>>());
+    let room = tempfile::tempdir().unwrap();
+    let run = |strategy: &str, name: &str, rounds, broker: Option<Broker>, apart: bool| {
+        let cell: Cell = format!("fashion-mnist/dir0.5/{strategy}").parse().unwrap();
+        let options = CellOptions {
+            folder: room.path().join(strategy).join(name),
+            rounds,
+            local_epochs: 1,
+            seed: 1,
+            lanes: 2,
+            most_images: Some(60),
+            patience_s: 600,
+            broker,
+            processes: apart.then(|| env!("CARGO_BIN_EXE_gaisnet").into()),
+        };
+        let subject = subject(&cell, test.clone(), options.seed).unwrap();
+        run_cell(&cell, &options, &train, subject, &mut |_| {}).unwrap()
+    };
+    let curve =
+        |record: &CellRecord| -> Vec<f64> { record.curve.iter().map(|at| at.accuracy).collect() };
+    let together = run("fedavg", "together", 3, None, false);
+    assert!(together.peak_rss_mib.is_empty(), "they share one process");
+    let broker = Broker { host: "127.0.0.1".into(), port: mosquitto.port };
+    let begun = run("fedavg", "apart", 2, Some(broker), true);
+    assert_eq!(curve(&begun), curve(&together)[..3]);
+    // It goes on with other processes, over a broker of their own.
+    let apart = run("fedavg", "apart", 3, None, true);
+    assert_eq!(curve(&apart), curve(&together));
+    assert!(apart.audit.unwrap().verified && apart.is_finished());
+    assert!(apart.curve[1..].iter().all(|at| at.bytes_up > 0), "{:?}", apart.curve);
+    let nodes: Vec<&str> = apart.peak_rss_mib.keys().map(String::as_str).collect();
+    assert_eq!(nodes[..3], ["cloud", "edge-north", "edge-south"]);
+    assert_eq!(nodes.len(), 13);
+    eprintln!("{:?}", apart.peak_rss_mib);
+    assert!(apart.peak_rss_mib.values().all(|mib| *mib > 1.0), "{:?}", apart.peak_rss_mib);
+    // Ten models of their own, and halves of one.
+    for strategy in ["feddistill", "splitfed"] {
+        let [together, apart] = [false, true]
+            .map(|apart| run(strategy, if apart { "apart" } else { "together" }, 1, None, apart));
+        assert_eq!(curve(&apart), curve(&together), "{strategy}");
+        assert!(apart.audit.unwrap().verified && apart.is_finished());
+    }
 }
 
 #[test]

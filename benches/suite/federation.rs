@@ -1,5 +1,5 @@
 //! A whole federation beside the plain loop: ten clients, two edges and a cloud over a real mosquitto in
-//! one process, the fixed split of Fashion-MNIST, one local pass a round.
+//! one process, then as a process each; the fixed split of Fashion-MNIST, one local pass a round.
 //!
 //! The loop is the same learner on the same images without anything between: one thread for each of two
 //! clients at a time, or two threads for one; the quicker of them is the reference.
@@ -46,6 +46,7 @@ pub fn run(effort: Effort, report: &mut dyn FnMut(Row)) {
         most_images: most,
         patience_s: 600,
         broker: Some(Broker { host: "127.0.0.1".into(), port: broker.port }),
+        processes: None,
     };
 
     // The judge works beside the loop, too, as a look at each version is no part of a federation.
@@ -55,10 +56,11 @@ pub fn run(effort: Effort, report: &mut dyn FnMut(Row)) {
     let seconds = record.unwrap().seconds() / rounds as f64;
     let apart = time(|| plain(&clients, 2, 1, rounds)).as_secs_f64() / rounds as f64;
     let together = time(|| plain(&clients, 1, 2, rounds)).as_secs_f64() / rounds as f64;
+    let plain_seconds = apart.min(together);
     let which = if apart <= together { "two lanes of a thread" } else { "one lane of two threads" };
     report(Row::new(
         "round of ten clients over mosquitto",
-        (seconds, apart.min(together)),
+        (seconds, plain_seconds),
         "s",
         format!("plain loop, {which}; target <= 1.15"),
     ));
@@ -72,6 +74,26 @@ pub fn run(effort: Effort, report: &mut dyn FnMut(Row)) {
     report(Row::new("round without training", (each, 150.0), "ms", "target 150 ms"));
     let peak = usage().map_or(f64::NAN, |usage| usage.peak_rss_mib());
     report(Row::new("peak memory of all nodes", (peak, 1_536.0), "MiB", "target 1.5 GiB"));
+
+    let folder = tempfile::tempdir().unwrap();
+    let program = Some(env!("CARGO_BIN_EXE_gaisnet").into());
+    let options = CellOptions { processes: program, ..options(folder.path(), rounds) };
+    let learning = subject(&cell, test.choose(&[0]), 1).unwrap();
+    let record = run_cell(&cell, &options, &train, learning, &mut |_| {}).unwrap();
+    report(Row::new(
+        "the same round, a process each",
+        (record.seconds() / rounds as f64, plain_seconds),
+        "s",
+        "plain loop; ours with the start of 13 processes",
+    ));
+    let peaks = record.peak_rss_mib.iter();
+    let (node, largest) = peaks.max_by(|a, b| a.1.total_cmp(b.1)).unwrap();
+    report(Row::new(
+        "peak memory of the largest process",
+        (*largest, 250.0),
+        "MiB",
+        format!("target 250 MiB; it is {node}"),
+    ));
 }
 
 /// `lanes` clients at a time, the longest first, `threads` each; then their mean.

@@ -1,20 +1,17 @@
 //! Nodes and brokers as child processes: started, watched, started again, stopped.
 //!
-//! A child holds the reading end of a pipe as its standard input and ends in order when the pipe
-//! closes (`--end-with-stdin`). So stopping is closing, and a demo that is killed takes its
-//! children along. Each child is in a process group of its own: Ctrl-C reaches the demo alone.
+//! They end with the demo (`crate::child`, `--end-with-stdin`).
 
 use std::ffi::OsString;
-use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 use tokio::time::timeout;
 
 use super::DemoError;
+use crate::child;
 
 /// All child processes of a demo.
 pub(super) struct Children {
@@ -43,24 +40,12 @@ impl Children {
 
     /// Starts a broker on a free port of loopback, which it keeps; gives the port.
     pub(super) async fn start_broker(&mut self, name: &str) -> Result<u16, DemoError> {
-        let args = |port: u16| -> Vec<OsString> {
-            ["broker", "--json", "--listen", &format!("127.0.0.1:{port}"), "--end-with-stdin"]
-                .map(OsString::from)
-                .into()
-        };
         let log = self.log_of(name)?;
-        let mut child = spawn(&self.program, &args(0), &log, Stdio::piped())?;
-        let told = child.stdout.take().map(BufReader::new);
-        let mut line = String::new();
-        if let Some(mut told) = told {
-            let _ = timeout(START_WITHIN, told.read_line(&mut line)).await;
-        }
-        let address: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
-        let port = address.get("port").and_then(serde_json::Value::as_u64);
-        let Some(port) = port.and_then(|port| u16::try_from(port).ok()) else {
+        let mut child = spawn(&self.program, &child::broker_args(0), &log, Stdio::piped())?;
+        let Some(port) = child::port_of(&mut child).await else {
             return Err(ended(name, "it told no port", &log));
         };
-        self.brokers.push(Process::new(name, args(port), log, child));
+        self.brokers.push(Process::new(name, child::broker_args(port), log, child));
         Ok(port)
     }
 
@@ -156,33 +141,17 @@ async fn end(child: &mut Child) {
 }
 
 fn spawn(program: &Path, args: &[OsString], log: &Path, stdout: Stdio) -> Result<Child, DemoError> {
-    let append = || -> Result<File, DemoError> {
-        OpenOptions::new().create(true).append(true).open(log).map_err(DemoError::file(log))
-    };
-    Command::new(program)
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(stdout)
-        .stderr(append()?)
-        .process_group(0)
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(DemoError::file(program))
+    child::start(program, args, log, stdout).map_err(|(path, error)| DemoError::file(&path)(error))
 }
 
 fn ended(name: &str, status: &str, log: &Path) -> DemoError {
-    let text = std::fs::read_to_string(log).unwrap_or_default();
-    let lines: Vec<&str> = text.lines().collect();
-    let tail = lines.get(lines.len().saturating_sub(TAIL_LINES)..).unwrap_or_default().join("\n");
-    let (name, status, log) = (name.to_owned(), status.to_owned(), log.display().to_string());
-    DemoError::Child { name, status, log, tail }
+    let (name, status, tail) = (name.to_owned(), status.to_owned(), child::last_lines(log));
+    DemoError::Child { name, status, log: log.display().to_string(), tail }
 }
 
 /// Restarts of one child in one run.
 const MAX_DEATHS: u32 = 10;
 /// The exit code of a command whose settings are wrong: no restart mends them.
 const WRONG_SETTINGS: i32 = 2;
-const START_WITHIN: Duration = Duration::from_secs(30);
 /// More than a node takes to drain its links.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
-const TAIL_LINES: usize = 5;

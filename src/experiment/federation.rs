@@ -1,24 +1,24 @@
 //! The federated arm: real nodes with real stores in one process, over brokers in memory: one a site, one
-//! for the federation. What is signed, recorded, coded and combined is what a plant would get.
+//! for the federation; or each node as a process of its own, over a real broker. What is signed, recorded,
+//! coded and combined is what a plant would get.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::ExperimentError;
+use super::apart::{Apart, NodeProcess, OwnBroker};
+use super::brokers::{Broker, Brokers, Links};
 use super::places::{Place, Places};
 use super::turns::Turns;
 use super::versions::Versions;
 use crate::actors::lanes::train_lane;
 use crate::actors::split_lane::{BackCopies, FrontRuns, back_lane, front_lane};
-use crate::actors::{Bounds, Figures, Half, LaneBench, Pace};
-use crate::bus::memory::{Faults, MemoryBroker};
-use crate::bus::mqtt::{MqttBus, MqttSettings};
-use crate::bus::{Bus, BusEvent};
-use crate::ids::{Digest, Name, NodeId, Side};
+use crate::actors::{Bounds, Figures, Half, LaneBench, Pace, Served};
+use crate::ids::{Digest, NodeId, Side};
 use crate::learn::{
     Control, Examples, LearnError, Learner, Progress, SplitBack, SplitFront, TensorSet, TrainJob,
     Trained,
@@ -32,9 +32,11 @@ use crate::scada::telegram::ModelMeta;
 use crate::settings::Settings;
 use crate::store::keyfile::new_boot_id;
 use crate::store::{BlobCaps, SqliteStore, Store};
+use crate::telemetry::mib;
 use crate::time::Clock;
 use crate::topic::Prefix;
 use crate::trust::keyring::{Keyring, Role};
+use crate::trust::keys::SigningKey;
 use crate::wire::Coding;
 
 /// What is federated.
@@ -44,31 +46,12 @@ pub(super) struct Federation<'a> {
     /// A store for each node is made in here, or gone on with.
     pub(super) folder: &'a Path,
     pub(super) patience_s: u64,
-    /// So many parties train at the same time.
+    /// So many parties train at the same time; all where each is a process of its own.
     pub(super) at_once: usize,
     /// A real broker for all links, instead of one in memory for each site and one for the federation.
     pub(super) broker: Option<&'a Broker>,
-}
-
-/// A broker that lets anybody in.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Broker {
-    /// Name or address.
-    pub host: String,
-    /// Port, without TLS.
-    pub port: u16,
-}
-
-impl std::str::FromStr for Broker {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let found = text.rsplit_once(':').and_then(|(host, port)| {
-            let port = port.parse().ok().filter(|port| *port > 0)?;
-            (!host.is_empty()).then(|| Self { host: host.to_owned(), port })
-        });
-        found.ok_or_else(|| format!("{text:?} isn't HOST:PORT, as in localhost:1883"))
-    }
+    /// Nodes are processes of their own, over a broker that is started for them if there is none.
+    pub(super) apart: Option<Apart<'a>>,
 }
 
 /// One that takes part with data of its own.
@@ -88,7 +71,7 @@ pub(super) enum Part {
 }
 
 /// What a node of a federation works with.
-enum Works {
+pub(super) enum Works {
     /// It combines.
     Owner,
     /// It trains the whole model.
@@ -97,6 +80,55 @@ enum Works {
     Front(Box<dyn SplitFront>, Arc<Examples>),
     /// It combines, and trains the back for its devices.
     Back(Box<dyn SplitBack>),
+}
+
+impl Works {
+    fn of(part: Part, data: Arc<Examples>, lanes: &Arc<Watched>) -> Self {
+        match part {
+            Part::Whole(learner) => {
+                Self::Whole(Watching { learner, lanes: Arc::clone(lanes), jobs: 0 }, data)
+            }
+            Part::Front(front) => Self::Front(front, data),
+        }
+    }
+
+    /// What the one party of a process works with.
+    #[cfg(feature = "torch")]
+    pub(super) fn alone(part: Part, data: Examples) -> Self {
+        Self::of(part, Arc::new(data), &Arc::new(Watched::new(1)))
+    }
+}
+
+/// What the nodes of a process have in common.
+pub(super) struct Common<'a> {
+    pub(super) keyring: Arc<Keyring>,
+    /// What all start from, packed.
+    pub(super) adapter: Vec<u8>,
+    pub(super) brokers: Brokers<'a>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) gave_up: mpsc::Sender<ExperimentError>,
+}
+
+/// A node that runs, in this process or in one of its own.
+enum Running {
+    Here(Node),
+    Apart(NodeProcess),
+}
+
+impl Running {
+    fn figures(&self) -> &Arc<Figures> {
+        match self {
+            Self::Here(node) => &node.figures,
+            Self::Apart(process) => &process.figures,
+        }
+    }
+
+    fn serving(&self) -> &watch::Receiver<Served> {
+        match self {
+            Self::Here(node) => &node.serving,
+            Self::Apart(process) => &process.serving,
+        }
+    }
 }
 
 /// What a federation tells on its way.
@@ -127,6 +159,8 @@ pub(super) struct Outcome {
     /// All payload bytes of this process.
     pub(super) traffic: Traffic,
     pub(super) audit: Option<AuditSummary>,
+    /// Largest resident memory of each node's process in MiB; none where they have no process of their own.
+    pub(super) peak_rss_mib: BTreeMap<String, f64>,
 }
 
 /// Payload bytes of a node, means over the nodes of its kind.
@@ -141,8 +175,6 @@ pub(super) struct Traffic {
     /// That an edge received from the cloud.
     pub(super) edge_down: u64,
 }
-
-pub(super) type Links = BTreeMap<Side, (Arc<dyn Bus>, mpsc::Receiver<BusEvent>)>;
 
 impl Federation<'_> {
     /// Runs all rounds that are still to do; blocks until the last version is out and the nodes have
@@ -171,53 +203,38 @@ impl Federation<'_> {
             parties.iter().map(|party| (party.name.as_str(), party.site.as_str())).collect();
         let mut places = Places::open(self.folder, federation, &names, clock.now().wall)?;
         let keyring = Arc::new(places.keyring.clone());
-        let brokers = Brokers::new(self.broker, &places.all);
         let (gave_up, mut reasons) = mpsc::channel(16);
         let lanes = Arc::new(Watched::new(self.at_once));
-        let adapter = update::pack(start, Coding::F32, 0)?;
-        let mut parties: Vec<Option<Party>> = parties.into_iter().map(Some).collect();
-        let mut backs = backs.into_iter();
-        let mut nodes = Vec::new();
-        for place in &places.all {
-            let party = place.party.and_then(|at| parties.get_mut(at)?.take());
-            let works = match party {
-                Some(Party { part: Part::Whole(learner), data, .. }) => {
-                    Works::Whole(Watching { learner, lanes: Arc::clone(&lanes), jobs: 0 }, data)
-                }
-                Some(Party { part: Part::Front(front), data, .. }) => Works::Front(front, data),
-                None if place.role == Role::Edge => backs.next().map_or(Works::Owner, Works::Back),
-                None => Works::Owner,
+        // Goes last: the nodes say goodbye over it.
+        let mut own_broker = None;
+        let mut nodes = if let Some(apart) = &self.apart {
+            let broker = if let Some(broker) = self.broker {
+                broker.clone()
+            } else {
+                let started = OwnBroker::start(apart.program, self.folder, gave_up.clone());
+                own_broker.insert(started.await?).at.clone()
             };
-            let key = places.keys.remove(&place.node);
-            let key = key.ok_or_else(|| ExperimentError::Name(place.node.to_string()))?;
-            let identity = Identity {
-                prefix: self.prefix()?,
-                me: place.node.clone(),
-                key,
+            self.start_apart(apart, &broker, &places.all, &parties, &gave_up)?
+        } else {
+            let common = Common {
                 keyring: Arc::clone(&keyring),
-                boot: new_boot_id()?,
-                config: Digest::of(b"experiment"),
+                adapter: update::pack(start, Coding::F32, 0)?,
+                brokers: Brokers::new(self.broker, &places.all),
+                clock,
+                gave_up,
             };
-            let parts = self.parts(
-                identity,
-                adapter.clone(),
-                brokers.links(place)?,
-                works,
-                Arc::clone(&clock),
-                gave_up.clone(),
-            )?;
-            nodes.push(crate::node::start(parts)?);
-        }
+            self.start_here(&common, &mut places, parties, backs, &lanes)?
+        };
 
         let figures_of = |role| -> Vec<Arc<Figures>> {
             let of_role = nodes.iter().zip(&places.all).filter(|(_, place)| place.role == role);
-            of_role.map(|(node, _)| Arc::clone(&node.figures)).collect()
+            of_role.map(|(node, _)| Arc::clone(node.figures())).collect()
         };
         let (devices, edges) = (figures_of(Role::Device), figures_of(Role::Edge));
         let own = self.settings.knowledge.own_models;
         let models =
             if own { of_parties(&nodes, &places.all) } else { nodes.iter().take(1).collect() };
-        let served = models.iter().map(|node| node.serving.clone()).collect();
+        let served = models.iter().map(|node| node.serving().clone()).collect();
         let mut versions = Versions::follow(served, own, self.settings.round.rounds);
         let mut outcome = self.wait(&mut versions, &devices, &mut reasons, told).await?;
         if !own {
@@ -231,11 +248,102 @@ impl Federation<'_> {
             edge_up: bytes_up(&edges),
             edge_down: bytes_down(&edges),
         };
+        for node in &mut nodes {
+            if let Running::Apart(process) = node {
+                process.tell_end();
+            }
+        }
         for node in nodes {
-            node.stop("experiment_over", 200).await;
+            match node {
+                Running::Here(node) => node.stop(OVER, DRAIN_MS).await,
+                Running::Apart(process) => {
+                    let (name, bytes) = process.ended().await;
+                    outcome.peak_rss_mib.insert(name, mib(bytes));
+                }
+            }
+        }
+        drop(own_broker);
+        if self.apart.is_some()
+            && let Ok(error) = reasons.try_recv()
+        {
+            return Err(error);
         }
         self.read_ledgers(&places.all, &keyring, &mut outcome)?;
         Ok(outcome)
+    }
+
+    /// All nodes, in this process.
+    fn start_here(
+        &self,
+        common: &Common<'_>,
+        places: &mut Places,
+        parties: Vec<Party>,
+        backs: Vec<Box<dyn SplitBack>>,
+        lanes: &Arc<Watched>,
+    ) -> Result<Vec<Running>, ExperimentError> {
+        let mut parties: Vec<Option<Party>> = parties.into_iter().map(Some).collect();
+        let mut backs = backs.into_iter();
+        let mut nodes = Vec::new();
+        for place in &places.all {
+            let party = place.party.and_then(|at| parties.get_mut(at)?.take());
+            let works = match party {
+                Some(Party { part, data, .. }) => Works::of(part, data, lanes),
+                None if place.role == Role::Edge => backs.next().map_or(Works::Owner, Works::Back),
+                None => Works::Owner,
+            };
+            let key = places.keys.remove(&place.node);
+            let key = key.ok_or_else(|| ExperimentError::Name(place.node.to_string()))?;
+            nodes.push(Running::Here(self.start(common, place, key, works)?));
+        }
+        Ok(nodes)
+    }
+
+    /// All nodes, a process each. What the parties would train is left alone: the processes make their own.
+    fn start_apart(
+        &self,
+        apart: &Apart<'_>,
+        broker: &Broker,
+        places: &[Place],
+        parties: &[Party],
+        gave_up: &mpsc::Sender<ExperimentError>,
+    ) -> Result<Vec<Running>, ExperimentError> {
+        let mut nodes = Vec::new();
+        for place in places {
+            let party = place.party.and_then(|at| parties.get(at));
+            let data = party.map(|party| party.data.as_ref());
+            let order = (apart.order)(&place.node, broker, data)?;
+            let (program, gave_up) = (apart.program, gave_up.clone());
+            let node = NodeProcess::start(program, self.folder, &place.node, order, gave_up)?;
+            nodes.push(Running::Apart(node));
+        }
+        Ok(nodes)
+    }
+
+    /// One node, in this process.
+    pub(super) fn start(
+        &self,
+        common: &Common<'_>,
+        place: &Place,
+        key: SigningKey,
+        works: Works,
+    ) -> Result<Node, ExperimentError> {
+        let identity = Identity {
+            prefix: self.prefix()?,
+            me: place.node.clone(),
+            key,
+            keyring: Arc::clone(&common.keyring),
+            boot: new_boot_id()?,
+            config: Digest::of(b"experiment"),
+        };
+        let parts = self.parts(
+            identity,
+            common.adapter.clone(),
+            common.brokers.links(place)?,
+            works,
+            Arc::clone(&common.clock),
+            common.gave_up.clone(),
+        )?;
+        Ok(crate::node::start(parts)?)
     }
 
     /// Waits for version after version until the last is there.
@@ -243,7 +351,7 @@ impl Federation<'_> {
         &self,
         versions: &mut Versions,
         devices: &[Arc<Figures>],
-        reasons: &mut mpsc::Receiver<String>,
+        reasons: &mut mpsc::Receiver<ExperimentError>,
         told: &mut dyn FnMut(Told<'_>),
     ) -> Result<Outcome, ExperimentError> {
         let rounds = self.settings.round.rounds;
@@ -252,7 +360,7 @@ impl Federation<'_> {
         while version < rounds {
             tokio::select! {
                 biased;
-                Some(reason) = reasons.recv() => return Err(ExperimentError::GaveUp(reason)),
+                Some(error) = reasons.recv() => return Err(error),
                 () = tokio::time::sleep(Duration::from_millis(TICK_MS)) => quiet += 1,
             }
             // Before the steps are counted: those behind this version are done.
@@ -281,10 +389,10 @@ impl Federation<'_> {
     }
 
     /// The last version still has to reach the devices, so that their ledgers tell of it.
-    async fn settle(&self, nodes: &[Node]) {
+    async fn settle(&self, nodes: &[Running]) {
         for _ in 0..SETTLE_TICKS {
             let last = self.settings.round.rounds;
-            if nodes.iter().all(|node| node.serving.borrow().0 >= last) {
+            if nodes.iter().all(|node| node.serving().borrow().0 >= last) {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(TICK_MS)).await;
@@ -298,7 +406,7 @@ impl Federation<'_> {
         links: Links,
         works: Works,
         clock: Arc<dyn Clock>,
-        gave_up: mpsc::Sender<String>,
+        gave_up: mpsc::Sender<ExperimentError>,
     ) -> Result<NodeParts, ExperimentError> {
         let settings = self.settings;
         let (figures, pace) =
@@ -356,7 +464,7 @@ impl Federation<'_> {
             book: crate::scada::answer_book::BookLimits::default(),
             drift: None,
             fatal: Arc::new(move |what| {
-                let _ = gave_up.try_send(what.to_owned());
+                let _ = gave_up.try_send(ExperimentError::GaveUp(what.to_owned()));
             }),
             identity,
         })
@@ -404,7 +512,7 @@ impl Federation<'_> {
 }
 
 /// The parties' nodes, in the parties' order.
-fn of_parties<'a>(nodes: &'a [Node], places: &[Place]) -> Vec<&'a Node> {
+fn of_parties<'a>(nodes: &'a [Running], places: &[Place]) -> Vec<&'a Running> {
     let mut all: Vec<_> =
         nodes.iter().zip(places).filter_map(|(node, place)| Some((place.party?, node))).collect();
     all.sort_by_key(|(party, _)| *party);
@@ -447,54 +555,6 @@ fn steps(devices: &[Arc<Figures>]) -> u64 {
     devices.iter().map(|figures| figures.view().train_steps).sum()
 }
 
-/// The brokers of a federation.
-pub(super) enum Brokers<'a> {
-    Memory { federation: MemoryBroker, sites: BTreeMap<Name, MemoryBroker> },
-    Real(&'a Broker),
-}
-
-impl<'a> Brokers<'a> {
-    pub(super) fn new(real: Option<&'a Broker>, places: &[Place]) -> Self {
-        if let Some(broker) = real {
-            return Self::Real(broker);
-        }
-        let broker = || MemoryBroker::new(Faults::none(0));
-        let edges = places.iter().filter(|place| place.role == Role::Edge);
-        let sites = edges.map(|place| (place.site.clone(), broker())).collect();
-        Self::Memory { federation: broker(), sites }
-    }
-
-    pub(super) fn links(&self, place: &Place) -> Result<Links, ExperimentError> {
-        let sides: &[Side] = match place.role {
-            Role::Cloud => &[Side::Down],
-            Role::Edge => &[Side::Down, Side::Up],
-            _ => &[Side::Up],
-        };
-        let mut links = Links::new();
-        for side in sides {
-            match self {
-                Self::Memory { federation, sites } => {
-                    let outside =
-                        place.role == Role::Cloud || place.role == Role::Edge && *side == Side::Up;
-                    let broker = if outside { Some(federation) } else { sites.get(&place.site) };
-                    if let Some(broker) = broker {
-                        let (bus, events) = broker.connect(place.node.as_str(), None);
-                        links.insert(*side, (Arc::new(bus), events));
-                    }
-                }
-                Self::Real(Broker { host, port }) => {
-                    let client = format!("{}-{side:?}", place.node).to_lowercase();
-                    let mut link = MqttSettings::new(host, *port, &client);
-                    link.max_packet_bytes = MAX_PACKET_BYTES;
-                    let (bus, events) = MqttBus::connect(link, 1).map_err(SettingsProblem::from)?;
-                    links.insert(*side, (Arc::new(bus), events));
-                }
-            }
-        }
-        Ok(links)
-    }
-}
-
 /// What the training lanes of all parties did, and whose turn it is.
 struct Watched {
     turns: Turns,
@@ -517,7 +577,7 @@ impl Watched {
 }
 
 /// A party's learner that waits for its turn and tells its loss.
-struct Watching {
+pub(super) struct Watching {
     learner: Box<dyn Learner>,
     lanes: Arc<Watched>,
     jobs: u64,
@@ -545,8 +605,10 @@ impl Learner for Watching {
     }
 }
 
-/// Room for a chunk of any size that settings allow.
-const MAX_PACKET_BYTES: usize = 1 << 20;
+/// Why nodes end, as their ledgers have it.
+pub(super) const OVER: &str = "experiment_over";
+/// How long their links may take to say goodbye.
+pub(super) const DRAIN_MS: u64 = 200;
 /// Tasks that wait for a half of a model: each device has one on its way.
 const QUEUE: usize = 128;
 /// How often is looked.

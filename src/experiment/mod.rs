@@ -5,7 +5,10 @@
 //! excavators.rs   the work orders as machines
 //! arms.rs         each machine alone, all texts in one place
 //! federation.rs   the same machines as devices on two sites: real nodes over the memory bus
+//! brokers.rs      what carries their messages: in memory, or real
 //! places.rs       who they are, and their keys
+//! apart.rs        a node that is a process of its own, seen from outside
+//! alone.rs        the same from inside (libtorch)
 //! turns.rs        who of them trains when
 //! versions.rs     what they have come to
 //! niid/           images dealt out unevenly, a table of published figures to compare with
@@ -17,11 +20,15 @@
 //! over.rs         a figure over several seeds, with its interval
 //! score.rs        answers beside labels
 //! ```
-//! Everything runs in one process and shares one base in memory; one learner works for all machines
-//! in turn, so a small computer is enough. Called by `gaisnet experiment`; the choice of every setting
+//! Everything runs in one process (but nodes of `niid`, where it is asked for) and shares one base in memory; one
+//! learner works for all machines in turn, so a small computer is enough. Called by `gaisnet experiment`; the choice of every setting
 //! belongs on training texts ([`Options::rehearse`]), the test part is read once.
 
+#[cfg(feature = "torch")]
+mod alone;
+mod apart;
 mod arms;
+mod brokers;
 pub mod cascade;
 pub mod excavators;
 mod federation;
@@ -168,6 +175,23 @@ pub enum ExperimentError {
     /// A node gave up.
     #[error("a node gave up: {0}")]
     GaveUp(String),
+    /// A node's process, or the broker's, ended before its time.
+    #[error("{name} ended: {status}; the end of its log, {}:\n{tail}", .log.display())]
+    Ended {
+        /// Which.
+        name: String,
+        /// How it ended, or what it said.
+        status: String,
+        /// Its log.
+        log: PathBuf,
+        /// The log's last lines.
+        tail: String,
+    },
+    /// What a node's process was told isn't an order.
+    #[error(
+        "no order on standard input: {0}; `gaisnet experiment run niid --processes` starts this command"
+    )]
+    Order(String),
     /// No version came in time.
     #[error(
         "no new version for {seconds} s after version {version}: see the log (RUST_LOG=debug), or wait \
@@ -204,6 +228,8 @@ impl ExperimentError {
             Self::Thread(_) => "thread",
             Self::Name(_) => "name",
             Self::GaveUp(_) => "gave_up",
+            Self::Ended { .. } => "ended",
+            Self::Order(_) => "order",
             Self::Stuck { .. } => "stuck",
         }
     }
@@ -269,6 +295,7 @@ pub fn run(
             patience_s: options.patience_s,
             at_once: 1,
             broker: None,
+            apart: None,
         };
         let party = |machine: &Machine| federation::Party {
             name: machine.name.clone(),

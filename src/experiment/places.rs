@@ -8,6 +8,8 @@ use std::path::Path;
 
 use super::ExperimentError;
 use crate::ids::{Name, NodeId};
+#[cfg(feature = "torch")]
+use crate::node::NodeError;
 use crate::store::keyfile::{new_signing_key, read_signing_key, write_signing_key};
 use crate::time::Wall;
 use crate::trust::keyring::{Enrolment, Keyring, NodeEntry, Role, RootRole};
@@ -87,8 +89,7 @@ impl Places {
             fs::write(&document, sealed).map_err(|e| ExperimentError::Io(document, e))?;
             return Ok(Self { all, keys, keyring });
         }
-        let bytes = fs::read(&document).map_err(|e| ExperimentError::Io(document, e))?;
-        let keyring = open_document(&bytes, None)?;
+        let keyring = read_keyring(folder)?;
         let mut keys = BTreeMap::new();
         for place in &all {
             let expected = keyring.node(&place.node).map(|entry| entry.key);
@@ -97,6 +98,34 @@ impl Places {
         }
         Ok(Self { all, keys, keyring })
     }
+}
+
+/// One node and what it knows, as another process has enrolled it.
+#[cfg(feature = "torch")]
+pub(super) struct Enrolled {
+    pub(super) place: Place,
+    pub(super) key: SigningKey,
+    pub(super) keyring: Keyring,
+}
+
+#[cfg(feature = "torch")]
+impl Enrolled {
+    /// The node of this name of `folder`, with its own key and nobody else's.
+    pub(super) fn read(folder: &Path, node: &NodeId) -> Result<Self, ExperimentError> {
+        let keyring = read_keyring(folder)?;
+        let entry = keyring.node(node).cloned();
+        let entry = entry.ok_or_else(|| NodeError::NotEnrolled(node.clone()))?;
+        let key = read_signing_key(&key_of(folder, node), Some(&entry.key))?;
+        let NodeEntry { node, site, line, roles, parent, .. } = entry;
+        let role = roles.first().copied().ok_or_else(|| NodeError::NoRole(node.clone()))?;
+        Ok(Self { place: Place { node, site, line, parent, role, party: None }, key, keyring })
+    }
+}
+
+fn read_keyring(folder: &Path) -> Result<Keyring, ExperimentError> {
+    let document = folder.join(KEYRING);
+    let bytes = fs::read(&document).map_err(|e| ExperimentError::Io(document, e))?;
+    Ok(open_document(&bytes, None)?)
 }
 
 fn key_of(folder: &Path, node: &NodeId) -> std::path::PathBuf {

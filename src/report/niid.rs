@@ -1,5 +1,6 @@
 //! What the cells of a federated benchmark have come to: a terminal table, JSON, one HTML page.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
@@ -65,6 +66,8 @@ pub struct CellRow {
     pub seconds: f64,
     /// The nodes' ledgers, once it is finished.
     pub audit: Option<AuditSummary>,
+    /// Largest resident memory in MiB of each node that was a process of its own.
+    pub peak_rss_mib: BTreeMap<String, f64>,
 }
 
 /// What a client has of a split network, and what it sends across the cut.
@@ -112,6 +115,12 @@ impl CellRow {
         self.judged == "mean_of_own_models"
     }
 
+    /// The node whose process took most memory, and how many MiB.
+    fn largest(&self) -> Option<(&str, f64)> {
+        let all = self.peak_rss_mib.iter().map(|(node, mib)| (node.as_str(), *mib));
+        all.max_by(|a, b| a.1.total_cmp(&b.1))
+    }
+
     /// Whether a finished cell is as close to its published figure as one seed should be.
     fn agrees(&self) -> Option<bool> {
         let (figure, tolerance) = self.published.filter(|_| self.finished)?;
@@ -146,6 +155,7 @@ pub fn niid_to_json(report: &NiidReport) -> Value {
             "bytes_up_per_client_round": row.bytes_up_per_client_round,
             "seconds": row.seconds,
             "audit": row.audit,
+            "peak_rss_mib": (!row.peak_rss_mib.is_empty()).then_some(&row.peak_rss_mib),
         })
     };
     json!({
@@ -200,7 +210,10 @@ fn told(row: &CellRow) -> String {
             percent(to_f64(halves.resident) / to_f64(halves.values))
         )
     });
-    format!("{}{agrees}{own}{halves}{ledgers}", row.state())
+    let memory = row.largest().map_or(String::new(), |(node, mib)| {
+        format!(", {mib:.0} MiB in the largest process ({node})")
+    });
+    format!("{}{agrees}{own}{halves}{memory}{ledgers}", row.state())
 }
 
 /// Tells the table as HTML that loads nothing.
@@ -288,6 +301,7 @@ mod tests {
             bytes_up_per_client_round: 179_000,
             seconds: 1_800.0,
             audit: Some(AuditSummary { entries: 900, verified: true }),
+            peak_rss_mib: BTreeMap::new(),
         };
         let open = CellRow {
             split: "labels2".into(),
@@ -344,6 +358,18 @@ mod tests {
         let json = niid_to_json(&report);
         assert_eq!(json["cells"][0]["halves"]["activation_bytes_per_image"], 258);
         assert_eq!(json["cells"][1]["halves"], Value::Null);
+    }
+
+    #[test]
+    fn the_memory_of_nodes_that_are_processes_is_told() {
+        let mut report = sample();
+        let peaks = [("cloud", 101.5), ("machine-7", 187.2), ("machine-8", 187.1)];
+        report.rows[0].peak_rss_mib = peaks.map(|(node, mib)| (node.to_owned(), mib)).into();
+        let table = niid_to_table(&report);
+        assert!(table.contains(", 187 MiB in the largest process (machine-7)"), "{table}");
+        let json = niid_to_json(&report);
+        assert_eq!(json["cells"][0]["peak_rss_mib"]["cloud"], 101.5);
+        assert_eq!(json["cells"][1]["peak_rss_mib"], Value::Null);
     }
 
     #[test]

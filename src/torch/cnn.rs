@@ -112,10 +112,13 @@ impl CnnConfig {
     /// [`LearnError`] when there are no whole images.
     pub(super) fn input(&self, pixels: &Tensor) -> Result<Tensor, LearnError> {
         let side = super::dim(SIDE)?;
-        let x = pixels.f_reshape([-1, 1, side, side])?.f_to_kind(Kind::Float)?;
-        // (p / 255 - mean) / deviation in two kernels
-        let x = x.f_mul_scalar(1.0 / (255.0 * self.deviation))?;
-        Ok(x.f_sub_scalar(self.mean / self.deviation)?)
+        let x = pixels.f_reshape([-1, 1, side, side])?;
+        // (p / 255 - mean) / deviation in two kernels, in the one copy that is made: a client's images are most
+        // of its memory.
+        let mut x = x.f_to_dtype(Kind::Float, false, true)?;
+        let _ = x.f_mul_scalar_(1.0 / (255.0 * self.deviation))?;
+        let _ = x.f_sub_scalar_(self.mean / self.deviation)?;
+        Ok(x)
     }
 }
 

@@ -3,6 +3,8 @@
 mod cascade;
 mod excavators;
 mod niid;
+#[cfg(feature = "torch")]
+mod node;
 mod paper;
 mod relay;
 
@@ -36,6 +38,10 @@ enum ExperimentCommand {
         #[command(subcommand)]
         experiment: Experiment,
     },
+    /// One node of a run whose nodes are processes; `run niid --processes` starts it
+    #[cfg(feature = "torch")]
+    #[command(hide = true, after_help = node::HELP)]
+    Node,
 }
 
 #[derive(Debug, Subcommand)]
@@ -73,6 +79,8 @@ enum Experiment {
 pub(super) fn run(args: &ExperimentArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
     match &args.command {
         ExperimentCommand::List { json } => list(*json, out),
+        #[cfg(feature = "torch")]
+        ExperimentCommand::Node => node::run(out),
         ExperimentCommand::Run { experiment: Experiment::Excavators(args) } => {
             excavators::run(args, out)
         }

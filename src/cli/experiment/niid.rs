@@ -44,7 +44,7 @@ pub(super) struct RunArgs {
     #[arg(long, requires = "out", conflicts_with = "resume")]
     report: bool,
     /// Clients that train at the same time, a thread each [default: all cores]
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=256))]
+    #[arg(long, conflicts_with = "processes", value_parser = clap::value_parser!(u16).range(1..=256))]
     lanes: Option<u16>,
     /// Where niid.json, niid.html, records and stores go; without it nothing is kept
     #[arg(long, value_name = "DIR")]
@@ -56,6 +56,10 @@ pub(super) struct RunArgs {
     /// of brokers in memory
     #[arg(long, value_name = "HOST:PORT")]
     broker: Option<Broker>,
+    /// Each device, edge and cloud as a process of its own, whose largest memory is told; over a small broker of
+    /// this program unless --broker names one
+    #[arg(long)]
+    processes: bool,
     /// One JSON object at the end, no bars, no table
     #[arg(long)]
     json: bool,
@@ -69,6 +73,12 @@ pub(super) fn run(args: &RunArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
             return Err(Misuse(format!("--cell {cell} comes twice")).into());
         }
     }
+    if args.processes && args.broker.is_none() && cfg!(not(feature = "broker")) {
+        let why =
+            "this gaisnet was built without its broker: name another one by --broker HOST:PORT";
+        return Err(Misuse(why.to_owned()).into());
+    }
+    let program = program(args)?;
     let temporary = tempdir(args)?;
     let folder = args.out.clone().unwrap_or_else(|| temporary.0.clone());
     let begun = cells.iter().any(|cell| has_begun(&folder.join(cell.folder())));
@@ -94,8 +104,11 @@ pub(super) fn run(args: &RunArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
     let mut report = NiidReport::new(rows);
     for (at, cell) in cells.iter().enumerate().filter(|_| !args.report) {
         bar.set_message(cell.to_string());
-        let record = one(cell, args, &cache, &folder.join(cell.folder()), &bar)
-            .with_context(|| cell.to_string())?;
+        let options = CellOptions {
+            processes: program.clone(),
+            ..options(cell, args, &folder.join(cell.folder()))
+        };
+        let record = one(cell, args, &options, &cache, &bar).with_context(|| cell.to_string())?;
         verified &= record.audit.is_none_or(|audit| audit.verified);
         if let Some(place) = report.rows.get_mut(at) {
             *place = row(cell, args, Some(record));
@@ -123,15 +136,14 @@ pub(super) fn run(args: &RunArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
 fn one(
     cell: &Cell,
     args: &RunArgs,
+    options: &CellOptions,
     cache: &Cache,
-    folder: &Path,
     bar: &ProgressBar,
 ) -> anyhow::Result<CellRecord> {
-    let options = options(cell, args, folder);
     let Dataset { train, test } = images(cell.set, args, cache, bar)?;
     let test = if args.quick { test.choose(&(0..1_000).collect::<Vec<_>>()) } else { test };
     let subject = subject(cell, test, args.seed)?;
-    let record = run_cell(cell, &options, &train, subject, &mut |news| match news {
+    let record = run_cell(cell, options, &train, subject, &mut |news| match news {
         CellNews::Step { done, of } => {
             bar.set_length(of);
             bar.set_position(done);
@@ -151,7 +163,14 @@ fn options(cell: &Cell, args: &RunArgs, folder: &Path) -> CellOptions {
         most_images: args.quick.then_some(200),
         patience_s: args.patience,
         broker: args.broker.clone(),
+        processes: None,
     }
+}
+
+/// What nodes are processes of: this very program.
+fn program(args: &RunArgs) -> anyhow::Result<Option<PathBuf>> {
+    let this = || std::env::current_exe().context("where this program lies isn't known");
+    args.processes.then(this).transpose()
 }
 
 /// The images, fetched where they aren't there yet.
@@ -215,6 +234,7 @@ fn row(cell: &Cell, args: &RunArgs, record: Option<CellRecord>) -> CellRow {
         row.commit = record.commit;
         row.machine = record.machine;
         row.audit = record.audit;
+        row.peak_rss_mib = record.peak_rss_mib;
     }
     // With fewer rounds or passes a figure isn't that of the published table.
     row.published = cell.published().filter(|_| row.local_epochs == 10 && row.rounds >= 50);
@@ -245,6 +265,7 @@ pub(super) const RUN_HELP: &str = "\
 Examples:
   gaisnet experiment run niid --quick
   gaisnet experiment run niid --cell fashion-mnist/dir0.5/fedavg --local-epochs 1 --rounds 10
+  gaisnet experiment run niid --cell fashion-mnist/dir0.5/fedavg --local-epochs 1 --processes
   gaisnet experiment run niid --out results --resume     all cells, hours; call it again after a break
   gaisnet experiment run niid --out results --report     the table of what is there
   gaisnet experiment run niid --json | jq '.cells[] | {dataset, split, accuracy_best}'
@@ -284,6 +305,8 @@ mod tests {
         assert!(Line::try_parse_from(["niid", "--resume"]).is_err(), "of which folder?");
         let over = args(&["--broker", "localhost:1884"]).broker.unwrap();
         assert_eq!((over.host.as_str(), over.port), ("localhost", 1884));
+        assert!(args(&["--processes"]).processes);
+        assert!(Line::try_parse_from(["niid", "--processes", "--lanes", "2"]).is_err());
         for bad in ["localhost", ":1883", "localhost:0", "localhost:99999"] {
             assert!(Line::try_parse_from(["niid", "--broker", bad]).is_err(), "{bad}");
         }

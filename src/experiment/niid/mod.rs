@@ -5,6 +5,8 @@
 //! cell.rs     what is measured: set, split, strategy
 //! record.rs   what came of it, on disk after each round
 //! network.rs  the network that learns and is judged (libtorch)
+//! order.rs    what a node that is a process of its own is told
+//! node.rs     such a process (libtorch)
 //! ```
 //! Ten devices on two sites, an edge each, and a cloud; all take part in each round. The bounds that keep
 //! one member from owning the outcome are off, so that it is the plain mean which published figures are
@@ -14,8 +16,12 @@
 mod cell;
 #[cfg(feature = "torch")]
 mod network;
+#[cfg(feature = "torch")]
+mod node;
+mod order;
 mod record;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -24,14 +30,18 @@ use std::thread::JoinHandle;
 pub use cell::{CLIENTS, Cell, Judged, SplitRule, Strategy};
 #[cfg(feature = "torch")]
 pub use network::subject;
+#[cfg(feature = "torch")]
+pub use node::run_node;
+pub use order::{Order, Size};
 pub use record::{CellRecord, RoundFigures};
 
 use super::ExperimentError;
-pub use super::federation::Broker;
+use super::apart::Apart;
+pub use super::brokers::Broker;
 use super::federation::{Federation, Part, Party, Told};
-use crate::ids::Digest;
+use crate::ids::{Digest, NodeId};
 use crate::learn::{
-    ActivationCoding, Images, LearnError, Learner, SplitBack, SplitFront, TensorSet,
+    ActivationCoding, Examples, Images, LearnError, Learner, SplitBack, SplitFront, TensorSet,
 };
 use crate::node::{SystemClock, plan_of, split_of};
 use crate::report::HalvesFigures;
@@ -57,6 +67,9 @@ pub struct CellOptions {
     pub patience_s: u64,
     /// A real broker for all links, instead of brokers in memory.
     pub broker: Option<Broker>,
+    /// The `gaisnet` program: each node is a process of it, with the network of [`subject`], over a broker of
+    /// its own if there is no other. Then `lanes` bounds nothing.
+    pub processes: Option<PathBuf>,
 }
 
 /// What learns and is judged in a cell.
@@ -189,6 +202,7 @@ pub fn run_cell(
         halves: halves_figures(&settings, &subject),
         curve: Vec::new(),
         audit: None,
+        peak_rss_mib: BTreeMap::new(),
     });
     if record.config != config {
         return Err(ExperimentError::OtherRun(options.folder.clone()));
@@ -199,7 +213,7 @@ pub fn run_cell(
     }
     option_env!("GAISNET_COMMIT").unwrap_or("unknown").clone_into(&mut record.commit);
     record.machine = crate::telemetry::machine();
-    let CellSubject { start, learners, mut judge, .. } = subject;
+    let CellSubject { start, learners, mut judge, model } = subject;
     let known = record.rounds_done();
     if record.curve.is_empty() {
         let accuracy = judge(&start)?;
@@ -215,6 +229,24 @@ pub fn run_cell(
         }
     };
     let parties = parties(train, &split, parts);
+    let order = |node: &NodeId, broker: &Broker, data: Option<&Examples>| {
+        let order = Order {
+            node: node.clone(),
+            folder: nodes.clone(),
+            host: broker.host.clone(),
+            port: broker.port,
+            cell: cell.to_string(),
+            config: config.clone(),
+            model: model.clone(),
+            classes: train.classes,
+            rounds: options.rounds,
+            local_epochs: options.local_epochs,
+            seed: options.seed,
+            images: None,
+        };
+        order.write(data.map(Examples::images).transpose()?)
+    };
+    let program = options.processes.as_deref();
     let federation = Federation {
         settings: &settings,
         base: Digest::of(config.as_bytes()),
@@ -222,6 +254,7 @@ pub fn run_cell(
         patience_s: options.patience_s,
         at_once: options.lanes,
         broker: options.broker.as_ref(),
+        apart: program.map(|program| Apart { program, order: &order }),
     };
     let clock = SystemClock::new();
     let mut since = clock.now().micros;
@@ -239,7 +272,9 @@ pub fn run_cell(
     });
     drop(rounds);
     let mut record = judging.end()?;
-    record.audit = outcome?.audit;
+    let outcome = outcome?;
+    record.audit = outcome.audit;
+    record.take_peaks(&outcome.peak_rss_mib);
     record.write(&options.folder)?;
     Ok(record)
 }

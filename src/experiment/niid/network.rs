@@ -4,7 +4,8 @@ use std::num::NonZeroU16;
 
 use super::{CLIENTS, Cell, CellSubject, Learners, SITES};
 use crate::experiment::ExperimentError;
-use crate::learn::{Cut, Images, Learner, Predictor, SplitBack, SplitFront};
+use crate::experiment::federation::Part;
+use crate::learn::{Images, Learner, Predictor, SplitBack, SplitFront};
 use crate::torch::cnn::FLAT;
 use crate::torch::{CnnBack, CnnConfig, CnnFront, CnnLearner, CnnPredictor, CnnTrainerConfig};
 
@@ -13,48 +14,74 @@ use crate::torch::{CnnBack, CnnConfig, CnnFront, CnnLearner, CnnPredictor, CnnTr
 /// # Errors
 /// [`ExperimentError::Learn`].
 pub fn subject(cell: &Cell, test: Images, seed: u64) -> Result<CellSubject, ExperimentError> {
-    let (mean, deviation) = cell.set.scale();
-    let classes = u32::try_from(test.classes).unwrap_or(u32::MAX);
-    let model = CnnConfig { classes, mean, deviation };
-    let threads = NonZeroU16::MIN;
-    let config = CnnTrainerConfig { model, momentum: MOMENTUM, threads };
-    let learners = match cell.strategy.cut() {
-        None => {
-            let mut learners: Vec<Box<dyn Learner>> = Vec::with_capacity(CLIENTS);
-            for _ in 0..CLIENTS {
-                learners.push(Box::new(CnnLearner::new(config, seed)?));
-            }
-            Learners::Whole(learners)
-        }
-        Some(cut) => halves(config, cut, seed)?,
-    };
-    let mut predictor = CnnPredictor::new(model, seed, threads)?;
+    let config = config(cell, test.classes);
+    let model = config.model;
+    let mut predictor = CnnPredictor::new(model, seed, config.threads)?;
     Ok(CellSubject {
         start: model.initial(seed)?,
-        learners,
+        learners: learners(cell, config, seed)?,
         judge: Box::new(move |weights| {
             predictor.load(weights)?;
             predictor.accuracy(&test)
         }),
-        model: format!(
-            "CNN of {} values, started as PyTorch does, pixels scaled by {mean} and {deviation}, SGD with momentum {MOMENTUM}",
-            model.initial(seed)?.num_values()
-        ),
+        model: described(&config, seed)?,
     })
 }
 
-fn halves(config: CnnTrainerConfig, cut: Cut, seed: u64) -> Result<Learners, ExperimentError> {
-    let mut fronts: Vec<Box<dyn SplitFront>> = Vec::with_capacity(CLIENTS);
-    let mut values = 0;
+/// The network of a cell and how it learns.
+pub(super) fn config(cell: &Cell, classes: usize) -> CnnTrainerConfig {
+    let (mean, deviation) = cell.set.scale();
+    let classes = u32::try_from(classes).unwrap_or(u32::MAX);
+    let model = CnnConfig { classes, mean, deviation };
+    CnnTrainerConfig { model, momentum: MOMENTUM, threads: NonZeroU16::MIN }
+}
+
+/// The same in words.
+pub(super) fn described(config: &CnnTrainerConfig, seed: u64) -> Result<String, ExperimentError> {
+    let CnnConfig { mean, deviation, .. } = config.model;
+    Ok(format!(
+        "CNN of {} values, started as PyTorch does, pixels scaled by {mean} and {deviation}, SGD with momentum {MOMENTUM}",
+        config.model.initial(seed)?.num_values()
+    ))
+}
+
+/// What one client trains.
+pub(super) fn part(
+    cell: &Cell,
+    config: CnnTrainerConfig,
+    seed: u64,
+) -> Result<Part, ExperimentError> {
+    Ok(match cell.strategy.cut() {
+        None => Part::Whole(Box::new(CnnLearner::new(config, seed)?)),
+        Some(cut) => Part::Front(Box::new(CnnFront::new(config, cut, seed)?)),
+    })
+}
+
+/// What one edge trains, where the network is cut.
+pub(super) fn back(
+    cell: &Cell,
+    config: CnnTrainerConfig,
+    seed: u64,
+) -> Result<Option<Box<dyn SplitBack>>, ExperimentError> {
+    let Some(cut) = cell.strategy.cut() else { return Ok(None) };
+    Ok(Some(Box::new(CnnBack::new(config, cut, seed)?)))
+}
+
+fn learners(cell: &Cell, config: CnnTrainerConfig, seed: u64) -> Result<Learners, ExperimentError> {
+    let mut learners: Vec<Box<dyn Learner>> = Vec::new();
+    let mut fronts: Vec<Box<dyn SplitFront>> = Vec::new();
     for _ in 0..CLIENTS {
-        let front = CnnFront::new(config, cut, seed)?;
-        values = front.num_values();
-        fronts.push(Box::new(front));
+        match part(cell, config, seed)? {
+            Part::Whole(learner) => learners.push(learner),
+            Part::Front(front) => fronts.push(front),
+        }
     }
-    let mut backs: Vec<Box<dyn SplitBack>> = Vec::with_capacity(SITES.len());
+    let Some(cut) = cell.strategy.cut() else { return Ok(Learners::Whole(learners)) };
+    let mut backs = Vec::with_capacity(SITES.len());
     for _ in SITES {
-        backs.push(Box::new(CnnBack::new(config, cut, seed)?));
+        backs.extend(back(cell, config, seed)?);
     }
+    let values = CnnFront::new(config, cut, seed)?.num_values();
     Ok(Learners::Split { fronts, backs, resident: values, trained: values, width: FLAT })
 }
 

@@ -1,5 +1,6 @@
 //! What a cell has come to so far, on disk after each round: a run of hours survives its process.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -44,6 +45,10 @@ pub struct CellRecord {
     pub curve: Vec<RoundFigures>,
     /// The nodes' ledgers; none before the end.
     pub audit: Option<AuditSummary>,
+    /// Largest resident memory in MiB of each node that was a process of its own; none before the end. Of a
+    /// cell that was gone on with, the largest of the processes that came to their end.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub peak_rss_mib: BTreeMap<String, f64>,
 }
 
 /// What is judged, after a round.
@@ -94,6 +99,14 @@ impl CellRecord {
         self.curve.push(figures);
     }
 
+    /// Takes what the nodes' processes have used at most.
+    pub(super) fn take_peaks(&mut self, peaks: &BTreeMap<String, f64>) {
+        for (node, mib) in peaks {
+            let at = self.peak_rss_mib.entry(node.clone()).or_default();
+            *at = at.max(*mib);
+        }
+    }
+
     /// Reads the record in a cell's folder, if there is one.
     ///
     /// # Errors
@@ -136,6 +149,7 @@ mod tests {
                 at(2, 0.6),
             ],
             audit: None,
+            peak_rss_mib: BTreeMap::new(),
         }
     }
 
@@ -154,13 +168,26 @@ mod tests {
     }
 
     #[test]
+    fn the_memory_of_a_node_is_the_largest_of_its_processes() {
+        let mut record = record();
+        for peak in [120.0, 180.0, 90.0] {
+            record.take_peaks(&BTreeMap::from([("machine-1".to_owned(), peak)]));
+        }
+        assert_eq!(record.peak_rss_mib, BTreeMap::from([("machine-1".to_owned(), 180.0)]));
+        let folder = tempfile::tempdir().unwrap();
+        record.write(folder.path()).unwrap();
+        assert_eq!(CellRecord::read(folder.path()).unwrap(), Some(record));
+    }
+
+    #[test]
     fn it_comes_back_as_it_was_written_and_damage_is_told() {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(CellRecord::read(folder.path()).unwrap(), None);
         record().write(folder.path()).unwrap();
         assert_eq!(CellRecord::read(folder.path()).unwrap(), Some(record()));
-        // As an earlier version wrote it, which knew nothing but a common model.
+        // As an earlier version wrote it, which knew nothing but a common model and no processes.
         let text = std::fs::read_to_string(folder.path().join("record.json")).unwrap();
+        assert!(!text.contains("peak_rss_mib"), "{text}");
         let older = text.replace("  \"judged\": \"common_model\",\n", "");
         assert_ne!(older, text);
         std::fs::write(folder.path().join("record.json"), older).unwrap();

@@ -84,6 +84,7 @@ fn options(folder: &Path, rounds: u64) -> CellOptions {
         most_images: None,
         patience_s: 60,
         broker: None,
+        processes: None,
     }
 }
 

@@ -207,6 +207,7 @@ fn federate(
         patience_s: options.patience_s,
         at_once: options.lanes,
         broker: None,
+        apart: None,
     };
     let mut versions = Vec::new();
     let outcome = federation.run(start, parties, backs, &mut |told| {
