@@ -1,5 +1,6 @@
 //! The federation, its clock, and what happens when.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ring::digest::{Context, SHA256};

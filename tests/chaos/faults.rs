@@ -125,7 +125,9 @@ impl Fault {
             |name: &str| Self::DieAt(PLACES.iter().position(|(place, _)| *place == name).unwrap());
         match guard.split(',').next().unwrap() {
             "repeats" => vec![at("publishing-receipt"), Self::KillBroker, Self::Kill(Role::Edge)],
-            "epochs" | "promises" | "told" | "takeovers" => vec![Self::StopLeader, Self::Kill(Role::Standby)],
+            "epochs" | "promises" | "told" | "takeovers" => {
+                vec![Self::StopLeader, Self::Kill(Role::Standby)]
+            }
             "copies" => vec![Self::KillUnheard],
             _ => vec![Self::Kill(Role::Edge), Self::Kill(Role::Leader), Self::Kill(Role::Device)],
         }

@@ -205,7 +205,6 @@ impl Stage {
         let learning = learning(9);
         let mut offer = Offer {
             island: None,
-            second_edge_after_ms: 600_000,
             round,
             model: name("toy"),
             base: learning.base,
