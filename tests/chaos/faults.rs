@@ -128,6 +128,8 @@ impl Fault {
             "epochs" | "promises" | "told" | "takeovers" => {
                 vec![Self::StopLeader, Self::Kill(Role::Standby)]
             }
+            // What was said is out, and what it rests on isn't on disk.
+            "commit" => vec![at("published"), at("acknowledged")],
             "copies" => vec![Self::KillUnheard],
             _ => vec![Self::Kill(Role::Edge), Self::Kill(Role::Leader), Self::Kill(Role::Device)],
         }
