@@ -215,12 +215,19 @@ fn node_rights(keyring: &Keyring, prefix: &Prefix, scope: &Scope, entry: &NodeEn
     let owners = keyring.owners_of(&entry.node);
     let peer = keyring.peer_of(&entry.node).and_then(|peer| keyring.node(peer));
     let below = keyring.members_of(&entry.node).chain(peer);
-    let second = keyring.second_edge_of(&entry.node).into_iter();
-    let neighbours = owners.chain(below).chain(second).chain(keyring.guests_of(&entry.node));
+    let neighbours = owners.chain(below);
     for neighbour in neighbours.filter(|neighbour| scope.holds(neighbour)) {
         let there = branch(prefix, neighbour);
         read.extend([format!("{there}/m/#"), format!("{there}/to/{}/#", entry.node)]);
     }
+    // Of a guest only what it sends here, of a second edge what a member of its rounds hears.
+    let to_us = |there: &Branch| format!("{there}/to/{}/#", entry.node);
+    if let Some(second) = keyring.second_edge_of(&entry.node) {
+        let there = branch(prefix, second);
+        read.extend([format!("{there}/m/offer"), format!("{there}/m/result"), to_us(&there)]);
+    }
+    let guests = keyring.guests_of(&entry.node).filter(|guest| scope.holds(guest));
+    read.extend(guests.map(|guest| to_us(&branch(prefix, guest))));
     Rights { write, read }
 }
 

@@ -148,9 +148,9 @@ struct Offered {
     digest: Digest,
     epoch: Epoch,
     offer: Offer,
-    /// The second edge has made it.
+    /// The second edge that has made it, if one has.
     #[serde(default)]
-    second: bool,
+    second: Option<NodeId>,
 }
 
 #[derive(Debug)]
@@ -186,9 +186,9 @@ struct Sent {
     /// The blob is knowledge, no update.
     #[serde(default)]
     knowledge: bool,
-    /// It was given to the second edge.
+    /// The second edge that it was given to, if it was to one.
     #[serde(default)]
-    second: bool,
+    second: Option<NodeId>,
 }
 
 impl Sent {
@@ -437,7 +437,8 @@ impl Member {
         self.heard |= !matches!(message.body(), Body::Lease(_));
         match message.body() {
             Body::Offer(offer) => {
-                let (digest, second) = (message.body_digest(), self.whereabouts.away);
+                let second = self.whereabouts.away.then(|| sender.clone());
+                let digest = message.body_digest();
                 let offered = Offered { digest, epoch, offer: offer.clone(), second };
                 self.offered(offered, out);
             }
@@ -515,7 +516,9 @@ impl Member {
             }
             Wanted::Chunks { sha256, indices } => {
                 // What waits for its receipt, and nothing else in the store.
-                let mut deltas = self.sent.values().filter_map(|sent| sent.delta);
+                let second = self.is_second(asker).then_some(asker);
+                let theirs = self.sent.values().filter(|sent| sent.second.as_ref() == second);
+                let mut deltas = theirs.filter_map(|sent| sent.delta);
                 out.push(match deltas.find(|(delta, _)| delta == sha256) {
                     Some((sha256, chunk_bytes)) => Effect::SendChunks {
                         to: asker.clone(),
@@ -554,7 +557,7 @@ impl Member {
         }
         match needed(&offered.offer).cloned() {
             None => {
-                self.next = Some(offered);
+                self.waits(offered, out);
                 self.begin_next(out);
             }
             Some(Blob::Inline(bytes)) => {
@@ -814,7 +817,7 @@ impl Member {
         let round = offered.offer.round;
         let update = update_id(&self.config.federation, round, &self.config.me, &digest);
         out.push(Effect::Record(Event::Contribute { body: digest, bytes, round, update }));
-        let second = offered.second;
+        let second = offered.second.clone();
         let sent = Sent { round, delta: named, knowledge: is_knowledge, second };
         let key = sent.key(update);
         self.sent.insert(update, sent);
@@ -831,7 +834,8 @@ impl Member {
 
     fn receipt(&mut self, from: &NodeId, receipt: &Receipt, out: &mut Vec<Effect>) {
         let waits = self.sent.get(&receipt.update);
-        if waits.is_none_or(|sent| sent.second != self.is_second(from)) {
+        let second = self.is_second(from).then_some(from);
+        if waits.is_none_or(|sent| sent.second.as_ref() != second) {
             return out.push(Effect::Count("receipt_of_nothing"));
         }
         let Some(sent) = self.sent.remove(&receipt.update) else { return };

@@ -226,7 +226,12 @@ impl Round {
         let base = round.config.base;
         round.own.take_if(|own| own.base != base);
         match &mut round.phase {
-            Phase::Open(open) => open.accepted = accepted,
+            Phase::Open(open) => {
+                // A guest's yes may have been lost, its work wasn't.
+                let guests = accepted.keys().filter(|node| round.config.guests.contains(*node));
+                open.guests.extend(guests.cloned());
+                open.accepted = accepted;
+            }
             Phase::Idle | Phase::Closing(_) => {
                 if let Some(sender) = accepted.keys().next() {
                     return Err(format!("{}: no round is open for it", state::accepted(sender)));

@@ -1,10 +1,10 @@
 //! A device whose edge is silent takes part in the rounds of a second one, and comes home when its own is heard again.
 //!
 //! ```text
-//!            nothing from home for `after_ms`, and the second edge is heard
-//!   at home ----------------------------------------------------------------> away
-//!           <----------------------------------------------------------------
-//!                               anything new from home
+//!            nothing from home for `after_ms`, the second edge is heard, and home, asked again, says nothing
+//!   at home -----------------------------------------------------------------------------------------------> away
+//!           <-----------------------------------------------------------------------------------------------
+//!                                             anything new from home
 //! ```
 //! The two edges are members of the same rounds above, so a device that gave to both from one version would count twice
 //! there: from a version that something was given from it gives to nobody else, whether the first one has confirmed it or not.
@@ -12,7 +12,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Last, Member, Offered, brought, needed};
+use super::{Current, Last, Member, Offered, brought, needed};
 use crate::ids::{Epoch, NodeId, Version};
 use crate::ledger::Event;
 use crate::protocol::effect::{Delivery, Effect, Timer, To};
@@ -46,24 +46,38 @@ pub(super) struct Whereabouts {
     pub(super) away: bool,
     pub(super) elsewhere: Option<Elsewhere>,
     pub(super) given: Option<Given>,
-    /// Its own edge has been silent for long.
-    is_silent: bool,
+    silence: Silence,
     /// What is on disk tells of a second edge that it has no longer.
     is_outdated: bool,
+}
+
+/// How long its own edge has said nothing new.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Silence {
+    /// Not for long.
+    #[default]
+    None,
+    /// For long; but it may be that nobody was heard.
+    Long,
+    /// The other edge is heard, so this one was asked once more.
+    Asked,
+    /// It didn't answer.
+    Gone,
 }
 
 /// The newest version that something was given from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Given {
     version: Version,
-    /// To the second edge.
-    second: bool,
+    edge: NodeId,
 }
 
 impl Whereabouts {
     pub(super) const AWAY: &'static str = "member/away";
     pub(super) const ELSEWHERE: &'static str = "member/elsewhere";
     pub(super) const GIVEN: &'static str = "member/given";
+    /// An edge that is there has answered by then.
+    const ANSWERS_WITHIN_MS: u64 = 5_000;
 }
 
 impl Member {
@@ -78,6 +92,21 @@ impl Member {
             }
             self.whereabouts.elsewhere = None;
             self.whereabouts.is_outdated = true;
+        }
+        if !self.whereabouts.away && self.is_second(&self.owner) {
+            // Its place in the keyring is another one: what is known is of what is now the other edge.
+            (self.owner, self.parent_epoch, self.last) = (self.config.parent.clone(), 0, None);
+            self.whereabouts.is_outdated = true;
+        }
+        let second = self.config.second.as_ref().map(|second| &second.edge);
+        let of_nobody =
+            |active: &mut Offered| active.second.is_some() && active.second.as_ref() != second;
+        self.whereabouts.is_outdated |= self.active.take_if(of_nobody).is_some();
+        if self.config.second.is_some() && self.whereabouts.given.is_none() {
+            // From before that was noted.
+            let edge = self.config.parent.clone();
+            let given = |current: &Current| Given { version: current.version, edge };
+            self.whereabouts.given = self.current.as_ref().map(given);
         }
     }
 
@@ -95,9 +124,12 @@ impl Member {
         }
     }
 
-    /// Its own edge has been silent for long: from now on the second one may be followed.
+    /// Its own edge has been silent for long, or hasn't answered.
     pub(super) fn is_left_alone(&mut self, out: &mut Vec<Effect>) {
-        self.whereabouts.is_silent = true;
+        self.whereabouts.silence = match self.whereabouts.silence {
+            Silence::None | Silence::Long => Silence::Long,
+            Silence::Asked | Silence::Gone => Silence::Gone,
+        };
         if !self.whereabouts.away {
             self.ask_the_other(out);
         }
@@ -110,12 +142,22 @@ impl Member {
         let is_with = is_second == self.whereabouts.away;
         let known = if is_with { self.parent_epoch } else { self.epoch_elsewhere() };
         // What a broker has kept may be as old as an edge's last word.
-        let is_news = !message.was_retained() && message.epoch() >= known;
+        let is_news = !message.was_retained()
+            && message.epoch() >= known
+            && sense::in_reach(known, message.epoch());
+        let silence = self.whereabouts.silence;
         if is_news && !is_second {
-            self.whereabouts.is_silent = false;
+            self.whereabouts.silence = Silence::None;
             self.wait_for_home(out);
         }
-        let goes = is_news && !is_with && (!is_second || self.whereabouts.is_silent);
+        if is_news && is_second && !is_with && silence == Silence::Long {
+            // Somebody is heard again, so its own edge may be there as well.
+            self.whereabouts.silence = Silence::Asked;
+            self.ask_latest(out);
+            let after_ms = Whereabouts::ANSWERS_WITHIN_MS;
+            out.push(Effect::Timer { timer: Timer::Edge, after_ms });
+        }
+        let goes = is_news && !is_with && (!is_second || silence == Silence::Gone);
         if goes {
             let to = message.sender().clone();
             self.go(&to, is_second, out);
@@ -147,7 +189,7 @@ impl Member {
     pub(super) fn ask_the_other(&self, out: &mut Vec<Effect>) {
         let Some(second) = &self.config.second else { return };
         let to = if self.whereabouts.away { &self.config.parent } else { &second.edge };
-        if self.whereabouts.away || self.whereabouts.is_silent {
+        if self.whereabouts.away || self.whereabouts.silence != Silence::None {
             out.push(Effect::Send {
                 to: self.to_one_of_them(to),
                 body: Body::Get(Get { wanted: Wanted::Latest }),
@@ -160,35 +202,37 @@ impl Member {
 
     /// Whether something was given from this version, or a newer one, to the other edge than the one that offers it.
     pub(super) fn counts_elsewhere(&self, offer: &Offer) -> bool {
-        let second = self.whereabouts.away;
-        let given = self.whereabouts.given.as_ref();
-        given.is_some_and(|given| given.second != second && offer.version <= given.version)
+        let second = self.config.second.as_ref().filter(|_| self.whereabouts.away);
+        let with = second.map_or(&self.config.parent, |second| &second.edge);
+        let given = self.whereabouts.given.as_ref().filter(|_| self.config.second.is_some());
+        given.is_some_and(|given| given.edge != *with && offer.version <= given.version)
             && guard::stands(Guard::Given)
     }
 
     /// Remembers, with the contribution itself, whom it is for.
     pub(super) fn gives(&mut self, offered: &Offered, out: &mut Vec<Effect>) -> To {
-        if self.config.second.is_none() {
+        if self.config.relay {
             return To::Parent;
         }
-        let given = Given { version: offered.offer.version, second: offered.second };
-        self.whereabouts.given = Some(given);
+        // Also where it has no second edge: the keyring may name one tomorrow.
+        let edge = offered.second.as_ref().unwrap_or(&self.config.parent).clone();
+        self.whereabouts.given = Some(Given { version: offered.offer.version, edge });
         put(Whereabouts::GIVEN, &self.whereabouts.given, out);
-        self.asker_of(offered)
+        offered.second.clone().map_or(To::Parent, To::Standby)
     }
 
     /// The edge that made this offer.
     pub(super) fn asker_of(&self, offered: &Offered) -> To {
-        match &self.config.second {
-            Some(second) if offered.second => To::Standby(second.edge.clone()),
-            Some(_) if self.whereabouts.away => To::Parent,
-            _ => self.above(),
+        match &offered.second {
+            Some(edge) => To::Standby(edge.clone()),
+            None if self.whereabouts.away => To::Parent,
+            None => self.above(),
         }
     }
 
     /// What became of an offer of the edge that it is with, or of the other one.
     pub(super) fn note(&mut self, offered: &Offered, last: Last, out: &mut Vec<Effect>) {
-        if offered.second == self.whereabouts.away {
+        if offered.second.is_some() == self.whereabouts.away {
             self.last = Some(last);
             put(Self::LAST, &self.last, out);
         } else if let Some(other) = &mut self.whereabouts.elsewhere {
@@ -223,6 +267,7 @@ impl Member {
         put(Self::LAST, &self.last, out);
         put(Whereabouts::AWAY, &self.whereabouts.away, out);
         put(Whereabouts::ELSEWHERE, &self.whereabouts.elsewhere, out);
+        put(Self::ACTIVE, &self.active, out);
     }
 
     /// Exchanges what is known of the edge that it was with for what is known of this one.

@@ -51,8 +51,12 @@ impl Bench {
         self.hear(from, 1, Body::Offer(offer(round, version)))
     }
 
+    /// Nothing from home for long, also when it is asked again since the other one is heard.
     fn silence(&mut self) -> Vec<Effect> {
-        self.step(Input::Timer(Timer::Edge))
+        let asks = self.step(Input::Timer(Timer::Edge));
+        self.hear("other", 50, Body::Get(Get { wanted: Wanted::Latest }));
+        self.step(Input::Timer(Timer::Edge));
+        asks
     }
 
     fn done(&mut self, round: RoundNo, version: Version) -> Vec<Effect> {
@@ -120,7 +124,7 @@ fn a_device_goes_to_its_second_edge_only_when_its_own_is_silent_and_the_other_is
     let mut bench = Bench::new();
     assert_eq!(bench.offers("other", 1, 1), [], "its own edge may be there");
     let asks = bench.silence();
-    assert!(moves(&asks).is_none(), "nobody is there to go to");
+    assert!(moves(&asks).is_none());
     let is_get = |effect: &Effect| matches!(effect, Effect::Send { to, body: Body::Get(_), .. } if *to == other());
     assert!(asks.iter().any(is_get), "who has nothing to say has to be asked");
     let goes = bench.offers("other", 1, 1);
@@ -234,16 +238,71 @@ fn with_another_second_edge_or_none_it_starts_at_home() {
 }
 
 #[test]
-fn what_it_is_asked_for_by_either_edge_it_gives_out() {
+fn a_device_that_was_cut_off_itself_asks_its_own_edge_before_it_goes() {
+    let mut bench = Bench::new();
+    bench.step(Input::Timer(Timer::Edge));
+    let heard = bench.offers("other", 1, 1);
+    assert_eq!(moves(&heard), None);
+    let asks_home =
+        |effect: &Effect| matches!(effect, Effect::Send { to: To::Parent, body: Body::Get(_), .. });
+    assert!(heard.iter().any(asks_home), "whoever was cut off hears nobody");
+    assert!(trains(&bench.offers("home", 7, 1)));
+    bench.step(Input::Timer(Timer::Edge));
+    assert_eq!(
+        bench.offers("other", 2, 1),
+        bench.offers("other", 3, 1),
+        "it has to be silent anew"
+    );
+}
+
+#[test]
+fn what_was_given_counts_also_where_the_keyring_names_an_edge_only_later() {
+    let mut bench = Bench::new();
+    bench.member = reborn(&bench.state, None);
+    bench.offers("home", 7, 5);
+    bench.done(7, 5);
+    bench.member = reborn(&bench.state, Some("other"));
+    bench.silence();
+    let refused = bench.offers("other", 1, 5);
+    assert_eq!(answered(&refused), Some((other(), "counts_elsewhere".into())));
+}
+
+#[test]
+fn what_was_given_to_an_edge_counts_against_the_one_that_takes_its_place() {
     let mut bench = Bench::away(1);
-    let sent = bench.done(1, 1);
+    bench.done(1, 1);
+    bench.member = reborn(&bench.state, Some("third"));
+    bench.step(Input::Start);
+    for _ in 0..2 {
+        bench.step(Input::Timer(Timer::Edge));
+        bench.hear("third", 1, Body::Get(Get { wanted: Wanted::Latest }));
+    }
+    let refused = bench.offers("third", 1, 1);
+    let third = To::Standby(node("third"));
+    assert_eq!(answered(&refused), Some((third, "counts_elsewhere".into())));
+}
+
+#[test]
+fn work_for_an_edge_that_is_no_longer_named_is_given_to_nobody() {
+    let mut bench = Bench::away(1);
+    bench.member = reborn(&bench.state, None);
+    assert!(!trains(&bench.step(Input::Start)));
+    assert_eq!(given(&bench.done(1, 1)), None);
+}
+
+#[test]
+fn only_the_edge_that_it_was_given_to_is_given_its_bytes() {
+    let mut bench = Bench::new();
+    bench.offers("home", 7, 3);
+    let sent = bench.done(7, 3);
     let saved = sent.iter().find_map(|effect| match effect {
         Effect::SaveBlob(bytes) => Some(Digest::of(bytes)),
         _ => None,
     });
     let wanted = Wanted::Chunks { sha256: saved.unwrap(), indices: vec![0] };
-    for edge in ["home", "other"] {
+    let asks = |edge: &str, bench: &mut Bench| {
         let answer = bench.hear(edge, 1, Body::Get(Get { wanted: wanted.clone() }));
-        assert!(answer.iter().any(|effect| matches!(effect, Effect::SendChunks { .. })), "{edge}");
-    }
+        answer.iter().any(|effect| matches!(effect, Effect::SendChunks { .. }))
+    };
+    assert_eq!((asks("home", &mut bench), asks("other", &mut bench)), (true, false));
 }

@@ -263,6 +263,8 @@ fn a_guest_that_declines_holds_nothing_up_and_a_stranger_is_none() {
     bench.send("guest", &work);
     assert_eq!(bench.round.view().accepted, 1, "whoever contributes takes part");
     assert_eq!(bench.round.view().expected, 4);
+    bench.restart();
+    assert_eq!(bench.round.view().expected, 4, "also after a restart");
 }
 
 #[test]
