@@ -106,8 +106,16 @@ impl World {
 
     /// What a ledger tells so far, also of a node that runs.
     fn entries(&self, node: &str) -> Vec<Event> {
-        let store = self.federation.path(&format!("{node}/store"));
-        let store = SqliteStore::open_read_only(Path::new(&store)).unwrap();
+        let path = self.federation.path(&format!("{node}/store"));
+        // It may commit while it is read.
+        let store = (0..100).find_map(|_| {
+            let opened = SqliteStore::open_read_only(Path::new(&path)).ok();
+            if opened.is_none() {
+                std::thread::park_timeout(Duration::from_millis(20));
+            }
+            opened
+        });
+        let store = store.expect("a store that can be read");
         let entries = store.entries(0, store.num_entries().unwrap()).unwrap();
         entries.iter().map(|bytes| Entry::parse(bytes).unwrap().event).collect()
     }
