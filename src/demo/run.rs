@@ -29,14 +29,17 @@ pub fn run(options: &DemoOptions) -> Result<DemoReport, DemoError> {
     let clock = SystemClock::new();
     let keyring = prepare(options)?;
     let data = load(options)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| DemoError::start(&error))?;
+    let runtime = runtime()?;
     let report = runtime.block_on(learn_and_compare(options, &clock, &keyring, data));
     // A comparison that was interrupted isn't waited for.
     runtime.shutdown_background();
     report
+}
+
+/// What a demo's own tasks run on.
+pub(super) fn runtime() -> Result<tokio::runtime::Runtime, DemoError> {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_all().build().map_err(|error| DemoError::start(&error))
 }
 
 async fn learn_and_compare(

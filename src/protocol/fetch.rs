@@ -55,7 +55,8 @@ impl Fetches {
     /// Requests without an answer after which a fetch makes room for others.
     pub const MAX_TRIES: u32 = 16;
 
-    /// Begins and gives the first request, or nothing if it is under way.
+    /// Begins and gives the first request, or nothing if it is under way. From above it goes on with whoever wants it
+    /// fetched last: of two owners the first one may be gone. Those below could take each other's so.
     ///
     /// # Errors
     /// A word for the counter when all places are taken, or all of this neighbour.
@@ -66,8 +67,12 @@ impl Fetches {
         side: Side,
         manifest: Manifest,
     ) -> Result<Option<Ask>, &'static str> {
-        if self.open.contains_key(&manifest.sha256) {
-            return Ok(None);
+        if let Some(fetch) = self.open.get_mut(&manifest.sha256) {
+            if fetch.from == from || (fetch.side, side) != (Side::Up, Side::Up) {
+                return Ok(None);
+            }
+            (fetch.from, fetch.asked_at, fetch.tries) = (from, now, 0);
+            return Ok(Some(fetch.ask(0)));
         }
         let of_theirs = self.open.values().filter(|fetch| fetch.from == from).count();
         if of_theirs >= Self::MAX_EACH {
@@ -278,6 +283,27 @@ mod tests {
         }
         assert_eq!(begin("greedy", 4), Err("fetches_of_one_neighbour"));
         assert!(matches!(begin("other", 5), Ok(Some(_))));
+    }
+
+    #[test]
+    fn a_fetch_from_above_goes_on_with_another_owner_and_nobody_below_takes_one_over() {
+        let bytes = blob(3 * 4096);
+        let manifest = Manifest::of(&bytes, 4096);
+        for (side, taken_over) in [(Side::Up, true), (Side::Down, false)] {
+            let mut fetches = Fetches::default();
+            let [first, second] = ["one", "two"].map(|name| NodeId::new(name).unwrap());
+            let mut begin = |from: &NodeId, now| {
+                fetches.begin(Mono(now), from.clone(), side, manifest.clone()).unwrap()
+            };
+            assert!(begin(&first, 0).is_some() && begin(&first, 1).is_none());
+            let again = begin(&second, 2);
+            assert_eq!(again.map(|ask| ask.from), taken_over.then(|| second.clone()));
+            let chunk = piece(&bytes, &manifest, 0);
+            assert!(matches!(fetches.chunk(Mono(3), chunk), Ok(Taken::More(_))));
+            let asked = fetches.overdue(Mono(3 + Fetches::RETRY_MS));
+            let from = if taken_over { second } else { first };
+            assert!(asked.len() == 1 && asked[0].from == from, "{side:?}");
+        }
     }
 
     #[test]

@@ -28,7 +28,7 @@ use super::children::Children;
 use super::heard::Counts;
 use super::listener::Listener;
 use super::plant::{More, PLACES, Place, place_of};
-use super::run::{Interrupt, bar, brokers_of, load, prepare, say, seconds};
+use super::run::{Interrupt, bar, brokers_of, load, prepare, runtime, say, seconds};
 use super::{DemoError, DemoOptions, compare, feeder};
 use crate::data::bearings::Bearings;
 use crate::ids::Version;
@@ -48,11 +48,7 @@ pub fn tell(options: &DemoOptions) -> Result<StoryReport, DemoError> {
     let clock = SystemClock::new();
     let keyring = prepare(options)?;
     let data = load(options)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| DemoError::start(&error))?;
-    runtime.block_on(async {
+    runtime()?.block_on(async {
         let mut interrupt = Interrupt::new()?;
         let began = clock.now();
         let mut children = Children::new(&options.program, &options.folder);

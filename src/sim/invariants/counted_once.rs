@@ -8,7 +8,7 @@ use super::super::nodes::{ByNode, Nodes, Place};
 use super::lately::Lately;
 use crate::ids::{Digest, UpdateId};
 use crate::ledger::Event;
-use crate::protocol::{CombineJob, Delivery, Effect, Member, Round};
+use crate::protocol::{CombineJob, Delivery, Effect, Member, Round, To};
 use crate::wire::Body;
 
 pub(crate) const NAME: &str = "counted_once";
@@ -16,8 +16,9 @@ pub(crate) const NAME: &str = "counted_once";
 /// What each node contributed, and what each owner has counted.
 #[derive(Debug, Default)]
 pub(crate) struct CountedOnce {
-    /// The last ones of each sender, with their offers.
-    sent: ByNode<VecDeque<(UpdateId, Digest)>>,
+    /// The last ones of each sender to its parent, and to its second edge, with their offers. While one of the two is
+    /// away, many may go to the other.
+    sent: ByNode<[VecDeque<(UpdateId, Digest)>; 2]>,
     recorded: ByNode<Lately<UpdateId, ()>>,
     /// Sender and offer.
     counted: ByNode<Lately<(Place, Digest), ()>>,
@@ -27,7 +28,7 @@ pub(crate) struct CountedOnce {
 }
 
 impl CountedOnce {
-    /// Contributions of a sender that are remembered: more than an owner remembers offers.
+    /// Contributions of a sender to one owner that are remembered: more than an owner remembers offers.
     const SENT: usize = Round::MEMORY + 8;
 
     /// Whether an owner has counted what a sender made of an offer.
@@ -38,8 +39,8 @@ impl CountedOnce {
 
     /// The offer that a sender's contribution is for, as long as it is remembered.
     pub(super) fn offer_of(&self, sender: Place, update: UpdateId) -> Option<Digest> {
-        let sent = self.sent.get(sender)?;
-        sent.iter().rev().find(|(named, _)| *named == update).map(|(_, offer)| *offer)
+        let mut sent = self.sent.get(sender)?.iter().flat_map(|sent| sent.iter().rev());
+        sent.find(|(named, _)| *named == update).map(|(_, offer)| *offer)
     }
 
     pub(crate) fn committed(
@@ -56,10 +57,11 @@ impl CountedOnce {
                 && *sender == node.id
             {
                 // A relay's own work, learned while it was alone: its one contribution under this name.
-                self.has_sent(at, *update, Digest::of(&update.0));
+                self.has_sent(at, 0, *update, Digest::of(&update.0));
             }
             match effect {
                 Effect::Send {
+                    to,
                     body: Body::Contribution(contribution),
                     delivery: Delivery::UntilSettled(key),
                     ..
@@ -68,7 +70,8 @@ impl CountedOnce {
                     let update = update.map_err(|_| {
                         Broken::new(NAME, format!("{}: no update has the name {key}", node.id))
                     })?;
-                    self.has_sent(at, update, contribution.offer);
+                    let owner = usize::from(matches!(to, To::Standby(_)));
+                    self.has_sent(at, owner, update, contribution.offer);
                 }
                 Effect::Record(
                     Event::Accept { update, round, .. } | Event::Late { update, round, .. },
@@ -99,8 +102,8 @@ impl CountedOnce {
         Ok(())
     }
 
-    fn has_sent(&mut self, sender: Place, update: UpdateId, offer: Digest) {
-        let sent = self.sent.at(sender);
+    fn has_sent(&mut self, sender: Place, owner: usize, update: UpdateId, offer: Digest) {
+        let Some(sent) = self.sent.at(sender).get_mut(owner) else { return };
         sent.push_back((update, offer));
         if sent.len() > Self::SENT {
             sent.pop_front();

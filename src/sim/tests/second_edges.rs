@@ -2,6 +2,7 @@
 
 use super::super::scenario::{Outage, SecondEdges};
 use super::*;
+use crate::protocol::IslandTerms;
 
 /// Three edges of one site; the first dies in mid-run and stays away for long, then the second.
 fn two_edges(mut scenario: Scenario) -> Scenario {
@@ -70,6 +71,18 @@ fn storms_with_edges_that_die_count_each_device_once_b() {
 fn signed_storms_pass_the_gate_too() {
     let scenario = Scenario { trust: TrustKind::Signed, ..two_edges(storm()) };
     all_pass(1..6, |seed| world(&scenario, seed));
+}
+
+#[test]
+fn edges_that_go_on_alone_take_in_devices_and_still_none_counts_twice() {
+    all_pass(1..6, |seed| {
+        let mut scenario = two_edges(storm());
+        let (from_ms, until_ms) = (40_000, 110_000);
+        scenario.outages.push(Outage { node: "cloud".into(), from_ms, until_ms, crash: true });
+        let mut world = world(&scenario, seed);
+        world.settings.island = Some(IslandTerms { after_ms: 20_000, pause_ms: 500 });
+        world
+    });
 }
 
 /// The steps of a device, of those that change its store, up to which somebody has gone to another edge.
