@@ -123,7 +123,8 @@ pub use split::{
     Smashed, SplitBack, SplitFront,
 };
 pub use splits::{
-    LEAST_ROWS, MOST_DRAWS, Split, split_by_dirichlet, split_by_labels, split_evenly,
+    LEAST_ROWS, MOST_DRAWS, Split, split_by_dirichlet, split_by_labels, split_by_owned_labels,
+    split_evenly,
 };
 pub use staleness::{MAX_STALENESS, buffer_size, is_too_stale, staleness_factor};
 pub use tensors::{Layout, Tensor, TensorSet};

@@ -81,27 +81,49 @@ pub fn split_by_labels(
     if !(1..=classes).contains(&each) {
         return Err(out_of_range("labels a client", &format!("1 to {classes}"), each));
     }
-    let by_class = rows_by_class(labels, classes)?;
     let mut stream = Stream::new(seed, "split/labels");
-    let mut has: Vec<Vec<usize>> = Vec::with_capacity(clients);
-    for client in 0..clients {
-        let mut own = vec![client % classes];
-        while own.len() < each {
-            let label = stream.below(classes);
-            if !own.contains(&label) {
-                own.push(label);
+    let has: Vec<Vec<usize>> = (0..clients)
+        .map(|client| {
+            let mut own = vec![client % classes];
+            while own.len() < each {
+                let label = stream.below(classes);
+                if !own.contains(&label) {
+                    own.push(label);
+                }
             }
-        }
-        has.push(own);
-    }
-    let mut split = vec![Vec::new(); clients];
-    for (class, rows) in by_class.into_iter().enumerate() {
-        let mut rows = rows;
+            own
+        })
+        .collect();
+    deal_by_labels(labels, classes, &has, &mut stream)
+}
+
+/// Each client has the labels that are named for it; the rows of a class are dealt evenly to those that have it.
+///
+/// # Errors
+/// [`LearnError::OutOfRange`] as [`split_by_labels`].
+pub fn split_by_owned_labels<T: AsRef<[usize]>>(
+    labels: &[u8],
+    classes: usize,
+    owned: &[T],
+    seed: u64,
+) -> Result<Split, LearnError> {
+    check_clients(labels.len(), owned.len())?;
+    deal_by_labels(labels, classes, owned, &mut Stream::new(seed, "split/labels"))
+}
+
+fn deal_by_labels<T: AsRef<[usize]>>(
+    labels: &[u8],
+    classes: usize,
+    owned: &[T],
+    stream: &mut Stream,
+) -> Result<Split, LearnError> {
+    let mut split = vec![Vec::new(); owned.len()];
+    for (class, mut rows) in rows_by_class(labels, classes)?.into_iter().enumerate() {
         stream.shuffle(&mut rows);
         let mut takers: Vec<&mut Vec<usize>> = split
             .iter_mut()
-            .zip(&has)
-            .filter(|(_, own)| own.contains(&class))
+            .zip(owned)
+            .filter(|(_, own)| own.as_ref().contains(&class))
             .map(|(rows, _)| rows)
             .collect();
         if takers.is_empty() && !rows.is_empty() {

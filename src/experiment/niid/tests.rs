@@ -7,7 +7,6 @@
 use super::*;
 use crate::learn::{
     ClassLogits, Control, Examples, Progress, Prototypes, Tensor, TrainJob, Trained,
-    split_by_labels,
 };
 
 /// Moves by half of the way to its labels' mean in each step, from wherever the round starts.
@@ -103,7 +102,7 @@ fn run_of(cell: &Cell, folder: &Path, rounds: u64) -> Result<CellRecord, Experim
 /// The images of each client.
 fn clients() -> Vec<Images> {
     let train = train();
-    let split = split_by_labels(&train.labels, 10, CLIENTS, 2, 1).unwrap();
+    let split = cell().deal(&train, 1).unwrap();
     split.iter().map(|rows| train.choose(rows)).collect()
 }
 
