@@ -106,6 +106,11 @@ impl Attending {
         }
     }
 
+    /// The inputs of this node were looked at: so far are they off.
+    pub(super) fn drifted(&mut self, distance: f64) {
+        self.tally.drift = self.tally.drift.max(distance);
+    }
+
     /// A label may come for this answer of the version in use to a window of a tag.
     pub(super) fn may_be_labelled(
         &mut self,

@@ -21,13 +21,15 @@ pub(super) struct DriftWatch {
     confidence: ConfidenceDrift,
     /// Windows and answers that came since one was looked at.
     passed: (u32, u32),
+    /// How far the inputs were off at the last window, where that was looked at.
+    looked: Option<f64>,
     told: bool,
 }
 
 impl DriftWatch {
     pub(super) fn new(config: DriftConfig, model: Name) -> Self {
         let (inputs, confidence) = (InputDrift::new(config), ConfidenceDrift::new(config.alpha));
-        Self { config, model, inputs, confidence, passed: (0, 0), told: false }
+        Self { config, model, inputs, confidence, passed: (0, 0), looked: None, told: false }
     }
 
     /// Another version answers.
@@ -38,17 +40,24 @@ impl DriftWatch {
 
     /// A window of a tag is to be answered. Gives what to tell, where that is a drift.
     pub(super) fn asked(&mut self, window: &[f32], now: Wall, figures: &Figures) -> Option<Event> {
+        self.looked = None;
         if !due(&mut self.passed.0, self.config.every) {
             return None;
         }
         let look = self.inputs.see(window_features(window))?;
         figures.update(|view| view.input_drift = Some((look.distance, look.p_value)));
         let InputLook { distance, feature, p_value, drifted } = look;
+        self.looked = Some(distance);
         let message = format!(
             "inputs have drifted: {feature} is distributed otherwise than when this version began (distance \
              {distance:.2}, p {p_value:.1e})"
         );
         if drifted { self.tell(message, now, figures) } else { None }
+    }
+
+    /// How far the inputs are off, if the last window was looked at: 0 to 1.
+    pub(super) fn looked(&self) -> Option<f64> {
+        self.looked
     }
 
     /// A window of a tag was answered.

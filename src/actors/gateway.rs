@@ -436,7 +436,7 @@ pub fn subscriptions(
     for child in keyring.members_of(me) {
         if let Some(branch) = branch(&child.node) {
             let in_site = is_device(&child.node);
-            down.extend(direct(&branch, in_site, &["answer", "get", "chunk"]));
+            down.extend(direct(&branch, in_site, &["answer", "get", "chunk", "site_evidence"]));
             if paired.is_some() {
                 down.push(branch.to(me, "promise"));
             }

@@ -405,6 +405,9 @@ impl Inferencer {
         let at = self.parts.clock.now();
         if let (Source::Tag { .. }, Some(drift)) = (&from, &mut self.drift) {
             let found = drift.asked(&window, at.wall, &self.parts.figures);
+            if let (Some(distance), Some(attending)) = (drift.looked(), &mut self.attending) {
+                attending.drifted(distance);
+            }
             self.drifted(found, ctx);
         }
         if self.waiting.load(Ordering::Relaxed) >= Self::MAX_WAITING {

@@ -402,8 +402,8 @@ impl Operator {
             }
             Action::Rollout { model, verb } => {
                 let (Some(_), Some(mine)) = (&self.parts.decide, &self.parts.rolls_out) else {
-                    let instead = "rollouts are decided by the edge of a site, where its settings say \
-                                   rollout.steward = true";
+                    let instead = "rollouts are decided where the settings say rollout.steward = true: by the \
+                                   edge of a site, or by the cloud";
                     return not_supported(verb.command().as_str(), instead);
                 };
                 if model.as_ref().is_none_or(|model| model == mine) {

@@ -408,7 +408,13 @@ impl Runner {
     ) -> Result<Option<(Side, Outgoing)>, String> {
         let directly = matches!(
             body.kind(),
-            Kind::Get | Kind::Receipt | Kind::Answer | Kind::Frame | Kind::Promise | Kind::Evidence
+            Kind::Get
+                | Kind::Receipt
+                | Kind::Answer
+                | Kind::Frame
+                | Kind::Promise
+                | Kind::Evidence
+                | Kind::SiteEvidence
         );
         let (side, address) = match to {
             To::Children => (Side::Down, trust::To::Anyone),

@@ -56,7 +56,7 @@ enum RolloutCommand {
         /// Its digest, as the status tells it
         #[arg(long)]
         digest: Option<Digest>,
-        /// shadow, canary, area or site
+        /// shadow, canary, area, site or federation
         #[arg(long)]
         stage: Name,
         #[command(flatten)]
@@ -72,7 +72,7 @@ enum RolloutCommand {
 
 #[derive(Debug, Args)]
 struct StewardArgs {
-    /// The site's edge: site/_/edge
+    /// Who decides: a site's edge, site/_/edge, or the cloud, _/_/cloud
     #[arg(long, value_name = "SITE/_/EDGE")]
     to: Place,
     /// Private key of the operator or approver
@@ -186,10 +186,10 @@ fn cannot_be(
     keyring: &Keyring,
     terms: &RolloutTerms,
 ) -> anyhow::Result<Option<String>> {
-    let edge = &steward.to.node;
-    let is_edge = |roles: &std::collections::BTreeSet<Role>| roles.contains(&Role::Edge);
-    if !keyring.node(edge).is_some_and(|entry| is_edge(&entry.roles)) {
-        return Err(Misuse(format!("{edge} is no edge of the keyring")).into());
+    let decides = &steward.to.node;
+    let roles = keyring.node(decides).map(|entry| entry.roles.clone()).unwrap_or_default();
+    if !(roles.contains(&Role::Edge) || roles.contains(&Role::Cloud)) {
+        return Err(Misuse(format!("{decides} is no edge or cloud of the keyring")).into());
     }
     // Whoever signs it proposes it; without a key any operator may be meant.
     let by = match &steward.key {
@@ -199,10 +199,10 @@ fn cannot_be(
         }
         None => None,
     };
-    let by = by.unwrap_or_else(|| edge.clone());
-    let answers = plan.stages.iter().any(|stage| stage.nodes.contains(edge));
+    let by = by.unwrap_or_else(|| decides.clone());
+    let answers = plan.stages.iter().any(|stage| stage.nodes.contains(decides));
     let learned = (&plan.model, Digest([0; 32]));
-    let config = rollout_config(keyring, edge, learned, (answers, 0), terms);
+    let config = rollout_config(keyring, decides, learned, (answers, 0), terms);
     let checked = plan.check_beforehand(&by, &config);
     Ok(checked.err().map(|error| error.to_string()))
 }
@@ -213,6 +213,7 @@ Example:
   gaisnet rollout plan --file plan.json --to north/_/edge-n --key op/anna.pem --keyring keyring 2> topic |
     mosquitto_pub -h localhost -q 1 -s -t \"$(cat topic)\"
 
+With --to _/_/cloud the cloud decides for all sites: the last stage is then the federation, with all devices.
 docs/rollout.md has a plan to start from.";
 
 const START_HELP: &str = "\

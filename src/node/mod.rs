@@ -50,7 +50,7 @@ use crate::privacy::Gate;
 use crate::protocol::cascade::{Calibrated, CascadeConfig, Uncalibrated};
 use crate::protocol::{
     Backs, Distils, Effect, Failover, FailoverConfig, Follower, FrontConfig, Input, IslandTerms,
-    Knows, Member, MemberConfig, Owner, Relay, RelayConfig, Rollouts, Round, RoundConfig,
+    Knows, Leads, Member, MemberConfig, Owner, Relay, RelayConfig, Rollouts, Round, RoundConfig,
     SecondEdge, ShareBounds, Slots, SlotsConfig, SplitDevice, SplitTerms, Steward, Triggers,
     update,
 };
@@ -286,6 +286,11 @@ pub enum NodeError {
     /// A link that its role needs is missing.
     #[error("{0} needs a link {1}: set {2} in its settings")]
     NoLink(NodeId, &'static str, &'static str),
+    /// A standby knows nothing of rollouts.
+    #[error(
+        "{0} has a standby, which doesn't copy rollouts: set rollout.steward to false, or let each site's edge decide"
+    )]
+    StewardWithStandby(NodeId),
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -374,11 +379,15 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
     let _ = runner.try_send(first);
     // Front and back of a split model are of one version: nothing is served before the other half has it.
     let whole = learning.split.is_none();
-    let stewards = parts.rollout.steward && tier == Tier::Edge && whole;
+    if parts.rollout.steward && pair.is_some() {
+        return Err(NodeError::StewardWithStandby(me));
+    }
+    let stewards = parts.rollout.steward && tier != Tier::Device && whole;
+    let above = entry.parent.as_ref().filter(|_| parts.rollout.follow && whole);
+    let leads = stewards || tier == Tier::Edge && above.is_some();
     let leader = match tier {
-        Tier::Device => entry.parent.as_ref().filter(|_| parts.rollout.follow && whole),
-        Tier::Edge => stewards.then_some(&me).filter(|_| answering.is_some()),
-        Tier::Cloud => None,
+        Tier::Device => above,
+        Tier::Edge | Tier::Cloud => leads.then_some(&me).filter(|_| answering.is_some()),
     };
     let follows = |leader| rollouts::follower(&me, leader, &learning, &of(Follower::KEY, &state));
     let follower = leader.map(follows).transpose()?;
@@ -389,19 +398,29 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
         follow: follower.is_some(),
     };
     let slots = Slots::new(slots, &of(Slots::KEY, &state)).map_err(NodeError::State)?;
-    let at_work = |steward| (slots, Rollouts::new(me.clone(), steward, follower));
+    let steward = |served| {
+        let answers = (answering.is_some(), served);
+        let model = (&learning.model.name, learning.base);
+        let config = rollout_config(&keyring, &me, model, answers, &parts.rollout);
+        rollouts::steward(config, &learning, &of(Steward::PREFIX, &state)).map(Leads::Steward)
+    };
+    let at_work = |leads| (slots, Rollouts::new(me.clone(), leads, follower));
     let Played { role, observe, steer, checked, decide, seen } = match tier {
         Tier::Device => match split_device(&shared, &keyring, &state)? {
-            Some(device) => play(device, at_work(None), &runner, &clock),
-            None => play(member(&shared, &keyring, false, &state)?, at_work(None), &runner, &clock),
+            Some(device) => play(device, at_work(Leads::Nobody), &runner, &clock),
+            None => {
+                let member = member(&shared, &keyring, false, &state)?;
+                play(member, at_work(Leads::Nobody), &runner, &clock)
+            }
         },
         Tier::Cloud => {
             if let Some(pair) = pair {
                 let failover = failover(&shared, &keyring, pair, &state)?;
-                play(failover, at_work(None), &runner, &clock)
+                play(failover, at_work(Leads::Nobody), &runner, &clock)
             } else {
                 let round = round(&shared, &keyring, Owner::Root, &state)?;
-                play(round, at_work(None), &runner, &clock)
+                let leads = if stewards { steward(round.view().version)? } else { Leads::Nobody };
+                play(round, at_work(leads), &runner, &clock)
             }
         }
         Tier::Edge => {
@@ -414,13 +433,16 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
                 island: learning.island,
             };
             let relay = Relay::new(config, outer, inner, &state).map_err(NodeError::State)?;
-            let answers = (answering.is_some(), relay.version());
-            let model = (&learning.model.name, learning.base);
-            let steward = stewards.then(|| {
-                let config = rollout_config(&keyring, &me, model, answers, &parts.rollout);
-                rollouts::steward(config, &learning, &of(Steward::PREFIX, &state))
-            });
-            play(relay, at_work(steward.transpose()?), &runner, &clock)
+            let leads = match above {
+                _ if stewards => steward(relay.version())?,
+                Some(cloud) => {
+                    let state = of(Steward::PREFIX, &state);
+                    let deputy = rollouts::deputy(&keyring, &me, cloud, &learning, &state)?;
+                    Leads::Deputy(deputy)
+                }
+                None => Leads::Nobody,
+            };
+            play(relay, at_work(leads), &runner, &clock)
         }
     };
     let again = Arc::new(Notify::new());

@@ -1,11 +1,14 @@
-//! Who takes part in rollouts: an edge that is the steward of its site, and nodes that serve what is assigned.
+//! Who takes part in rollouts: an edge or a cloud that is the steward, an edge that passes on what its cloud decides, and nodes
+//! that serve what is assigned.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ids::{Digest, NodeId, Version};
 use crate::ledger::Word;
 use crate::protocol::rollout::{Freeze, RolloutConfig, Stage};
-use crate::protocol::{Follower, FollowerConfig, Steward, StewardConfig, update};
+use crate::protocol::{
+    Deputy, DeputyConfig, Follower, FollowerConfig, Steward, StewardConfig, update,
+};
 use crate::trust::keyring::{Keyring, NodeEntry, Role};
 use crate::wire::Manifest;
 
@@ -14,9 +17,9 @@ use super::{Learning, NodeError};
 /// How a node takes part in rollouts; by default in none.
 #[derive(Debug, Clone, Default)]
 pub struct RolloutTerms {
-    /// An edge: it decides for its site, and serves what it assigns to itself.
+    /// An edge decides for its site, a cloud for all sites; each serves what it assigns to itself.
     pub steward: bool,
-    /// A device: it serves what its edge assigns.
+    /// A device serves what its edge assigns, an edge passes on what its cloud assigns.
     pub follow: bool,
     /// Who proposed a plan can't approve it, and each plan needs an approval.
     pub four_eyes: bool,
@@ -24,19 +27,25 @@ pub struct RolloutTerms {
     pub freezes: Vec<Freeze>,
 }
 
-/// What a steward checks plans by: its devices, itself if it answers, and the people of the keyring.
+/// What a steward checks plans by: its devices, or those of its edges, itself if it answers, and the people of the keyring.
 pub fn rollout_config(
     keyring: &Keyring,
-    edge: &NodeId,
+    steward: &NodeId,
     learning: (&crate::ids::Name, Digest),
     (answers, served): (bool, Version),
     terms: &RolloutTerms,
 ) -> RolloutConfig {
     let has = |entry: &NodeEntry, role| entry.roles.contains(&role);
-    let devices = keyring.children_of(edge).filter(|entry| has(entry, Role::Device));
-    let mut members: BTreeSet<NodeId> = devices.map(|entry| entry.node.clone()).collect();
+    let is_cloud = keyring.node(steward).is_some_and(|entry| has(entry, Role::Cloud));
+    let edges = keyring.children_of(steward).filter(|entry| is_cloud && has(entry, Role::Edge));
+    let site = |edge: &NodeEntry| (edge.node.clone(), devices_of(keyring, &edge.node));
+    let sites: BTreeMap<NodeId, BTreeSet<NodeId>> = edges.map(site).collect();
+    let mut members: BTreeSet<NodeId> = match is_cloud {
+        true => sites.values().flatten().cloned().collect(),
+        false => devices_of(keyring, steward),
+    };
     if answers {
-        members.insert(edge.clone());
+        members.insert(steward.clone());
     }
     let people =
         keyring.nodes().filter(|entry| has(entry, Role::Operator) || has(entry, Role::Approver));
@@ -44,12 +53,18 @@ pub fn rollout_config(
         model: learning.0.clone(),
         base: learning.1,
         served,
-        widest: Stage::Site,
+        widest: if is_cloud { Stage::Federation } else { Stage::Site },
         members,
+        sites,
         approvers: people.map(|entry| entry.node.clone()).collect(),
         four_eyes: terms.four_eyes,
         freezes: terms.freezes.clone(),
     }
+}
+
+fn devices_of(keyring: &Keyring, edge: &NodeId) -> BTreeSet<NodeId> {
+    let devices = keyring.children_of(edge).filter(|entry| entry.roles.contains(&Role::Device));
+    devices.map(|entry| entry.node.clone()).collect()
 }
 
 pub(super) fn steward(
@@ -64,6 +79,23 @@ pub(super) fn steward(
         code: Word::new(concat!("gaisnet-", env!("CARGO_PKG_VERSION"))),
     };
     Steward::new(config, state).map_err(NodeError::State)
+}
+
+pub(super) fn deputy(
+    keyring: &Keyring,
+    edge: &NodeId,
+    cloud: &NodeId,
+    learning: &Learning,
+    state: &[(String, Vec<u8>)],
+) -> Result<Deputy, NodeError> {
+    let config = DeputyConfig {
+        steward: cloud.clone(),
+        model: learning.model.name.clone(),
+        members: devices_of(keyring, edge),
+        untrained: Manifest::of(&learning.adapter, learning.chunk_bytes),
+        chunk_bytes: learning.chunk_bytes,
+    };
+    Deputy::new(config, state).map_err(NodeError::State)
 }
 
 pub(super) fn follower(

@@ -120,22 +120,8 @@ impl Follower {
         let known = self.state.assignment.as_ref();
         let serial = known.map_or(0, |known| known.serial);
         let news = known != Some(told);
-        if told.model != self.config.model {
-            return vec![Effect::Count("assignment_of_another_model")];
-        }
-        if told.serial < serial {
-            return vec![Effect::Count("older_assignment")];
-        }
-        // Remembered, it would be a bound that no honest edge can come over again.
-        if !sense::in_reach(serial, told.serial) {
-            return vec![Effect::Count("number_out_of_reach")];
-        }
-        if !manifests(told).all(Manifest::is_sound) {
-            return vec![Effect::Count("unsound_blob")];
-        }
-        // Two starts of an edge's store have used the number: what was counted for one isn't the other's.
-        if known.is_some_and(|known| told.serial == known.serial && differs(known, told)) {
-            return vec![Effect::Count("serial_used_twice")];
+        if let Err(why) = sense::check_assignment(&self.config.model, known, told) {
+            return vec![Effect::Count(why)];
         }
         let mut out = Vec::new();
         if news {
@@ -356,19 +342,6 @@ fn here(slots: &Slots, (version, manifest): Wanted<'_>) -> Option<Digest> {
         Some(manifest) => slots.blobs().contains(&manifest.sha256).then_some(manifest.sha256),
         None => slots.adapter_of(version),
     }
-}
-
-fn manifests(told: &Assignment) -> impl Iterator<Item = &Manifest> {
-    told.stable_adapter.iter().chain(told.candidate.iter().map(|candidate| &candidate.adapter))
-}
-
-/// Whether two assignments of one number say different things; the stable version's chunks may come later.
-fn differs(known: &Assignment, told: &Assignment) -> bool {
-    let other = match (&known.stable_adapter, &told.stable_adapter) {
-        (Some(known), Some(told)) => known.sha256 != told.sha256,
-        _ => false,
-    };
-    other || known.stable != told.stable || known.candidate != told.candidate
 }
 
 fn order(slots: &mut Slots, version: Version, adapter: Digest, out: &mut Vec<Effect>) {

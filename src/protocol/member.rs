@@ -460,7 +460,8 @@ impl Member {
             | Body::Promise(_)
             | Body::Mirror(_)
             | Body::Assignment(_)
-            | Body::Evidence(_) => out.push(Effect::Count("not_for_a_member")),
+            | Body::Evidence(_)
+            | Body::SiteEvidence(_) => out.push(Effect::Count("not_for_a_member")),
         }
     }
 

@@ -22,6 +22,7 @@
 
 mod base;
 pub mod cascade;
+mod deputy;
 mod effect;
 mod escalations;
 mod failover;
@@ -32,6 +33,7 @@ mod follower;
 pub(crate) mod guard;
 mod halves;
 pub mod heads;
+mod kept;
 pub mod knowledge;
 mod member;
 mod relay;
@@ -46,6 +48,7 @@ mod steward;
 pub mod update;
 
 pub use base::{BaseFetch, Giving, Step};
+pub use deputy::{Deputy, DeputyConfig};
 pub use effect::{
     CombineInput, CombineJob, Delivery, DistilTask, Distils, Effect, Input, Job, LocalWork, Said,
     ShareBounds, Timer, To, TrainTask, Watch, Weighed, Work,
@@ -57,7 +60,7 @@ pub use follower::{Follower, FollowerConfig};
 pub use halves::Asked;
 pub use member::{Knows, Member, MemberConfig, SecondEdge};
 pub use relay::{IslandTerms, Relay, RelayConfig};
-pub use rollouts::Rollouts;
+pub use rollouts::{Leads, Rollouts};
 #[cfg(any(test, feature = "sim"))]
 pub(crate) use round::Held;
 pub use round::{Backs, Owner, Round, RoundConfig, RoundView, Triggers};

@@ -13,11 +13,12 @@
 //! isn't on disk. Decisions are, with what they have spent of a gate's probability to be wrong, so that
 //! a crash never makes a gate easier. Time is counted while it runs; a frozen time of day can only delay.
 //!
-//! It knows neither messages nor blobs: `steward.rs` feeds it on an edge, and says what it decides.
+//! It knows neither messages nor blobs: `steward.rs` feeds it on an edge or a cloud, and says what it decides.
 
 mod gate;
 mod plan;
 mod registry;
+mod seen;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -26,6 +27,7 @@ use serde::{Deserialize, Serialize};
 pub use gate::{Expected, FIRST_LOOK, Gate, Judgement, Rule, Tally, look_at};
 pub use plan::{Freeze, Plan, PlanError, RolloutConfig, Stage, StagePlan};
 pub use registry::{Registry, VersionRecord};
+pub use seen::Seen;
 
 use crate::ids::{Digest, NodeId, Version};
 use crate::ledger::{Event, Word};
@@ -38,8 +40,8 @@ pub struct Rollout {
     config: RolloutConfig,
     registry: Registry,
     state: State,
-    /// What each life of each node has seen in this stage.
-    seen: BTreeMap<NodeId, (u64, Tally, Tally)>,
+    /// What was seen in this stage.
+    seen: Seen,
     /// Up to when time is counted.
     counted_to: Mono,
     /// Nothing of it is on disk yet.
@@ -126,6 +128,8 @@ pub enum Input {
         serial: u64,
         /// What.
         tally: Tally,
+        /// Devices that it comes from: one, or those of a site that have given an answer.
+        nodes: u64,
     },
     /// A node gave a version up by its own checks.
     GaveUp {
@@ -312,7 +316,7 @@ impl Rollout {
             registry: Registry::default(),
             state: State { stable: 0, serial: 0, active: None },
             fresh: true,
-            seen: BTreeMap::new(),
+            seen: Seen::default(),
             counted_to: Mono::default(),
         };
         rollout.state.stable = rollout.config.served;
@@ -328,6 +332,24 @@ impl Rollout {
             }
         }
         Ok(rollout)
+    }
+
+    /// Numbers of assignments begin above this one.
+    pub fn begin_above(&mut self, serial: u64) {
+        self.state.serial = self.state.serial.max(serial);
+    }
+
+    /// Number of the last assignment that `state` knows of.
+    ///
+    /// # Errors
+    /// The key whose value can't be read: the store is damaged.
+    pub fn last_serial(state: &[(String, Vec<u8>)]) -> Result<u64, String> {
+        let stored = state.iter().find(|(key, _)| key == Self::STATE);
+        stored.map_or(Ok(0), |(key, value)| {
+            let state: State =
+                decode(value, Self::STATE_CAP).map_err(|error| format!("{key}: {error}"))?;
+            Ok(state.serial)
+        })
     }
 
     /// One step.
@@ -357,7 +379,7 @@ impl Rollout {
             approvals: active.map(|active| active.approvals.clone()).unwrap_or_default(),
             stage: self.running().map(|(_, _, stage)| stage.stage),
             elapsed_ms: run.map_or(0, |run| run.elapsed_ms),
-            seen: self.total(),
+            seen: self.seen.total(),
             looks: run.map_or(0, |run| run.looks),
             passed: run.is_some_and(|run| run.passed),
         }
@@ -414,8 +436,8 @@ impl Rollout {
                 }
                 self.halt("operator", out);
             }
-            Input::Evidence { node, life, serial, tally } => {
-                self.evidence(node, life, serial, tally)?;
+            Input::Evidence { node, life, serial, tally, nodes } => {
+                self.evidence(node, (life, serial), tally, nodes)?;
                 self.look(out);
                 self.advance_or_halt(now, out);
             }
@@ -540,36 +562,24 @@ impl Rollout {
     fn evidence(
         &mut self,
         node: NodeId,
-        life: u64,
-        serial: u64,
+        (life, serial): (u64, u64),
         tally: Tally,
+        nodes: u64,
     ) -> Result<(), Refusal> {
         let (_, _, stage) = self.running().ok_or(Refusal::NotBegun)?;
-        let meant = serial == self.state.serial && stage.nodes.contains(&node);
-        if !meant || !tally.makes_sense() {
+        let speaks_for = self.config.speaks_for(&node);
+        let of_stage = stage.nodes.iter().filter(|node| speaks_for.contains(node)).count();
+        let of_stage = u64::try_from(of_stage).unwrap_or(u64::MAX);
+        if serial != self.state.serial || of_stage == 0 || !tally.makes_sense() {
             return Err(Refusal::NoEvidence);
         }
-        let (known, before, now) =
-            self.seen.entry(node).or_insert((life, Tally::default(), Tally::default()));
-        if life > *known {
-            // It started again: what it saw before counts on.
-            *before = Tally::sum([&*before, &*now]);
-            (*known, *now) = (life, tally);
-        } else if life == *known {
-            *now = now.later(tally);
-        }
+        self.seen.note(node, life, tally, nodes.min(of_stage));
         Ok(())
-    }
-
-    fn total(&self) -> Tally {
-        Tally::sum(self.seen.values().flat_map(|(_, before, now)| [before, now]))
     }
 
     /// Looks at the gate, if there are enough answers for another look.
     fn look(&mut self, out: &mut Vec<Effect>) {
-        let total = self.total();
-        let nodes = self.seen.values().filter(|(_, before, now)| before.answers + now.answers > 0);
-        let nodes = u64::try_from(nodes.count()).unwrap_or(u64::MAX);
+        let (total, nodes) = (self.seen.total(), self.seen.nodes());
         let Some((_, run, stage)) = self.running() else { return };
         let before = run.looks;
         // The highest look that is due: those that are skipped cost nothing.

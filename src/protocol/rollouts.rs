@@ -1,11 +1,12 @@
-//! Rollouts on one node, beside its machine and its slots: an edge's [`Steward`], and the [`Follower`] of whoever serves
-//! what is assigned. An edge that answers follows its own steward.
+//! Rollouts on one node, beside its machine and its slots: the [`Steward`] of a site or of all of them, the [`Deputy`] of a cloud
+//! that is one, and the [`Follower`] of whoever serves what is assigned. An edge that answers follows itself.
 //!
 //! Called by `actors/role.rs`, which gives each input first to [`Rollouts::takes`] and shows what came of the others
 //! to [`Rollouts::behind`], in the same step: one transaction.
 
 use std::collections::BTreeSet;
 
+use super::deputy::Deputy;
 use super::effect::{Delivery, Effect, Input, Timer, To};
 use super::follower::Follower;
 use super::rollout::Refusal;
@@ -13,20 +14,33 @@ use super::slots::Slots;
 use super::steward::{RolloutOrder, Steward, StewardView};
 use crate::ids::{Digest, NodeId};
 use crate::time::Now;
-use crate::wire::{Body, Evidence, Get, Tally};
+use crate::wire::{Body, Evidence, Get, Tally, Wanted};
 
 /// See the module. The default takes part in none.
 #[derive(Debug, Default)]
 pub struct Rollouts {
     me: Option<NodeId>,
-    steward: Option<Steward>,
+    leads: Leads,
     follower: Option<Follower>,
+}
+
+/// What a node says to others about who serves what.
+#[derive(Debug, Default)]
+#[expect(clippy::large_enum_variant, reason = "a node has one of it")]
+pub enum Leads {
+    /// Nothing.
+    #[default]
+    Nobody,
+    /// What it decides itself.
+    Steward(Steward),
+    /// What its parent decides.
+    Deputy(Deputy),
 }
 
 impl Rollouts {
     /// Rollouts of the node `me`.
-    pub fn new(me: NodeId, steward: Option<Steward>, follower: Option<Follower>) -> Self {
-        Self { me: Some(me), steward, follower }
+    pub fn new(me: NodeId, leads: Leads, follower: Option<Follower>) -> Self {
+        Self { me: Some(me), leads, follower }
     }
 
     /// Takes an input that is about rollouts; gives others back.
@@ -41,29 +55,41 @@ impl Rollouts {
         input: Input,
     ) -> Result<Vec<Effect>, Input> {
         let effects = match &input {
-            Input::Message(message) => match message.body() {
-                Body::Assignment(told) => match &mut self.follower {
+            Input::Message(message) => match (message.body(), &mut self.leads) {
+                (Body::Assignment(told), Leads::Deputy(deputy))
+                    if deputy.steward() == message.sender() =>
+                {
+                    deputy.assigned(now, told)
+                }
+                (Body::Assignment(told), _) => match &mut self.follower {
                     Some(follower) if follower.steward() == message.sender() => {
                         follower.assigned(slots, told)
                     }
                     _ => vec![Effect::Count("assignment_not_followed")],
                 },
-                Body::Evidence(evidence) => match &mut self.steward {
-                    Some(steward) => steward.evidence(now, message.sender(), evidence),
-                    None => vec![Effect::Count("no_steward")],
-                },
-                Body::Get(Get { wanted }) => {
-                    let steward = self.steward.as_ref();
-                    match steward.and_then(|steward| steward.chunks(message.sender(), wanted)) {
+                (Body::Evidence(evidence), Leads::Steward(steward)) => {
+                    steward.evidence(now, message.sender(), evidence)
+                }
+                (Body::Evidence(evidence), Leads::Deputy(deputy)) => {
+                    deputy.evidence(message.sender(), evidence)
+                }
+                (Body::SiteEvidence(evidence), Leads::Steward(steward)) => {
+                    steward.site_evidence(now, message.sender(), evidence)
+                }
+                (Body::Evidence(_) | Body::SiteEvidence(_), _) => vec![Effect::Count("no_steward")],
+                (Body::Get(Get { wanted }), leads) => {
+                    match leads.chunks(message.sender(), wanted) {
                         Some(chunks) => vec![chunks],
                         None => return Err(input),
                     }
                 }
                 _ => return Err(input),
             },
-            Input::Timer(Timer::Steward) => {
-                self.steward.as_mut().map(|steward| steward.tick(now)).unwrap_or_default()
-            }
+            Input::Timer(Timer::Steward) => match &mut self.leads {
+                Leads::Steward(steward) => steward.tick(now),
+                Leads::Deputy(deputy) => deputy.tick(now),
+                Leads::Nobody => Vec::new(),
+            },
             Input::Timer(Timer::Follow) => {
                 self.follower.as_mut().map(|follower| follower.tick(slots)).unwrap_or_default()
             }
@@ -81,10 +107,12 @@ impl Rollouts {
         effects: Vec<Effect>,
     ) -> Vec<Effect> {
         let mut out = effects;
-        let more = match &mut self.steward {
-            Some(steward) if starts => steward.start(now, &out),
-            Some(steward) => steward.watch(now, &out),
-            None => Vec::new(),
+        let more = match &mut self.leads {
+            Leads::Steward(steward) if starts => steward.start(now, &out),
+            Leads::Steward(steward) => steward.watch(now, &out),
+            Leads::Deputy(deputy) if starts => deputy.start(now, &out),
+            Leads::Deputy(deputy) => deputy.watch(&out),
+            Leads::Nobody => Vec::new(),
         };
         if let Some(follower) = &mut self.follower
             && starts
@@ -103,9 +131,14 @@ impl Rollouts {
         digest: Digest,
         bytes: &[u8],
     ) -> Vec<Effect> {
-        let follower = self.follower.as_mut();
-        let effects = follower.map(|follower| follower.fetched(slots, digest, bytes));
-        self.settled(now, slots, effects.unwrap_or_default())
+        let mut effects = match &mut self.leads {
+            Leads::Deputy(deputy) => deputy.fetched(digest),
+            Leads::Steward(_) | Leads::Nobody => Vec::new(),
+        };
+        if let Some(follower) = &mut self.follower {
+            effects.extend(follower.fetched(slots, digest, bytes));
+        }
+        self.settled(now, slots, effects)
     }
 
     /// What was counted of a candidate, for the assignment of this serial.
@@ -129,23 +162,31 @@ impl Rollouts {
         by: &NodeId,
         order: RolloutOrder,
     ) -> Option<Result<Vec<Effect>, Refusal>> {
-        let effects = self.steward.as_mut()?.order(now, by, order);
+        let Leads::Steward(steward) = &mut self.leads else { return None };
+        let effects = steward.order(now, by, order);
         Some(effects.map(|effects| self.settled(now, slots, effects)))
     }
 
     /// What may be seen of a steward from outside.
     pub fn view(&self) -> Option<StewardView> {
-        self.steward.as_ref().map(Steward::view)
+        match &self.leads {
+            Leads::Steward(steward) => Some(steward.view()),
+            Leads::Deputy(_) | Leads::Nobody => None,
+        }
     }
 
     /// Blobs that must be kept.
     pub fn blobs(&self) -> BTreeSet<Digest> {
-        let mut keep = self.steward.as_ref().map(Steward::blobs).unwrap_or_default();
+        let mut keep = match &self.leads {
+            Leads::Steward(steward) => steward.blobs(),
+            Leads::Deputy(deputy) => deputy.blobs(),
+            Leads::Nobody => BTreeSet::new(),
+        };
         keep.extend(self.follower.iter().flat_map(Follower::blobs));
         keep
     }
 
-    /// Carries over what a node says to itself: assignments of its own steward, and what it has seen itself.
+    /// Carries over what a node says to itself: its own assignments, and what it has seen itself.
     fn settled(&mut self, now: Now, slots: &mut Slots, effects: Vec<Effect>) -> Vec<Effect> {
         let mut out = effects;
         let mut from = 0;
@@ -156,17 +197,29 @@ impl Rollouts {
                 _ => None,
             });
             from = out.len();
-            if let (Some(told), Some(_), Some(follower)) = (told, &self.steward, &mut self.follower)
-            {
+            let leads = !matches!(self.leads, Leads::Nobody);
+            if let (Some(told), true, Some(follower)) = (told, leads, &mut self.follower) {
                 out.extend(follower.assigned(slots, &told));
             }
             let Some(says) = self.follower.as_mut().and_then(Follower::says) else { break };
-            match (&mut self.steward, &self.me) {
-                (Some(steward), Some(me)) => out.extend(steward.evidence(now, me, &says)),
+            match (&mut self.leads, &self.me) {
+                (Leads::Steward(steward), Some(me)) => out.extend(steward.evidence(now, me, &says)),
+                (Leads::Deputy(deputy), Some(me)) => out.extend(deputy.evidence(me, &says)),
                 _ => out.push(to_edge(says)),
             }
         }
         out
+    }
+}
+
+impl Leads {
+    /// Chunks of an adapter that is kept for a rollout.
+    fn chunks(&self, to: &NodeId, wanted: &Wanted) -> Option<Effect> {
+        match self {
+            Self::Steward(steward) => steward.chunks(to, wanted),
+            Self::Deputy(deputy) => deputy.chunks(to, wanted),
+            Self::Nobody => None,
+        }
     }
 }
 

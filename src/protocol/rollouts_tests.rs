@@ -1,4 +1,5 @@
-//! An edge and its devices in a rollout, without actors: whoever dies at any moment changes nothing of what is promised.
+//! Rollouts without actors: an edge and its devices, or a cloud and two edges with theirs. Whoever dies at any moment changes
+//! nothing of what is promised.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -6,16 +7,52 @@ use super::super::fixture::{CHUNK_BYTES, layout_of, verified};
 use super::super::guard::{Guard, tests::without};
 use super::super::rollout::{Expected, Gate, Plan, RolloutConfig, Stage, StagePlan};
 use super::super::{
-    FollowerConfig, SlotOrder, Slots, SlotsConfig, Steward, StewardConfig, Watch, update,
+    DeputyConfig, FollowerConfig, SlotOrder, Slots, SlotsConfig, Steward, StewardConfig, Watch,
+    update,
 };
 use super::*;
 use crate::ids::{Name, Version};
 use crate::learn::{Tensor, TensorSet};
 use crate::ledger::{Event, Word};
 use crate::time::{Mono, Wall};
-use crate::wire::{Assignment, Blob, Candidate, Coding, Manifest, Result as RoundResult, Wanted};
+use crate::wire::{
+    Assignment, Blob, Candidate, Coding, Manifest, Result as RoundResult, SiteEvidence, Wanted,
+};
 
 const DEVICES: [&str; 3] = ["d1", "d2", "d3"];
+
+/// Who decides.
+#[derive(Clone, Copy, PartialEq)]
+enum By {
+    /// The edge of all devices.
+    Edge,
+    /// A cloud, with the edge of two devices and another edge of one.
+    Cloud,
+}
+
+impl By {
+    fn steward(self) -> NodeId {
+        node(if self == Self::Edge { "edge" } else { "cloud" })
+    }
+
+    fn owners(self) -> &'static [&'static str] {
+        if self == Self::Edge { &["edge"] } else { &["cloud", "edge", "edge2"] }
+    }
+
+    fn parent(self, name: &NodeId) -> Option<NodeId> {
+        match (self, name.as_str()) {
+            (Self::Edge, "edge") | (Self::Cloud, "cloud") => None,
+            (Self::Cloud, "edge" | "edge2") => Some(node("cloud")),
+            (Self::Cloud, "d3") => Some(node("edge2")),
+            _ => Some(node("edge")),
+        }
+    }
+
+    fn children(self, name: &NodeId) -> BTreeSet<NodeId> {
+        let all = self.owners().iter().chain(&DEVICES).map(|name| node(name));
+        all.filter(|child| self.parent(child).as_ref() == Some(name)).collect()
+    }
+}
 
 fn node(name: &str) -> NodeId {
     NodeId::new(name).unwrap()
@@ -88,6 +125,7 @@ enum Ask {
 }
 
 struct Place {
+    by: By,
     name: NodeId,
     rollouts: Rollouts,
     slots: Slots,
@@ -98,55 +136,68 @@ struct Place {
 }
 
 impl Place {
-    fn new(name: &str) -> Self {
+    fn new(by: By, name: &str) -> Self {
         let name = node(name);
-        let (rollouts, slots) = Self::built(&name, &BTreeMap::new());
+        let (rollouts, slots) = Self::built(by, &name, &BTreeMap::new());
         let (disk, seen, events) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
-        Self { name, rollouts, slots, disk, watch: None, seen, events }
+        Self { by, name, rollouts, slots, disk, watch: None, seen, events }
     }
 
-    fn built(name: &NodeId, disk: &BTreeMap<String, Vec<u8>>) -> (Rollouts, Slots) {
+    fn built(by: By, name: &NodeId, disk: &BTreeMap<String, Vec<u8>>) -> (Rollouts, Slots) {
         let state: Vec<_> = disk.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
         let model = Name::new("m").unwrap();
-        let is_edge = name.as_str() == "edge";
+        let children = by.children(name);
         let slots = SlotsConfig {
             base: Digest([1; 32]),
             untrained: Digest::of(&adapter(0)),
             checks: true,
-            follow: !is_edge,
+            follow: children.is_empty(),
         };
         let slots = Slots::new(slots, &state).unwrap();
-        let (mut steward, mut follower) = (None, None);
-        if is_edge {
-            let rollout = RolloutConfig {
-                model,
-                base: Digest([1; 32]),
-                served: 0,
-                widest: Stage::Site,
-                members: DEVICES.iter().map(|name| node(name)).collect(),
-                approvers: BTreeSet::new(),
-                four_eyes: false,
-                freezes: Vec::new(),
-            };
-            let untrained = Manifest::of(&adapter(0), CHUNK_BYTES);
-            let code = Word::new("test");
-            let config = StewardConfig { rollout, untrained, chunk_bytes: CHUNK_BYTES, code };
-            steward = Some(Steward::new(config, &state).unwrap());
-        } else {
-            let layout = layout_of(&adapter(0));
-            let config = FollowerConfig { me: name.clone(), steward: node("edge"), model, layout };
-            follower = Some(Follower::new(config, &state).unwrap());
+        let untrained = Manifest::of(&adapter(0), CHUNK_BYTES);
+        let (mut leads, mut follower) = (Leads::Nobody, None);
+        match by.parent(name) {
+            None => {
+                let sites = children.iter().map(|edge| (edge.clone(), by.children(edge)));
+                let rollout = RolloutConfig {
+                    model,
+                    base: Digest([1; 32]),
+                    served: 0,
+                    widest: Stage::Site,
+                    members: DEVICES.iter().map(|name| node(name)).collect(),
+                    sites: sites.filter(|(_, devices)| !devices.is_empty()).collect(),
+                    approvers: BTreeSet::new(),
+                    four_eyes: false,
+                    freezes: Vec::new(),
+                };
+                let code = Word::new("test");
+                let config = StewardConfig { rollout, untrained, chunk_bytes: CHUNK_BYTES, code };
+                leads = Leads::Steward(Steward::new(config, &state).unwrap());
+            }
+            Some(steward) if children.is_empty() => {
+                let layout = layout_of(&adapter(0));
+                let config = FollowerConfig { me: name.clone(), steward, model, layout };
+                follower = Some(Follower::new(config, &state).unwrap());
+            }
+            Some(steward) => {
+                let (members, chunk_bytes) = (children, CHUNK_BYTES);
+                let config = DeputyConfig { steward, model, members, untrained, chunk_bytes };
+                leads = Leads::Deputy(Deputy::new(config, &state).unwrap());
+            }
         }
-        (Rollouts::new(name.clone(), steward, follower), slots)
+        (Rollouts::new(name.clone(), leads, follower), slots)
     }
 }
 
 /// The site; messages come in their order, and a death is one of a step before it was committed.
 struct Site {
+    by: By,
     now_ms: u64,
     places: Vec<Place>,
     letters: VecDeque<(NodeId, Input)>,
-    retained: Option<Assignment>,
+    retained: BTreeMap<NodeId, Assignment>,
+    /// What the cloud was told.
+    left: Vec<SiteEvidence>,
     /// Steps that were taken so far.
     steps: usize,
     dies_at: Option<usize>,
@@ -156,17 +207,24 @@ struct Site {
 
 impl Site {
     fn new(dies_at: Option<usize>) -> Self {
-        let places = ["edge"].iter().chain(&DEVICES).map(|name| Place::new(name)).collect();
+        Self::decided(By::Edge, dies_at)
+    }
+
+    fn decided(by: By, dies_at: Option<usize>) -> Self {
+        let all = || by.owners().iter().chain(&DEVICES);
+        let places = all().map(|name| Place::new(by, name)).collect();
         let mut site = Self {
+            by,
             now_ms: 0,
             places,
             letters: VecDeque::new(),
-            retained: None,
+            retained: BTreeMap::new(),
+            left: Vec::new(),
             steps: 0,
             dies_at,
             served: BTreeMap::new(),
         };
-        for name in ["edge"].iter().chain(&DEVICES) {
+        for name in all() {
             site.starts(&node(name));
         }
         site.post();
@@ -184,19 +242,20 @@ impl Site {
 
     fn starts(&mut self, name: &NodeId) {
         let (now, place) = (self.now(), self.place(name));
-        (place.rollouts, place.slots) = Place::built(name, &place.disk);
+        (place.rollouts, place.slots) = Place::built(place.by, name, &place.disk);
         (place.watch, place.seen) = (None, BTreeMap::new());
         let started = place.slots.start(Vec::new());
         let effects = place.rollouts.behind(now, &mut place.slots, true, started);
         self.carry_out(name, effects);
         // What the broker has kept comes with each connection.
-        if let Some(told) = self.retained.clone().filter(|_| name.as_str() != "edge") {
+        let told = self.by.parent(name).and_then(|parent| self.retained.get(&parent));
+        if let Some(told) = told.cloned() {
             self.told(name, told);
         }
     }
 
     fn told(&mut self, name: &NodeId, told: Assignment) {
-        let letter = verified(&node("edge"), 0, 0, Body::Assignment(told));
+        let letter = verified(&self.by.parent(name).unwrap(), 0, 0, Body::Assignment(told));
         self.letters.push_back((name.clone(), Input::Message(letter)));
     }
 
@@ -249,21 +308,32 @@ impl Site {
                     self.served.entry(name.clone()).or_default().insert(version);
                 }
                 Effect::Send { body: Body::Assignment(told), .. } => {
-                    self.retained = Some(told.clone());
-                    for device in DEVICES {
-                        self.told(&node(device), told.clone());
+                    self.retained.insert(name.clone(), told.clone());
+                    for child in self.by.children(name) {
+                        self.told(&child, told.clone());
                     }
                 }
-                Effect::Send { body: evidence @ Body::Evidence(_), .. } => {
+                Effect::Send {
+                    body: evidence @ (Body::Evidence(_) | Body::SiteEvidence(_)),
+                    ..
+                } => {
+                    if let Body::SiteEvidence(said) = &evidence {
+                        self.left.push(said.clone());
+                    }
                     let letter = verified(name, 0, 0, evidence);
-                    self.letters.push_back((node("edge"), Input::Message(letter)));
+                    let parent = self.by.parent(name).unwrap();
+                    self.letters.push_back((parent, Input::Message(letter)));
                 }
                 Effect::Fetch { manifest, .. } => {
                     let wanted = Wanted::Chunks { sha256: manifest.sha256, indices: vec![0] };
                     let get = verified(name, 0, 0, Body::Get(Get { wanted }));
-                    let (now, edge) = (self.now(), self.place(&node("edge")));
-                    let given = edge.rollouts.takes(now, &mut edge.slots, Input::Message(get));
-                    assert!(matches!(given.unwrap()[..], [Effect::SendChunks { .. }]));
+                    let parent = self.by.parent(name).unwrap();
+                    let (now, owner) = (self.now(), self.place(&parent));
+                    let given = owner.rollouts.takes(now, &mut owner.slots, Input::Message(get));
+                    if !matches!(given.as_deref(), Ok([Effect::SendChunks { .. }])) {
+                        assert_ne!(parent, self.by.steward(), "it hasn't what it assigned");
+                        continue; // on its way from further above: it is asked again
+                    }
                     let bytes = (0..9).map(adapter).find(|b| Digest::of(b) == manifest.sha256);
                     let (digest, bytes) = (manifest.sha256, bytes.unwrap());
                     self.letters.push_back((name.clone(), Input::Fetched { digest, bytes }));
@@ -298,16 +368,21 @@ impl Site {
             }
         }
         if self.now_ms.is_multiple_of(10_000) {
-            self.ask(&node("edge"), Ask::Hears(Input::Timer(Timer::Steward)));
+            for owner in self.by.owners() {
+                self.ask(&node(owner), Ask::Hears(Input::Timer(Timer::Steward)));
+            }
         }
         self.post();
     }
 
-    /// Version 1 goes over the site; gives its steps.
+    /// Version 1 goes over the site, or over both; the other edge wasn't there when it was handed down.
     fn rolls_out(&mut self, sick: bool) {
-        let edge = node("edge");
+        let edge = self.by.steward();
         for version in 1..=2 {
             self.ask(&edge, Ask::HandsDown(version));
+            if self.by == By::Cloud {
+                self.ask(&node("edge"), Ask::HandsDown(version));
+            }
         }
         self.ask(&edge, Ask::Decides(RolloutOrder::Plan(plan(1))));
         self.ask(&edge, Ask::Decides(RolloutOrder::Start));
@@ -322,7 +397,7 @@ impl Site {
     }
 
     fn view(&mut self) -> StewardView {
-        self.place(&node("edge")).rollouts.view().unwrap()
+        self.place(&self.by.steward()).rollouts.view().unwrap()
     }
 
     fn serve(&mut self) -> Vec<Version> {
@@ -332,38 +407,43 @@ impl Site {
 
 #[test]
 fn whoever_dies_in_any_step_of_a_rollout_changes_nothing_of_its_course() {
-    let mut undisturbed = Site::new(None);
-    undisturbed.rolls_out(false);
-    assert_eq!(undisturbed.serve(), [1; 3]);
-    assert_eq!(undisturbed.view().rollout.stable, 1);
-    let steps = undisturbed.steps;
-    assert!(steps > 100, "{steps}");
-    for dies_at in 1..=steps {
-        let mut site = Site::new(Some(dies_at));
-        site.rolls_out(false);
-        assert_eq!(site.serve(), [1; 3], "died in step {dies_at}");
-        assert_eq!(site.view().rollout.stable, 1, "died in step {dies_at}");
-        let events = &site.place(&node("edge")).events;
-        let count = |what: &str| {
-            let is = |event: &&Event| matches!(event, Event::RolloutStep { outcome, .. } if outcome.as_str() == what);
-            events.iter().filter(is).count()
-        };
-        assert_eq!((count("entered"), count("passed"), count("done")), (3, 2, 1), "{dies_at}");
+    for by in [By::Edge, By::Cloud] {
+        let mut undisturbed = Site::decided(by, None);
+        undisturbed.rolls_out(false);
+        assert_eq!(undisturbed.serve(), [1; 3]);
+        assert_eq!(undisturbed.view().rollout.stable, 1);
+        let steps = undisturbed.steps;
+        assert!(steps > 100, "{steps}");
+        for dies_at in 1..=steps {
+            let mut site = Site::decided(by, Some(dies_at));
+            site.rolls_out(false);
+            assert_eq!(site.serve(), [1; 3], "died in step {dies_at}");
+            assert_eq!(site.view().rollout.stable, 1, "died in step {dies_at}");
+            let events = &site.place(&by.steward()).events;
+            let count = |what: &str| {
+                let is = |event: &&Event| matches!(event, Event::RolloutStep { outcome, .. } if outcome.as_str() == what);
+                events.iter().filter(is).count()
+            };
+            let steps = (count("entered"), count("passed"), count("done"));
+            assert_eq!(steps, (3, 2, 1), "{dies_at}");
+        }
     }
 }
 
 #[test]
 fn a_sick_version_never_leaves_the_shadow_whoever_dies_in_any_step() {
-    let mut undisturbed = Site::new(None);
-    undisturbed.rolls_out(true);
-    for dies_at in 1..=undisturbed.steps {
-        let mut site = Site::new(Some(dies_at));
-        site.rolls_out(true);
-        assert_eq!(site.serve(), [0; 3], "died in step {dies_at}");
-        let served: BTreeSet<Version> = site.served.values().flatten().copied().collect();
-        assert_eq!(served, [0].into(), "died in step {dies_at}");
-        let known = site.view().versions;
-        assert_eq!(known[0].barred.as_deref(), Some("errors"), "died in step {dies_at}");
+    for by in [By::Edge, By::Cloud] {
+        let mut undisturbed = Site::decided(by, None);
+        undisturbed.rolls_out(true);
+        for dies_at in 1..=undisturbed.steps {
+            let mut site = Site::decided(by, Some(dies_at));
+            site.rolls_out(true);
+            assert_eq!(site.serve(), [0; 3], "died in step {dies_at}");
+            let served: BTreeSet<Version> = site.served.values().flatten().copied().collect();
+            assert_eq!(served, [0].into(), "died in step {dies_at}");
+            let known = site.view().versions;
+            assert_eq!(known[0].barred.as_deref(), Some("errors"), "died in step {dies_at}");
+        }
     }
 }
 
@@ -447,7 +527,7 @@ fn a_device_that_gives_it_up_halts_it_and_an_operators_hold_stays() {
 #[test]
 fn nothing_is_served_that_is_not_assigned_and_without_the_guard_it_is() {
     let serve = || {
-        let mut place = Place::new("d1");
+        let mut place = Place::new(By::Edge, "d1");
         let offered = Effect::Apply { version: 5, adapter: Digest::of(&adapter(5)) };
         place.slots.take(vec![offered]);
         place.slots.served()
@@ -506,7 +586,7 @@ fn follower() -> (Place, Assignment) {
         stable_adapter: Some(Manifest::of(&adapter(1), CHUNK_BYTES)),
         candidate: None,
     };
-    (Place::new("d1"), told)
+    (Place::new(By::Edge, "d1"), told)
 }
 
 fn hears(place: &mut Place, told: &Assignment) -> Vec<Effect> {
@@ -578,4 +658,108 @@ fn a_number_says_one_thing_only() {
         let told = Assignment { stable, stable_adapter: other.clone(), ..told.clone() };
         assert_eq!(hears(&mut place, &told), [Effect::Count("serial_used_twice")]);
     }
+}
+
+#[test]
+fn a_cloud_hears_sums_in_steps_and_devices_hear_of_their_own_site_only() {
+    let mut site = Site::decided(By::Cloud, None);
+    site.rolls_out(false);
+    let mut said: BTreeMap<(u64, u64), Vec<SiteEvidence>> = BTreeMap::new();
+    for told in site.left.clone() {
+        said.entry((told.serial, told.nodes)).or_default().push(told);
+    }
+    assert!(said.keys().any(|(_, nodes)| *nodes == 2), "both devices of the edge: {said:?}");
+    for told in said.values() {
+        let mut counts: Vec<u64> = told.iter().map(|told| told.tally.answers).collect();
+        counts.dedup();
+        assert!(counts[0] >= Deputy::STEP, "{counts:?}");
+        let steps: Vec<u64> = counts.windows(2).map(|two| two[1].saturating_sub(two[0])).collect();
+        assert!(steps.iter().all(|step| *step == 0 || *step >= Deputy::STEP), "{counts:?}");
+    }
+    // Each edge tells its own devices, by numbers of its own.
+    let mut site = Site::decided(By::Cloud, None);
+    site.ask(&node("cloud"), Ask::HandsDown(1));
+    site.ask(&node("cloud"), Ask::Decides(RolloutOrder::Plan(plan(1))));
+    site.ask(&node("cloud"), Ask::Decides(RolloutOrder::Start));
+    site.post();
+    let candidate = |site: &Site, edge: &str| site.retained[&node(edge)].candidate.clone();
+    assert_eq!(candidate(&site, "edge"), None, "the shadow is at the other site");
+    assert_eq!(candidate(&site, "edge2").unwrap().shadow, [node("d3")].into());
+}
+
+#[test]
+fn what_others_say_to_a_deputy_or_for_other_sites_counts_nowhere() {
+    let mut site = Site::decided(By::Cloud, None);
+    site.ask(&node("cloud"), Ask::HandsDown(1));
+    site.ask(&node("cloud"), Ask::Decides(RolloutOrder::Plan(plan(1))));
+    site.ask(&node("cloud"), Ask::Decides(RolloutOrder::Start));
+    site.post();
+    let serial = site.view().rollout.serial;
+    let tally = Tally { answers: 4_000, ..Tally::default() };
+    let evidence = |tally, nodes| SiteEvidence { serial, version: 1, tally, nodes, gave_up: true };
+    let mut says = |from: &str, to: &str, body: Body| {
+        let letter = Input::Message(verified(&node(from), 0, 0, body));
+        let now = site.now();
+        let place = site.place(&node(to));
+        place.rollouts.takes(now, &mut place.slots, letter).unwrap()
+    };
+    // The shadow is d3 alone, so its edge is the only one with something to say, and for one device.
+    let other = says("edge", "cloud", Body::SiteEvidence(evidence(tally, 2)));
+    assert_eq!(other, [Effect::Count("no_evidence")]);
+    let senseless = Tally { errors: 4_001, ..tally };
+    let told = says("edge2", "cloud", Body::SiteEvidence(evidence(senseless, 1)));
+    assert_eq!(told, [Effect::Count("no_evidence")]);
+    // A device isn't heard over its edge's head, nor at the wrong edge, nor a stranger's word.
+    let mine = Evidence { serial, version: 1, life: 1, tally, gave_up: true };
+    for (from, to) in [("d3", "cloud"), ("d3", "edge"), ("d1", "edge2")] {
+        let told = says(from, to, Body::Evidence(mine.clone()));
+        assert!(matches!(told[..], [Effect::Count(_)]), "{from} to {to}: {told:?}");
+    }
+    let told = says("edge2", "edge", Body::SiteEvidence(evidence(tally, 1)));
+    assert_eq!(told, [Effect::Count("no_steward")]);
+    let assignment = site.retained[&node("cloud")].clone();
+    let (now, edge) = (site.now(), site.place(&node("edge")));
+    let stranger = verified(&node("edge2"), 0, 0, Body::Assignment(assignment));
+    let told = edge.rollouts.takes(now, &mut edge.slots, Input::Message(stranger)).unwrap();
+    assert_eq!(told, [Effect::Count("assignment_not_followed")]);
+    assert_eq!(site.view().rollout.version, Some(1));
+    assert_eq!(site.view().rollout.seen, Tally::default());
+}
+
+#[test]
+fn a_site_goes_by_higher_numbers_whoever_decides_next() {
+    let mut site = Site::new(None);
+    site.rolls_out(false);
+    let (disk, last) =
+        (site.place(&node("edge")).disk.clone(), site.retained[&node("edge")].serial);
+    let state: Vec<_> = disk.into_iter().collect();
+    let config = || DeputyConfig {
+        steward: node("cloud"),
+        model: Name::new("m").unwrap(),
+        members: DEVICES.iter().map(|name| node(name)).collect(),
+        untrained: Manifest::of(&adapter(0), CHUNK_BYTES),
+        chunk_bytes: CHUNK_BYTES,
+    };
+    let mut deputy = Deputy::new(config(), &state).unwrap();
+    let told = Assignment {
+        model: Name::new("m").unwrap(),
+        serial: 1,
+        stable: 1,
+        stable_adapter: None,
+        candidate: None,
+    };
+    let effects = deputy.assigned(site.now(), &told);
+    let passed_on = deputy.assignment().unwrap();
+    assert_eq!(passed_on.serial, last + 1);
+    assert!(passed_on.stable_adapter.is_some(), "this edge has it, whoever else hasn't");
+    // And back.
+    let mut state: BTreeMap<_, _> = state.into_iter().collect();
+    for effect in effects {
+        if let Effect::Put(key, value) = effect {
+            state.insert(key, value);
+        }
+    }
+    let (rollouts, _) = Place::built(By::Edge, &node("edge"), &state);
+    let Leads::Steward(steward) = rollouts.leads else { panic!() };
+    assert_eq!(steward.assignment().serial, last + 1);
 }

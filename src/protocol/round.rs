@@ -638,7 +638,8 @@ impl Round {
             | Body::Promise(_)
             | Body::Mirror(_)
             | Body::Assignment(_)
-            | Body::Evidence(_) => out.push(Effect::Count("not_for_an_owner")),
+            | Body::Evidence(_)
+            | Body::SiteEvidence(_) => out.push(Effect::Count("not_for_an_owner")),
         }
     }
 

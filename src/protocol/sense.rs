@@ -4,11 +4,15 @@
 //! would stop a learner, an adapter of another model would be answered with. The bounds are those of
 //! the settings that plans are made from.
 //!
-//! Called by [`super::Member`].
+//! Called by [`super::Member`], [`super::Follower`] and [`super::Deputy`].
 
 use super::{heads, knowledge, update};
+use crate::ids::Name;
 use crate::learn::{Layout, MAX_STEPS};
-use crate::wire::{ClassSummary, Knowledge, KnowledgePlan, Offer, Plan, Result as RoundResult};
+use crate::wire::{
+    Assignment, ClassSummary, Knowledge, KnowledgePlan, Manifest, Offer, Plan,
+    Result as RoundResult,
+};
 
 /// Checks all of an offer but the bytes of its adapter.
 ///
@@ -44,6 +48,49 @@ pub(super) fn check_result(result: &RoundResult) -> Result<(), &'static str> {
     }
     check_said(result.knowledge.as_ref())?;
     check_targets(result.class_targets.as_ref())
+}
+
+/// Checks an assignment against the one that was known before it.
+///
+/// # Errors
+/// A word for the counter.
+pub(super) fn check_assignment(
+    model: &Name,
+    known: Option<&Assignment>,
+    told: &Assignment,
+) -> Result<(), &'static str> {
+    let serial = known.map_or(0, |known| known.serial);
+    if told.model != *model {
+        return Err("assignment_of_another_model");
+    }
+    if told.serial < serial {
+        return Err("older_assignment");
+    }
+    // Remembered, it would be a bound that no honest steward can come over again.
+    if !in_reach(serial, told.serial) {
+        return Err("number_out_of_reach");
+    }
+    if !manifests(told).all(Manifest::is_sound) {
+        return Err("unsound_blob");
+    }
+    // Two starts of a steward's store have used the number: what was counted for one isn't the other's.
+    if known.is_some_and(|known| told.serial == known.serial && differs(known, told)) {
+        return Err("serial_used_twice");
+    }
+    Ok(())
+}
+
+fn manifests(told: &Assignment) -> impl Iterator<Item = &Manifest> {
+    told.stable_adapter.iter().chain(told.candidate.iter().map(|candidate| &candidate.adapter))
+}
+
+/// Whether two assignments of one number say different things; the stable version's chunks may come later.
+fn differs(known: &Assignment, told: &Assignment) -> bool {
+    let other = match (&known.stable_adapter, &told.stable_adapter) {
+        (Some(known), Some(told)) => known.sha256 != told.sha256,
+        _ => false,
+    };
+    other || known.stable != told.stable || known.candidate != told.candidate
 }
 
 /// Checks that bytes are what the tiers above say, as the plan has it.

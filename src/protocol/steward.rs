@@ -1,32 +1,35 @@
-//! The steward of a site's rollouts: an edge that runs [`Rollout`] beside its rounds.
+//! The steward of rollouts: an edge for its site, or a cloud for all sites, that runs [`Rollout`] beside its rounds.
 //!
 //! ```text
-//!   relay's effects: combined, sent up, handed down --> versions with their lineage
-//!   operators' signed commands ------------------------> Rollout --> Assign --> m/assignment (retained, signed)
-//!   devices' signed evidence --------------------------'
+//!   its rounds' effects: combined, sent up, handed down --> versions with their lineage
+//!   operators' signed commands ---------------------------> Rollout --> Assign --> m/assignment (retained, signed)
+//!   signed evidence of devices, or of sites ---------------'
 //! ```
-//! It watches what its relay does and changes none of it: what is learned goes on, whatever is served. Versions that
+//! It watches what its rounds do and changes none of it: what is learned goes on, whatever is served. Versions that
 //! were handed down last are kept with their chunks, so that a device that lacks an assigned one can get it.
 //!
 //! Called by [`super::Rollouts`]. All of its state is on disk with the step that changed it; what devices have seen
 //! isn't, they say it again.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::effect::{CombineInput, Delivery, Effect, Job, Timer, To};
+use super::deputy::Deputy;
+use super::effect::{CombineJob, Delivery, Effect, Job, Timer, To};
+use super::kept::{Kept, handed_down};
 use super::rollout::{
     self, Input, Plan, PlanError, Refusal, Rollout, RolloutConfig, RolloutView, Stage,
     VersionRecord,
 };
 use super::round::put;
-use crate::ids::{Digest, NodeId, RoundNo, Side, Version};
+use super::update::mean_loss;
+use crate::ids::{Digest, NodeId, RoundNo, Version};
 use crate::ledger::Word;
 use crate::time::{Mono, Now};
 use crate::wire::{
-    self, Assignment, Blob, Body, Candidate, Contribution, Evidence, Kind, MAX_UPDATE_BYTES,
-    Manifest, Wanted, decode,
+    self, Assignment, Blob, Body, Candidate, Contribution, Evidence, Kind, Manifest, SiteEvidence,
+    Wanted, decode,
 };
 
 /// What a steward has to know.
@@ -47,15 +50,15 @@ pub struct StewardConfig {
 pub struct Steward {
     config: StewardConfig,
     rollout: Rollout,
-    /// Chunks of the versions that can be assigned.
-    kept: BTreeMap<Version, Manifest>,
-    /// The site's share in the version that is being made.
+    /// The versions that can be assigned.
+    kept: Kept,
+    /// What is known of the version that is being made.
     making: Making,
     /// When the assignment was last sealed.
     told_at: Mono,
 }
 
-/// What this site gave to a version that isn't known yet.
+/// What this node gave to a version that isn't known yet.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 struct Making {
     contributors: Vec<NodeId>,
@@ -109,9 +112,9 @@ pub struct KnownVersion {
     pub parent: Version,
     /// The round in which it was handed down.
     pub round: RoundNo,
-    /// This site's devices in it; the first ones.
+    /// This node's members in it; the first ones.
     pub contributors: Vec<NodeId>,
-    /// Examples of this site behind it.
+    /// Examples behind it, as far as they went through this node.
     pub num_examples: u64,
     /// How it was combined.
     pub strategy: String,
@@ -126,35 +129,28 @@ pub struct KnownVersion {
 impl Steward {
     /// Key prefix of its durable state.
     pub const PREFIX: &'static str = Rollout::PREFIX;
-    const KEPT: &'static str = "rollout/kept/";
     const MAKING: &'static str = "rollout/making";
     const STATE_CAP: usize = 1 << 17;
-    /// Versions whose adapters are kept beside the stable one and the candidate.
-    const MAX_KEPT: usize = 4;
     /// Versions and contributors that a status names.
     const MAX_TOLD: usize = 8;
     const MAX_NAMED: usize = 32;
     /// A retained assignment is good for 30 days: it is sealed anew long before.
-    const TELL_AGAIN_MS: u64 = 24 * 60 * 60 * 1_000;
+    pub(super) const TELL_AGAIN_MS: u64 = 24 * 60 * 60 * 1_000;
 
     /// A steward as `state` left it.
     ///
     /// # Errors
     /// The key whose value can't be read: the store is damaged.
     pub fn new(config: StewardConfig, state: &[(String, Vec<u8>)]) -> Result<Self, String> {
-        let rollout = Rollout::new(config.rollout.clone(), state)?;
-        let mut kept = BTreeMap::new();
-        let mut making = Making::default();
-        for (key, value) in state {
-            let bad = |error: wire::CodecError| format!("{key}: {error}");
-            if let Some(version) = key.strip_prefix(Self::KEPT) {
-                let version = version.parse().map_err(|_| format!("{key}: no version"))?;
-                kept.insert(version, decode(value, Self::STATE_CAP).map_err(bad)?);
-            } else if key == Self::MAKING {
-                making = decode(value, Self::STATE_CAP).map_err(bad)?;
-            }
-        }
-        kept.insert(0, config.untrained.clone());
+        let mut rollout = Rollout::new(config.rollout.clone(), state)?;
+        // Devices go by the highest number, whoever gave it.
+        rollout.begin_above(Deputy::last_serial(state)?);
+        let stored = state.iter().find(|(key, _)| key == Self::MAKING);
+        let making = stored.map(|(key, value)| {
+            decode(value, Self::STATE_CAP).map_err(|error| format!("{key}: {error}"))
+        });
+        let kept = Kept::new(config.untrained.clone(), config.chunk_bytes, state)?;
+        let making = making.transpose()?.unwrap_or_default();
         Ok(Self { config, rollout, kept, making, told_at: Mono::default() })
     }
 
@@ -166,30 +162,20 @@ impl Steward {
         out
     }
 
-    /// What its relay does: a version may come of it.
+    /// What its rounds do: a version may come of it.
     pub fn watch(&mut self, now: Now, effects: &[Effect]) -> Vec<Effect> {
         let mut out = Vec::new();
         for effect in effects {
             match effect {
-                Effect::Job(Job::Combine(job)) => {
-                    let name = if job.plan.prox_mu > 0.0 { "fed_prox" } else { "fed_avg" };
-                    self.combined(&job.inputs, Word::new(name), &mut out);
-                }
+                Effect::Job(Job::Combine(job)) => self.combined(job, &mut out),
                 Effect::Send { body: Body::Contribution(contribution), .. } => {
                     self.sent_up(contribution, &mut out);
                 }
-                Effect::Send { to: To::Children, body, round, .. } => match body {
-                    Body::Result(result) => {
-                        self.handed_down(now, result.version, &result.adapter, *round, &mut out);
-                    }
-                    // What a site learns alone is no version.
-                    Body::Offer(offer) if offer.island.is_none() => {
-                        self.handed_down(now, offer.version, &offer.adapter, *round, &mut out);
-                    }
-                    _ => {}
-                },
                 _ => {}
             }
+        }
+        for (version, adapter, round) in handed_down(effects) {
+            self.handed_down(now, version, adapter, round, &mut out);
         }
         out
     }
@@ -207,20 +193,42 @@ impl Steward {
 
     /// What a device says that it has seen.
     pub fn evidence(&mut self, now: Now, node: &NodeId, evidence: &Evidence) -> Vec<Effect> {
-        let mut out = Vec::new();
-        let assigned = self.rollout.assignment();
         let Evidence { serial, version, life, tally, gave_up } = *evidence;
+        let nodes = u64::from(tally.answers > 0);
+        let node = node.clone();
+        let seen = Input::Evidence { node, life, serial, tally, nodes };
+        self.seen(now, (serial, version), seen, gave_up)
+    }
+
+    /// What an edge says that its devices have seen. An edge has one life: it remembers what was seen.
+    pub fn site_evidence(
+        &mut self,
+        now: Now,
+        node: &NodeId,
+        evidence: &SiteEvidence,
+    ) -> Vec<Effect> {
+        let SiteEvidence { serial, version, tally, nodes, gave_up } = *evidence;
+        let seen = Input::Evidence { node: node.clone(), life: 0, serial, tally, nodes };
+        self.seen(now, (serial, version), seen, gave_up)
+    }
+
+    fn seen(
+        &mut self,
+        now: Now,
+        (serial, version): (u64, Version),
+        seen: Input,
+        gave_up: bool,
+    ) -> Vec<Effect> {
+        let assigned = self.rollout.assignment();
         if (serial, Some(version)) != (assigned.serial, assigned.candidate) {
             // On its way while the stage ended.
             return vec![Effect::Count("evidence_of_another_stage")];
         }
-        let seen = Input::Evidence { node: node.clone(), life, serial, tally };
+        let mut out = Vec::new();
         let stepped = self.rollout.step(now, seen);
+        let taken = !matches!(stepped.as_slice(), [rollout::Effect::Refuse(_)]);
         self.carry_all(now, stepped, &mut out);
-        if gave_up
-            && (assigned.serve.contains(node) || assigned.shadow.contains(node))
-            && self.rollout.assignment().candidate == Some(version)
-        {
+        if gave_up && taken && self.rollout.assignment().candidate == Some(version) {
             let stepped = self.rollout.step(now, Input::GaveUp { version });
             self.carry_all(now, stepped, &mut out);
         }
@@ -258,17 +266,9 @@ impl Steward {
         Ok(out)
     }
 
-    /// Chunks of a kept adapter, for a device that asks for them.
+    /// Chunks of a kept adapter, for a node that asks for them.
     pub fn chunks(&self, to: &NodeId, wanted: &Wanted) -> Option<Effect> {
-        let Wanted::Chunks { sha256, indices } = wanted else { return None };
-        let manifest = self.kept.values().find(|manifest| manifest.sha256 == *sha256)?;
-        Some(Effect::SendChunks {
-            to: to.clone(),
-            side: Side::Down,
-            sha256: *sha256,
-            chunk_bytes: manifest.chunk_bytes,
-            indices: indices.iter().copied().take(Wanted::MAX_CHUNKS).collect(),
-        })
+        self.kept.chunks(to, wanted)
     }
 
     /// Who serves what, as it is told.
@@ -276,17 +276,17 @@ impl Steward {
         let rollout::Assignment { serial, stable, candidate, serve, shadow, slow_ms } =
             self.rollout.assignment();
         let candidate = candidate.and_then(|version| {
-            let adapter = self.kept.get(&version)?.clone();
+            let adapter = self.kept.get(version)?.clone();
             Some(Candidate { version, adapter, serve, shadow, slow_ms })
         });
         let model = self.config.rollout.model.clone();
-        let stable_adapter = self.kept.get(&stable).cloned();
+        let stable_adapter = self.kept.get(stable).cloned();
         Assignment { model, serial, stable, stable_adapter, candidate }
     }
 
     /// Blobs that must be kept.
     pub fn blobs(&self) -> BTreeSet<Digest> {
-        self.kept.values().map(|manifest| manifest.sha256).collect()
+        self.kept.blobs()
     }
 
     /// What may be seen from outside.
@@ -300,7 +300,7 @@ impl Steward {
             num_examples: record.num_examples,
             strategy: record.strategy.as_str().to_owned(),
             code: record.code.as_str().to_owned(),
-            kept: self.kept.contains_key(&record.version),
+            kept: self.kept.get(record.version).is_some(),
             barred: record.barred.as_ref().map(|why| why.as_str().to_owned()),
         });
         let mut versions: Vec<KnownVersion> = known.collect();
@@ -308,11 +308,25 @@ impl Steward {
         StewardView { rollout: self.rollout.view(), versions }
     }
 
-    fn combined(&mut self, inputs: &[CombineInput], strategy: Word, out: &mut Vec<Effect>) {
+    fn combined(&mut self, job: &CombineJob, out: &mut Vec<Effect>) {
+        let name = if job.plan.prox_mu > 0.0 { "fed_prox" } else { "fed_avg" };
+        let inputs = &job.inputs;
         let senders: BTreeSet<&NodeId> = inputs.iter().map(|input| &input.sender).collect();
         let most = rollout::Registry::MAX_CONTRIBUTORS;
         self.making.contributors = senders.into_iter().take(most).cloned().collect();
-        self.making.strategy = Some(strategy);
+        self.making.strategy = Some(Word::new(name));
+        if !job.relay {
+            // What a relay makes of it, it says when it sends that up.
+            let offered = inputs.iter().map(|input| input.version + input.staleness);
+            self.making.from = offered.max().unwrap_or(0);
+            let examples = inputs.iter().map(|input| input.num_examples);
+            let examples = examples.fold(0, u64::saturating_add);
+            self.making.num_examples = examples;
+            self.making.losses = (
+                mean_loss(inputs, examples, |input| input.loss_first),
+                mean_loss(inputs, examples, |input| input.loss_last),
+            );
+        }
         put(Self::MAKING, &self.making, out);
     }
 
@@ -332,10 +346,7 @@ impl Steward {
         out: &mut Vec<Effect>,
     ) {
         let known = self.rollout.registry().get(version).is_some();
-        if version == 0 || adapter.is_empty() || adapter.len() > MAX_UPDATE_BYTES {
-            return; // the untrained one, or a round in which each has a model of its own
-        }
-        if known && self.kept.contains_key(&version) {
+        if known && self.kept.get(version).is_some() {
             return;
         }
         if !known {
@@ -369,35 +380,18 @@ impl Steward {
             let registered = self.rollout.step(now, Input::Registered(record));
             self.carry_all(now, registered, out);
         }
-        self.keep(version, adapter, out);
+        let RolloutView { stable, version: active, .. } = self.rollout.view();
+        let needed: Vec<Version> = active.into_iter().chain([stable]).collect();
+        self.kept.keep(version, adapter, &needed, out);
         if self.rollout.assignment().stable == version {
             self.tell(now, out); // now devices can get it, too
-        }
-    }
-
-    fn keep(&mut self, version: Version, adapter: &Blob, out: &mut Vec<Effect>) {
-        let manifest = match adapter {
-            Blob::Inline(bytes) => Manifest::of(bytes, self.config.chunk_bytes),
-            Blob::Manifest(manifest) => manifest.clone(),
-        };
-        put(&format!("{}{version}", Self::KEPT), &manifest, out);
-        self.kept.insert(version, manifest);
-        let RolloutView { stable, version: active, .. } = self.rollout.view();
-        let needed =
-            |version: Version| version == 0 || version == stable || Some(version) == active;
-        let mut others: Vec<Version> =
-            self.kept.keys().copied().filter(|version| !needed(*version)).collect();
-        others.truncate(others.len().saturating_sub(Self::MAX_KEPT));
-        for version in others {
-            self.kept.remove(&version);
-            out.push(Effect::Delete(format!("{}{version}", Self::KEPT)));
         }
     }
 
     /// Whether each stage of a plan could be told to the devices.
     fn can_be_told(&self, plan: &Plan) -> Result<(), PlanError> {
         let known = self.rollout.registry().get(plan.version).is_some();
-        let Some(adapter) = self.kept.get(&plan.version) else {
+        let Some(adapter) = self.kept.get(plan.version) else {
             let version = plan.version;
             return Err(if known {
                 PlanError::NotKept(version)

@@ -447,19 +447,24 @@ fn broken_rules(settings: &Settings) -> Vec<(String, String)> {
     );
     let rollout = &settings.rollout;
     rule(
-        !rollout.steward || relays,
+        !rollout.steward || relays || aggregates,
         "rollout.steward",
-        "set, but only the edge of a site decides about its rollouts",
+        "set, but only the edge of a site, or the cloud for all sites, decides about rollouts",
     );
     rule(
-        !rollout.steward || settings.round.island_after_s == 0,
-        "rollout.steward",
+        !(rollout.steward && rollout.follow),
+        "rollout.follow",
+        "not with rollout.steward: either this edge decides for its site, or it passes on what its cloud decides",
+    );
+    rule(
+        !(rollout.steward || rollout.follow) || settings.round.island_after_s == 0,
+        if rollout.steward { "rollout.steward" } else { "rollout.follow" },
         "not with round.island_after_s: what a site learns alone is no version that could be rolled out",
     );
     rule(
-        !rollout.follow || trains,
+        !rollout.follow || trains || relays,
         "rollout.follow",
-        "set, but only a device follows its edge; an edge that answers follows itself with rollout.steward",
+        "set, but only a device follows its edge, or an edge its cloud",
     );
     rule(
         !(rollout.steward || rollout.follow)

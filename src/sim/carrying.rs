@@ -428,7 +428,13 @@ fn addressee(topic: &str) -> Option<NodeId> {
 fn address(to: &To, kind: Kind, parent: Option<&NodeId>) -> Address {
     let directly = matches!(
         kind,
-        Kind::Get | Kind::Receipt | Kind::Answer | Kind::Frame | Kind::Promise | Kind::Evidence
+        Kind::Get
+            | Kind::Receipt
+            | Kind::Answer
+            | Kind::Frame
+            | Kind::Promise
+            | Kind::Evidence
+            | Kind::SiteEvidence
     );
     match (to, parent) {
         (To::Child(node) | To::Standby(node), _) => Address::Directly(node.clone()),

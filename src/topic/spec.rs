@@ -143,7 +143,7 @@ pub static TOPICS: &[TopicSpec] = &[
     TopicSpec::signed("m/result", 72 * KIB, OWNERS).retained().body_up_to(64 * MIB),
     TopicSpec::signed("m/keyring", 64 * KIB, OWNERS).retained(),
     TopicSpec::signed("m/checkpoint", 16 * KIB, NODES).retained(),
-    TopicSpec::signed("m/assignment", 72 * KIB, EDGES).retained(),
+    TopicSpec::signed("m/assignment", 72 * KIB, OWNERS).retained(),
     TopicSpec::signed("to/{node}/answer", 2 * KIB, LEARNING).volatile(),
     TopicSpec::signed("to/{node}/receipt", 2 * KIB, OWNERS),
     TopicSpec::signed("to/{node}/get", 4 * KIB, NODES).volatile(),
@@ -161,6 +161,7 @@ pub static TOPICS: &[TopicSpec] = &[
     TopicSpec::signed("to/{node}/promise", 2 * KIB, RELAYS).volatile(),
     TopicSpec::signed("to/{node}/mirror", 72 * KIB, ROOTS).volatile().body_up_to(64 * MIB),
     TopicSpec::signed("to/{node}/evidence", 2 * KIB, DEVICES).volatile(),
+    TopicSpec::signed("to/{node}/site_evidence", 2 * KIB, RELAYS).volatile(),
 ];
 
 /// Bytes of a chunk's packet beside its data.
@@ -176,7 +177,6 @@ const ROOTS: &[Sender] = &[Sender::Aggregator];
 const RELAYS: &[Sender] = &[Sender::Relay];
 const OWNERS: &[Sender] = &[Sender::Relay, Sender::Aggregator];
 const LEARNING: &[Sender] = &[Sender::Trainer, Sender::Relay];
-const EDGES: &[Sender] = &[Sender::Relay];
 const DEVICES: &[Sender] = &[Sender::Trainer, Sender::Inferencer];
 
 const KIB: usize = 1024;

@@ -331,9 +331,13 @@ fn check_allowed(
             let approval = matches!(leaf, Leaf::Cmd(name) if name.as_str() == "rollout.approve");
             (has(Role::Operator) || (approval && has(Role::Approver)), true)
         }
-        // What is served at a site is between its edge and its devices.
-        Kind::Assignment => (has(Role::Edge), from_parent && am(Role::Device)),
+        // What is served: from an edge to its devices, from a cloud to its edges.
+        Kind::Assignment => {
+            let inside = has(Role::Edge) && am(Role::Device);
+            (owner, from_parent && (inside || has(Role::Cloud) && am(Role::Edge)))
+        }
         Kind::Evidence => (has(Role::Device), from_child && am(Role::Edge)),
+        Kind::SiteEvidence => (has(Role::Edge), from_child && am(Role::Cloud)),
         // Per-sample data stays inside its site: between a device and its own edge, nowhere else.
         Kind::Frame => {
             let from_my_edge = from_parent && has(Role::Edge) && am(Role::Device);
@@ -420,6 +424,7 @@ fn changes_something(kind: Kind) -> bool {
         | Kind::Frame
         | Kind::Lease
         | Kind::Promise
-        | Kind::Evidence => false,
+        | Kind::Evidence
+        | Kind::SiteEvidence => false,
     }
 }

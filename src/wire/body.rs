@@ -8,7 +8,7 @@ use super::failover::{Lease, Mirror, Promise};
 use super::frame::Frame;
 use super::knowledge::{Knowledge, KnowledgePlan};
 use super::packed::Coding;
-use super::rollout::{Assignment, Evidence};
+use super::rollout::{Assignment, Evidence, SiteEvidence};
 use crate::ids::{Digest, Name, RoundNo, UpdateId, Version};
 
 /// The kinds of signed messages, and the last level of their topics.
@@ -42,15 +42,17 @@ pub enum Kind {
     Promise,
     /// The state of an owner's rounds, on its way to the standby.
     Mirror,
-    /// An edge says which device serves which version.
+    /// A steward says which device serves which version.
     Assignment,
     /// A device says what it has seen of a version that is rolled out.
     Evidence,
+    /// An edge says what its devices have seen of it together.
+    SiteEvidence,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Offer,
         Self::Answer,
         Self::Contribution,
@@ -67,6 +69,7 @@ impl Kind {
         Self::Mirror,
         Self::Assignment,
         Self::Evidence,
+        Self::SiteEvidence,
     ];
 
     /// Last level of the topic, and the word in the payload type.
@@ -88,6 +91,7 @@ impl Kind {
             Self::Mirror => "mirror",
             Self::Assignment => "assignment",
             Self::Evidence => "evidence",
+            Self::SiteEvidence => "site_evidence",
         }
     }
 
@@ -104,7 +108,12 @@ impl Kind {
     /// Most bytes of a sealed message.
     pub fn cap_bytes(self) -> usize {
         match self {
-            Self::Receipt | Self::Answer | Self::Lease | Self::Promise | Self::Evidence => 2 * 1024,
+            Self::Receipt
+            | Self::Answer
+            | Self::Lease
+            | Self::Promise
+            | Self::Evidence
+            | Self::SiteEvidence => 2 * 1024,
             Self::Get => 4 * 1024,
             Self::Checkpoint | Self::Command => 16 * 1024,
             Self::Keyring => 64 * 1024,
@@ -130,7 +139,8 @@ impl Kind {
             | Self::Frame
             | Self::Promise
             | Self::Mirror
-            | Self::Evidence => 60 * MINUTE,
+            | Self::Evidence
+            | Self::SiteEvidence => 60 * MINUTE,
             Self::Offer
             | Self::Contribution
             | Self::Receipt
@@ -468,6 +478,7 @@ pub enum Body {
     Mirror(Mirror),
     Assignment(Assignment),
     Evidence(Evidence),
+    SiteEvidence(SiteEvidence),
 }
 
 impl Body {
@@ -490,6 +501,7 @@ impl Body {
             Self::Mirror(_) => Kind::Mirror,
             Self::Assignment(_) => Kind::Assignment,
             Self::Evidence(_) => Kind::Evidence,
+            Self::SiteEvidence(_) => Kind::SiteEvidence,
         }
     }
 
@@ -514,6 +526,7 @@ impl Body {
             Self::Mirror(body) => encode(body),
             Self::Assignment(body) => encode(body),
             Self::Evidence(body) => encode(body),
+            Self::SiteEvidence(body) => encode(body),
         }
     }
 
@@ -540,6 +553,7 @@ impl Body {
             Kind::Mirror => Self::Mirror(decode(bytes, cap)?),
             Kind::Assignment => Self::Assignment(decode(bytes, cap)?),
             Kind::Evidence => Self::Evidence(decode(bytes, cap)?),
+            Kind::SiteEvidence => Self::SiteEvidence(decode(bytes, cap)?),
         })
     }
 }

@@ -7,8 +7,8 @@ use super::{
     Answer, Assignment, BaseChunk, BaseFile, Blob, Body, Candidate, Cells, Checkpoint, Chunk,
     ClassSummary, Coding, Command, Contribution, CopyPart, Evidence, Frame, Get, Kind, Knowledge,
     KnowledgePlan, Lease, Manifest, Merging, Mirror, Offer, PackedSet, PackedTensor, Plan, Promise,
-    Receipt, Reference, Result as RoundResult, Settled, SplitCoding, SplitMessage, StateCopy,
-    Tally, TopLogitsPlan, Verdict, Wanted, Wishes, decode, encode,
+    Receipt, Reference, Result as RoundResult, Settled, SiteEvidence, SplitCoding, SplitMessage,
+    StateCopy, Tally, TopLogitsPlan, Verdict, Wanted, Wishes, decode, encode,
 };
 use crate::ids::{BootId, Digest, Name, UpdateId};
 use crate::time::Wall;
@@ -204,6 +204,11 @@ fn evidence() -> Evidence {
     Evidence { serial: 9, version: 12, life: 3, tally, gave_up: false }
 }
 
+fn site_evidence() -> SiteEvidence {
+    let tally = evidence().tally;
+    SiteEvidence { serial: 9, version: 12, tally, nodes: 2, gave_up: false }
+}
+
 /// One of each kind, and the other variants of those that have some.
 fn bodies() -> Vec<(&'static str, Body)> {
     let receipt = |verdict| Body::Receipt(Receipt { update: UpdateId([0xab; 16]), verdict });
@@ -220,6 +225,7 @@ fn bodies() -> Vec<(&'static str, Body)> {
             Body::Assignment(Assignment { stable_adapter: None, candidate: None, ..assignment() }),
         ),
         ("evidence", Body::Evidence(evidence())),
+        ("site_evidence", Body::SiteEvidence(site_evidence())),
         ("evidence_given_up", Body::Evidence(Evidence { gave_up: true, ..evidence() })),
         (
             "offer_falling_rate",

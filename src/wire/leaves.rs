@@ -8,6 +8,7 @@
 
 use super::body::{Answer, Body, Checkpoint, Contribution, Get};
 use super::failover::Promise;
+use super::rollout::SiteEvidence;
 
 /// A body that an edge says to its parent, so that leaves the site.
 ///
@@ -50,6 +51,8 @@ impl LeavesSite for Get {}
 impl LeavesSite for Checkpoint {}
 /// A number.
 impl LeavesSite for Promise {}
+/// Sums over a site's devices.
+impl LeavesSite for SiteEvidence {}
 
 /// A body that may leave its site.
 #[derive(Debug, Clone, PartialEq)]
@@ -72,6 +75,7 @@ impl Leaving {
             Body::Get(body) => Ok(Self::new(body)),
             Body::Checkpoint(body) => Ok(Self::new(body)),
             Body::Promise(body) => Ok(Self::new(body)),
+            Body::SiteEvidence(body) => Ok(Self::new(body)),
             // Frames by what they say, the others since no edge says them to its parent.
             Body::Frame(_)
             | Body::Offer(_)
@@ -104,7 +108,7 @@ impl StaysInSite {
 }
 
 mod sealed {
-    use super::{Answer, Checkpoint, Contribution, Get, Promise};
+    use super::{Answer, Checkpoint, Contribution, Get, Promise, SiteEvidence};
 
     /// What may leave, as the body that it is on the wire.
     pub trait Body {
@@ -138,6 +142,12 @@ mod sealed {
     impl Body for Promise {
         fn body(self) -> super::Body {
             super::Body::Promise(self)
+        }
+    }
+
+    impl Body for SiteEvidence {
+        fn body(self) -> super::Body {
+            super::Body::SiteEvidence(self)
         }
     }
 }

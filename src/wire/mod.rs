@@ -32,7 +32,7 @@ pub use head::Head;
 pub use knowledge::{Knowledge, KnowledgePlan, Merging, Reference, TopLogitsPlan};
 pub use leaves::{LeavesSite, Leaving, StaysInSite};
 pub use packed::{Coding, PackedSet, PackedTensor};
-pub use rollout::{Assignment, Candidate, Evidence, Tally};
+pub use rollout::{Assignment, Candidate, Evidence, SiteEvidence, Tally};
 
 /// Largest sealed control message in bytes: head, envelope and a body of inlined state.
 pub const MAX_MESSAGE_BYTES: usize = 72 * 1024;

@@ -1,6 +1,7 @@
-//! What a site's edge and its devices say about a rollout in stages: who serves what, and what was seen of it.
+//! What is said about a rollout in stages: who serves what, and what was seen of it.
 //!
-//! Both kinds stay between an edge and its own devices. The rules are those of `protocol/rollout.rs`.
+//! Who serves what goes from its steward down: an edge to its devices, a cloud to its edges, which pass it on. What a device has
+//! seen stays between it and its edge; an edge tells its cloud sums. The rules are those of `protocol/rollout.rs`.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::blob::Manifest;
 use crate::ids::{Name, NodeId, Version};
 
-/// Who serves what at a site, from its edge to all devices. The highest serial holds.
+/// Who serves what, from an edge to all its devices, or from a cloud to all its edges. The highest serial holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Assignment {
@@ -35,9 +36,9 @@ pub struct Candidate {
     pub version: Version,
     /// Chunks of its adapter.
     pub adapter: Manifest,
-    /// Nodes that serve it.
+    /// Devices that serve it.
     pub serve: BTreeSet<NodeId>,
-    /// Nodes whose answers by it nobody sees.
+    /// Devices whose answers by it nobody sees.
     pub shadow: BTreeSet<NodeId>,
     /// An answer that comes later counts as slow, milliseconds; 0: none does.
     pub slow_ms: u64,
@@ -57,6 +58,23 @@ pub struct Evidence {
     /// What it has seen in it.
     pub tally: Tally,
     /// It has gone back from the candidate by its own checks.
+    pub gave_up: bool,
+}
+
+/// What a site's devices have seen of a candidate together, from their edge to its cloud. Each says all that was seen since the
+/// stage began.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SiteEvidence {
+    /// Number of the cloud's assignment that it is about.
+    pub serial: u64,
+    /// The candidate.
+    pub version: Version,
+    /// Sums over the site's devices.
+    pub tally: Tally,
+    /// Devices that they come from.
+    pub nodes: u64,
+    /// One of them has gone back from the candidate by its own checks.
     pub gave_up: bool,
 }
 
@@ -82,6 +100,6 @@ pub struct Tally {
     pub compared: u64,
     /// Of those, answered differently.
     pub disagreed: u64,
-    /// Largest drift of the inputs so far, in the node's own measure; 0 where none is taken.
+    /// Furthest that its inputs were off from those that it saw first, as a distance of distributions; 0: it didn't look.
     pub drift: f64,
 }

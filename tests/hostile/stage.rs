@@ -147,7 +147,10 @@ impl Stage {
         let branch = self.branch(sender);
         let directly =
             matches!(kind, Kind::Get | Kind::Receipt | Kind::Answer | Kind::Base | Kind::Frame)
-                || matches!(kind, Kind::Promise | Kind::Mirror | Kind::Evidence);
+                || matches!(
+                    kind,
+                    Kind::Promise | Kind::Mirror | Kind::Evidence | Kind::SiteEvidence
+                );
         let topic = if directly {
             branch.to(&self.target, kind.as_str())
         } else {

@@ -300,6 +300,7 @@ fn rollout(model: &Name, verb: &command::RolloutVerb) {
         served: 0,
         widest: Stage::Site,
         members,
+        sites: BTreeMap::new(),
         approvers: BTreeSet::new(),
         four_eyes: false,
         freezes: Vec::new(),

@@ -40,7 +40,8 @@ pub struct Gate {
     pub max_worse: Option<f64>,
     /// Most of the inputs that both versions answered on which they may differ.
     pub max_disagreement: Option<f64>,
-    /// Most that any node's inputs may have drifted, in its own measure.
+    /// Most that the inputs of any node may be off from those that it saw first by the version that it serves, as a distance of
+    /// distributions (0 to 1). Not passed as long as no node has looked.
     pub max_drift: Option<f64>,
     /// Most that its adapter may tell of those whose data made it, as the registry has it.
     pub max_risk: Option<f64>,
@@ -225,7 +226,7 @@ impl Gate {
             let (judged, base_judged) = (so_far(judged), so_far(base_judged));
             let compared = so_far(compared);
             let perfect =
-                Tally { answers: seen, judged, base_judged, compared, ..Tally::default() };
+                Tally { answers: seen, judged, base_judged, compared, drift: f64::MIN_POSITIVE, ..Tally::default() };
             self.judge(&perfect, u64::MAX, look).open
         };
         let mut left = vec![Rule::Answers];
@@ -265,8 +266,9 @@ impl Gate {
             let broken = new(lower_bound) > old(upper_bound) + margin;
             out.note(Rule::Worse, broken, new(upper_bound) > old(lower_bound) + margin);
         }
-        if self.max_drift.is_some_and(|most| seen.drift > most) {
-            out.broken.push(Rule::Drift);
+        if let Some(most) = self.max_drift {
+            // No two samples of inputs are the same: 0 is that nobody has looked.
+            out.note(Rule::Drift, seen.drift > most, seen.drift <= 0.0);
         }
         out
     }

@@ -22,6 +22,7 @@ fn config() -> RolloutConfig {
         served: 0,
         widest: Stage::Federation,
         members: nodes(&ALL),
+        sites: BTreeMap::new(),
         approvers: nodes(&["anna", "ben", "cleo"]),
         four_eyes: true,
         freezes: vec![Freeze { from: Wall(5_000_000), until: Wall(6_000_000) }],
@@ -81,7 +82,7 @@ fn plan(version: Version) -> Plan {
 
 /// Answers so far, of which some are none.
 fn seen(answers: u64, errors: u64) -> Tally {
-    Tally { answers, errors, ..Tally::default() }
+    Tally { answers, errors, drift: 0.1, ..Tally::default() }
 }
 
 #[derive(Clone)]
@@ -149,7 +150,7 @@ impl Bench {
 
     fn evidence(&mut self, name: &str, tally: Tally) -> Vec<Effect> {
         let serial = self.rollout.assignment().serial;
-        self.step(Input::Evidence { node: node(name), life: 1, serial, tally })
+        self.step(Input::Evidence { node: node(name), life: 1, serial, tally, nodes: 1 })
     }
 
     fn approve(&mut self, by: &str, stage: Stage) -> Vec<Effect> {
@@ -419,7 +420,13 @@ fn repeats_and_disorder_of_evidence_change_nothing_and_a_restarted_node_counts_o
     bench.propose(plan(2)).unwrap();
     bench.step(Input::Begin);
     let serial = bench.rollout.assignment().serial;
-    let of = |name: &str, life, tally| Input::Evidence { node: node(name), life, serial, tally };
+    let of = |name: &str, life, tally| Input::Evidence {
+        node: node(name),
+        life,
+        serial,
+        tally,
+        nodes: 1,
+    };
     let inputs = [
         of("b1", 1, seen(5, 0)),
         of("b1", 1, seen(9, 1)),
@@ -438,7 +445,13 @@ fn repeats_and_disorder_of_evidence_change_nothing_and_a_restarted_node_counts_o
         of("b1", 2, seen(5, 6)),
         of("b1", 2, Tally { drift: f64::NAN, ..seen(5, 0) }),
         of("b1", 2, seen(u64::MAX, 0)),
-        Input::Evidence { node: node("b1"), life: 2, serial: serial - 1, tally: seen(5, 0) },
+        Input::Evidence {
+            node: node("b1"),
+            life: 2,
+            serial: serial - 1,
+            tally: seen(5, 0),
+            nodes: 1,
+        },
     ] {
         assert_eq!(bench.refused(bad), Refusal::NoEvidence);
     }
@@ -605,7 +618,7 @@ proptest! {
                 Happens::See { node: at, life, answers, errors } => {
                     let (node, tally) = (node(ALL[at]), seen(answers, errors));
                     most_seen = most_seen.saturating_add(answers);
-                    bench.step(Input::Evidence { node, life, serial, tally })
+                    bench.step(Input::Evidence { node, life, serial, tally, nodes: 1 })
                 }
                 Happens::GiveUp(version) => bench.step(Input::GaveUp { version }),
                 Happens::Bar(version) => {

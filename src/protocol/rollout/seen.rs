@@ -1,0 +1,56 @@
+//! What each life of each node has seen of the version that is rolled out, in the stage that runs.
+//!
+//! Repeats and disorder change nothing: within a life the highest counts hold, and what a life before has seen counts on.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::gate::Tally;
+use crate::ids::NodeId;
+
+/// See the module.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Seen(BTreeMap<NodeId, Lives>);
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Lives {
+    life: u64,
+    before: Tally,
+    now: Tally,
+    /// Devices that it speaks for and that have given an answer.
+    nodes: u64,
+}
+
+impl Seen {
+    /// Takes what a node has seen so far in this life of it, for so many devices.
+    pub fn note(&mut self, node: NodeId, life: u64, tally: Tally, nodes: u64) {
+        let none = Tally::default();
+        let known = self.0.entry(node).or_insert(Lives { life, before: none, now: none, nodes: 0 });
+        if life > known.life {
+            // It started again: what it saw before counts on.
+            known.before = Tally::sum([&known.before, &known.now]);
+            (known.life, known.now) = (life, tally);
+        } else if life == known.life {
+            known.now = known.now.later(tally);
+        } else {
+            return;
+        }
+        known.nodes = known.nodes.max(nodes);
+    }
+
+    /// All of it.
+    pub fn total(&self) -> Tally {
+        Tally::sum(self.0.values().flat_map(|lives| [&lives.before, &lives.now]))
+    }
+
+    /// Devices that have given an answer.
+    pub fn nodes(&self) -> u64 {
+        self.0.values().fold(0, |sum, lives| sum.saturating_add(lives.nodes))
+    }
+
+    /// A stage begins.
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+}
