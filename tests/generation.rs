@@ -70,6 +70,7 @@ impl Learner for CountsUp {
             steps: job.steps,
             loss_first: 1.0,
             loss_last: 0.5,
+            risk: None,
         })
     }
 }

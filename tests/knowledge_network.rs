@@ -90,6 +90,7 @@ impl Learner for Tables {
             steps: job.steps,
             loss_first: 1.0,
             loss_last: 0.5,
+            risk: None,
         })
     }
 }

@@ -83,6 +83,7 @@ impl Learner for Draws {
             steps: job.steps,
             loss_first: 1.0,
             loss_last: 0.5,
+            risk: None,
         })
     }
 }

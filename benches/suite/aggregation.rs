@@ -138,6 +138,7 @@ fn job(members: usize, coding: Coding, pool: &[(Digest, Vec<u8>)]) -> CombineJob
         failed: 0,
         loss_first: 1.0,
         loss_last: 0.5,
+        risk: None,
         delta: Some(pool[member % pool.len()].0),
         back: None,
         stacked: false,

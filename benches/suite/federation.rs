@@ -165,6 +165,7 @@ fn idle(subject: CellSubject) -> CellSubject {
                 steps: 1,
                 loss_first: 1.0,
                 loss_last: 1.0,
+                risk: None,
             })
         }
     }

@@ -81,6 +81,7 @@ pub fn contribution(bytes: usize, number: u64) -> Body {
         steps: 32,
         loss_first: 1.0,
         loss_last: 0.5,
+        risk: None,
         stacked: false,
         delta: Some(Blob::Inline(vec![0x5a; bytes])),
         class_logits: None,

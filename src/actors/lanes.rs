@@ -400,6 +400,7 @@ mod tests {
                 steps,
                 loss_first: 0.5,
                 loss_last: 0.5,
+                risk: None,
             })
         }
     }

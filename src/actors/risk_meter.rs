@@ -7,7 +7,8 @@
 //!
 //! The model is attacked as it was trained: what compression takes away makes it no easier, and where a round
 //! asks for less than the adapter the figure is an upper bound. It is one number over at least
-//! [`RiskMeter::LEAST`] examples of each kind, in hundredths, and tells of no single one. It costs an answer
+//! [`RiskMeter::LEAST`] examples of each kind, in hundredths, and tells of no single one: the area under the curve goes along with
+//! the contribution, so that a version's gate may ask for it. It costs an answer
 //! for each example a round, and the examples that are kept back. A low figure is no proof.
 
 use std::sync::Arc;
@@ -98,9 +99,14 @@ impl Learner for RiskMeter {
         job: &TrainJob,
         progress: &mut dyn FnMut(Progress) -> Control,
     ) -> Result<Trained, LearnError> {
-        let trained = self.learner.train(data, job, progress)?;
+        let mut trained = self.learner.train(data, job, progress)?;
         match data.windows().and_then(|learned| self.measure(learned, &trained)) {
-            Ok(risk) => self.figures.update(|view| view.privacy_risk = risk),
+            Ok(risk) => {
+                #[expect(clippy::cast_possible_truncation, reason = "in hundredths")]
+                let auc = risk.map(|risk| risk.auc as f32);
+                trained.risk = auc;
+                self.figures.update(|view| view.privacy_risk = risk);
+            }
             Err(error) => {
                 tracing::warn!(%error, "the privacy risk of this round can't be measured");
                 self.figures.count(error.kind());

@@ -36,6 +36,7 @@ fn trained(mean_logits: &[f32], counts: &[u64]) -> Trained {
         steps: 4,
         loss_first: 1.0,
         loss_last: 0.5,
+        risk: None,
     }
 }
 

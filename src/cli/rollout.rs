@@ -312,7 +312,18 @@ mod tests {
             let verified = open(door, Side::Down, &topic, &bytes, now).unwrap();
             assert!(matches!(verified.body(), Body::Command(_)));
         }
+        // For all sites it is the cloud that is told, and opens it.
+        let model = ["--model", "bearing", "--to", "_/_/cloud"];
+        let to_cloud =
+            [&["rollout", "start"], &model[..], &["--key", &anna[0], "--keyring", &anna[1]]];
+        let (exit, bytes) = gaisnet_bytes(&to_cloud.concat());
+        assert_eq!(exit.unwrap(), Exit::Ok);
+        let me = Name::new("cloud").unwrap();
+        let (topic, door) = ("gaisnet/v1/_/_/cloud/cmd/rollout.start", Door { me: &me, ..door });
+        let now = super::super::trust_files::now();
+        assert!(open(door, Side::Down, topic, &bytes, now).is_ok());
         // An approver proposes and halts nothing.
+        let model = ["--model", "bearing"];
         let (exit, _) = gaisnet(&line(&[&["halt"], &model[..]].concat(), &ben));
         assert!(exit.unwrap_err().to_string().contains("no operator"));
     }
@@ -330,6 +341,18 @@ mod tests {
             let (exit, printed) = gaisnet(&line(&["plan", "--file", &anna[2]], &anna));
             assert_eq!(exit.unwrap(), Exit::Refused);
             assert!(printed.contains(says), "{printed}");
+        }
+        // The cloud's plans end with the federation, an edge's with its site.
+        for (plan, expected) in [
+            (GOOD.to_owned(), Exit::Refused),
+            (GOOD.replace("\"site\"", "\"federation\""), Exit::Ok),
+        ] {
+            let federation = federation(&plan);
+            let [key, ring, file] = &paths(&federation, "anna");
+            let line = ["rollout", "plan", "--check", "--file", file, "--to", "_/_/cloud"];
+            let (exit, printed) =
+                gaisnet(&[&line[..], &["--key", key, "--keyring", ring]].concat());
+            assert_eq!(exit.unwrap(), expected, "{printed}");
         }
         let federation = federation(GOOD);
         let anna = paths(&federation, "anna");

@@ -49,6 +49,7 @@ impl Learner for Mean {
             steps: job.steps,
             loss_first: 1.0,
             loss_last: (mean(texts) - at).abs(),
+            risk: None,
         })
     }
 }

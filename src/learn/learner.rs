@@ -433,6 +433,8 @@ pub struct Trained {
     pub loss_first: f32,
     /// See `loss_first`.
     pub loss_last: f32,
+    /// What an attacker finds out about membership in the training examples, as AUC (0.5: nothing), if that was measured.
+    pub risk: Option<f32>,
 }
 
 /// Trains an adapter on the data of its device.

@@ -173,6 +173,7 @@ impl Learner for SoftmaxLearner {
             steps: u32::try_from(losses.len()).unwrap_or(u32::MAX),
             loss_first: mean(losses.get(..tenth).unwrap_or_default()),
             loss_last: mean(last),
+            risk: None,
         })
     }
 }

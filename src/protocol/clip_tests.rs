@@ -75,6 +75,7 @@ fn input(at: usize, delta: Digest, base: Digest) -> CombineInput {
         failed: 0,
         loss_first: 1.0,
         loss_last: 0.5,
+        risk: None,
         delta: Some(delta),
         back: None,
         stacked: false,

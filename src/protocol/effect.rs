@@ -352,6 +352,9 @@ pub struct CombineInput {
     pub loss_first: f32,
     /// Loss after.
     pub loss_last: f32,
+    /// What an attacker finds out about membership in its examples, as AUC, if that was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub risk: Option<f32>,
     /// Blob of its delta.
     pub delta: Option<Digest>,
     /// Blob of the delta behind the cut, where the device trains the front of a split model only.
@@ -466,6 +469,8 @@ pub struct Work {
     pub loss_first: f32,
     /// Loss after.
     pub loss_last: f32,
+    /// What an attacker finds out about membership in the examples, as AUC, if that was measured for all of them.
+    pub risk: Option<f32>,
     /// What compression left out, for the next round (devices only).
     pub residual: Option<Vec<u8>>,
     /// The trained adapter, packed, where it stays here since only soft labels were asked for.

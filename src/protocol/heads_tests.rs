@@ -58,6 +58,7 @@ fn merged(plan: &Plan, relay: bool, heads: &[ClassHead]) -> (Knowing, PackedKnow
             failed: 0,
             loss_first: 1.0,
             loss_last: 0.5,
+            risk: None,
             delta: None,
             whole: false,
             stacked: false,

@@ -236,6 +236,7 @@ pub(super) fn combine(
         steps: job.inputs.iter().map(|input| input.steps).min().unwrap_or(0),
         loss_first: update::mean_loss(&job.inputs, examples, |input| input.loss_first),
         loss_last: update::mean_loss(&job.inputs, examples, |input| input.loss_last),
+        risk: update::highest_risk(&job.inputs),
         residual: None,
         own: None,
         weighed: Vec::new(),

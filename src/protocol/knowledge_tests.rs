@@ -71,6 +71,7 @@ fn table(plan: &Plan, strengths: &[f32]) -> Table {
             failed: 0,
             loss_first: 1.0,
             loss_last: 0.5,
+            risk: None,
             delta: None,
             stacked: false,
             back: None,

@@ -804,6 +804,7 @@ impl Member {
             steps: work.steps,
             loss_first: work.loss_first,
             loss_last: work.loss_last,
+            risk: work.risk,
             stacked: self.config.relay,
             delta,
             class_logits: work.class_logits,

@@ -171,6 +171,7 @@ impl Bench {
             steps: 4,
             loss_first: 1.0,
             loss_last: 0.5,
+            risk: None,
             stacked: false,
             delta: Some(Blob::of(&front(delta), CHUNK_BYTES)),
             class_logits: None,

@@ -579,15 +579,15 @@ impl Rollout {
 
     /// Looks at the gate, if there are enough answers for another look.
     fn look(&mut self, out: &mut Vec<Effect>) {
-        let (total, nodes) = (self.seen.total(), self.seen.nodes());
+        let (answers, nodes) = (self.seen.total().answers, self.seen.nodes());
         let Some((_, run, stage)) = self.running() else { return };
         let before = run.looks;
         // The highest look that is due: those that are skipped cost nothing.
-        let due = (before..=gate::MAX_LOOKS).take_while(|look| look_at(*look) <= total.answers);
+        let due = (before..=gate::MAX_LOOKS).take_while(|look| look_at(*look) <= answers);
         // After the last one each answer is looked at by the last one's share: what came before doesn't stand for ever.
         let last = (before > gate::MAX_LOOKS).then_some(gate::MAX_LOOKS);
         let Some(look) = due.last().or(last) else { return };
-        let judgement = stage.gate.judge(&total, nodes, look);
+        let judgement = stage.gate.judge(&self.seen.each(), nodes, look);
         let Some(run) = self.state.active.as_mut().and_then(|active| active.run.as_mut()) else {
             return;
         };

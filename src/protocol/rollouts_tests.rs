@@ -3,15 +3,16 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::super::fixture::{CHUNK_BYTES, layout_of, verified};
+use super::super::effect::{CombineInput, CombineJob, Job};
+use super::super::fixture::{CHUNK_BYTES, layout_of, plan as round_plan, verified};
 use super::super::guard::{Guard, tests::without};
 use super::super::rollout::{Expected, Gate, Plan, RolloutConfig, Stage, StagePlan};
 use super::super::{
-    DeputyConfig, FollowerConfig, SlotOrder, Slots, SlotsConfig, Steward, StewardConfig, Watch,
-    update,
+    DeputyConfig, FollowerConfig, ShareBounds, SlotOrder, Slots, SlotsConfig, Steward,
+    StewardConfig, Watch, update,
 };
 use super::*;
-use crate::ids::{Name, Version};
+use crate::ids::{Name, UpdateId, Version};
 use crate::learn::{Tensor, TensorSet};
 use crate::ledger::{Event, Word};
 use crate::time::{Mono, Wall};
@@ -762,4 +763,50 @@ fn a_site_goes_by_higher_numbers_whoever_decides_next() {
     let (rollouts, _) = Place::built(By::Edge, &node("edge"), &state);
     let Leads::Steward(steward) = rollouts.leads else { panic!() };
     assert_eq!(steward.assignment().serial, last + 1);
+}
+
+#[test]
+fn a_version_knows_the_highest_risk_that_was_measured_and_none_where_somebody_did_not() {
+    let risk_of = |risks: [Option<f32>; 2]| {
+        let mut place = Place::new(By::Cloud, "cloud");
+        let inputs = risks.into_iter().zip(["edge", "edge2"]).map(|(risk, sender)| CombineInput {
+            sender: node(sender),
+            update: UpdateId([9; 16]),
+            num_examples: 100,
+            num_devices: 2,
+            steps: 4,
+            version: 0,
+            staleness: 0,
+            failed: 0,
+            loss_first: 1.0,
+            loss_last: 0.5,
+            risk,
+            delta: None,
+            back: None,
+            stacked: true,
+            whole: false,
+            base: Digest([7; 32]),
+            class_logits: None,
+            knowledge: None,
+        });
+        let job = CombineJob {
+            offer: Digest([6; 32]),
+            global: Digest([7; 32]),
+            plan: round_plan(Coding::F32),
+            class_targets: None,
+            inputs: inputs.collect(),
+            relay: false,
+            norms: Vec::new(),
+            offered: None,
+            bounds: ShareBounds::default(),
+        };
+        let now = Now { mono: Mono(0), micros: 0, wall: Wall(0) };
+        let effects = vec![Effect::Job(Job::Combine(job)), handed_down(1)];
+        place.rollouts.behind(now, &mut place.slots, false, effects);
+        place.rollouts.view().unwrap().versions[0].clone()
+    };
+    let known = risk_of([Some(0.75), Some(0.5)]);
+    assert_eq!((known.risk, known.parent, known.num_examples), (Some(0.75), 0, 200));
+    assert_eq!(known.contributors, [node("edge"), node("edge2")]);
+    assert_eq!(risk_of([Some(0.75), None]).risk, None);
 }

@@ -23,7 +23,7 @@ use super::rollout::{
     VersionRecord,
 };
 use super::round::put;
-use super::update::mean_loss;
+use super::update::{highest_risk, mean_loss};
 use crate::ids::{Digest, NodeId, RoundNo, Version};
 use crate::ledger::Word;
 use crate::time::{Mono, Now};
@@ -67,6 +67,8 @@ struct Making {
     from: Version,
     num_examples: u64,
     losses: (f32, f32),
+    #[serde(default)]
+    risk: Option<f32>,
 }
 
 /// What an operator wants of a rollout.
@@ -116,6 +118,8 @@ pub struct KnownVersion {
     pub contributors: Vec<NodeId>,
     /// Examples behind it, as far as they went through this node.
     pub num_examples: u64,
+    /// Most that an attacker finds out about membership in those examples, as AUC; none where it wasn't measured for all.
+    pub risk: Option<f64>,
     /// How it was combined.
     pub strategy: String,
     /// The program that handed it down.
@@ -298,6 +302,7 @@ impl Steward {
             round: record.round,
             contributors: record.contributors.iter().take(Self::MAX_NAMED).cloned().collect(),
             num_examples: record.num_examples,
+            risk: record.risk,
             strategy: record.strategy.as_str().to_owned(),
             code: record.code.as_str().to_owned(),
             kept: self.kept.get(record.version).is_some(),
@@ -315,6 +320,7 @@ impl Steward {
         let most = rollout::Registry::MAX_CONTRIBUTORS;
         self.making.contributors = senders.into_iter().take(most).cloned().collect();
         self.making.strategy = Some(Word::new(name));
+        self.making.risk = highest_risk(inputs);
         if !job.relay {
             // What a relay makes of it, it says when it sends that up.
             let offered = inputs.iter().map(|input| input.version + input.staleness);
@@ -369,7 +375,7 @@ impl Steward {
                 losses: making.losses,
                 strategy: making.strategy.unwrap_or(Word::new("elsewhere")),
                 code: self.config.code.clone(),
-                risk: None,
+                risk: making.risk.map(f64::from),
                 // Nothing is handed down but what the parent has signed, or was made here.
                 signed: true,
                 barred: None,

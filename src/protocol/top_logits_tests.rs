@@ -78,6 +78,7 @@ fn table(members: &[[f32; 2]]) -> Table {
             failed: 0,
             loss_first: 1.0,
             loss_last: 0.5,
+            risk: None,
             delta: None,
             stacked: false,
             back: None,

@@ -264,6 +264,7 @@ pub fn combine(
         steps: told.iter().map(|input| input.steps).min().unwrap_or(0),
         loss_first: mean_loss(told, examples, |input| input.loss_first),
         loss_last: mean_loss(told, examples, |input| input.loss_last),
+        risk: highest_risk(told),
         residual: None,
         own: None,
         weighed,
@@ -431,6 +432,12 @@ fn quantizer(coding: Coding, block: u16) -> Result<Option<Quantizer>, LearnError
         Coding::Int4 => Width::Int4,
     };
     Quantizer::new(width, usize::from(block)).map(Some)
+}
+
+/// The highest of what was measured; nothing if somebody hasn't measured.
+pub(super) fn highest_risk(inputs: &[CombineInput]) -> Option<f32> {
+    let risks: Option<Vec<f32>> = inputs.iter().map(|input| input.risk).collect();
+    risks?.into_iter().reduce(f32::max)
 }
 
 #[expect(

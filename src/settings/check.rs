@@ -696,6 +696,18 @@ mod tests {
             (device, &["rollout.steward=true"], "rollout.steward", "rollout.steward=false"),
             (cloud, &["rollout.follow=true"], "rollout.follow", "rollout.follow=false"),
             (
+                edge,
+                &["rollout.follow=true", "rollout.steward=true"],
+                "rollout.follow",
+                "rollout.follow=false",
+            ),
+            (
+                edge,
+                &["rollout.follow=true", "round.island_after_s=3600"],
+                "rollout.follow",
+                "rollout.follow=false",
+            ),
+            (
                 device,
                 &["rollout.follow=true", "model.learner=language", "model.base=b"],
                 "rollout.follow",

@@ -204,6 +204,7 @@ impl Learner for LanguageLearner {
             steps: u32::try_from(losses.len()).unwrap_or(u32::MAX),
             loss_first: mean(losses.iter().take(tenth)),
             loss_last: mean(losses.iter().rev().take(tenth)),
+            risk: None,
         })
     }
 }

@@ -241,6 +241,7 @@ impl Learner for SignalLearner {
             steps: u32::try_from(losses.len()).unwrap_or(u32::MAX),
             loss_first: mean(losses.iter().take(losses.len().div_ceil(10))),
             loss_last: mean(losses.iter().rev().take(losses.len().div_ceil(10))),
+            risk: None,
         })
     }
 }

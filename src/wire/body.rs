@@ -266,6 +266,10 @@ pub struct Contribution {
     pub loss_first: f32,
     /// Mean training loss at the end, in nats.
     pub loss_last: f32,
+    /// What an attacker finds out about membership in the examples, as AUC, if that was measured for all of them; the highest
+    /// over the devices of a relay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub risk: Option<f32>,
     /// The factors in `delta` are a relay's weighted stacks, not differences from the offered ones.
     pub stacked: bool,
     /// Delta of the adapter against the offered one, as a packed set.

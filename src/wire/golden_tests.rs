@@ -75,6 +75,7 @@ fn contribution() -> Contribution {
         steps: 200,
         loss_first: 2.25,
         loss_last: 0.5,
+        risk: None,
         stacked: true,
         delta: Some(Blob::Manifest(Manifest {
             sha256: Digest([0xde; 32]),

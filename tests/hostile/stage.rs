@@ -194,6 +194,7 @@ impl Stage {
             steps: 16,
             loss_first: 1.0,
             loss_last: 0.5,
+            risk: None,
             stacked: false,
             delta: Some(Blob::Inline(packed(0.25))),
             class_logits: None,

@@ -9,7 +9,7 @@ use gaisnet::actors::lanes::inline_serve_lane;
 use gaisnet::bus::memory::{Faults, MemoryBus};
 use gaisnet::bus::{Bus, BusEvent, Priority, Publish};
 use gaisnet::ids::BootId;
-use gaisnet::learn::{LearnError, Prediction, Predictor, TensorSet};
+use gaisnet::learn::{DriftConfig, LearnError, Prediction, Predictor, TensorSet};
 use gaisnet::ledger::Event;
 use gaisnet::node::{AnswerLane, Answering};
 use gaisnet::protocol::{Input, update};
@@ -95,27 +95,36 @@ pub(crate) struct Site {
     four_eyes: bool,
     pub(crate) devices: [&'static str; 4],
     pub(crate) steward: Branch,
+    /// Devices watch whether their inputs drift.
+    watches: bool,
+    /// So far are the inputs off from what they were.
+    pub(crate) moved: u32,
     ticks: u32,
 }
 
 impl Site {
     pub(crate) async fn new(follow: bool, four_eyes: bool) -> Self {
         let plant = Plant::new(1, 4, 0, &Faults::none(1));
-        Self::of(plant, DEVICES, edge(), follow, four_eyes).await
+        Self::of(plant, DEVICES, edge(), (follow, four_eyes, false)).await
+    }
+
+    /// One whose devices watch for drift.
+    pub(crate) async fn watching() -> Self {
+        let plant = Plant::new(1, 4, 0, &Faults::none(1));
+        Self::of(plant, DEVICES, edge(), (true, false, true)).await
     }
 
     /// Two sites of two devices each.
     pub(crate) async fn two() -> Self {
         let plant = Plant::new(2, 2, 0, &Faults::none(1));
-        Self::of(plant, OF_BOTH, branch("_", "_", "cloud"), true, false).await
+        Self::of(plant, OF_BOTH, branch("_", "_", "cloud"), (true, false, false)).await
     }
 
     async fn of(
         plant: Plant,
         devices: [&'static str; 4],
         steward: Branch,
-        follow: bool,
-        four_eyes: bool,
+        (follow, four_eyes, watches): (bool, bool, bool),
     ) -> Self {
         let (all, events) = mpsc::unbounded_channel();
         let mut buses = BTreeMap::new();
@@ -138,9 +147,21 @@ impl Site {
             (node, Sealer::new(key_of(&name(node)), name("fed"), own, BootId([77; 16])))
         };
         let sealers = [sealer("ops"), sealer("anna")].into();
-        let (ill, ticks) = (Illnesses::default(), 0);
-        let mut site =
-            Self { plant, buses, events, sealers, ill, follow, four_eyes, devices, steward, ticks };
+        let (ill, moved, ticks) = (Illnesses::default(), 0, 0);
+        let mut site = Self {
+            plant,
+            buses,
+            events,
+            sealers,
+            ill,
+            follow,
+            four_eyes,
+            devices,
+            steward,
+            watches,
+            moved,
+            ticks,
+        };
         for node in site.owners().iter().chain(&devices) {
             site.start(node);
         }
@@ -161,6 +182,8 @@ impl Site {
         parts.rollout.follow = node.starts_with("edge") && !parts.rollout.steward;
         parts.rollout.four_eyes = self.four_eyes;
         if self.devices.contains(&node) {
+            let drift = DriftConfig { reference: 32, recent: 16, every: 1, alpha: 0.001 };
+            parts.drift = self.watches.then_some(drift);
             parts.rollout.follow = self.follow;
             let feature = Binds::Feature { model: name("toy") };
             let tag = |topic: String, binds| Tag::new(&topic, Format::Json, "", binds).unwrap();
@@ -216,7 +239,10 @@ impl Site {
             for device in self.devices {
                 let label = if class == 1 { "b" } else { "a" };
                 self.publish(format!("plant/{device}/label"), format!("\"{label}\"").into_bytes());
-                self.publish(format!("plant/{device}"), class.to_string().into_bytes());
+                self.publish(
+                    format!("plant/{device}"),
+                    (class + self.moved).to_string().into_bytes(),
+                );
             }
             sleep(Duration::from_secs(1)).await;
         }

@@ -68,6 +68,7 @@ impl Learner for Toy {
             steps: job.steps,
             loss_first: 1.0,
             loss_last: 0.5,
+            risk: None,
         })
     }
 }

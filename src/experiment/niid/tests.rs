@@ -52,6 +52,7 @@ impl Learner for Toy {
             steps,
             loss_first: 1.0,
             loss_last: 1.0,
+            risk: None,
         })
     }
 }

@@ -307,6 +307,7 @@ fn a_receipt_and_a_result_leave_once_the_standby_has_what_they_say() {
             steps: 4,
             loss_first: 1.0,
             loss_last: 0.5,
+            risk: None,
             stacked: false,
             delta: Some(Blob::of(&first_adapter(4), 4096)),
             class_logits: None,

@@ -49,6 +49,7 @@ pub(super) fn work() -> Work {
         steps: 4,
         loss_first: 1.0,
         loss_last: 0.5,
+        risk: None,
         residual: None,
         own: None,
         weighed: Vec::new(),

@@ -225,9 +225,15 @@ impl Gate {
             };
             let (judged, base_judged) = (so_far(judged), so_far(base_judged));
             let compared = so_far(compared);
-            let perfect =
-                Tally { answers: seen, judged, base_judged, compared, drift: f64::MIN_POSITIVE, ..Tally::default() };
-            self.judge(&perfect, u64::MAX, look).open
+            let perfect = Tally {
+                answers: seen,
+                judged,
+                base_judged,
+                compared,
+                drift: f64::MIN_POSITIVE,
+                ..Tally::default()
+            };
+            self.judge(&[perfect], u64::MAX, look).open
         };
         let mut left = vec![Rule::Answers];
         for look in looks {
@@ -239,38 +245,46 @@ impl Gate {
         left.into_iter().next()
     }
 
-    /// Judges what was seen, at the look of this number (from 0).
-    pub fn judge(&self, seen: &Tally, nodes: u64, look: u32) -> Judgement {
+    /// Judges what each of those who say it has seen, at the look of this number (from 0).
+    ///
+    /// It is passed by what all have seen together. It is broken by that, or by what one of them has seen alone: nobody's good
+    /// answers drown what others see fail. Halts in error are shared, half by all together and half by each alone.
+    pub fn judge(&self, seen: &[Tally], nodes: u64, look: u32) -> Judgement {
         let mut out = Judgement::default();
-        if seen.answers < self.least_answers {
+        let total = Tally::sum(seen);
+        if total.answers < self.least_answers {
             out.open.push(Rule::Answers);
         }
         if nodes < self.least_nodes {
             out.open.push(Rule::Nodes);
         }
-        let rates = [
-            (Rule::Errors, self.max_errors, seen.errors, seen.answers),
-            (Rule::Slow, self.max_slow, seen.slow, seen.answers),
-            (Rule::Disagreement, self.max_disagreement, seen.disagreed, seen.compared),
-        ];
         let share = self.share(look);
-        for (rule, most, hits, draws) in rates {
-            let Some(most) = most else { continue };
-            let (low, high) = (lower_bound(hits, draws, share), upper_bound(hits, draws, share));
-            out.note(rule, low > most, high > most);
-        }
-        if let Some(margin) = self.max_worse {
-            let new = |bound: fn(u64, u64, f64) -> f64| bound(seen.wrong, seen.judged, share);
-            let old =
-                |bound: fn(u64, u64, f64) -> f64| bound(seen.base_wrong, seen.base_judged, share);
-            let broken = new(lower_bound) > old(upper_bound) + margin;
-            out.note(Rule::Worse, broken, new(upper_bound) > old(lower_bound) + margin);
+        let others = u32::try_from(seen.len()).unwrap_or(u32::MAX);
+        let (by_all, by_one) = match others {
+            0 | 1 => (share, 0.0),
+            others => (share / 2.0, share / 2.0 / f64::from(others)),
+        };
+        for rule in [Rule::Errors, Rule::Slow, Rule::Disagreement, Rule::Worse] {
+            let Some(most) = self.most(rule) else { continue };
+            let broken = is_above(rule, &total, most, by_all)
+                || (by_one > 0.0 && seen.iter().any(|one| is_above(rule, one, most, by_one)));
+            out.note(rule, broken, !is_below(rule, &total, most, share));
         }
         if let Some(most) = self.max_drift {
             // No two samples of inputs are the same: 0 is that nobody has looked.
-            out.note(Rule::Drift, seen.drift > most, seen.drift <= 0.0);
+            out.note(Rule::Drift, total.drift > most, total.drift <= 0.0);
         }
         out
+    }
+
+    fn most(&self, rule: Rule) -> Option<f64> {
+        match rule {
+            Rule::Errors => self.max_errors,
+            Rule::Slow => self.max_slow,
+            Rule::Worse => self.max_worse,
+            Rule::Disagreement => self.max_disagreement,
+            Rule::Answers | Rule::Nodes | Rule::Drift | Rule::Risk => None,
+        }
     }
 
     /// What each bound may spend at a look.
@@ -280,6 +294,36 @@ impl Gate {
         let bounds = u32::try_from(bounds.max(1)).map_or(1.0, f64::from);
         self.delta / bounds / 2_f64.powi(i32::try_from(look.min(MAX_LOOKS)).unwrap_or(0) + 1)
     }
+}
+
+/// Draws of a rule's rate, and hits among them.
+fn rate(rule: Rule, seen: &Tally) -> (u64, u64) {
+    match rule {
+        Rule::Slow => (seen.slow, seen.answers),
+        Rule::Disagreement => (seen.disagreed, seen.compared),
+        Rule::Worse => (seen.wrong, seen.judged),
+        _ => (seen.errors, seen.answers),
+    }
+}
+
+/// Whether a rule's rate lies above what it may be, as surely as this probability of an error says.
+fn is_above(rule: Rule, seen: &Tally, most: f64, share: f64) -> bool {
+    let (hits, draws) = rate(rule, seen);
+    let base = match rule {
+        Rule::Worse => upper_bound(seen.base_wrong, seen.base_judged, share),
+        _ => 0.0,
+    };
+    lower_bound(hits, draws, share) > base + most
+}
+
+/// Whether it lies below.
+fn is_below(rule: Rule, seen: &Tally, most: f64, share: f64) -> bool {
+    let (hits, draws) = rate(rule, seen);
+    let base = match rule {
+        Rule::Worse => lower_bound(seen.base_wrong, seen.base_judged, share),
+        _ => 0.0,
+    };
+    upper_bound(hits, draws, share) <= base + most
 }
 
 impl Judgement {

@@ -39,9 +39,14 @@ impl Seen {
         known.nodes = known.nodes.max(nodes);
     }
 
+    /// What each node has seen, in all of its lives.
+    pub fn each(&self) -> Vec<Tally> {
+        self.0.values().map(|lives| Tally::sum([&lives.before, &lives.now])).collect()
+    }
+
     /// All of it.
     pub fn total(&self) -> Tally {
-        Tally::sum(self.0.values().flat_map(|lives| [&lives.before, &lives.now]))
+        Tally::sum(&self.each())
     }
 
     /// Devices that have given an answer.

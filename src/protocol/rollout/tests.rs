@@ -537,7 +537,7 @@ fn a_version_at_the_limit_passes_as_rarely_as_delta_says_and_without_the_bounds_
     let looks: Vec<u64> = (0..8).map(look_at).collect();
     let guarded = |tally: &Tally| {
         let look = looks.iter().position(|at| *at == tally.answers);
-        look.is_some_and(|look| gate.judge(tally, 1, u32::try_from(look).unwrap()).passed())
+        look.is_some_and(|look| gate.judge(&[*tally], 1, u32::try_from(look).unwrap()).passed())
     };
     let runs = 400;
     assert!(passed_at(0.1, runs, &guarded) <= 20, "delta is 0.05 of 400");
@@ -550,6 +550,36 @@ fn a_version_at_the_limit_passes_as_rarely_as_delta_says_and_without_the_bounds_
     // The rate itself.
     let naive = |tally: &Tally| tally.answers >= 16 && tally.errors * 10 < tally.answers;
     assert!(passed_at(0.1, runs, &naive) > 200);
+}
+
+#[test]
+fn nobodys_good_answers_drown_what_another_one_sees_fail() {
+    let gate = gate();
+    // One device sees every other answer fail, one tells of a billion good ones.
+    let (sees, lies) = (seen(64, 32), seen(1_000_000_000, 0));
+    assert!(gate.judge(&[seen(1_000_000_064, 32)], 2, 26).passed(), "summed it passes");
+    assert_eq!(gate.judge(&[sees, lies], 2, 26).broken, [Rule::Errors]);
+    assert!(gate.judge(&[seen(64, 1), lies], 2, 26).passed(), "as many as may fail");
+}
+
+#[test]
+fn a_good_version_is_halted_as_rarely_as_delta_says_however_many_say_what_they_see() {
+    let gate = gate();
+    let mut halted = 0;
+    for run in 0..200 {
+        let mut draw = Stream::new(run, "nodes");
+        let mut nodes = [seen(0, 0); 20];
+        let is_halted = (0..7).any(|look| {
+            while Tally::sum(&nodes).answers < look_at(look) {
+                let one = &mut nodes[draw.below(20)];
+                one.answers += 1;
+                one.errors += u64::from(draw.below(10) == 0); // the rate that is just allowed
+            }
+            !gate.judge(&nodes, 20, look).broken.is_empty()
+        });
+        halted += u32::from(is_halted);
+    }
+    assert!(halted <= 10, "delta is 0.05 of 200: {halted}");
 }
 
 #[derive(Debug, Clone)]

@@ -134,6 +134,8 @@ impl Round {
             failed: 0,
             loss_first: contribution.loss_first,
             loss_last: contribution.loss_last,
+            // Nonsense is as good as nothing measured.
+            risk: contribution.risk.filter(|risk| (0.0..=1.0).contains(risk)),
             delta: contribution.delta.as_ref().map(Blob::sha256),
             back: self.back(&sender, &contribution.offer),
             stacked: contribution.stacked,

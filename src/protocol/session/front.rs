@@ -470,6 +470,7 @@ impl Active {
             steps: self.applied(),
             loss_first: mean(self.losses.iter().take(tenth)),
             loss_last: mean(self.losses.iter().rev().take(tenth)),
+            risk: None,
             residual,
             own: None,
             weighed: Vec::new(),

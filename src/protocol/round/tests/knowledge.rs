@@ -32,6 +32,7 @@ fn work(own: Option<Vec<u8>>, knowledge: Option<PackedKnowledge>) -> Work {
         steps: 4,
         loss_first: 1.0,
         loss_last: 0.5,
+        risk: None,
         residual: None,
         own,
         weighed: Vec::new(),
