@@ -249,3 +249,88 @@ async fn a_signed_keyring_update_starts_the_node_again_and_a_wrong_one_changes_n
     }
     assert_eq!(show.matches("node_start").count(), 2, "{show}");
 }
+
+/// A press with data of its own, whose work a tag tells, and a cabinet that may be too hot.
+fn a_press(federation: &Federation) {
+    federation.init(&["edge", "--name", "edge-n", "--site", "north", "--parent", "cloud"]);
+    federation.init(&["device", "--name", "p1", "--site", "north", "--parent", "edge-n"]);
+    let tags = "\n[[tags]]\ntopic = \"plant/p1/idle\"\nbinds = \"idle\"\n\
+                [[tags]]\ntopic = \"plant/p1/heat\"\nbinds = \"veto\"\nabove = 55.0\n";
+    let file = federation.path("p1/gaisnet.toml");
+    let settings = std::fs::read_to_string(&file).unwrap() + tags;
+    std::fs::write(&file, settings).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_press_trains_while_it_stands_still_and_cool_and_a_label_finds_its_answer() {
+    let cache = gaisnet::data::Cache::from_env().unwrap();
+    if gaisnet::data::bearings::Bearings::cached(&cache).is_none() {
+        return support::skip(
+            "data set bearings is not in the cache (gaisnet data fetch bearings)",
+        );
+    }
+    let Some(broker) = Mosquitto::start() else { return };
+    let federation = Federation::with_cloud();
+    a_press(&federation);
+    let mut scada = Peer::up(broker.port, "scada").await;
+    // The gateway's last words, which the broker keeps: it works.
+    scada.bus.publish(kept("plant/p1/idle", "false")).unwrap();
+    scada.bus.publish(kept("plant/p1/heat", "70")).unwrap();
+    let b = "gaisnet/v1/north/_/p1";
+    let topics = [format!("{b}/reply/+"), format!("{b}/status"), format!("{CLOUD}/status")];
+    scada.bus.subscribe(&topics).unwrap();
+    let at = broker.port;
+    let mut p1 = federation.run(
+        "p1",
+        at,
+        &[
+            PAGE,
+            "data.set=bearings",
+            "data.client=P1",
+            "commands.unsigned=[\"infer\",\"feedback\"]",
+        ],
+    );
+    let page = p1.page();
+    let counted = async |what: &str| {
+        for _ in 0..300 {
+            if support::process::get(&page, "/metrics").1.contains(what) {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        }
+        panic!("{what} never came: {}", support::process::get(&page, "/metrics").1);
+    };
+    hears(&mut scada, "p1/status", r#""online":true"#).await;
+    let set = ["round.auto_start=true", "round.rounds=1", "privacy.profile=lab"];
+    let mut cloud = federation.run("cloud", at, &set);
+    let parent = [&format!("bus.parent.port={at}"), "bus.parent.host=127.0.0.1", set[2]];
+    let mut edge = federation.run("edge-n", at, &parent);
+    counted("training_waits_machine").await;
+    // It answers meanwhile, and what was right after all finds that answer, once.
+    let window: Vec<f64> = (0..2_048).map(|at| f64::from(at).sin()).collect();
+    let request = serde_json::json!({"id": "q", "input": window}).to_string();
+    scada.bus.publish(message(&format!("{b}/infer/bearing"), request)).unwrap();
+    let (answer, _) = hears(&mut scada, "/reply/infer", r#""id":"q""#).await;
+    assert_eq!(answer["model_version"], 0, "{answer}");
+    for (label, word) in
+        [("outer", r#""labelled":1"#), ("outer", r#""repeated":1"#), ("inner", "contradict")]
+    {
+        let label = serde_json::json!({"id": "q", "label": label}).to_string();
+        scada.bus.publish(message(&format!("{b}/feedback/bearing"), label)).unwrap();
+        hears(&mut scada, "/reply/feedback", word).await;
+    }
+    scada
+        .bus
+        .publish(message(&format!("{b}/feedback/bearing"), r#"{"id":"nobody","label":"outer"}"#))
+        .unwrap();
+    hears(&mut scada, "/reply/feedback", r#""status":"error""#).await;
+    // It stands still, and is too hot; then it is cool.
+    scada.bus.publish(kept("plant/p1/idle", "true")).unwrap();
+    counted("training_waits_veto").await;
+    assert!(!cloud.log().contains("the result is fixed"), "it waits");
+    scada.bus.publish(kept("plant/p1/heat", "40")).unwrap();
+    cloud.logs("the result is fixed");
+    for (node, running) in [("cloud", &mut cloud), ("edge-n", &mut edge), ("p1", &mut p1)] {
+        assert_eq!(running.terminate(), Some(0), "{node}: {}", running.log());
+    }
+}
