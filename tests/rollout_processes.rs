@@ -51,7 +51,7 @@ impl World {
             let own = std::fs::read_to_string(&settings).unwrap();
             std::fs::write(settings, own + &tag.replace('x', device)).unwrap();
         }
-        let key = federation.path("anna.pem");
+        let key = federation.path("ops/anna.pem");
         assert!(gaisnet(&["keys", "new", &key]).status.success());
         let request = federation.path("anna.json");
         let who = ["--name", "anna", "--federation", "pilot", "--role", "operator"];
@@ -163,7 +163,8 @@ impl World {
 
     /// What an operator does: signs a command on the command line, and pipes it into `mosquitto_pub`.
     fn orders(&self, words: &[&str]) {
-        let (key, keyring) = (self.federation.path("anna.pem"), self.federation.path("keyring"));
+        let (key, keyring) =
+            (self.federation.path("ops/anna.pem"), self.federation.path("keyring"));
         let line = [words, &["--to", "_/_/cloud", "--key", &key, "--keyring", &keyring]].concat();
         let signed = gaisnet(&line);
         assert!(signed.status.success(), "{}", text(&signed));

@@ -108,7 +108,8 @@ impl Attending {
 
     /// The inputs of this node were looked at: so far are they off.
     pub(super) fn drifted(&mut self, distance: f64) {
-        self.tally.drift = self.tally.drift.max(distance);
+        // 0 says that nobody has looked.
+        self.tally.drift = self.tally.drift.max(distance).max(f64::MIN_POSITIVE);
     }
 
     /// A label may come for this answer of the version in use to a window of a tag.

@@ -3,6 +3,7 @@
 //! Reads settings and figures, or measures this machine; the rule itself is `learn/plan.rs`.
 
 mod members;
+mod rounds;
 mod show;
 
 use std::collections::BTreeMap;

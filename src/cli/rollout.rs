@@ -133,6 +133,14 @@ pub(super) fn run(
                 writeln!(out, "refused: {problem}")?;
                 return Ok(Exit::Refused);
             }
+            let bytes = json!({ "args": args }).to_string().len();
+            if bytes > MOST_BYTES {
+                writeln!(
+                    out,
+                    "refused: the plan takes {bytes} bytes, a command has {MOST_BYTES}: name fewer nodes, or less often"
+                )?;
+                return Ok(Exit::Refused);
+            }
             if *check {
                 writeln!(out, "it can be met; its digest is {}", plan.digest())?;
                 return Ok(Exit::Ok);
@@ -164,6 +172,9 @@ pub(super) fn run(
     out.write_all(&bytes)?;
     Ok(Exit::Ok)
 }
+
+/// Bytes of a plan in a command, without signature and envelope.
+const MOST_BYTES: usize = 15 * 1024;
 
 fn model_of(named: &NamedArgs) -> Value {
     json!({ "model": named.model })

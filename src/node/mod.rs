@@ -385,9 +385,12 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
     let stewards = parts.rollout.steward && tier != Tier::Device && whole;
     let above = entry.parent.as_ref().filter(|_| parts.rollout.follow && whole);
     let leads = stewards || tier == Tier::Edge && above.is_some();
-    let leader = match tier {
-        Tier::Device => above,
-        Tier::Edge | Tier::Cloud => leads.then_some(&me).filter(|_| answering.is_some()),
+    // Whose assignments it follows, and who has the adapters that those name.
+    let leader = match (tier, above) {
+        (Tier::Device, above) => above.map(|edge| (edge, edge)),
+        (Tier::Edge | Tier::Cloud, _) if !leads || answering.is_none() => None,
+        (_, Some(cloud)) if !stewards => Some((&me, cloud)),
+        _ => Some((&me, &me)),
     };
     let follows = |leader| rollouts::follower(&me, leader, &learning, &of(Follower::KEY, &state));
     let follower = leader.map(follows).transpose()?;

@@ -100,12 +100,18 @@ pub(super) fn deputy(
 
 pub(super) fn follower(
     me: &NodeId,
-    steward: &NodeId,
+    (steward, source): (&NodeId, &NodeId),
     learning: &Learning,
     state: &[(String, Vec<u8>)],
 ) -> Result<Follower, NodeError> {
     let adapter = update::unpack(&learning.adapter);
     let layout = adapter.map_err(|error| NodeError::State(error.to_string()))?.layout();
-    let (me, steward, model) = (me.clone(), steward.clone(), learning.model.name.clone());
-    Follower::new(FollowerConfig { me, steward, model, layout }, state).map_err(NodeError::State)
+    let config = FollowerConfig {
+        me: me.clone(),
+        steward: steward.clone(),
+        source: source.clone(),
+        model: learning.model.name.clone(),
+        layout,
+    };
+    Follower::new(config, state).map_err(NodeError::State)
 }

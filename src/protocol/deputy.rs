@@ -4,7 +4,7 @@
 //!   m/assignment of the cloud --> the part of this site --> m/assignment (own number) --> devices
 //!   to/{cloud}/site_evidence <-- sums, from sixteen answers on <-- devices' signed evidence
 //! ```
-//! It decides nothing. Devices hear of their own site only, and the cloud of sums only. Its assignments have numbers of their
+//! It decides nothing. Devices hear of their own site only, and the cloud of sums over the site's devices in the stage. Its assignments have numbers of their
 //! own, so that a site may be decided about by its edge today and by its cloud tomorrow. What the cloud was told is on disk
 //! together with what it was made of: whatever starts again, nothing is counted twice and little is said twice.
 //!
@@ -22,7 +22,8 @@ use super::{Steward, sense};
 use crate::ids::{Digest, Name, NodeId, Side, Version};
 use crate::time::{Mono, Now};
 use crate::wire::{
-    Assignment, Blob, Body, Candidate, Evidence, Manifest, SiteEvidence, Tally, Wanted, decode,
+    Assignment, Blob, Body, Candidate, Evidence, Kind, Manifest, SiteEvidence, Tally, Wanted,
+    decode, encode,
 };
 
 /// What a deputy has to know.
@@ -50,6 +51,11 @@ pub struct Deputy {
     /// What devices have said since.
     seen: Seen,
     kept: Kept,
+    /// The steward has spoken since this node has been its deputy: what it said before somebody else decided here is a bound
+    /// for its numbers, no more.
+    heard: bool,
+    /// Versions that this node needs when it decides again.
+    spared: Vec<Version>,
     /// When the assignment was last sealed.
     told_at: Mono,
 }
@@ -71,10 +77,11 @@ struct Said {
 impl Deputy {
     const KEY: &'static str = "rollout/deputy";
     const SAID: &'static str = "rollout/said";
-    const STATE_CAP: usize = 1 << 20;
-    /// Answers, or labels, between two messages to the steward: none is about a single one. Of many it is a sixteenth,
-    /// since gates are looked at where their number has doubled.
+    const STATE_CAP: usize = 1 << 22;
+    /// Answers between two messages to the steward, and labels; of many a sixteenth, since gates are looked at where their number
+    /// has doubled.
     pub const STEP: u64 = 16;
+    const MAX_STEP: u64 = 4_096;
     /// How often it looks again for what is missing, and repeats what it has said.
     pub const AGAIN_MS: u64 = 10_000;
 
@@ -85,19 +92,24 @@ impl Deputy {
     pub fn new(config: DeputyConfig, state: &[(String, Vec<u8>)]) -> Result<Self, String> {
         let kept = Kept::new(config.untrained.clone(), config.chunk_bytes, state)?;
         let mut own: State = stored(Self::KEY, state)?.unwrap_or_default();
+        let (last, spared) = Rollout::left(state)?.unwrap_or_default();
+        let heard = own.told.is_some() && own.serial > last;
         // Devices go by the highest number, whoever gave it.
-        own.serial = own.serial.max(Rollout::last_serial(state)?);
+        own.serial = own.serial.max(last);
         let said: Option<Said> = stored(Self::SAID, state)?;
         let seen = said.as_ref().map(|said| said.of.clone()).unwrap_or_default();
-        Ok(Self { config, state: own, said, seen, kept, told_at: Mono::default() })
+        let told_at = Mono::default();
+        Ok(Self { config, state: own, said, seen, kept, heard, spared, told_at })
     }
 
-    /// Number of the last assignment that `state` knows of.
+    /// What a deputy has left in `state`, for a steward after it: the number of its last assignment, and what was served
+    /// by it.
     ///
     /// # Errors
     /// The key whose value can't be read: the store is damaged.
-    pub(super) fn last_serial(state: &[(String, Vec<u8>)]) -> Result<u64, String> {
-        Ok(stored::<State>(Self::KEY, state)?.map_or(0, |state| state.serial))
+    pub(super) fn left(state: &[(String, Vec<u8>)]) -> Result<Option<(u64, Version)>, String> {
+        let left = stored::<State>(Self::KEY, state)?;
+        Ok(left.and_then(|left| Some((left.serial, left.told?.stable))))
     }
 
     /// The node starts; `effects` are those of its relay's start.
@@ -114,9 +126,17 @@ impl Deputy {
         if let Err(why) = sense::check_assignment(&self.config.model, known, told) {
             return vec![Effect::Count(why)];
         }
+        let untrained = self.config.untrained.sha256;
+        let stable = told.stable_adapter.as_ref().filter(|_| told.stable == 0);
+        if stable.is_some_and(|manifest| manifest.sha256 != untrained) {
+            return vec![Effect::Count("foreign_adapter")];
+        }
+        if !fits(&self.part_of(told)) {
+            return vec![Effect::Count("assignment_too_large")];
+        }
         let mut out = Vec::new();
-        if known != Some(told) {
-            if known.is_none_or(|known| told.serial > known.serial) {
+        if known != Some(told) || !self.heard {
+            if !self.heard || known.is_none_or(|known| told.serial > known.serial) {
                 self.state.serial += 1;
                 self.seen.clear();
                 if self.said.take().is_some() {
@@ -124,7 +144,9 @@ impl Deputy {
                 }
             }
             self.state.told = Some(told.clone());
+            self.heard = true;
             put(Self::KEY, &self.state, &mut out);
+            self.keep_as_told(&mut out);
             self.tell(now, &mut out);
         }
         self.pursue(&mut out);
@@ -134,12 +156,13 @@ impl Deputy {
     /// What a device says that it has seen.
     pub fn evidence(&mut self, node: &NodeId, evidence: &Evidence) -> Vec<Effect> {
         let Evidence { serial, version, life, tally, gave_up } = *evidence;
-        let assigned = self.assignment();
-        let candidate = assigned.as_ref().and_then(|assigned| assigned.candidate.as_ref());
-        let takes_part = candidate.is_some_and(|candidate| {
-            let named = candidate.serve.contains(node) || candidate.shadow.contains(node);
-            candidate.version == version && named
-        });
+        let told = self.state.told.as_ref().filter(|_| self.heard);
+        let candidate = told.and_then(|told| told.candidate.as_ref());
+        let takes_part = self.config.members.contains(node)
+            && candidate.is_some_and(|candidate| {
+                let named = candidate.serve.contains(node) || candidate.shadow.contains(node);
+                candidate.version == version && named
+            });
         if serial != self.state.serial || !takes_part {
             return vec![Effect::Count("evidence_of_another_stage")];
         }
@@ -201,7 +224,17 @@ impl Deputy {
 
     /// Who serves what at this site, as its devices are told.
     pub fn assignment(&self) -> Option<Assignment> {
-        let told = self.state.told.as_ref()?;
+        let told = self.state.told.as_ref().filter(|_| self.heard)?;
+        let part = self.part_of(told);
+        // Whoever else hasn't the stable version any more, this node may.
+        let kept = || self.kept.get(told.stable).cloned();
+        let stable_adapter = told.stable_adapter.clone().or_else(kept);
+        let more = Assignment { stable_adapter, ..part.clone() };
+        Some(if fits(&more) { more } else { part })
+    }
+
+    /// The part of an assignment that is about this site.
+    fn part_of(&self, told: &Assignment) -> Assignment {
         let here = |nodes: &BTreeSet<NodeId>| nodes & &self.config.members;
         let candidate = told.candidate.as_ref().map(|candidate| Candidate {
             serve: here(&candidate.serve),
@@ -209,15 +242,13 @@ impl Deputy {
             ..candidate.clone()
         });
         let candidate = candidate.filter(|one| !(one.serve.is_empty() && one.shadow.is_empty()));
-        let kept = || self.kept.get(told.stable).cloned();
-        let stable_adapter = told.stable_adapter.clone().or_else(kept);
-        Some(Assignment { serial: self.state.serial, candidate, stable_adapter, ..told.clone() })
+        Assignment { serial: self.state.serial, candidate, ..told.clone() }
     }
 
     /// What is to be done again and again.
     fn go_on(&mut self, out: &mut Vec<Effect>) {
         self.pursue(out);
-        if let Some(said) = &self.said {
+        if let Some(said) = self.said.as_ref().filter(|_| self.heard) {
             out.push(to_steward(said.evidence.clone()));
         }
         out.push(Effect::Timer { timer: Timer::Steward, after_ms: Self::AGAIN_MS });
@@ -234,16 +265,15 @@ impl Deputy {
             nodes: 0,
             gave_up: false,
         });
-        let tally = self.seen.total();
-        let is_news = news(&says.tally, &tally) >= Self::STEP.max(says.tally.answers / Self::STEP);
+        let grown = self.seen.total().bounded();
+        let is_news = release(&mut says.tally, &grown);
         if !(is_news || gave_up && !says.gave_up) {
             return;
         }
-        says.gave_up |= gave_up;
-        // That a device gave a version up is said at once; what it saw of it may be one answer.
         if is_news {
-            (says.tally, says.nodes) = (tally, self.seen.nodes());
+            says.nodes = self.seen.nodes();
         }
+        says.gave_up |= gave_up; // that is said at once, with the counts of the message before
         let said = Said { evidence: says.clone(), of: self.seen.clone() };
         put(Self::SAID, &said, out);
         self.said = Some(said);
@@ -259,21 +289,38 @@ impl Deputy {
     }
 
     fn missing(&self) -> Vec<(Version, Manifest)> {
-        let Some(told) = &self.state.told else { return Vec::new() };
-        let stable = told.stable_adapter.iter().map(|manifest| (told.stable, manifest));
-        let candidate = told.candidate.iter().map(|one| (one.version, &one.adapter));
-        let lacks = |(version, manifest): &(Version, &Manifest)| {
+        let lacks = |(version, manifest): &(Version, Manifest)| {
             self.kept.get(*version).is_none_or(|kept| kept.sha256 != manifest.sha256)
         };
-        let missing = stable.chain(candidate).filter(lacks);
-        missing.map(|(version, manifest)| (version, manifest.clone())).collect()
+        self.assigned_adapters().filter(lacks).collect()
+    }
+
+    fn assigned_adapters(&self) -> impl Iterator<Item = (Version, Manifest)> {
+        let told = self.state.told.iter();
+        told.flat_map(|told| {
+            let stable = told.stable_adapter.iter().map(|manifest| (told.stable, manifest.clone()));
+            let candidate = told.candidate.iter().map(|one| (one.version, one.adapter.clone()));
+            stable.chain(candidate)
+        })
+    }
+
+    /// Chunks are asked for as the steward cuts them.
+    fn keep_as_told(&mut self, out: &mut Vec<Effect>) {
+        let assigned: Vec<(Version, Manifest)> = self.assigned_adapters().collect();
+        for (version, manifest) in assigned {
+            let kept = self.kept.get(version);
+            if kept.is_some_and(|kept| kept.sha256 == manifest.sha256 && *kept != manifest) {
+                self.keep(version, &Blob::Manifest(manifest), out);
+            }
+        }
     }
 
     fn keep(&mut self, version: Version, adapter: &Blob, out: &mut Vec<Effect>) {
         let told = self.state.told.as_ref();
         let candidate = told.and_then(|told| told.candidate.as_ref()).map(|one| one.version);
+        let stable = told.map(|told| told.stable);
         let needed: Vec<Version> =
-            told.map(|told| told.stable).into_iter().chain(candidate).collect();
+            stable.into_iter().chain(candidate).chain(self.spared.iter().copied()).collect();
         self.kept.keep(version, adapter, &needed, out);
     }
 
@@ -291,11 +338,37 @@ impl Deputy {
     }
 }
 
-/// The most that any count of which a message could be about has grown by.
-fn news(before: &Tally, now: &Tally) -> u64 {
-    let counts = |tally: &Tally| [tally.answers, tally.judged, tally.base_judged, tally.compared];
-    let grown = counts(now).into_iter().zip(counts(before));
-    grown.map(|(now, before)| now.saturating_sub(before)).max().unwrap_or(0)
+/// Takes over what has grown by a step: each rate with its draws, if these have. Whether any has.
+fn release(said: &mut Tally, now: &Tally) -> bool {
+    let enough = |said: u64, now: u64| {
+        now.saturating_sub(said) >= (said / Deputy::STEP).clamp(Deputy::STEP, Deputy::MAX_STEP)
+    };
+    let mut is_news = false;
+    if enough(said.answers, now.answers) {
+        (said.answers, said.errors, said.slow) = (now.answers, now.errors, now.slow);
+        said.drift = now.drift;
+        is_news = true;
+    }
+    // A part of the answers that the steward knows of.
+    if enough(said.judged, now.judged) && now.judged <= said.answers {
+        (said.judged, said.wrong) = (now.judged, now.wrong);
+        is_news = true;
+    }
+    if enough(said.compared, now.compared) && now.compared <= said.answers {
+        (said.compared, said.disagreed) = (now.compared, now.disagreed);
+        is_news = true;
+    }
+    if enough(said.base_judged, now.base_judged) {
+        (said.base_judged, said.base_wrong) = (now.base_judged, now.base_wrong);
+        is_news = true;
+    }
+    is_news
+}
+
+/// Whether an assignment fits into a message, with what is around it.
+fn fits(told: &Assignment) -> bool {
+    let bytes = encode(told).map_or(usize::MAX, |bytes| bytes.len());
+    bytes.saturating_add(Steward::AROUND) <= Kind::Assignment.cap_bytes()
 }
 
 fn stored<T: for<'de> Deserialize<'de>>(

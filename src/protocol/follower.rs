@@ -31,6 +31,8 @@ pub struct FollowerConfig {
     pub me: NodeId,
     /// Whose assignments it follows: its edge; an edge follows its own.
     pub steward: NodeId,
+    /// Who has the adapters that are assigned: the same, but for an edge whose cloud decides.
+    pub source: NodeId,
     /// The model.
     pub model: Name,
     /// Names and shapes of each version of its adapter.
@@ -256,7 +258,7 @@ impl Follower {
     }
 
     fn fetch(&self, manifest: &Manifest) -> Effect {
-        let from = self.config.steward.clone();
+        let from = self.config.source.clone();
         Effect::Fetch { from, side: Side::Up, manifest: manifest.clone() }
     }
 

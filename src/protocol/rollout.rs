@@ -44,8 +44,8 @@ pub struct Rollout {
     seen: Seen,
     /// Up to when time is counted.
     counted_to: Mono,
-    /// Nothing of it is on disk yet.
-    fresh: bool,
+    /// What it begins with isn't on disk yet.
+    unsaved: bool,
 }
 
 /// What of it is on disk beside the registry, under one key.
@@ -76,6 +76,9 @@ struct Run {
     elapsed_ms: u64,
     /// Looks that were taken at its gate.
     looks: u32,
+    /// Looks that were taken at what single nodes have seen.
+    #[serde(default)]
+    looks_at: BTreeMap<NodeId, u32>,
     /// The last one passed.
     passed: bool,
 }
@@ -315,14 +318,14 @@ impl Rollout {
             config,
             registry: Registry::default(),
             state: State { stable: 0, serial: 0, active: None },
-            fresh: true,
+            unsaved: true,
             seen: Seen::default(),
             counted_to: Mono::default(),
         };
         rollout.state.stable = rollout.config.served;
         for (key, value) in state {
             if key == Self::STATE {
-                rollout.fresh = false;
+                rollout.unsaved = false;
                 rollout.state =
                     decode(value, Self::STATE_CAP).map_err(|error| format!("{key}: {error}"))?;
             } else if key.starts_with(Self::VERSION) {
@@ -334,22 +337,28 @@ impl Rollout {
         Ok(rollout)
     }
 
-    /// Numbers of assignments begin above this one.
+    /// The numbers of assignments lie above this one: somebody else has used it.
     pub fn begin_above(&mut self, serial: u64) {
-        self.state.serial = self.state.serial.max(serial);
+        if self.state.serial <= serial {
+            self.state.serial = serial.saturating_add(1);
+            self.unsaved = true;
+        }
     }
 
-    /// Number of the last assignment that `state` knows of.
+    /// What a rollout has left in `state`, for whoever decides after it: the number of its last assignment, and the versions
+    /// that it needs when it goes on.
     ///
     /// # Errors
     /// The key whose value can't be read: the store is damaged.
-    pub fn last_serial(state: &[(String, Vec<u8>)]) -> Result<u64, String> {
+    pub fn left(state: &[(String, Vec<u8>)]) -> Result<Option<(u64, Vec<Version>)>, String> {
         let stored = state.iter().find(|(key, _)| key == Self::STATE);
-        stored.map_or(Ok(0), |(key, value)| {
+        let left = stored.map(|(key, value)| {
             let state: State =
                 decode(value, Self::STATE_CAP).map_err(|error| format!("{key}: {error}"))?;
-            Ok(state.serial)
-        })
+            let active = state.active.map(|active| active.plan.version);
+            Ok::<_, String>((state.serial, active.into_iter().chain([state.stable]).collect()))
+        });
+        left.transpose()
     }
 
     /// One step.
@@ -364,6 +373,12 @@ impl Rollout {
     /// The versions that are known.
     pub fn registry(&self) -> &Registry {
         &self.registry
+    }
+
+    /// Whether a node has a part in the stage that runs, itself or by those that it speaks for.
+    pub fn takes_part(&self, node: &NodeId) -> bool {
+        let speaks_for = self.config.speaks_for(node);
+        self.running().is_some_and(|(_, _, stage)| !stage.nodes.is_disjoint(&speaks_for))
     }
 
     /// What may be seen from outside.
@@ -403,7 +418,7 @@ impl Rollout {
         match input {
             Input::Start => {
                 self.counted_to = now.mono;
-                if std::mem::take(&mut self.fresh) {
+                if std::mem::take(&mut self.unsaved) {
                     self.put(out); // what is served now stays so, whatever comes before the next start
                 }
                 out.push(Effect::Assign(self.assignment()));
@@ -437,7 +452,8 @@ impl Rollout {
                 self.halt("operator", out);
             }
             Input::Evidence { node, life, serial, tally, nodes } => {
-                self.evidence(node, (life, serial), tally, nodes)?;
+                self.evidence(node.clone(), (life, serial), tally, nodes)?;
+                self.look_at(&node, out);
                 self.look(out);
                 self.advance_or_halt(now, out);
             }
@@ -549,7 +565,8 @@ impl Rollout {
 
     fn enter(&mut self, now: Now, at: usize, out: &mut Vec<Effect>) {
         if let Some(active) = &mut self.state.active {
-            active.run = Some(Run { at, elapsed_ms: 0, looks: 0, passed: false });
+            active.run =
+                Some(Run { at, elapsed_ms: 0, looks: 0, looks_at: BTreeMap::new(), passed: false });
         }
         self.seen.clear();
         self.counted_to = now.mono;
@@ -577,24 +594,44 @@ impl Rollout {
         Ok(())
     }
 
+    /// Looks at what one node has seen alone, each time that its own answers have doubled. It may break the gate, not pass it.
+    fn look_at(&mut self, node: &NodeId, out: &mut Vec<Effect>) {
+        let seen = self.seen.of(node);
+        let Some((_, run, stage)) = self.running() else { return };
+        let speakers = self.config.speakers(&stage.nodes);
+        let before = run.looks_at.get(node).copied().unwrap_or(0);
+        let Some(look) = due(before, seen.answers) else { return };
+        let broken = stage.gate.broken_by_one(&seen, speakers, look);
+        let run = self.state.active.as_mut().and_then(|active| active.run.as_mut());
+        if let Some(run) = run {
+            run.looks_at.insert(node.clone(), look + 1);
+        }
+        self.put(out);
+        if let Some(rule) = broken {
+            // It may be the node's fault: the version may be tried again.
+            self.end(Word::new(rule.as_str()), out);
+        }
+    }
+
     /// Looks at the gate, if there are enough answers for another look.
     fn look(&mut self, out: &mut Vec<Effect>) {
-        let (answers, nodes) = (self.seen.total().answers, self.seen.nodes());
+        let (seen, nodes) = (self.seen.total(), self.seen.nodes());
         let Some((_, run, stage)) = self.running() else { return };
         let before = run.looks;
-        // The highest look that is due: those that are skipped cost nothing.
-        let due = (before..=gate::MAX_LOOKS).take_while(|look| look_at(*look) <= answers);
         // After the last one each answer is looked at by the last one's share: what came before doesn't stand for ever.
         let last = (before > gate::MAX_LOOKS).then_some(gate::MAX_LOOKS);
-        let Some(look) = due.last().or(last) else { return };
-        let judgement = stage.gate.judge(&self.seen.each(), nodes, look);
+        let Some(look) = due(before, seen.answers).or(last) else { return };
+        let judgement = stage.gate.judge(&seen, nodes, self.config.speakers(&stage.nodes), look);
         let Some(run) = self.state.active.as_mut().and_then(|active| active.run.as_mut()) else {
             return;
         };
         (run.looks, run.passed) = (look + 1, judgement.passed());
         self.put(out);
-        if let Some(rule) = judgement.broken.first() {
-            self.broken(*rule, out);
+        match judgement.broken.first() {
+            // How the plant's inputs change is no version's fault.
+            Some(rule @ Rule::Drift) => self.end(Word::new(rule.as_str()), out),
+            Some(rule) => self.broken(*rule, out),
+            None => {}
         }
     }
 
@@ -711,6 +748,11 @@ impl Rollout {
             put(key_of(version), record, out);
         }
     }
+}
+
+/// The highest look that is due with so many answers: those that are skipped cost nothing.
+fn due(before: u32, answers: u64) -> Option<u32> {
+    (before..=gate::MAX_LOOKS).take_while(|look| look_at(*look) <= answers).last()
 }
 
 fn key_of(version: Version) -> String {

@@ -73,6 +73,10 @@ pub(super) fn check_assignment(
     if !manifests(told).all(Manifest::is_sound) {
         return Err("unsound_blob");
     }
+    // What is rolled out is newer than what is served.
+    if told.candidate.as_ref().is_some_and(|candidate| candidate.version <= told.stable) {
+        return Err("senseless_assignment");
+    }
     // Two starts of a steward's store have used the number: what was counted for one isn't the other's.
     if known.is_some_and(|known| told.serial == known.serial && differs(known, told)) {
         return Err("serial_used_twice");

@@ -118,7 +118,8 @@ pub struct KnownVersion {
     pub contributors: Vec<NodeId>,
     /// Examples behind it, as far as they went through this node.
     pub num_examples: u64,
-    /// Most that an attacker finds out about membership in those examples, as AUC; none where it wasn't measured for all.
+    /// Most that an attacker finds out about membership in the examples of this node's members, in the round that made it, as
+    /// AUC; none where it wasn't measured for all.
     pub risk: Option<f64>,
     /// How it was combined.
     pub strategy: String,
@@ -146,9 +147,15 @@ impl Steward {
     /// # Errors
     /// The key whose value can't be read: the store is damaged.
     pub fn new(config: StewardConfig, state: &[(String, Vec<u8>)]) -> Result<Self, String> {
+        let mut config = config;
+        let left = Deputy::left(state)?;
+        if let Some((_, stable)) = left {
+            config.rollout.served = stable; // turning it on changes nothing that is served
+        }
         let mut rollout = Rollout::new(config.rollout.clone(), state)?;
-        // Devices go by the highest number, whoever gave it.
-        rollout.begin_above(Deputy::last_serial(state)?);
+        if let Some((serial, _)) = left {
+            rollout.begin_above(serial); // devices go by the highest number, whoever gave it
+        }
         let stored = state.iter().find(|(key, _)| key == Self::MAKING);
         let making = stored.map(|(key, value)| {
             decode(value, Self::STATE_CAP).map_err(|error| format!("{key}: {error}"))
@@ -200,8 +207,8 @@ impl Steward {
         let Evidence { serial, version, life, tally, gave_up } = *evidence;
         let nodes = u64::from(tally.answers > 0);
         let node = node.clone();
-        let seen = Input::Evidence { node, life, serial, tally, nodes };
-        self.seen(now, (serial, version), seen, gave_up)
+        let seen = Input::Evidence { node: node.clone(), life, serial, tally, nodes };
+        self.seen(now, (serial, version), (&node, seen), gave_up)
     }
 
     /// What an edge says that its devices have seen. An edge has one life: it remembers what was seen.
@@ -213,14 +220,14 @@ impl Steward {
     ) -> Vec<Effect> {
         let SiteEvidence { serial, version, tally, nodes, gave_up } = *evidence;
         let seen = Input::Evidence { node: node.clone(), life: 0, serial, tally, nodes };
-        self.seen(now, (serial, version), seen, gave_up)
+        self.seen(now, (serial, version), (node, seen), gave_up)
     }
 
     fn seen(
         &mut self,
         now: Now,
         (serial, version): (u64, Version),
-        seen: Input,
+        (node, seen): (&NodeId, Input),
         gave_up: bool,
     ) -> Vec<Effect> {
         let assigned = self.rollout.assignment();
@@ -229,10 +236,10 @@ impl Steward {
             return vec![Effect::Count("evidence_of_another_stage")];
         }
         let mut out = Vec::new();
+        let takes_part = self.rollout.takes_part(node);
         let stepped = self.rollout.step(now, seen);
-        let taken = !matches!(stepped.as_slice(), [rollout::Effect::Refuse(_)]);
         self.carry_all(now, stepped, &mut out);
-        if gave_up && taken && self.rollout.assignment().candidate == Some(version) {
+        if gave_up && takes_part && self.rollout.assignment().candidate == Some(version) {
             let stepped = self.rollout.step(now, Input::GaveUp { version });
             self.carry_all(now, stepped, &mut out);
         }
@@ -418,7 +425,7 @@ impl Steward {
     }
 
     /// Bytes around an assignment: envelope, head, signature, and a stable version that changes.
-    const AROUND: usize = 2 * 1024;
+    pub(super) const AROUND: usize = 2 * 1024;
 
     fn carry_all(&mut self, now: Now, effects: Vec<rollout::Effect>, out: &mut Vec<Effect>) {
         for effect in effects {

@@ -20,7 +20,7 @@ pub struct Assignment {
     pub serial: u64,
     /// What is served where nothing else is said.
     pub stable: Version,
-    /// Chunks of the stable version's adapter, as long as the edge has it.
+    /// Chunks of the stable version's adapter, as long as the steward has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stable_adapter: Option<Manifest>,
     /// The version that is rolled out, while a stage runs.

@@ -4,8 +4,8 @@
 //! - **Lost:** a member has a receipt for a contribution that its owner's ledger doesn't know, or that isn't in
 //!   the set of a closed round; or it uses a result that no owner has recorded.
 //! - **Counted twice:** a contribution was recorded twice, stands in two sets, or a set holds two of one member.
-//! - **Stale epoch:** a member uses a result of a lower epoch than that of one it used before, or another one than
-//!   the other members under the same version.
+//! - **Stale epoch:** a member uses a result of a lower epoch than that of one it used before, an older version than
+//!   before without having gone back on purpose, or another result than the other members under the same version.
 //!
 //! A set is known by its digest alone, so it is found by trying: what has to be in it, and what came late or was
 //! recorded by the other cloud only.
@@ -238,9 +238,16 @@ fn check_results(ledgers: &Ledgers, counts: &mut Counts) {
         }
     }
     for (node, events) in ledgers {
-        let mut epoch = 0;
+        let (mut epoch, mut newest) = (0, 0);
         for event in events {
+            if let Event::Rollback { to, .. } = event {
+                newest = *to;
+            }
             let Event::Rollout { adapter: result, version } = event else { continue };
+            if *version < std::mem::replace(&mut newest, *version) {
+                counts.stale_epoch += 1;
+                counts.findings.push(format!("{node} uses version {version} after a newer one"));
+            }
             if *version == 0 {
                 continue; // untrained: it is of no round
             }
@@ -421,6 +428,17 @@ mod tests {
         assert_eq!(counted(all.clone()), (0, 0, 0));
         all[2].1.insert(0, accept(1, "dev-a1", 1));
         assert_eq!(counted(all), (0, 1, 0));
+    }
+
+    #[test]
+    fn an_older_version_is_used_again_on_purpose_only() {
+        let mut all = sound();
+        all[3].1.push(applied(2, 2));
+        assert_eq!(counted(all.clone()), (0, 0, 1));
+        all[3].1.pop();
+        let reason = gaisnet::ledger::Word::new("operator");
+        all[3].1.push(Event::Rollback { from: 3, reason, to: 2 });
+        assert_eq!(counted(all), (0, 0, 0));
     }
 
     #[test]

@@ -24,6 +24,9 @@ pub(crate) enum Fault {
     KillUnheard,
     /// SIGSTOP of an edge or a device for a moment.
     StopMember,
+    /// What was said in a moment is said again later, byte for byte, and half the time by a leader that is another one by
+    /// then, or has started again.
+    Replay,
     /// A wire is slow.
     Slow,
     /// A wire passes a few bytes at a time.
@@ -92,7 +95,7 @@ impl Fault {
     pub(crate) fn deck() -> Vec<Self> {
         use Fault::{
             Clock, DieAtCall, DiskFull, Drops, HalfOpen, Kill, KillBroker, KillTwo, KillUnheard,
-            OneWay, Rot, Sliced, Slow, StopLeader, StopMember,
+            OneWay, Replay, Rot, Sliced, Slow, StopLeader, StopMember,
         };
         let weighed = [
             (Kill(Role::Leader), 5),
@@ -104,6 +107,7 @@ impl Fault {
             (StopLeader, 2),
             (KillUnheard, 1),
             (StopMember, 1),
+            (Replay, 1),
             (Slow, 1),
             (Sliced, 1),
             (OneWay, 1),
@@ -131,6 +135,7 @@ impl Fault {
             // What was said is out, and what it rests on isn't on disk.
             "commit" => vec![at("published"), at("acknowledged")],
             "copies" => vec![Self::KillUnheard],
+            "versions" => vec![Self::Replay],
             _ => vec![Self::Kill(Role::Edge), Self::Kill(Role::Leader), Self::Kill(Role::Device)],
         }
     }
@@ -178,6 +183,15 @@ impl Fault {
                 pause(moment(draw, 4_000));
                 federation.signal(name, "-CONT");
                 "stop_member"
+            }
+            Self::Replay => {
+                let said = federation.hear(Duration::from_millis(2_500));
+                if draw.below(2) == 0 {
+                    down(federation, &[federation.leader()], draw);
+                }
+                pause(Duration::from_secs(3));
+                federation.say_again(&said)?;
+                "replay"
             }
             Self::Slow => weather(federation, Weather::Slow, draw, "wire_slow"),
             Self::Sliced => weather(federation, Weather::Sliced, draw, "wire_sliced"),

@@ -223,6 +223,48 @@ impl Federation {
         self.broker.start_again();
     }
 
+    /// All that is said for a while: topics and bytes, what the broker keeps first.
+    pub(crate) fn hear(&self, time: Duration) -> Vec<(String, Vec<u8>)> {
+        let said = self.root().join("heard");
+        let heard = std::fs::File::create(&said).unwrap();
+        let listener = Command::new("mosquitto_sub")
+            .args(["-h", "127.0.0.1", "-p", &self.broker.port.to_string(), "-q", "1"])
+            .args(["-t", "gaisnet/v1/+/+/+/m/+", "-t", "gaisnet/v1/+/+/+/to/+/+", "-F", "%t %x"])
+            .stdout(heard)
+            .spawn();
+        pause(time);
+        if let Ok(mut listener) = listener {
+            let _ = listener.kill();
+            let _ = listener.wait();
+        }
+        let text = std::fs::read_to_string(said).unwrap_or_default();
+        let message = |line: &str| {
+            let (topic, bytes) = line.split_once(' ')?;
+            Some((topic.to_owned(), hex::decode(bytes).ok()?))
+        };
+        text.lines().filter_map(message).collect()
+    }
+
+    /// Says it again, as whoever is at the broker can.
+    ///
+    /// # Errors
+    /// What keeps this machine from it.
+    pub(crate) fn say_again(&self, said: &[(String, Vec<u8>)]) -> Result<(), String> {
+        if said.is_empty() {
+            return Err("nothing was heard: is mosquitto_sub installed?".to_owned());
+        }
+        let (port, file) = (self.broker.port.to_string(), self.root().join("said"));
+        for (topic, bytes) in said {
+            std::fs::write(&file, bytes).map_err(|error| error.to_string())?;
+            let told = Command::new("mosquitto_pub")
+                .args(["-h", "127.0.0.1", "-p", &port, "-q", "1", "-t", topic, "-f"])
+                .arg(&file)
+                .status();
+            told.map_err(|error| format!("mosquitto_pub: {error}"))?;
+        }
+        Ok(())
+    }
+
     /// From now on what is counted is behind the fault.
     pub(crate) fn mark(&mut self) {
         self.listen();

@@ -4,6 +4,7 @@ use std::io::Write;
 
 use serde_json::{Value, json};
 
+use super::rounds::{Kind, kinds};
 use crate::ids::NodeId;
 use crate::learn::{AnsweredBy, Cost, MemberFigures, Obstacle, Proposal, RoundWork, SHARE, Way};
 use crate::telemetry::mib;
@@ -39,6 +40,13 @@ pub(super) fn as_table(planned: &[Planned], out: &mut dyn Write) -> std::io::Res
         writeln!(out, "\n{}", planned.name)?;
         for reason in reasons(planned) {
             writeln!(out, "  {reason}")?;
+        }
+    }
+    let kinds = kinds(planned);
+    if planned.len() > 1 && !kinds.is_empty() {
+        writeln!(out, "\nrounds are of one kind for all; for most members first")?;
+        for kind in &kinds {
+            writeln!(out, "  {}", kind.told())?;
         }
     }
     Ok(())
@@ -143,7 +151,8 @@ fn told(obstacle: &Obstacle) -> String {
 /// All of it, for programs.
 pub(super) fn as_json(planned: &[Planned]) -> Value {
     let members: Vec<Value> = planned.iter().map(member_json).collect();
-    json!({ "members": members })
+    let rounds: Vec<Value> = kinds(planned).iter().map(Kind::json).collect();
+    json!({ "members": members, "rounds": rounds })
 }
 
 fn member_json(planned: &Planned) -> Value {

@@ -70,6 +70,31 @@ fn each_member_gets_what_fits_it_and_is_told_why() {
 }
 
 #[test]
+fn rounds_are_of_one_kind_and_that_of_most_members_stands_first() {
+    let figures = [
+        entry("press-7", "20", 2_000, "8000", ""),
+        entry("slow", "20", 2_000, "0.05", "edge = \"edge-west\""),
+        entry("slower", "20", 2_000, "0.05", "edge = \"edge-west\""),
+    ];
+    let place = Place::new(&figures.concat());
+    let (_, text) = place.plan(&[]);
+    let told: Vec<&str> = text.lines().rev().take(2).collect();
+    assert_eq!(
+        told,
+        [
+            "  adapters, whole or split: press-7; without slow, slower",
+            "  mean logits a class: press-7, slow, slower"
+        ]
+    );
+    let rounds = &place.json(&[])["rounds"];
+    assert_eq!(
+        (&rounds[0]["kind"], &rounds[1]["kind"]),
+        (&"class_logits".into(), &"adapters".into())
+    );
+    assert_eq!(rounds[1]["without"], serde_json::json!(["slow", "slower"]));
+}
+
+#[test]
 fn one_edge_has_one_cut() {
     let figures =
         [entry("press-7", "20", 2_000, "8000", ""), entry("press-8", "20", 182, "8000", "")];

@@ -27,7 +27,7 @@ pub struct Gate {
     pub least_ms: u64,
     /// Longest time: it is halted if it isn't passed by then.
     pub most_ms: u64,
-    /// Probability that a stage is passed, or halted, in error; for each rule's bound in its share.
+    /// Probability that a stage is passed, or halted, in error by a rule about a rate; for each rule's bound in its share.
     pub delta: f64,
     /// Most of its answers that may be none (errors), as a rate.
     pub max_errors: Option<f64>,
@@ -135,8 +135,7 @@ impl Tally {
         let counts = [self.answers, self.base_judged];
         parts.iter().all(|(part, all)| part <= all)
             && counts.iter().all(|count| *count <= Self::MAX_COUNT)
-            && self.drift.is_finite()
-            && self.drift >= 0.0
+            && (0.0..=1.0).contains(&self.drift)
     }
 
     /// The later of two of one life: whichever order they come in, however often.
@@ -153,6 +152,24 @@ impl Tally {
             compared: self.compared.max(other.compared),
             disagreed: self.disagreed.max(other.disagreed),
             drift: self.drift.max(other.drift),
+        }
+    }
+
+    /// The same with no count above [`Tally::MAX_COUNT`]: a part stays at most its whole.
+    #[must_use]
+    pub fn bounded(self) -> Self {
+        let most = |count: u64| count.min(Self::MAX_COUNT);
+        Self {
+            answers: most(self.answers),
+            errors: most(self.errors),
+            slow: most(self.slow),
+            judged: most(self.judged),
+            wrong: most(self.wrong),
+            base_judged: most(self.base_judged),
+            base_wrong: most(self.base_wrong),
+            compared: most(self.compared),
+            disagreed: most(self.disagreed),
+            drift: self.drift,
         }
     }
 
@@ -191,8 +208,9 @@ impl Gate {
         if !(self.delta > 0.0 && self.delta <= 0.5) {
             return Err("delta lies between 0 and 0.5");
         }
-        if ![self.max_drift, self.max_risk].iter().flatten().all(|most| *most >= 0.0) {
-            return Err("drift and risk are numbers of 0 or more");
+        let shares = [self.max_drift, self.max_risk];
+        if !shares.iter().flatten().all(|most| *most > 0.0 && *most < 1.0) {
+            return Err("max_drift and max_risk lie between 0 and 1");
         }
         if rates.iter().flatten().next().is_none() {
             return Err(
@@ -233,7 +251,7 @@ impl Gate {
                 drift: f64::MIN_POSITIVE,
                 ..Tally::default()
             };
-            self.judge(&[perfect], u64::MAX, look).open
+            self.judge(&perfect, u64::MAX, 1, look).open
         };
         let mut left = vec![Rule::Answers];
         for look in looks {
@@ -245,46 +263,45 @@ impl Gate {
         left.into_iter().next()
     }
 
-    /// Judges what each of those who say it has seen, at the look of this number (from 0).
-    ///
-    /// It is passed by what all have seen together. It is broken by that, or by what one of them has seen alone: nobody's good
-    /// answers drown what others see fail. Halts in error are shared, half by all together and half by each alone.
-    pub fn judge(&self, seen: &[Tally], nodes: u64, look: u32) -> Judgement {
+    /// Judges what all have seen together, at the look of this number (from 0). Where several say what they see, they get half of
+    /// the halts in error: [`Gate::broken_by_one`].
+    pub fn judge(&self, seen: &Tally, nodes: u64, speakers: u32, look: u32) -> Judgement {
         let mut out = Judgement::default();
-        let total = Tally::sum(seen);
-        if total.answers < self.least_answers {
+        if seen.answers < self.least_answers {
             out.open.push(Rule::Answers);
         }
         if nodes < self.least_nodes {
             out.open.push(Rule::Nodes);
         }
         let share = self.share(look);
-        let others = u32::try_from(seen.len()).unwrap_or(u32::MAX);
-        let (by_all, by_one) = match others {
-            0 | 1 => (share, 0.0),
-            others => (share / 2.0, share / 2.0 / f64::from(others)),
-        };
-        for rule in [Rule::Errors, Rule::Slow, Rule::Disagreement, Rule::Worse] {
-            let Some(most) = self.most(rule) else { continue };
-            let broken = is_above(rule, &total, most, by_all)
-                || (by_one > 0.0 && seen.iter().any(|one| is_above(rule, one, most, by_one)));
-            out.note(rule, broken, !is_below(rule, &total, most, share));
+        let halting = if speakers > 1 { share / 2.0 } else { share };
+        for (rule, most) in self.rates() {
+            let broken = is_above(rule, seen, most, halting);
+            out.note(rule, broken, !is_below(rule, seen, most, share));
         }
         if let Some(most) = self.max_drift {
-            // No two samples of inputs are the same: 0 is that nobody has looked.
-            out.note(Rule::Drift, total.drift > most, total.drift <= 0.0);
+            out.note(Rule::Drift, seen.drift > most, seen.drift <= 0.0);
         }
         out
     }
 
-    fn most(&self, rule: Rule) -> Option<f64> {
-        match rule {
-            Rule::Errors => self.max_errors,
-            Rule::Slow => self.max_slow,
-            Rule::Worse => self.max_worse,
-            Rule::Disagreement => self.max_disagreement,
-            Rule::Answers | Rule::Nodes | Rule::Drift | Rule::Risk => None,
-        }
+    /// The rule that is broken by what one of several speakers has seen alone, at the look of this number at it: so nobody's
+    /// good answers drown what another one sees fail, whenever that is.
+    pub fn broken_by_one(&self, seen: &Tally, speakers: u32, look: u32) -> Option<Rule> {
+        let share = self.share(look) / 2.0 / f64::from(speakers.max(1));
+        let mut rates = self.rates().filter(|_| speakers > 1);
+        rates.find(|(rule, most)| is_above(*rule, seen, *most, share)).map(|(rule, _)| rule)
+    }
+
+    /// The rules about rates that are asked for, with what they allow.
+    fn rates(&self) -> impl Iterator<Item = (Rule, f64)> {
+        let all = [
+            (Rule::Errors, self.max_errors),
+            (Rule::Slow, self.max_slow),
+            (Rule::Disagreement, self.max_disagreement),
+            (Rule::Worse, self.max_worse),
+        ];
+        all.into_iter().filter_map(|(rule, most)| Some((rule, most?)))
     }
 
     /// What each bound may spend at a look.

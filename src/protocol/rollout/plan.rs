@@ -112,6 +112,14 @@ pub struct RolloutConfig {
 }
 
 impl RolloutConfig {
+    /// How many say what these nodes see.
+    pub(super) fn speakers(&self, nodes: &BTreeSet<NodeId>) -> u32 {
+        let edges = self.sites.values().filter(|devices| !devices.is_disjoint(nodes)).count();
+        let in_sites = |node: &&NodeId| self.sites.values().any(|devices| devices.contains(*node));
+        let others = nodes.iter().filter(|node| !in_sites(node)).count();
+        u32::try_from(edges + others).unwrap_or(u32::MAX)
+    }
+
     /// The nodes that one speaks for when it says what was seen: none of those whose edge speaks for them.
     pub(super) fn speaks_for(&self, node: &NodeId) -> BTreeSet<NodeId> {
         match self.sites.get(node) {

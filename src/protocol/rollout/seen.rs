@@ -39,14 +39,15 @@ impl Seen {
         known.nodes = known.nodes.max(nodes);
     }
 
-    /// What each node has seen, in all of its lives.
-    pub fn each(&self) -> Vec<Tally> {
-        self.0.values().map(|lives| Tally::sum([&lives.before, &lives.now])).collect()
+    /// What a node has seen, in all of its lives.
+    pub fn of(&self, node: &NodeId) -> Tally {
+        let lives = self.0.get(node);
+        lives.map(|lives| Tally::sum([&lives.before, &lives.now])).unwrap_or_default()
     }
 
     /// All of it.
     pub fn total(&self) -> Tally {
-        Tally::sum(&self.each())
+        Tally::sum(self.0.values().flat_map(|lives| [&lives.before, &lives.now]))
     }
 
     /// Devices that have given an answer.
