@@ -216,7 +216,8 @@ fn a_cloud_takes_a_version_over_two_sites_behind_access_lists_and_an_edge_dies_o
         format!(r#"{{"stage":"{stage}","nodes":{nodes},"gate":{gate}}}"#)
     };
     let stages =
-        [stage("canary", r#"["p1"]"#, "1"), stage("federation", r#"["p1","p2"]"#, "2")].join(",");
+        [stage("canary", r#"["p1"]"#, "1"), stage("federation", r#"["p1","p2","cloud"]"#, "2")]
+            .join(",");
     let plan =
         format!(r#"{{"model":"bearing","version":1,"automatic":false,"stages":[{stages}]}}"#);
     let file = world.federation.path("plan.json");

@@ -174,6 +174,16 @@ pub enum PlanError {
     /// The stages don't make a way.
     #[error("stages: {0}")]
     Stages(&'static str),
+    /// The last stage leaves somebody out.
+    #[error(
+        "stages: the last one, {stage}, has all nodes that serve the model; {missing} is missing"
+    )]
+    NotAll {
+        /// The last stage.
+        stage: &'static str,
+        /// One that isn't in it.
+        missing: NodeId,
+    },
     /// A gate that is none.
     #[error("the gate of {stage}: {problem}")]
     Gate {
@@ -218,7 +228,7 @@ impl PlanError {
             Self::Foreign(_) => "version_foreign",
             Self::NotNewer { .. } => "version_not_newer",
             Self::Overlaps(_) => "rollout_overlaps",
-            Self::Stages(_) => "stages_make_no_way",
+            Self::Stages(_) | Self::NotAll { .. } => "stages_make_no_way",
             Self::Gate { .. } => "gate_is_none",
             Self::CannotBeMet { .. } => "gate_cannot_be_met",
             Self::Approvals { .. } => "too_few_approvers",
@@ -315,6 +325,12 @@ impl Plan {
         }
         if self.stages.iter().any(|stage| !stage.nodes.is_subset(&config.members)) {
             return fail("their nodes are ones that serve this model");
+        }
+        if let Some(last) = self.stages.last().filter(|last| last.stage == config.widest)
+            && let Some(missing) = config.members.difference(&last.nodes).next()
+        {
+            let (stage, missing) = (last.stage.as_str(), missing.clone());
+            return Err(PlanError::NotAll { stage, missing });
         }
         match self.stages.last() {
             Some(last) if last.stage == config.widest && last.nodes == config.members => {
