@@ -409,13 +409,14 @@ pub fn start(parts: NodeParts) -> Result<Node, NodeError> {
     };
     let at_work = |leads| (slots, Rollouts::new(me.clone(), leads, follower));
     let Played { role, observe, steer, checked, decide, seen } = match tier {
-        Tier::Device => match split_device(&shared, &keyring, &state)? {
-            Some(device) => play(device, at_work(Leads::Nobody), &runner, &clock),
-            None => {
+        Tier::Device => {
+            if let Some(device) = split_device(&shared, &keyring, &state)? {
+                play(device, at_work(Leads::Nobody), &runner, &clock)
+            } else {
                 let member = member(&shared, &keyring, false, &state)?;
                 play(member, at_work(Leads::Nobody), &runner, &clock)
             }
-        },
+        }
         Tier::Cloud => {
             if let Some(pair) = pair {
                 let failover = failover(&shared, &keyring, pair, &state)?;

@@ -40,9 +40,10 @@ pub fn rollout_config(
     let edges = keyring.children_of(steward).filter(|entry| is_cloud && has(entry, Role::Edge));
     let site = |edge: &NodeEntry| (edge.node.clone(), devices_of(keyring, &edge.node));
     let sites: BTreeMap<NodeId, BTreeSet<NodeId>> = edges.map(site).collect();
-    let mut members: BTreeSet<NodeId> = match is_cloud {
-        true => sites.values().flatten().cloned().collect(),
-        false => devices_of(keyring, steward),
+    let mut members: BTreeSet<NodeId> = if is_cloud {
+        sites.values().flatten().cloned().collect()
+    } else {
+        devices_of(keyring, steward)
     };
     if answers {
         members.insert(steward.clone());

@@ -26,7 +26,6 @@ pub struct Rollouts {
 
 /// What a node says to others about who serves what.
 #[derive(Debug, Default)]
-#[expect(clippy::large_enum_variant, reason = "a node has one of it")]
 pub enum Leads {
     /// Nothing.
     #[default]

@@ -2,6 +2,7 @@
 //!
 //! Repeats and disorder change nothing: within a life the highest counts hold, and what a life before has seen counts on.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -27,14 +28,14 @@ impl Seen {
     pub fn note(&mut self, node: NodeId, life: u64, tally: Tally, nodes: u64) {
         let none = Tally::default();
         let known = self.0.entry(node).or_insert(Lives { life, before: none, now: none, nodes: 0 });
-        if life > known.life {
-            // It started again: what it saw before counts on.
-            known.before = Tally::sum([&known.before, &known.now]);
-            (known.life, known.now) = (life, tally);
-        } else if life == known.life {
-            known.now = known.now.later(tally);
-        } else {
-            return;
+        match life.cmp(&known.life) {
+            Ordering::Less => return,
+            Ordering::Equal => known.now = known.now.later(tally),
+            Ordering::Greater => {
+                // It started again: what it saw before counts on.
+                known.before = Tally::sum([&known.before, &known.now]);
+                (known.life, known.now) = (life, tally);
+            }
         }
         known.nodes = known.nodes.max(nodes);
     }
