@@ -81,7 +81,7 @@ impl Deputy {
     /// Answers between two messages to the steward, and labels; of many a sixteenth, since gates are looked at where their number
     /// has doubled.
     pub const STEP: u64 = 16;
-    const MAX_STEP: u64 = 4_096;
+    const MAX_STEP: u64 = 256;
     /// How often it looks again for what is missing, and repeats what it has said.
     pub const AGAIN_MS: u64 = 10_000;
 
@@ -183,6 +183,7 @@ impl Deputy {
                 self.keep(version, adapter, &mut out);
             }
         }
+        self.keep_as_told(&mut out);
         out
     }
 
@@ -265,13 +266,16 @@ impl Deputy {
             nodes: 0,
             gave_up: false,
         });
-        let grown = self.seen.total().bounded();
+        // No device speaks for more than its share of what can be said.
+        let devices = u64::try_from(self.config.members.len()).unwrap_or(u64::MAX).max(1);
+        let grown = self.seen.total_within(Tally::MAX_COUNT / devices);
         let is_news = release(&mut says.tally, &grown);
         if !(is_news || gave_up && !says.gave_up) {
             return;
         }
         if is_news {
             says.nodes = self.seen.nodes();
+            says.tally.drift = grown.drift;
         }
         says.gave_up |= gave_up; // that is said at once, with the counts of the message before
         let said = Said { evidence: says.clone(), of: self.seen.clone() };
@@ -346,7 +350,6 @@ fn release(said: &mut Tally, now: &Tally) -> bool {
     let mut is_news = false;
     if enough(said.answers, now.answers) {
         (said.answers, said.errors, said.slow) = (now.answers, now.errors, now.slow);
-        said.drift = now.drift;
         is_news = true;
     }
     // A part of the answers that the steward knows of.

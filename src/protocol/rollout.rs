@@ -44,8 +44,8 @@ pub struct Rollout {
     seen: Seen,
     /// Up to when time is counted.
     counted_to: Mono,
-    /// What it begins with isn't on disk yet.
-    unsaved: bool,
+    /// Nothing of it is on disk yet.
+    fresh: bool,
 }
 
 /// What of it is on disk beside the registry, under one key.
@@ -88,6 +88,13 @@ struct Run {
 pub enum Input {
     /// Its owner started.
     Start,
+    /// Its owner starts, and somebody else may have decided here since it last did.
+    TakenBack {
+        /// Number of the other one's last assignment.
+        serial: u64,
+        /// What that made stable.
+        stable: Version,
+    },
     /// Time goes by.
     Tick,
     /// A version was made.
@@ -318,14 +325,14 @@ impl Rollout {
             config,
             registry: Registry::default(),
             state: State { stable: 0, serial: 0, active: None },
-            unsaved: true,
+            fresh: true,
             seen: Seen::default(),
             counted_to: Mono::default(),
         };
         rollout.state.stable = rollout.config.served;
         for (key, value) in state {
             if key == Self::STATE {
-                rollout.unsaved = false;
+                rollout.fresh = false;
                 rollout.state =
                     decode(value, Self::STATE_CAP).map_err(|error| format!("{key}: {error}"))?;
             } else if key.starts_with(Self::VERSION) {
@@ -335,14 +342,6 @@ impl Rollout {
             }
         }
         Ok(rollout)
-    }
-
-    /// The numbers of assignments lie above this one: somebody else has used it.
-    pub fn begin_above(&mut self, serial: u64) {
-        if self.state.serial <= serial {
-            self.state.serial = serial.saturating_add(1);
-            self.unsaved = true;
-        }
     }
 
     /// What a rollout has left in `state`, for whoever decides after it: the number of its last assignment, and the versions
@@ -418,12 +417,13 @@ impl Rollout {
         match input {
             Input::Start => {
                 self.counted_to = now.mono;
-                if std::mem::take(&mut self.unsaved) {
+                if std::mem::take(&mut self.fresh) {
                     self.put(out); // what is served now stays so, whatever comes before the next start
                 }
                 out.push(Effect::Assign(self.assignment()));
                 out.push(Effect::Tick(Self::TICK_MS));
             }
+            Input::TakenBack { serial, stable } => self.take_back(serial, stable, out),
             Input::Tick => {
                 self.count(now, out);
                 self.advance_or_halt(now, out);
@@ -466,6 +466,18 @@ impl Rollout {
             }
         }
         Ok(())
+    }
+
+    /// What it had planned was for another time.
+    fn take_back(&mut self, serial: u64, stable: Version, out: &mut Vec<Effect>) {
+        if self.state.serial > serial {
+            return; // it has decided since
+        }
+        self.record("halted", None, out);
+        let serial = serial.saturating_add(1);
+        self.state = State { stable, serial, active: None };
+        self.fresh = false;
+        self.put(out);
     }
 
     fn register(&mut self, mut record: VersionRecord, out: &mut Vec<Effect>) {
@@ -628,11 +640,22 @@ impl Rollout {
         (run.looks, run.passed) = (look + 1, judgement.passed());
         self.put(out);
         match judgement.broken.first() {
-            // How the plant's inputs change is no version's fault.
-            Some(rule @ Rule::Drift) => self.end(Word::new(rule.as_str()), out),
-            Some(rule) => self.broken(*rule, out),
+            Some(rule) if self.is_its_fault(*rule, look) => self.broken(*rule, out),
+            Some(rule) => self.end(Word::new(rule.as_str()), out),
             None => {}
         }
+    }
+
+    /// Whether a rule that is broken speaks against the version: not how the plant's inputs change, nor what one of several
+    /// has seen alone.
+    fn is_its_fault(&self, rule: Rule, look: u32) -> bool {
+        let Some((_, _, stage)) = self.running() else { return false };
+        let speakers = self.config.speakers(&stage.nodes);
+        if rule == Rule::Drift || speakers < 2 {
+            return rule != Rule::Drift;
+        }
+        let rest = self.seen.without_worst(|seen| gate::hits(rule, seen));
+        stage.gate.judge(&rest, u64::MAX, speakers, look).broken.contains(&rule)
     }
 
     fn broken(&mut self, rule: Rule, out: &mut Vec<Effect>) {

@@ -54,6 +54,8 @@ pub struct Steward {
     kept: Kept,
     /// What is known of the version that is being made.
     making: Making,
+    /// Number and stable version of the last assignment of a deputy here, if there was one.
+    left: Option<(u64, Version)>,
     /// When the assignment was last sealed.
     told_at: Mono,
 }
@@ -147,27 +149,26 @@ impl Steward {
     /// # Errors
     /// The key whose value can't be read: the store is damaged.
     pub fn new(config: StewardConfig, state: &[(String, Vec<u8>)]) -> Result<Self, String> {
-        let mut config = config;
         let left = Deputy::left(state)?;
-        if let Some((_, stable)) = left {
-            config.rollout.served = stable; // turning it on changes nothing that is served
-        }
-        let mut rollout = Rollout::new(config.rollout.clone(), state)?;
-        if let Some((serial, _)) = left {
-            rollout.begin_above(serial); // devices go by the highest number, whoever gave it
-        }
+        let rollout = Rollout::new(config.rollout.clone(), state)?;
         let stored = state.iter().find(|(key, _)| key == Self::MAKING);
         let making = stored.map(|(key, value)| {
             decode(value, Self::STATE_CAP).map_err(|error| format!("{key}: {error}"))
         });
         let kept = Kept::new(config.untrained.clone(), config.chunk_bytes, state)?;
         let making = making.transpose()?.unwrap_or_default();
-        Ok(Self { config, rollout, kept, making, told_at: Mono::default() })
+        Ok(Self { config, rollout, kept, making, left, told_at: Mono::default() })
     }
 
     /// The node starts; `effects` are those of its relay's start.
     pub fn start(&mut self, now: Now, effects: &[Effect]) -> Vec<Effect> {
-        let mut out = self.watch(now, effects);
+        let mut out = Vec::new();
+        if let Some((serial, stable)) = self.left.take() {
+            // Turning it on changes nothing that is served.
+            let taken = self.rollout.step(now, Input::TakenBack { serial, stable });
+            self.carry_all(now, taken, &mut out);
+        }
+        out.extend(self.watch(now, effects));
         let started = self.rollout.step(now, Input::Start);
         self.carry_all(now, started, &mut out);
         out

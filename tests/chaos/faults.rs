@@ -190,8 +190,9 @@ impl Fault {
                     down(federation, &[federation.leader()], draw);
                 }
                 pause(Duration::from_secs(3));
-                federation.say_again(&said)?;
-                "replay"
+                federation.say_again(&said, draw.below(2) == 0)?;
+                federation.mark();
+                return Ok(Struck { at: since_now(), kind: "replay".to_owned() });
             }
             Self::Slow => weather(federation, Weather::Slow, draw, "wire_slow"),
             Self::Sliced => weather(federation, Weather::Sliced, draw, "wire_sliced"),

@@ -245,11 +245,11 @@ impl Federation {
         text.lines().filter_map(message).collect()
     }
 
-    /// Says it again, as whoever is at the broker can.
+    /// Says it again, as whoever is at the broker can; what goes to all so that the broker keeps it, if that is wanted.
     ///
     /// # Errors
     /// What keeps this machine from it.
-    pub(crate) fn say_again(&self, said: &[(String, Vec<u8>)]) -> Result<(), String> {
+    pub(crate) fn say_again(&self, said: &[(String, Vec<u8>)], keep: bool) -> Result<(), String> {
         if said.is_empty() {
             return Err("nothing was heard: is mosquitto_sub installed?".to_owned());
         }
@@ -259,8 +259,11 @@ impl Federation {
             let told = Command::new("mosquitto_pub")
                 .args(["-h", "127.0.0.1", "-p", &port, "-q", "1", "-t", topic, "-f"])
                 .arg(&file)
+                .args((keep && topic.contains("/m/")).then_some("-r"))
                 .status();
-            told.map_err(|error| format!("mosquitto_pub: {error}"))?;
+            if !told.is_ok_and(|status| status.success()) {
+                return Err("mosquitto_pub fails".to_owned());
+            }
         }
         Ok(())
     }

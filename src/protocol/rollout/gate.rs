@@ -155,10 +155,10 @@ impl Tally {
         }
     }
 
-    /// The same with no count above [`Tally::MAX_COUNT`]: a part stays at most its whole.
+    /// The same with no count above `bound`: a part stays at most its whole.
     #[must_use]
-    pub fn bounded(self) -> Self {
-        let most = |count: u64| count.min(Self::MAX_COUNT);
+    pub fn bounded(self, bound: u64) -> Self {
+        let most = |count: u64| count.min(bound);
         Self {
             answers: most(self.answers),
             errors: most(self.errors),
@@ -321,6 +321,11 @@ fn rate(rule: Rule, seen: &Tally) -> (u64, u64) {
         Rule::Worse => (seen.wrong, seen.judged),
         _ => (seen.errors, seen.answers),
     }
+}
+
+/// How often what a rule is about was seen.
+pub(super) fn hits(rule: Rule, seen: &Tally) -> u64 {
+    rate(rule, seen).0
 }
 
 /// Whether a rule's rate lies above what it may be, as surely as this probability of an error says.

@@ -51,6 +51,19 @@ impl Seen {
         Tally::sum(self.0.values().flat_map(|lives| [&lives.before, &lives.now]))
     }
 
+    /// The same with no more of one node than that in any count.
+    pub fn total_within(&self, most: u64) -> Tally {
+        let each = |lives: &Lives| Tally::sum([&lives.before, &lives.now]).bounded(most);
+        Tally::sum(&self.0.values().map(each).collect::<Vec<_>>())
+    }
+
+    /// All but what the node has seen that has most of something.
+    pub fn without_worst(&self, of: impl Fn(&Tally) -> u64) -> Tally {
+        let worst = self.0.keys().max_by_key(|node| of(&self.of(node)));
+        let others = self.0.iter().filter(|(node, _)| Some(*node) != worst);
+        Tally::sum(others.flat_map(|(_, lives)| [&lives.before, &lives.now]))
+    }
+
     /// Devices that have given an answer.
     pub fn nodes(&self) -> u64 {
         self.0.values().fold(0, |sum, lives| sum.saturating_add(lives.nodes))

@@ -584,6 +584,20 @@ fn nobodys_good_answers_drown_what_another_one_sees_fail_whenever_that_is() {
 }
 
 #[test]
+fn one_node_that_fails_late_halts_a_version_and_does_not_bar_it() {
+    // Its own look at 2,048 isn't due yet when that of all is.
+    let (bench, outcomes) = two_see(&[(1_000, 0), (1_500, 500)], &[(548, 0)]);
+    assert_eq!(outcomes.last().unwrap(), "2 to 0: errors");
+    assert_eq!(bench.rollout.registry().get(2).unwrap().barred, None);
+    // Both see it.
+    let (bench, _) = two_see(&[(60, 30)], &[(4, 2)]);
+    assert!(bench.rollout.registry().get(2).unwrap().barred.is_none(), "one is too few to tell");
+    let (bench, outcomes) = two_see(&[(15, 10)], &[(15, 10)]);
+    assert_eq!(outcomes.last().unwrap(), "2 to 0: errors");
+    assert!(bench.rollout.registry().get(2).unwrap().barred.is_some());
+}
+
+#[test]
 fn a_good_version_is_halted_as_rarely_as_delta_says_however_many_say_what_they_see() {
     let gate = gate();
     let mut halted = 0;
