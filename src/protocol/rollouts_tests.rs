@@ -786,6 +786,7 @@ fn an_edge_may_decide_today_and_its_cloud_tomorrow_and_devices_go_by_the_last_of
         let edge = node("edge");
         let mut own = plan(3);
         own.stages.drain(..2);
+        site.ask(&edge, Ask::HandsDown(3)); // as its relay does when it starts
         for order in [RolloutOrder::Plan(own), RolloutOrder::Start] {
             site.ask(&edge, Ask::Decides(order));
         }
