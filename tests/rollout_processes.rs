@@ -13,19 +13,15 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use gaisnet::data::Cache;
 use gaisnet::data::bearings::Bearings;
-use gaisnet::ledger::{Entry, Event};
-use gaisnet::store::{SqliteStore, Store};
+use gaisnet::ledger::Event;
 use support::process::{Federation, Running, gaisnet, mosquitto_pub, text, wait_for};
 use support::{Mosquitto, skip};
 
-const GUARDED: &str = "persistence false\nset_tcp_nodelay true\nlistener PORT 127.0.0.1\n\
-    allow_anonymous false\nacl_file DIR/gaisnet.acl\npassword_file DIR/gaisnet.passwd\n";
 const SITES: [(&str, &str, &str); 2] = [("north", "edge-n", "p1"), ("south", "edge-s", "p2")];
 
 struct World {
@@ -65,12 +61,18 @@ impl World {
             String::from_utf8(gaisnet(&line).stdout).unwrap()
         };
         let mut brokers = BTreeMap::new();
-        let top =
-            Mosquitto::shipped(GUARDED, &list(&["--top"]), &["cloud", "edge-n", "edge-s", "anna"]);
+        let top = Mosquitto::shipped(
+            Mosquitto::GUARDED,
+            &list(&["--top"]),
+            &["cloud", "edge-n", "edge-s", "anna"],
+        );
         brokers.insert("_", top?);
         for (site, edge, device) in SITES {
             let list = list(&["--site", site, "--tags", "plant/+"]);
-            brokers.insert(site, Mosquitto::shipped(GUARDED, &list, &[edge, device, "feed"])?);
+            brokers.insert(
+                site,
+                Mosquitto::shipped(Mosquitto::GUARDED, &list, &[edge, device, "feed"])?,
+            );
         }
         let mut world = Self { federation, brokers, nodes: BTreeMap::new(), gateways: Vec::new() };
         for node in ["cloud", "edge-n", "edge-s", "p1", "p2"] {
@@ -82,17 +84,8 @@ impl World {
         Some(world)
     }
 
-    /// A file whose first line is this user's password.
-    fn password(&self, user: &str) -> String {
-        use std::os::unix::fs::PermissionsExt;
-        let path = self.federation.path(&format!("{user}.password"));
-        std::fs::write(&path, user).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
-        path
-    }
-
     fn run(&mut self, node: &'static str) {
-        let password = self.password(node);
+        let password = self.federation.password(node);
         let site = SITES.iter().find(|(_, edge, device)| node == *edge || node == *device);
         let port = self.brokers[site.map_or("_", |(site, ..)| site)].port;
         let mut set = vec![
@@ -127,7 +120,7 @@ impl World {
     fn feed(&mut self, site: &str, device: &str) {
         let (to, topic) =
             (format!("127.0.0.1:{}", self.brokers[site].port), format!("plant/{device}"));
-        let (plant, password) = (device.to_uppercase(), self.password("feed"));
+        let (plant, password) = (device.to_uppercase(), self.federation.password("feed"));
         let child = Command::new(env!("CARGO_BIN_EXE_gaisnet"))
             .args(["feed", "--plant", &plant, "--to", &to, "--topic", &topic, "--loop"])
             .args(["--username", "feed", "--password-file", &password, "--client-id", device])
@@ -137,26 +130,10 @@ impl World {
         self.gateways.push(child.unwrap());
     }
 
-    /// What a ledger tells so far, also of a node that runs.
-    fn entries(&self, node: &str) -> Vec<Event> {
-        let path = self.federation.path(&format!("{node}/store"));
-        // It may commit while it is read.
-        let store = (0..100).find_map(|_| {
-            let opened = SqliteStore::open_read_only(Path::new(&path)).ok();
-            if opened.is_none() {
-                std::thread::park_timeout(Duration::from_millis(20));
-            }
-            opened
-        });
-        let store = store.expect("a store that can be read");
-        let entries = store.entries(0, store.num_entries().unwrap()).unwrap();
-        entries.iter().map(|bytes| Entry::parse(bytes).unwrap().event).collect()
-    }
-
     /// Waits until a node's ledger has such an entry.
     fn until(&self, node: &str, what: &str, is_it: impl Fn(&Event) -> bool) {
         wait_for(&format!("{what} of {node}"), || {
-            let entries = self.entries(node);
+            let entries = self.federation.entries(node);
             if entries.iter().any(&is_it) { Ok(()) } else { Err(self.nodes[node].log()) }
         });
     }
@@ -227,12 +204,12 @@ fn a_cloud_takes_a_version_over_two_sites_behind_access_lists_and_an_edge_dies_o
     wait_for("the plan", || {
         world.orders(&["rollout", "plan", "--file", &file]);
         std::thread::park_timeout(Duration::from_millis(500));
-        let planned = world.entries("cloud").iter().any(is_planned);
+        let planned = world.federation.entries("cloud").iter().any(is_planned);
         if planned { Ok(()) } else { Err(world.nodes["cloud"].log()) }
     });
     world.orders(&["rollout", "start", "--model", "bearing"]);
     world.until("p1", "the canary", serves(1));
-    assert!(!world.entries("p2").iter().any(serves(1)), "the other site waits");
+    assert!(!world.federation.entries("p2").iter().any(serves(1)), "the other site waits");
     // The other site's edge dies, and the canary's, which has seen something.
     for edge in ["edge-s", "edge-n"] {
         world.nodes.get_mut(edge).unwrap().kill();
@@ -241,7 +218,7 @@ fn a_cloud_takes_a_version_over_two_sites_behind_access_lists_and_an_edge_dies_o
     wait_for("the next stage", || {
         world.orders(&["rollout", "promote", "--model", "bearing"]);
         std::thread::park_timeout(Duration::from_millis(500));
-        let entered = world.entries("cloud").iter().any(entered("federation"));
+        let entered = world.federation.entries("cloud").iter().any(entered("federation"));
         if entered { Ok(()) } else { Err(world.nodes["cloud"].log()) }
     });
     world.until("p2", "the version", serves(1));
@@ -249,7 +226,7 @@ fn a_cloud_takes_a_version_over_two_sites_behind_access_lists_and_an_edge_dies_o
     wait_for("the end", || {
         world.orders(&["rollout", "promote", "--model", "bearing"]);
         std::thread::park_timeout(Duration::from_millis(500));
-        if world.entries("cloud").iter().any(is_over) {
+        if world.federation.entries("cloud").iter().any(is_over) {
             Ok(())
         } else {
             Err(world.nodes["cloud"].log())

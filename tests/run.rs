@@ -121,19 +121,8 @@ fn a_node_without_its_broker_lives_and_says_why_it_is_not_ready() {
     assert_eq!(cloud.terminate(), Some(0), "{}", cloud.log());
 }
 
-/// A file with a password, for this node alone.
-fn password(federation: &Federation, user: &str) -> String {
-    use std::os::unix::fs::PermissionsExt;
-    let path = federation.path(&format!("{user}.password"));
-    std::fs::write(&path, user).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
-    path
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_device_asks_its_edge_where_the_access_list_lets_it_and_else_answers_itself() {
-    const GUARDED: &str = "persistence false\nset_tcp_nodelay true\nlistener PORT 127.0.0.1\n\
-        allow_anonymous false\nacl_file DIR/gaisnet.acl\npassword_file DIR/gaisnet.passwd\n";
     let federation = Federation::with_cloud();
     federation.init(&["edge", "--name", "edge-n", "--site", "north", "--parent", "cloud"]);
     federation.init(&["device", "--name", "p1", "--site", "north", "--parent", "edge-n"]);
@@ -144,10 +133,10 @@ async fn a_device_asks_its_edge_where_the_access_list_lets_it_and_else_answers_i
         let line = ["acl", "--keyring", &keyring, "--site", "north"];
         let list = String::from_utf8(gaisnet(&[&line[..], more].concat()).stdout).unwrap();
         let users = ["edge-n", "p1", "operator"];
-        let Some(broker) = Mosquitto::shipped(GUARDED, &list, &users) else { return };
+        let Some(broker) = Mosquitto::shipped(Mosquitto::GUARDED, &list, &users) else { return };
         let run = |node: &str| {
             let user = format!("bus.site.username={node}");
-            let password = format!("bus.site.password_file={}", password(&federation, node));
+            let password = format!("bus.site.password_file={}", federation.password(node));
             let set = [&user, &password, "cascade.enabled=true", "cascade.wait_ms=1000"];
             federation.run(node, broker.port, &set)
         };

@@ -13,19 +13,15 @@
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::time::Duration;
 
 use gaisnet::data::Cache;
 use gaisnet::data::bearings::Bearings;
 use gaisnet::ids::UpdateId;
-use gaisnet::ledger::{Entry, Event};
-use gaisnet::store::{SqliteStore, Store};
+use gaisnet::ledger::Event;
 use support::process::{Federation, Running, gaisnet, text};
 use support::{Mosquitto, skip};
 
-const GUARDED: &str = "persistence false\nset_tcp_nodelay true\nlistener PORT 127.0.0.1\n\
-    allow_anonymous false\nacl_file DIR/gaisnet.acl\npassword_file DIR/gaisnet.passwd\n";
 /// An edge is away after seven seconds, and one of the two is enough.
 const SETTINGS: [&str; 8] = [
     "round.auto_start=true",
@@ -69,7 +65,8 @@ impl World {
 
         let list = gaisnet(&["acl", "--keyring", &keyring, "--site", "north"]);
         let list = String::from_utf8(list.stdout).unwrap();
-        let site = Mosquitto::shipped(GUARDED, &list, &["edge-a", "edge-b", "p1", "p2"])?;
+        let site =
+            Mosquitto::shipped(Mosquitto::GUARDED, &list, &["edge-a", "edge-b", "p1", "p2"])?;
         let top = Mosquitto::start()?;
         let mut world = Self { federation, site, top, nodes: BTreeMap::new() };
         for node in ["cloud", "edge-a", "edge-b", "p1", "p2"] {
@@ -79,15 +76,11 @@ impl World {
     }
 
     fn run(&mut self, node: &'static str) {
-        use std::os::unix::fs::PermissionsExt;
         let mut set: Vec<String> = SETTINGS.map(str::to_owned).to_vec();
         let mut port = self.top.port;
         if node != "cloud" {
             port = self.site.port;
-            let password = self.federation.path(&format!("{node}.password"));
-            std::fs::write(&password, node).unwrap();
-            let owner_only = std::fs::Permissions::from_mode(0o600);
-            std::fs::set_permissions(&password, owner_only).unwrap();
+            let password = self.federation.password(node);
             set.push(format!("bus.site.username={node}"));
             set.push(format!("bus.site.password_file={password}"));
         }
@@ -104,22 +97,6 @@ impl World {
         self.nodes.insert(node, running);
     }
 
-    /// What a ledger tells so far, also of a node that runs.
-    fn entries(&self, node: &str) -> Vec<Event> {
-        let path = self.federation.path(&format!("{node}/store"));
-        // It may commit while it is read.
-        let store = (0..100).find_map(|_| {
-            let opened = SqliteStore::open_read_only(Path::new(&path)).ok();
-            if opened.is_none() {
-                std::thread::park_timeout(Duration::from_millis(20));
-            }
-            opened
-        });
-        let store = store.expect("a store that can be read");
-        let entries = store.entries(0, store.num_entries().unwrap()).unwrap();
-        entries.iter().map(|bytes| Entry::parse(bytes).unwrap().event).collect()
-    }
-
     fn accepted(&self, edge: &str) -> BTreeSet<UpdateId> {
         let of_p1 = |event: Event| match event {
             Event::Accept { sender, update, .. } | Event::Late { sender, update, .. }
@@ -129,7 +106,7 @@ impl World {
             }
             _ => None,
         };
-        self.entries(edge).into_iter().filter_map(of_p1).collect()
+        self.federation.entries(edge).into_iter().filter_map(of_p1).collect()
     }
 
     /// Waits, far longer than it takes, until an edge has so many contributions of the device.
@@ -157,7 +134,7 @@ fn a_device_of_a_killed_edge_takes_part_at_the_second_one_and_comes_home() {
     for (node, running) in &mut world.nodes {
         assert_eq!(running.terminate(), Some(0), "{node}: {}", running.log());
     }
-    let moves = world.entries("p1").into_iter().filter_map(|event| match event {
+    let moves = world.federation.entries("p1").into_iter().filter_map(|event| match event {
         Event::Move { from, to } => Some((from.to_string(), to.to_string())),
         _ => None,
     });
@@ -165,7 +142,7 @@ fn a_device_of_a_killed_edge_takes_part_at_the_second_one_and_comes_home() {
     assert_eq!(moves.collect::<Vec<(String, String)>>(), [there, back]);
     let (home, away) = (world.accepted("edge-a"), world.accepted("edge-b"));
     assert!(home.is_disjoint(&away), "counted at both");
-    let receipts = world.entries("p1").into_iter().filter_map(|event| match event {
+    let receipts = world.federation.entries("p1").into_iter().filter_map(|event| match event {
         Event::ReceiptGot { update, .. } => Some(update),
         _ => None,
     });

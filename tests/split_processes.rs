@@ -20,8 +20,6 @@ use serde_json::{Value, json};
 use support::process::{Federation, Running, gaisnet, page_says};
 use support::{Mosquitto, Peer, message, skip};
 
-const GUARDED: &str = "persistence false\nset_tcp_nodelay true\nlistener PORT 127.0.0.1\n\
-    allow_anonymous false\nacl_file DIR/gaisnet.acl\npassword_file DIR/gaisnet.passwd\n";
 const P1: &str = "gaisnet/v1/north/_/p1";
 const MODEL: [&str; 5] = [
     "model.learner=signal-transformer",
@@ -39,14 +37,6 @@ async fn hears(peer: &mut Peer, leaf: &str, words: &str) -> Value {
             return serde_json::from_str(&payload).unwrap();
         }
     }
-}
-
-fn password(federation: &Federation, user: &str) -> String {
-    use std::os::unix::fs::PermissionsExt;
-    let path = federation.path(&format!("{user}.password"));
-    std::fs::write(&path, user).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
-    path
 }
 
 fn start(federation: &Federation, node: &str, port: u16, more: &[String]) -> Running {
@@ -71,10 +61,10 @@ async fn a_site_of_processes_learns_a_round_and_answers_by_halves() {
     let line = ["acl", "--keyring", &keyring, "--site", "north", "--cascade"];
     let list = String::from_utf8(gaisnet(&line).stdout).unwrap();
     let users = ["edge-n", "p1", "p2", "operator"];
-    let Some(site) = Mosquitto::shipped(GUARDED, &list, &users) else { return };
+    let Some(site) = Mosquitto::shipped(Mosquitto::GUARDED, &list, &users) else { return };
     let Some(top) = Mosquitto::start() else { return };
     let user = |node: &str| {
-        let password = password(&federation, node);
+        let password = federation.password(node);
         vec![
             format!("bus.site.username={node}"),
             format!("bus.site.password_file={password}"),

@@ -406,16 +406,7 @@ impl Runner {
         place: (RoundNo, Epoch),
         now: Now,
     ) -> Result<Option<(Side, Outgoing)>, String> {
-        let directly = matches!(
-            body.kind(),
-            Kind::Get
-                | Kind::Receipt
-                | Kind::Answer
-                | Kind::Frame
-                | Kind::Promise
-                | Kind::Evidence
-                | Kind::SiteEvidence
-        );
+        let directly = body.kind().is_direct();
         let (side, address) = match to {
             To::Children => (Side::Down, trust::To::Anyone),
             To::Child(node) => (Side::Down, trust::To::Directly(node)),

@@ -426,16 +426,7 @@ fn addressee(topic: &str) -> Option<NodeId> {
 
 /// Where a message is published: as the runner does it.
 fn address(to: &To, kind: Kind, parent: Option<&NodeId>) -> Address {
-    let directly = matches!(
-        kind,
-        Kind::Get
-            | Kind::Receipt
-            | Kind::Answer
-            | Kind::Frame
-            | Kind::Promise
-            | Kind::Evidence
-            | Kind::SiteEvidence
-    );
+    let directly = kind.is_direct();
     match (to, parent) {
         (To::Child(node) | To::Standby(node), _) => Address::Directly(node.clone()),
         (To::Parent, Some(parent)) if directly => Address::Directly(parent.clone()),

@@ -100,6 +100,20 @@ impl Kind {
         Self::ALL.into_iter().find(|kind| kind.as_str() == text)
     }
 
+    /// Goes to one neighbour, on a topic of its own, wherever that is.
+    pub fn is_direct(self) -> bool {
+        matches!(
+            self,
+            Self::Get
+                | Self::Receipt
+                | Self::Answer
+                | Self::Frame
+                | Self::Promise
+                | Self::Evidence
+                | Self::SiteEvidence
+        )
+    }
+
     /// DSSE payload type.
     pub fn payload_type(self) -> String {
         format!("application/vnd.gaisnet.{}.v1+msgpack", self.as_str())

@@ -69,6 +69,10 @@ impl Mosquitto {
         Self::start_as(dir, &format!("{listener}\n{lines}"))
     }
 
+    /// A configuration for [`Mosquitto::shipped`]: passwords and the access list, nothing else.
+    pub(crate) const GUARDED: &str = "persistence false\nset_tcp_nodelay true\nlistener PORT 127.0.0.1\n\
+        allow_anonymous false\nacl_file DIR/gaisnet.acl\npassword_file DIR/gaisnet.passwd\n";
+
     /// Starts one with a configuration of `brokers/mosquitto`, this access list, and users whose
     /// passwords are their names. Everything is logged.
     pub(crate) fn shipped(config: &str, list: &str, users: &[&str]) -> Option<Self> {

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::time::Duration;
 
+use gaisnet::ledger::{Entry, Event};
+use gaisnet::store::{SqliteStore, Store};
 use tempfile::TempDir;
 
 use super::PATIENCE;
@@ -85,6 +87,31 @@ impl Federation {
         let (root, keyring) = (self.path("root/root.pem"), self.path("keyring"));
         let line = ["keys", "enrol", request, "--root", &root, "--keyring", &keyring];
         must(&[&line, more].concat());
+    }
+
+    /// A file with a user's password, which is its name here, for its owner alone.
+    pub(crate) fn password(&self, user: &str) -> String {
+        use std::os::unix::fs::PermissionsExt;
+        let path = self.path(&format!("{user}.password"));
+        std::fs::write(&path, user).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        path
+    }
+
+    /// What a node's ledger tells so far, also of one that runs.
+    pub(crate) fn entries(&self, node: &str) -> Vec<Event> {
+        let path = self.path(&format!("{node}/store"));
+        // It may commit while it is read.
+        let store = (0..100).find_map(|_| {
+            let opened = SqliteStore::open_read_only(Path::new(&path)).ok();
+            if opened.is_none() {
+                std::thread::park_timeout(Duration::from_millis(20));
+            }
+            opened
+        });
+        let store = store.expect("a store that can be read");
+        let entries = store.entries(0, store.num_entries().unwrap()).unwrap();
+        entries.iter().map(|bytes| Entry::parse(bytes).unwrap().event).collect()
     }
 
     /// The first words of a command about a node: its settings, its keyring, a broker's port.
