@@ -183,7 +183,9 @@ impl Deputy {
                 self.keep(version, adapter, &mut out);
             }
         }
-        self.keep_as_told(&mut out);
+        if !out.is_empty() {
+            self.keep_as_told(&mut out);
+        }
         out
     }
 
