@@ -4,9 +4,10 @@
 //!   m/assignment of the cloud --> the part of this site --> m/assignment (own number) --> devices
 //!   to/{cloud}/site_evidence <-- sums, from sixteen answers on <-- devices' signed evidence
 //! ```
-//! It decides nothing. Devices hear of their own site only, and the cloud of sums over the site's devices in the stage. Its assignments have numbers of their
-//! own, so that a site may be decided about by its edge today and by its cloud tomorrow. What the cloud was told is on disk
-//! together with what it was made of: whatever starts again, nothing is counted twice and little is said twice.
+//! It decides nothing. Devices hear of their own site only, and the cloud of sums over the site's devices in the stage. Its
+//! assignments have numbers of their own, so that a site may be decided about by its edge today and by its cloud tomorrow. What the
+//! cloud was told is on disk together with what it was made of: whatever starts again, nothing is counted twice and little is
+//! said twice.
 //!
 //! Called by [`super::Rollouts`].
 

@@ -2,37 +2,33 @@
 
 use serde_json::{Value, json};
 
-use super::show::Planned;
+use super::show::{Planned, named, word};
 use crate::ids::NodeId;
 use crate::learn::Way;
 
 /// A kind of rounds, and who could take part in them.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Kind<'a> {
-    name: &'static str,
+    /// What it asks for; the whole adapter stands for one in parts, too.
+    way: Way,
     members: Vec<&'a NodeId>,
     others: Vec<&'a NodeId>,
 }
 
-const ADAPTERS: &str = "adapters, whole or split";
-const REFERENCE_LOGITS: &str = "logits of reference inputs";
-const CLASS_LOGITS: &str = "mean logits a class";
-
 /// The kinds that somebody could take part in, the one for most members first; of equals the one that says most.
 pub(super) fn kinds(planned: &[Planned]) -> Vec<Kind<'_>> {
-    let kind = |name, is_of: fn(Way) -> bool| {
+    let kind = |way| {
         let can = |planned: &&Planned| {
             let mut ways = planned.proposal.considered.iter();
-            ways.any(|considered| is_of(considered.way) && considered.obstacles.is_empty())
+            ways.any(|considered| {
+                let split = way == Way::Whole && matches!(considered.way, Way::Split { .. });
+                (considered.way == way || split) && considered.obstacles.is_empty()
+            })
         };
         let (members, others): (Vec<_>, Vec<_>) = planned.iter().partition(can);
-        Kind { name, members: names(&members), others: names(&others) }
+        Kind { way, members: names(&members), others: names(&others) }
     };
-    let mut kinds = vec![
-        kind(ADAPTERS, |way| matches!(way, Way::Whole | Way::Split { .. })),
-        kind(REFERENCE_LOGITS, |way| way == Way::ReferenceLogits),
-        kind(CLASS_LOGITS, |way| way == Way::ClassLogits),
-    ];
+    let mut kinds = [Way::Whole, Way::ReferenceLogits, Way::ClassLogits].map(kind).to_vec();
     kinds.retain(|kind| !kind.members.is_empty());
     kinds.sort_by_key(|kind| std::cmp::Reverse(kind.members.len()));
     kinds
@@ -51,16 +47,16 @@ impl Kind<'_> {
             [] => String::new(),
             others => format!("; without {}", names(others)),
         };
-        format!("{}: {}{without}", self.name, names(&self.members))
+        let name = match self.way {
+            Way::Whole => "adapters, whole or split".to_owned(),
+            way => named(way),
+        };
+        format!("{name}: {}{without}", names(&self.members))
     }
 
     /// The same for programs.
     pub(super) fn json(&self) -> Value {
-        let word = match self.name {
-            ADAPTERS => "adapters",
-            REFERENCE_LOGITS => "reference_logits",
-            _ => "class_logits",
-        };
+        let word = if self.way == Way::Whole { "adapters" } else { word(self.way) };
         json!({ "kind": word, "members": self.members, "without": self.others })
     }
 }

@@ -110,7 +110,7 @@ fn reasons(planned: &Planned) -> Vec<String> {
     lines
 }
 
-fn named(way: Way) -> String {
+pub(super) fn named(way: Way) -> String {
     match way {
         Way::Whole => "whole adapter".to_owned(),
         Way::Split { cut } => format!("split, cut {cut}"),
@@ -196,7 +196,7 @@ fn cost(cost: &Cost) -> Value {
     json!({ "memory_bytes": memory_bytes, "compute_s": compute_s, "sent_bytes": sent_bytes })
 }
 
-fn word(way: Way) -> &'static str {
+pub(super) fn word(way: Way) -> &'static str {
     match way {
         Way::Whole => "whole",
         Way::Split { .. } => "split",
