@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use gaisnet::rng::Stream;
 
+use crate::clouds;
 use crate::federation::{Federation, Role, pause, since_now};
 use crate::link::Weather;
 use crate::machine;
@@ -22,6 +23,12 @@ pub(crate) enum Fault {
     StopLeader,
     /// The standby hears nothing for a moment; then leader and broker die at once, and the leader stays away.
     KillUnheard,
+    /// What the leader says is on its way until the standby leads, and comes after that.
+    LateWords,
+    /// The standby was away while the leader went on, and is alone then.
+    Outdated,
+    /// The leader is put back from a backup, and starts before the standby has taken over.
+    Backup,
     /// SIGSTOP of an edge or a device for a moment.
     StopMember,
     /// What was said in a moment is said again later, byte for byte, and half the time by a leader that is another one by
@@ -88,14 +95,23 @@ pub(crate) struct Struck {
     pub(crate) at: Instant,
     /// Its name in the report.
     pub(crate) kind: String,
+    /// What a guard should have done meanwhile, and didn't.
+    pub(crate) missed: Option<String>,
+}
+
+impl Struck {
+    pub(crate) fn new(at: Instant, kind: impl Into<String>) -> Self {
+        Self { at, kind: kind.into(), missed: None }
+    }
 }
 
 impl Fault {
     /// A deck in which each has its weight.
     pub(crate) fn deck() -> Vec<Self> {
         use Fault::{
-            Clock, DieAtCall, DiskFull, Drops, HalfOpen, Kill, KillBroker, KillTwo, KillUnheard,
-            OneWay, Replay, Rot, Sliced, Slow, StopLeader, StopMember,
+            Backup, Clock, DieAtCall, DiskFull, Drops, HalfOpen, Kill, KillBroker, KillTwo,
+            KillUnheard, LateWords, OneWay, Outdated, Replay, Rot, Sliced, Slow, StopLeader,
+            StopMember,
         };
         let weighed = [
             (Kill(Role::Leader), 5),
@@ -106,6 +122,9 @@ impl Fault {
             (KillBroker, 9),
             (StopLeader, 2),
             (KillUnheard, 1),
+            (LateWords, 1),
+            (Outdated, 1),
+            (Backup, 1),
             (StopMember, 1),
             (Replay, 1),
             (Slow, 1),
@@ -129,9 +148,10 @@ impl Fault {
             |name: &str| Self::DieAt(PLACES.iter().position(|(place, _)| *place == name).unwrap());
         match guard.split(',').next().unwrap() {
             "repeats" => vec![at("publishing-receipt"), Self::KillBroker, Self::Kill(Role::Edge)],
-            "epochs" | "promises" | "told" | "takeovers" => {
-                vec![Self::StopLeader, Self::Kill(Role::Standby)]
-            }
+            "takeovers" => vec![Self::StopLeader, Self::Kill(Role::Standby)],
+            "epochs" => vec![Self::LateWords],
+            "promises" => vec![Self::Outdated],
+            "told" => vec![Self::Backup],
             // What was said is out, and what it rests on isn't on disk.
             "commit" => vec![at("published"), at("acknowledged")],
             "copies" => vec![Self::KillUnheard],
@@ -174,8 +194,11 @@ impl Fault {
                 federation.start_broker();
                 "kill_broker"
             }
-            Self::StopLeader => stop_leader(federation),
-            Self::KillUnheard => kill_unheard(federation, draw),
+            Self::StopLeader => clouds::stop_leader(federation),
+            Self::KillUnheard => clouds::kill_unheard(federation, draw),
+            Self::LateWords => return Ok(clouds::late_words(federation)),
+            Self::Outdated => clouds::outdated(federation),
+            Self::Backup => clouds::backup(federation),
             Self::StopMember => {
                 let role = one_of(&[Role::Edge, Role::Device], draw);
                 let name = one_of(&federation.with(role), draw);
@@ -192,7 +215,7 @@ impl Fault {
                 pause(Duration::from_secs(3));
                 federation.say_again(&said, draw.below(2) == 0)?;
                 federation.mark();
-                return Ok(Struck { at: since_now(), kind: "replay".to_owned() });
+                return Ok(Struck::new(since_now(), "replay"));
             }
             Self::Slow => weather(federation, Weather::Slow, draw, "wire_slow"),
             Self::Sliced => weather(federation, Weather::Sliced, draw, "wire_sliced"),
@@ -218,10 +241,10 @@ impl Fault {
                     Self::DiskFull => machine::disk_full(federation, draw),
                     _ => machine::bytes_rot(federation, name, draw),
                 };
-                return Ok(Struck { at, kind: kind? });
+                return Ok(Struck::new(at, kind?));
             }
         };
-        Ok(Struck { at, kind: kind.to_owned() })
+        Ok(Struck::new(at, kind))
     }
 }
 
@@ -259,7 +282,7 @@ fn die_at(
         federation.spawn(dead, &[]);
     }
     let kind = if dies { format!("at_{place}") } else { "place_not_reached".to_owned() };
-    Struck { at, kind }
+    Struck::new(at, kind)
 }
 
 /// Kills some, and starts them again after a while.
@@ -271,39 +294,6 @@ fn down(federation: &mut Federation, names: &[&'static str], draw: &mut Stream) 
         pause(moment(draw, 800));
         federation.spawn(name, &[]);
     }
-}
-
-/// Stops the leader until the other one has closed a round, or for as long as that should take at most.
-fn stop_leader(federation: &mut Federation) -> &'static str {
-    let stopped = federation.leader();
-    federation.signal(stopped, "-STOP");
-    let is_replaced = is_replaced(federation, stopped);
-    federation.signal(stopped, "-CONT");
-    if is_replaced { "takeover" } else { "stop_leader" }
-}
-
-/// The broker dies with the leader, so that what the standby didn't hear waits for it nowhere.
-fn kill_unheard(federation: &mut Federation, draw: &mut Stream) -> &'static str {
-    let (leader, standby) = (federation.leader(), federation.with(Role::Standby)[0]);
-    federation.link(standby).set(Weather::DeafNode);
-    pause(Duration::from_millis(200) + moment(draw, 1_500));
-    federation.kill(leader);
-    federation.kill_broker();
-    federation.link(standby).set(Weather::Clear);
-    federation.start_broker();
-    let is_replaced = is_replaced(federation, leader);
-    federation.spawn(leader, &[]);
-    if is_replaced { "takeover_unheard" } else { "kill_unheard" }
-}
-
-/// Waits until the other cloud has closed a round. It may not where it isn't in step.
-fn is_replaced(federation: &mut Federation, leader: &str) -> bool {
-    let begun = since_now();
-    while federation.leader() == leader && begun.elapsed() < TAKES_OVER_WITHIN {
-        federation.listen();
-        pause(Duration::from_millis(20));
-    }
-    federation.leader() != leader
 }
 
 fn weather(
@@ -324,10 +314,8 @@ fn one_of<T: Copy>(all: &[T], draw: &mut Stream) -> T {
     all[draw.below(all.len())]
 }
 
-fn moment(draw: &mut Stream, most_ms: usize) -> Duration {
+pub(crate) fn moment(draw: &mut Stream, most_ms: usize) -> Duration {
     Duration::from_millis(draw.below(most_ms) as u64)
 }
 
 const COMES_THERE_WITHIN: Duration = Duration::from_secs(30);
-/// Several leases, on a busy machine.
-const TAKES_OVER_WITHIN: Duration = Duration::from_secs(20);

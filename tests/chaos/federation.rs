@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use gaisnet::ledger::Event;
 use tokio::runtime::Handle;
 
 use crate::link::Link;
@@ -70,6 +71,10 @@ pub(crate) struct Federation {
     links: BTreeMap<&'static str, Link>,
     nodes: BTreeMap<&'static str, Process>,
     small_disk: Option<PathBuf>,
+    /// Addresses of the nodes' health pages.
+    pages: BTreeMap<&'static str, String>,
+    /// What nodes had recorded when they were put back from a backup, behind the entries that this one had.
+    put_back: Vec<(&'static str, usize, Vec<Event>)>,
     /// Variables of the environment of all nodes, `NAME=value`.
     variables: Vec<String>,
     leader: &'static str,
@@ -93,16 +98,28 @@ impl Federation {
                 names.push(device);
             }
         }
-        let (mut links, mut nodes) = (BTreeMap::new(), BTreeMap::new());
+        let (mut links, mut nodes, mut pages) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         for name in names {
+            pages.insert(name, free_page());
             links.insert(name, Link::to(broker.port, runtime));
             let log = PathBuf::from(keys.path(&format!("{name}.log")));
             nodes.insert(name, Process { name, child: None, log, read: 0, deaths: 0 });
         }
         let (leader, version, counted) = (CLOUDS[0], 0, 0);
         let small_disk = mount(&PathBuf::from(keys.path(SMALL_DISK)).join("store"));
-        let mut this =
-            Self { keys, broker, links, nodes, small_disk, variables, leader, version, counted };
+        let mut this = Self {
+            keys,
+            broker,
+            links,
+            nodes,
+            small_disk,
+            pages,
+            put_back: Vec::new(),
+            variables,
+            leader,
+            version,
+            counted,
+        };
         for name in this.names() {
             this.spawn(name, &[]);
         }
@@ -162,7 +179,8 @@ impl Federation {
         words.extend(line.into_iter().map(OsString::from));
         let data = |client| ["data.set=bearings".to_owned(), format!("data.client={client}")];
         let data = client_of(name).map(data).into_iter().flatten();
-        for setting in SETTINGS.map(str::to_owned).into_iter().chain(data) {
+        let page = format!("telemetry.metrics_listen={}", self.pages[name]);
+        for setting in SETTINGS.map(str::to_owned).into_iter().chain([page]).chain(data) {
             words.extend(["--set".into(), setting.into()]);
         }
         let variables =
@@ -266,6 +284,42 @@ impl Federation {
             }
         }
         Ok(())
+    }
+
+    /// How often a running node has counted this since it started.
+    pub(crate) fn counted_by(&self, name: &str, reason: &str) -> u64 {
+        self.figure(name, &format!("refused_messages_total{{reason=\"{reason}\"}}"))
+    }
+
+    /// Messages of a kind that a running node has heard since it started.
+    pub(crate) fn heard_by(&self, name: &str, kind: &str) -> u64 {
+        self.figure(name, &format!("messages_total{{kind=\"{kind}\",direction=\"in\"}}"))
+    }
+
+    /// What a node's health page says, 0 where it says nothing.
+    fn figure(&self, name: &str, figure: &str) -> u64 {
+        let (_, page) = support::process::get(&self.pages[name], "/metrics");
+        let line = format!("gaisnet_{figure} ");
+        let found = page.lines().find_map(|text| text.strip_prefix(&line)?.trim().parse().ok());
+        found.unwrap_or(0)
+    }
+
+    /// Contributions that the clouds counted since the mark, as far as their logs were read.
+    pub(crate) fn num_counted(&self) -> u64 {
+        self.counted
+    }
+
+    /// A node goes on from an older disk: behind the first `kept` of its entries it had recorded this.
+    pub(crate) fn note_put_back(&mut self, name: &'static str, kept: usize, lost: Vec<Event>) {
+        self.put_back.push((name, kept, lost));
+    }
+
+    /// A ledger with what its node recorded before it was put back.
+    pub(crate) fn with_what_was_put_back(&self, name: &str, mut own: Vec<Event>) -> Vec<Event> {
+        for (_, kept, lost) in self.put_back.iter().rev().filter(|(of, ..)| *of == name) {
+            own.splice(kept..kept, lost.iter().cloned());
+        }
+        own
     }
 
     /// From now on what is counted is behind the fault.
@@ -379,6 +433,11 @@ impl Drop for Federation {
             let _ = Command::new("umount").arg(small).status();
         }
     }
+}
+
+/// An address that no connection of this machine can take.
+fn free_page() -> String {
+    std::net::TcpListener::bind(("127.0.0.2", 0)).unwrap().local_addr().unwrap().to_string()
 }
 
 /// Puts a small file system there.

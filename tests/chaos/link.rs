@@ -22,6 +22,8 @@ pub(crate) enum Weather {
     Sliced,
     /// What the node says goes nowhere; it hears the broker.
     DeafBroker,
+    /// What the node says waits, and passes when that is over; it hears the broker.
+    Held,
     /// What the broker says goes nowhere; it hears the node.
     DeafNode,
     /// The broker's side is gone and nobody tells the node; who connects anew gets through.
@@ -128,6 +130,9 @@ async fn copy_to(
         if today == deaf {
             let _ = weather.changed().await;
             return;
+        }
+        if today == Weather::Held && deaf == Weather::DeafBroker {
+            let _ = weather.changed().await;
         }
         let piece = if today == Weather::Sliced { SLICE_BYTES } else { bytes };
         if today == Weather::Slow {

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use gaisnet::ledger::{Entry, Event};
 use gaisnet::rng::Stream;
+use gaisnet::store::{SqliteStore, Store};
 
 use crate::federation::{Federation, SMALL_DISK, pause, since_now};
 use crate::link::Weather;
@@ -115,6 +117,29 @@ pub(crate) fn bytes_rot(
     federation.mark();
     federation.spawn(name, &[]);
     Ok(format!("bytes_of_{kind}_{}", if noticed { "refused" } else { "not_read" }))
+}
+
+/// Copies the files of a node that is stopped.
+pub(crate) fn back_up(federation: &Federation, name: &str) {
+    copy(&federation.folder(name).join("store"), &federation.folder(name).join("saved"));
+}
+
+/// Puts a dead node's files back; what it has recorded since is kept for the count.
+pub(crate) fn put_back(federation: &mut Federation, name: &'static str) {
+    let (store, saved) =
+        (federation.folder(name).join("store"), federation.folder(name).join("saved"));
+    let recorded = entries(&store);
+    fs::remove_dir_all(&store).unwrap();
+    fs::rename(&saved, &store).unwrap();
+    let kept = entries(&store).len();
+    federation.note_put_back(name, kept, recorded[kept..].to_vec());
+}
+
+/// What the ledger of a dead node says.
+pub(crate) fn entries(store: &Path) -> Vec<Event> {
+    let store = SqliteStore::open_read_only(store).unwrap();
+    let entries = store.entries(0, store.num_entries().unwrap()).unwrap();
+    entries.iter().map(|bytes| Entry::parse(bytes).unwrap().event).collect()
 }
 
 /// Whether it ends by itself in this time.

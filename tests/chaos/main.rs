@@ -13,6 +13,7 @@
     reason = "a test"
 )]
 
+mod clouds;
 mod count;
 mod faults;
 mod federation;
@@ -31,9 +32,7 @@ use federation::{CLOUDS, Federation, SITES, pause, since_now};
 use gaisnet::data::Cache;
 use gaisnet::data::bearings::Bearings;
 use gaisnet::ids::Digest;
-use gaisnet::ledger::Entry;
 use gaisnet::rng::Stream;
-use gaisnet::store::{SqliteStore, Store};
 use report::Report;
 use support::skip;
 use tokio::runtime::Handle;
@@ -160,6 +159,7 @@ fn disturbed(number: u64, plan: &Plan, runtime: &Handle) -> Option<Report> {
                 continue;
             }
         };
+        report.failures.extend(struck.missed.map(|what| format!("federation {number}: {what}")));
         ended = federation.recover(struck.at, RECOVERS_WITHIN).map(|took| {
             report.note(&struck.kind, took);
             let (version, took) = (federation.version(), took.as_millis());
@@ -199,10 +199,8 @@ fn disturbed(number: u64, plan: &Plan, runtime: &Handle) -> Option<Report> {
 /// Each node's ledger; nobody runs any more.
 fn ledgers(federation: &Federation) -> Ledgers {
     let read = |name: &'static str| {
-        let store = SqliteStore::open_read_only(&federation.folder(name).join("store")).unwrap();
-        let entries = store.entries(0, store.num_entries().unwrap()).unwrap();
-        let events = entries.iter().map(|bytes| Entry::parse(bytes).unwrap().event).collect();
-        (name, events)
+        let own = machine::entries(&federation.folder(name).join("store"));
+        (name, federation.with_what_was_put_back(name, own))
     };
     federation.names().into_iter().map(read).collect()
 }
