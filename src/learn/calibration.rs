@@ -72,17 +72,16 @@ pub fn calibrate(
 /// Lowest confidence from which on the rate of wrong answers is at most `alpha`, but for a probability of
 /// `delta` that the held-out examples misled; nothing where no confidence is enough.
 ///
-/// Candidates are the confidences at fixed shares of the examples, the surest first. A walk over them
-/// ends at the first whose Clopper-Pearson bound is above `alpha`: a fixed sequence of tests needs no
-/// correction for their number. Walks start at five shares, which divide `delta` among them,
-/// since one early mistake of the surest few would end a single walk. Taking the lowest of all that pass,
-/// without a walk, breaks the promise: a test shows it.
+/// Candidates are the confidences at fixed shares of the examples, the surest first. Each is tested with what the one
+/// before hands on: all that it had itself if its Clopper-Pearson bound was at most `alpha`, else nothing. `delta` comes in at five
+/// shares, a fifth at each, since one early mistake of the surest few would end a single walk. Such a fallback needs no
+/// correction for the number of tests. Taking the lowest of all that pass, without it, breaks the promise: a test shows it.
 ///
 /// # Errors
 /// [`LearnError::OutOfRange`] with fewer than [`LEAST_HELD_OUT`] examples, or `alpha` or `delta` outside
 /// (0, 1); [`LearnError::NotFinite`] when a confidence is.
 /// # Source
-/// Angelopoulos et al., arXiv:2110.01052 (fixed-sequence testing of risks).
+/// Angelopoulos et al., arXiv:2110.01052 (testing of risks in a sequence); Wiens and Dmitrienko 2005 (fallback procedure).
 pub fn threshold(
     judged: &[Judged],
     alpha: f64,
@@ -92,18 +91,23 @@ pub fn threshold(
     let mut sure_first = judged.to_vec();
     sure_first.sort_by(|a, b| b.confidence.total_cmp(&a.confidence));
     let ranked = Ranked::new(&sure_first);
-    let share = delta / count(STARTS.len());
-    let walk = |start: &f64| {
-        let from = ranked.levels.partition_point(|level| level.share < *start);
-        let passed = ranked.levels.iter().skip(from).map_while(|level| {
-            let bound = upper_bound(level.wrong, level.answered, share);
+    let mut starts = STARTS.iter().peekable();
+    let (mut at_hand, mut lowest) = (0.0, None);
+    for level in &ranked.levels {
+        while starts.next_if(|start| level.share >= **start).is_some() {
+            at_hand += delta / count(STARTS.len());
+        }
+        if at_hand <= 0.0 {
+            continue;
+        }
+        let bound = upper_bound(level.wrong, level.answered, at_hand);
+        if bound <= alpha {
             let (confidence, share) = (level.confidence, level.share);
-            (bound <= alpha).then_some(Threshold { confidence, share, bound })
-        });
-        passed.last()
-    };
-    let lowest =
-        STARTS.iter().filter_map(walk).min_by(|a, b| a.confidence.total_cmp(&b.confidence));
+            lowest = Some(Threshold { confidence, share, bound });
+        } else {
+            at_hand = 0.0;
+        }
+    }
     Ok(lowest)
 }
 
@@ -161,7 +165,7 @@ fn first_largest(probabilities: &[f32]) -> (Option<usize>, f32) {
     (probabilities.iter().position(|p| *p >= top), top)
 }
 
-/// Shares of the held-out examples at which a walk begins.
+/// Shares of the held-out examples at which a part of delta comes in.
 const STARTS: [f64; 5] = [0.1, 0.3, 0.5, 0.7, 0.9];
 
 /// Candidates are so many shares of the examples.
