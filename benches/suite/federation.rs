@@ -101,7 +101,7 @@ fn plain(clients: &[Images], lanes: usize, threads: u16, rounds: u64) -> TensorS
     let (mean, deviation) = ImageSet::FashionMnist.scale();
     let model = CnnConfig { classes: 10, mean, deviation };
     let threads = NonZeroU16::new(threads).unwrap();
-    let config = CnnTrainerConfig { model, momentum: 0.9, threads };
+    let config = CnnTrainerConfig { model, momentum: 0.9, weight_decay: 0.0, threads };
     let data: Vec<Examples> = clients.iter().map(|images| images.clone().into()).collect();
     let all: usize = clients.iter().map(Images::num_examples).sum();
     let mut weights = model.initial(1).unwrap();

@@ -31,6 +31,8 @@ pub struct CellRow {
     pub split: String,
     /// Name of the strategy.
     pub strategy: String,
+    /// `scaled` pixels, or as `niid-bench` has images and weight decay.
+    pub conditions: String,
     /// What its accuracies are of: `common_model`, or `mean_of_own_models` where each client has its own.
     pub judged: String,
     /// Rounds that are wanted.
@@ -99,7 +101,8 @@ impl NiidReport {
 
 impl CellRow {
     fn name(&self) -> String {
-        format!("{}/{}/{}", self.dataset, self.split, self.strategy)
+        let name = format!("{}/{}/{}", self.dataset, self.split, self.strategy);
+        if self.conditions == "scaled" { name } else { format!("{name}/{}", self.conditions) }
     }
 
     fn state(&self) -> String {
@@ -135,6 +138,7 @@ pub fn niid_to_json(report: &NiidReport) -> Value {
             "dataset": row.dataset,
             "split": row.split,
             "strategy": row.strategy,
+            "conditions": row.conditions,
             "judged": row.judged,
             "state": row.state(),
             "finished": row.finished,
@@ -284,6 +288,7 @@ mod tests {
             dataset: "fashion-mnist".into(),
             split: "dir0.5".into(),
             strategy: "fedavg".into(),
+            conditions: "scaled".into(),
             judged: "common_model".into(),
             rounds: 50,
             rounds_done: 50,

@@ -54,7 +54,7 @@ impl Half {
     fn run(&self, start: &TensorSet) -> Result<Run, LearnError> {
         start.check_layout(&self.layout())?;
         use_threads(self.config.threads);
-        Run::new(start, self.layout(), self.config.momentum)
+        Run::new(start, self.layout(), &self.config)
     }
 }
 

@@ -22,22 +22,23 @@ pub struct CnnTrainerConfig {
     pub model: CnnConfig,
     /// Momentum of SGD, 0 up to but not 1.
     pub momentum: f64,
+    /// Weight decay of SGD, 0 up to but not 1: so much of a weight is added to its gradient.
+    pub weight_decay: f64,
     /// Threads of libtorch on the lane that trains.
     pub threads: NonZeroU16,
 }
 
 impl CnnTrainerConfig {
-    /// Checks network and momentum.
+    /// Checks network, momentum and weight decay.
     pub(super) fn check(&self) -> Result<(), LearnError> {
         self.model.check()?;
-        if (0.0..1.0).contains(&self.momentum) {
-            return Ok(());
+        for (what, value) in [("momentum", self.momentum), ("weight decay", self.weight_decay)] {
+            if !(0.0..1.0).contains(&value) {
+                let (expected, actual) = ("0 up to but not 1".to_owned(), value.to_string());
+                return Err(LearnError::OutOfRange { what, expected, actual });
+            }
         }
-        Err(LearnError::OutOfRange {
-            what: "momentum",
-            expected: "0 up to but not 1".into(),
-            actual: self.momentum.to_string(),
-        })
+        Ok(())
     }
 }
 
@@ -93,7 +94,7 @@ impl Learner for CnnLearner {
         let terms = Terms { distill: distill.as_ref(), log_prior: None };
         let pull = Pull::of(job.lesson.as_ref(), WIDTH)?;
         let towards = Towards { prox_mu: job.prox_mu.into(), pull: pull.as_ref() };
-        let mut run = Run::new(&job.start, job.start.layout(), self.config.momentum)?;
+        let mut run = Run::new(&job.start, job.start.layout(), &self.config)?;
         let mut passes = Batches::new(images.num_examples(), Stream::new(job.seed, "batch"))
             .ending(PassEnd::Short);
         let mut losses = Vec::new();
@@ -140,6 +141,7 @@ pub(super) struct Run {
     flat: Tensor,
     velocity: Tensor,
     momentum: f64,
+    weight_decay: f64,
     pub(super) net: Cnn,
 }
 
@@ -147,12 +149,21 @@ impl Run {
     pub(super) fn new(
         start: &TensorSet,
         layout: Layout,
-        momentum: f64,
+        config: &CnnTrainerConfig,
     ) -> Result<Self, LearnError> {
         let start = flattened(start)?;
         let flat = start.f_detach_copy()?;
         let net = Cnn::over(&flat, &layout, true)?;
-        Ok(Self { layout, velocity: flat.f_zeros_like()?, momentum, start, flat, net })
+        let CnnTrainerConfig { momentum, weight_decay, .. } = *config;
+        Ok(Self {
+            layout,
+            velocity: flat.f_zeros_like()?,
+            momentum,
+            weight_decay,
+            start,
+            flat,
+            net,
+        })
     }
 
     /// One step of the whole network; gives the mean loss without the proximal term.
@@ -175,7 +186,7 @@ impl Run {
         Ok(value)
     }
 
-    /// The gradient of `of` with the proximal term, as one row; and that at a leaf outside, where one is
+    /// The gradient of `of` with weight decay and the proximal term, as one row; and that at a leaf outside, where one is
     /// asked for.
     pub(super) fn gradient(
         &self,
@@ -192,6 +203,9 @@ impl Run {
             parts.push(gradient.f_flatten(0, -1)?);
         }
         let mut gradient = Tensor::f_cat(&parts, 0)?;
+        if self.weight_decay > 0.0 {
+            gradient = gradient.f_add(&self.flat.f_mul_scalar(self.weight_decay)?)?;
+        }
         if prox_mu > 0.0 {
             let away = self.flat.f_sub(&self.start)?;
             gradient = gradient.f_add(&away.f_mul_scalar(prox_mu)?)?;

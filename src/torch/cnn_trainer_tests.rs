@@ -3,7 +3,7 @@ use super::*;
 const MODEL: CnnConfig = CnnConfig { classes: 10, mean: 0.286, deviation: 0.353 };
 
 pub(in crate::torch) fn config() -> CnnTrainerConfig {
-    CnnTrainerConfig { model: MODEL, momentum: 0.9, threads: NonZeroU16::MIN }
+    CnnTrainerConfig { model: MODEL, momentum: 0.9, weight_decay: 0.0, threads: NonZeroU16::MIN }
 }
 
 fn learner() -> CnnLearner {
@@ -85,6 +85,15 @@ fn steps_are_those_of_sgd_with_momentum() {
         assert!((w1[at] - (w0[at] - 0.01 * g0[at])).abs() < 1e-6, "{at}");
         let expected = w1[at] - 0.01 * (0.9 * g0[at] + g1[at]);
         assert!((w2[at] - expected).abs() < 2e-6, "{at}: {} {expected}", w2[at]);
+    }
+    let config = CnnTrainerConfig { weight_decay: 0.1, ..config() };
+    let decayed = CnnLearner::new(config, 1)
+        .unwrap()
+        .train(&images.into(), &job(1), &mut |_| Control::Continue);
+    let decayed = flat(&decayed.unwrap().adapter);
+    for at in (0..w0.len()).step_by(97) {
+        let expected = w0[at] - 0.01 * (g0[at] + 0.1 * w0[at]);
+        assert!((decayed[at] - expected).abs() < 1e-6, "{at}: {} {expected}", decayed[at]);
     }
 }
 
@@ -198,4 +207,6 @@ fn jobs_and_images_that_do_not_fit_are_refused() {
     assert_eq!(kind(&bars(10, 1), &taught(lesson(points(0.0), f32::NAN))), "out_of_range");
     let momentum = CnnTrainerConfig { momentum: 1.0, ..config() };
     assert_eq!(CnnLearner::new(momentum, 1).unwrap_err().kind(), "out_of_range");
+    let decay = CnnTrainerConfig { weight_decay: -0.1, ..config() };
+    assert_eq!(CnnLearner::new(decay, 1).unwrap_err().kind(), "out_of_range");
 }

@@ -213,6 +213,7 @@ fn row(cell: &Cell, args: &RunArgs, record: Option<CellRecord>) -> CellRow {
         dataset: cell.set.name().to_owned(),
         split: cell.split.to_string(),
         strategy: cell.strategy.name().to_owned(),
+        conditions: cell.conditions.name().to_owned(),
         judged: cell.strategy.judged().name().to_owned(),
         rounds: wanted.rounds,
         local_epochs: wanted.local_epochs,
@@ -271,7 +272,8 @@ Examples:
   gaisnet experiment run niid --json | jq '.cells[] | {dataset, split, accuracy_best}'
 
 Sets: fashion-mnist, mnist. Splits: iid, dirALPHA, labelsN. Strategies: fedavg, fedprox, feddistill,
-fedproto, splitfed, hfsl.";
+fedproto, splitfed, hfsl. /niid-bench behind it takes pixels, weight decay and a tenth kept out as Flower's niid_bench
+does.";
 
 #[cfg(test)]
 mod tests {

@@ -10,8 +10,9 @@ use crate::learn::{
     Cut, Images, LearnError, Split, split_by_dirichlet, split_by_labels, split_by_owned_labels,
     split_evenly,
 };
+use crate::rng::Stream;
 
-/// One cell of the table; its text form is `fashion-mnist/dir0.5/fedavg`.
+/// One cell of the table; its text form is `fashion-mnist/dir0.5/fedavg`, with `/niid-bench` behind it under those conditions.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Cell {
     /// Which images.
@@ -20,6 +21,19 @@ pub struct Cell {
     pub split: SplitRule,
     /// How clients learn together.
     pub strategy: Strategy,
+    /// What images and learning have beside that.
+    pub conditions: Conditions,
+}
+
+/// What decides figures beside split and strategy.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Conditions {
+    /// Pixels scaled by mean and deviation of the set, all images of a client, no weight decay.
+    #[default]
+    Scaled,
+    /// `niid-bench`: pixels from 0 to 1, a tenth of a client's images kept out, a weight decay of 0.00001, as Flower's
+    /// `niid_bench` has them.
+    NiidBench,
 }
 
 /// How a set is dealt out among the clients.
@@ -156,6 +170,17 @@ impl Cell {
     /// # Errors
     /// [`LearnError::OutOfRange`] when it can't be dealt out so.
     pub fn deal(&self, train: &Images, seed: u64) -> Result<Split, LearnError> {
+        let mut split = self.deal_all(train, seed)?;
+        if self.conditions == Conditions::NiidBench {
+            for (client, rows) in split.iter_mut().enumerate() {
+                Stream::new(seed, &format!("held out {client}")).shuffle(rows);
+                rows.truncate(rows.len() - rows.len() / 10);
+            }
+        }
+        Ok(split)
+    }
+
+    fn deal_all(&self, train: &Images, seed: u64) -> Result<Split, LearnError> {
         let (labels, classes) = (&train.labels, train.classes);
         match self.split {
             SplitRule::Dirichlet(alpha)
@@ -178,6 +203,16 @@ impl Cell {
     /// A name for its folder.
     pub fn folder(&self) -> String {
         self.to_string().replace('/', "-")
+    }
+}
+
+impl Conditions {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Scaled => "scaled",
+            Self::NiidBench => "niid-bench",
+        }
     }
 }
 
@@ -248,7 +283,11 @@ impl Strategy {
 
 impl fmt::Display for Cell {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}/{}", self.set.name(), self.split, self.strategy.name())
+        write!(f, "{}/{}/{}", self.set.name(), self.split, self.strategy.name())?;
+        match self.conditions {
+            Conditions::Scaled => Ok(()),
+            other => write!(f, "/{}", other.name()),
+        }
     }
 }
 
@@ -267,10 +306,15 @@ impl FromStr for Cell {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let mut parts = text.split('/');
-        let (Some(set), Some(split), Some(strategy), None) =
-            (parts.next(), parts.next(), parts.next(), parts.next())
+        let (Some(set), Some(split), Some(strategy), conditions, None) =
+            (parts.next(), parts.next(), parts.next(), parts.next(), parts.next())
         else {
             return Err("expected set/split/strategy, as in fashion-mnist/dir0.5/fedavg".to_owned());
+        };
+        let conditions = match conditions {
+            None => Conditions::Scaled,
+            Some("niid-bench") => Conditions::NiidBench,
+            Some(other) => return Err(format!("no conditions {other:?}: niid-bench, or nothing")),
         };
         let sets = || ImageSet::ALL.into_iter();
         let strategies = || Strategy::ALL.into_iter();
@@ -286,6 +330,7 @@ impl FromStr for Cell {
                 let known: Vec<_> = strategies().map(Strategy::name).collect();
                 format!("no strategy {strategy:?}: one of {known:?}")
             })?,
+            conditions,
         })
     }
 }
@@ -339,7 +384,8 @@ mod tests {
         for split in ["dir", "dir0", "dirNaN", "dir-1", "labels0", "labels11", "even"] {
             assert!(why(&format!("mnist/{split}/fedavg")).contains("dirALPHA"), "{split}");
         }
-        for text in ["", "mnist", "mnist/iid", "mnist/iid/fedavg/4"] {
+        assert!(why("mnist/iid/fedavg/4").contains("niid-bench"));
+        for text in ["", "mnist", "mnist/iid", "mnist/iid/fedavg/niid-bench/4"] {
             assert!(why(text).contains("set/split/strategy"), "{text:?}");
         }
     }
@@ -364,5 +410,30 @@ mod tests {
             );
         }
         assert_ne!(deal("mnist/labels2/fedavg", 1), deal("mnist/labels2/fedavg", 2));
+    }
+
+    #[test]
+    fn as_niid_bench_does_a_tenth_of_each_client_is_kept_out() {
+        let labels = (0..6_000_u32).map(|row| u8::try_from(row % 10).unwrap()).collect();
+        let train = Images { labels, classes: 10, width: 0, height: 0, pixels: Vec::new() };
+        let cell = |name: &str| name.parse::<Cell>().unwrap();
+        let all = cell("mnist/labels2/fedavg").deal(&train, 1).unwrap();
+        let kept = cell("mnist/labels2/fedavg/niid-bench").deal(&train, 1).unwrap();
+        for (all, kept) in all.iter().zip(&kept) {
+            assert_eq!(kept.len(), all.len() - all.len() / 10);
+            let (all, some) = (BTreeSet::from_iter(all), BTreeSet::from_iter(kept));
+            assert!(some.len() == kept.len() && some.is_subset(&all));
+            let of_each = kept.iter().fold([0; 10], |mut n, row| {
+                n[row % 10] += 1;
+                n
+            });
+            assert_eq!(
+                of_each.iter().filter(|n| **n > 0).count(),
+                2,
+                "not one label alone is kept out"
+            );
+        }
+        let other = cell("mnist/labels2/fedavg/niid-bench").deal(&train, 2).unwrap();
+        assert_ne!(kept, other);
     }
 }

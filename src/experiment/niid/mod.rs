@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
-pub use cell::{CLIENTS, Cell, Judged, SplitRule, Strategy};
+pub use cell::{CLIENTS, Cell, Conditions, Judged, SplitRule, Strategy};
 #[cfg(feature = "torch")]
 pub use network::subject;
 #[cfg(feature = "torch")]

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU16;
 
-use super::{CLIENTS, Cell, CellSubject, Learners, SITES};
+use super::{CLIENTS, Cell, CellSubject, Conditions, Learners, SITES};
 use crate::experiment::ExperimentError;
 use crate::experiment::federation::Part;
 use crate::learn::{Images, Learner, Predictor, SplitBack, SplitFront};
@@ -30,17 +30,24 @@ pub fn subject(cell: &Cell, test: Images, seed: u64) -> Result<CellSubject, Expe
 
 /// The network of a cell and how it learns.
 pub(super) fn config(cell: &Cell, classes: usize) -> CnnTrainerConfig {
-    let (mean, deviation) = cell.set.scale();
+    let ((mean, deviation), weight_decay) = match cell.conditions {
+        Conditions::Scaled => (cell.set.scale(), 0.0),
+        Conditions::NiidBench => ((0.0, 1.0), 0.000_01),
+    };
     let classes = u32::try_from(classes).unwrap_or(u32::MAX);
     let model = CnnConfig { classes, mean, deviation };
-    CnnTrainerConfig { model, momentum: MOMENTUM, threads: NonZeroU16::MIN }
+    CnnTrainerConfig { model, momentum: MOMENTUM, weight_decay, threads: NonZeroU16::MIN }
 }
 
 /// The same in words.
 pub(super) fn described(config: &CnnTrainerConfig, seed: u64) -> Result<String, ExperimentError> {
     let CnnConfig { mean, deviation, .. } = config.model;
+    let decay = match config.weight_decay {
+        0.0 => String::new(),
+        decay => format!(", weight decay {decay}"),
+    };
     Ok(format!(
-        "CNN of {} values, started as PyTorch does, pixels scaled by {mean} and {deviation}, SGD with momentum {MOMENTUM}",
+        "CNN of {} values, started as PyTorch does, pixels scaled by {mean} and {deviation}, SGD with momentum {MOMENTUM}{decay}",
         config.model.initial(seed)?.num_values()
     ))
 }
