@@ -27,8 +27,6 @@ pub struct PaperReport {
     pub checks: Vec<PaperCheck>,
     /// All cells, also those that weren't run.
     pub cells: Vec<PaperCell>,
-    /// What belongs to the comparison and can't be run by this program.
-    pub not_built: Vec<String>,
 }
 
 /// A cell.
@@ -169,7 +167,6 @@ pub fn paper_to_json(report: &PaperReport) -> Value {
         "arms": report.arms.iter().map(arm).collect::<Vec<_>>(),
         "checks": report.checks,
         "cells": report.cells,
-        "not_built": report.not_built,
     })
 }
 
@@ -189,7 +186,6 @@ pub fn paper_to_table(report: &PaperReport) -> String {
     for cell in open {
         lines.push(format!("  {:<32}{}", cell.name, cell.state));
     }
-    lines.extend(report.not_built.iter().map(|what| format!("  not built: {what}")));
     lines.push(String::new());
     lines.join("\n")
 }
@@ -270,8 +266,7 @@ pub fn paper_to_html(report: &PaperReport) -> String {
         &mut page,
         "What is missing",
         &["state"],
-        open.map(|cell| (&cell.name, [cell.state.clone()]))
-            .chain(report.not_built.iter().map(|what| (what, ["not built".to_owned()]))),
+        open.map(|cell| (&cell.name, [cell.state.clone()])),
     );
     let (version, commit) = (Escaped(&report.version), Escaped(&report.commit));
     let _ = writeln!(page, "<p>Told by gaisnet {version} ({commit}).</p>");
@@ -372,7 +367,6 @@ mod tests {
                 cell("sl-1", "not run", Value::Null),
                 cell("sl-2", "failed: no new version", Value::Null),
             ],
-            not_built: vec!["images".into()],
         }
     }
 
@@ -388,7 +382,6 @@ mod tests {
         assert_eq!(json["arms"][1]["macro_f1"], Value::Null, "none of it was run");
         assert_eq!(json["cells"][1]["state"], "not run");
         assert_eq!(json["checks"][1]["met"], Value::Null);
-        assert_eq!(json["not_built"][0], "images");
     }
 
     #[test]
@@ -400,7 +393,6 @@ mod tests {
             &mut report.question,
             &mut report.arms[0].name,
             &mut report.cells[1].name,
-            &mut report.not_built[0],
             &mut report.checks[0].got,
         ] {
             evil.clone_into(text);

@@ -41,3 +41,11 @@ impl Prompted {
         Ok(y.f_narrow(1, n, tokens)?)
     }
 }
+
+/// One block after the other.
+pub(super) fn through(blocks: &[Prompted], mut x: Tensor) -> Result<Tensor, LearnError> {
+    for block in blocks {
+        x = block.forward(&x)?;
+    }
+    Ok(x)
+}

@@ -15,7 +15,7 @@ use super::linear::Linear;
 use super::norm::{Norm, NormKind};
 use super::parts::Parts;
 use super::peft::PeftConfig;
-use super::prompted::Prompted;
+use super::prompted::{Prompted, through};
 use super::transformer::{BlockConfig, drawn_weights, linear_tensors, norm_tensors};
 use super::{dim, tensor};
 use crate::learn::{Layout, LearnError, TensorSet};
@@ -340,13 +340,6 @@ impl SignalTransformerConfig {
         let spec = self.block.spec();
         range.map(|i| Prompted::new(parts, &format!("blocks.{i}"), &spec)).collect()
     }
-}
-
-fn through(blocks: &[Prompted], mut x: Tensor) -> Result<Tensor, LearnError> {
-    for block in blocks {
-        x = block.forward(&x)?;
-    }
-    Ok(x)
 }
 
 /// Added to each bin's power (1 on average for white noise) before the logarithm.

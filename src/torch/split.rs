@@ -1,7 +1,7 @@
-//! The signal transformer in two halves, each with its part of the adapter and its own AdamW.
+//! A model in two halves, each with its part of the adapter and its own AdamW. Which models: `cuttable.rs`.
 //!
 //! ```text
-//! device  spectra -> embedding -> blocks 0..k --activations--> blocks k.. -> norm -> mean -> head -> loss  edge
+//! device  batch -> embedding -> blocks 0..k --activations--> blocks k.. -> norm -> mean or class token -> head -> loss  edge
 //!                    flat <- AdamW <- J^T g   <---gradient g---              flat <- AdamW, once the front has
 //! ```
 //! The front is made from its own tensors of the base; it never sees the others. A gradient `g` that comes
@@ -14,13 +14,13 @@ use tch::{Kind, Tensor};
 
 use super::adamw::AdamW;
 use super::adapter::AdapterPlan;
-use super::parts::Parts;
-use super::signal::{SignalStem, SignalTop, SignalTransformerConfig, Spectra};
+use super::cuttable::{Cuttable, Sizes, Training};
+use super::signal::SignalTransformerConfig;
 use super::split_predictor::SignalFrontPredictor;
 use super::trainer::{
-    Distill, Terms, TrainerConfig, batch_loss, check_targets, check_windows, class_counts,
-    labels_of, log_prior, windows_of,
+    Distill, Terms, TrainerConfig, batch_loss, check_targets, labels_of, log_prior,
 };
+use super::vision_trainer::VisionTrainerConfig;
 use super::weights::Weights;
 use super::{dim, tensor, use_threads, values};
 use crate::ids::NodeId;
@@ -32,28 +32,28 @@ use crate::rng::Stream;
 
 /// One half of a cut model: its part of the base, frozen, and what trains in it.
 #[derive(Debug)]
-struct Half {
-    config: TrainerConfig,
+struct Half<C> {
+    config: C,
     cut: Cut,
     base: Weights,
     plan: AdapterPlan,
     initial: TensorSet,
 }
 
-impl Half {
+impl<C: Cuttable> Half<C> {
     fn new(
         base: &TensorSet,
         layout: &Layout,
-        config: TrainerConfig,
+        config: C,
         cut: Cut,
         front: bool,
         seed: u64,
     ) -> Result<Self, LearnError> {
-        config.model.check()?;
-        cut.check(config.model.layers)?;
+        config.check()?;
+        cut.check(config.sizes().layers)?;
         base.check_layout(layout)?;
         base.check_finite()?;
-        let whole = AdapterPlan::new(&config.model.layout(), &config.peft)?;
+        let whole = AdapterPlan::new(&config.layout(), config.training().peft)?;
         let plan = whole.part(|name| cut.is_front(name) == front)?;
         let base = Weights::from_set(base)?;
         Ok(Self { initial: plan.initial(&base, seed)?, config, cut, base, plan })
@@ -62,7 +62,7 @@ impl Half {
     fn trainable(&self, start: &TensorSet) -> Result<Trainable, LearnError> {
         let start = self.plan.flatten(start)?;
         let flat = start.f_detach_copy()?.f_set_requires_grad(true)?;
-        let adamw = AdamW::new(&flat, self.config.adamw)?;
+        let adamw = AdamW::new(&flat, self.config.training().adamw)?;
         let (base, plan) = (self.base.share(), self.plan.clone());
         Ok(Trainable { base, plan, start, flat, adamw })
     }
@@ -116,24 +116,24 @@ impl Trainable {
 
 /// The front half, on a device.
 #[derive(Debug)]
-pub struct SignalFront {
-    half: Half,
+pub struct Front<C> {
+    half: Half<C>,
     max_memory_mib: Option<u32>,
 }
 
-impl SignalFront {
-    /// Takes the front's tensors of the base ([`SignalFront::layout`]); the adapter's factors start from
+/// Of the signal transformer.
+pub type SignalFront = Front<TrainerConfig>;
+/// Of the vision transformer.
+pub type VisionFront = Front<VisionTrainerConfig>;
+
+impl<C: Cuttable> Front<C> {
+    /// Takes the front's tensors of the base ([`Cut::front_of`] its layout); the adapter's factors start from
     /// `seed`, which all nodes share.
     ///
     /// # Errors
     /// [`LearnError`] when base, sizes, targets and cut don't fit together.
-    pub fn new(
-        base: &TensorSet,
-        config: TrainerConfig,
-        cut: Cut,
-        seed: u64,
-    ) -> Result<Self, LearnError> {
-        let layout = Self::layout(&config.model, cut);
+    pub fn new(base: &TensorSet, config: C, cut: Cut, seed: u64) -> Result<Self, LearnError> {
+        let layout = cut.front_of(&config.layout());
         Ok(Self { half: Half::new(base, &layout, config, cut, true, seed)?, max_memory_mib: None })
     }
 
@@ -147,7 +147,8 @@ impl SignalFront {
     fn check_memory(&self, batch: u32) -> Result<(), LearnError> {
         let Half { config, cut, .. } = &self.half;
         let (_, trains) = self.num_values();
-        let need = Self::num_bytes(&config.model, *cut, trains, batch).div_ceil(1 << 20);
+        let need =
+            config.sizes().front_bytes(&config.layout(), *cut, trains, batch).div_ceil(1 << 20);
         match self.max_memory_mib.filter(|cap| need > u64::from(*cap)) {
             None => Ok(()),
             Some(cap) => Err(LearnError::OutOfRange {
@@ -161,16 +162,13 @@ impl SignalFront {
         }
     }
 
-    /// Names and shapes of the front's part of a base.
-    pub fn layout(model: &SignalTransformerConfig, cut: Cut) -> Layout {
-        cut.front_of(&model.layout())
-    }
-
     /// Values that this half holds, and values that train in it.
     pub fn num_values(&self) -> (u64, u64) {
         (self.half.base.num_bytes() / 4, self.half.plan.num_values().unsigned_abs())
     }
+}
 
+impl SignalFront {
     /// What answers with this half: it shares the base's values.
     ///
     /// # Errors
@@ -181,56 +179,46 @@ impl SignalFront {
     }
 
     /// About how many bytes a run with batches of this size takes, libtorch's own aside.
-    ///
-    /// Weights, the adapter with its gradient and moments, and what the blocks keep for the backward pass.
     pub fn num_bytes(model: &SignalTransformerConfig, cut: Cut, trains: u64, batch: u32) -> u64 {
-        let weights: usize =
-            Self::layout(model, cut).0.iter().map(|(_, s)| s.iter().product::<usize>()).sum();
-        let block = &model.block;
-        let (d, f) = (u64::from(block.d_model), u64::from(block.d_ff));
-        let tokens = u64::from(model.tokens());
-        // A token and block: inputs and norms, queries to heads, hidden layer twice, attention's row.
-        let kept = 8 * d + 2 * f + u64::from(block.heads) * tokens;
-        let activations = u64::from(batch) * tokens * kept * u64::from(cut.blocks);
-        // The merged weights lie beside the base's.
-        4 * (2 * weights as u64 + 4 * trains + activations)
+        Sizes::of_signal(model).front_bytes(&model.layout(), cut, trains, batch)
     }
 }
 
-impl SplitFront for SignalFront {
+impl<C: Cuttable> SplitFront for Front<C> {
     fn initial_adapter(&self) -> TensorSet {
         self.half.initial.clone()
     }
 
     fn begin(&self, data: &Examples, job: &TrainJob) -> Result<Box<dyn FrontRun>, LearnError> {
         let Half { config, cut, .. } = &self.half;
-        let data = data.windows()?;
-        check_windows(data, &config.model)?;
-        let steps = job.check_for(data.num_examples())?;
+        let Training { correct_prior, threads, .. } = config.training();
+        let (reader, counts) = config.read(data)?;
+        let num_examples = data.num_examples();
+        let steps = job.check_for(num_examples)?;
         job.without_lesson("a split model")?;
         job.without_final_rate("a split model")?;
         self.check_memory(job.batch_size)?;
-        use_threads(config.threads);
-        let counts = class_counts(data);
+        use_threads(threads);
         let head = if cut.head_in_front {
-            let prior = config.correct_prior.then(|| log_prior(&counts)).transpose()?;
-            Some(LossTerms::new(prior, job.class_targets.as_ref(), job.distill_lambda, config)?)
+            let prior = correct_prior.then(|| log_prior(&counts)).transpose()?;
+            let classes = config.sizes().classes;
+            Some(LossTerms::new(prior, job.class_targets.as_ref(), job.distill_lambda, classes)?)
         } else {
             None
         };
-        Ok(Box::new(SignalFrontRun {
-            spectra: Spectra::new(&config.model)?,
+        Ok(Box::new(Run {
+            reader,
             config: config.clone(),
             cut: *cut,
             half: self.half.trainable(&job.start)?,
-            batches: Batches::new(data.num_examples(), Stream::new(job.seed, "batch"))
+            batches: Batches::new(num_examples, Stream::new(job.seed, "batch"))
                 .ending(PassEnd::of(job, PassEnd::FilledUp)),
             changes: Stream::new(job.seed, "augment"),
             batch_size: job.batch_size as usize,
             learning_rate: job.learning_rate.into(),
             prox_mu: job.prox_mu.into(),
             begun: FrontBegun {
-                num_examples: data.num_examples() as u64,
+                num_examples: num_examples as u64,
                 class_counts: if cut.head_in_front { Vec::new() } else { counts },
                 steps,
             },
@@ -240,10 +228,10 @@ impl SplitFront for SignalFront {
     }
 }
 
-struct SignalFrontRun {
-    config: TrainerConfig,
+struct Run<C: Cuttable> {
+    config: C,
     cut: Cut,
-    spectra: Spectra,
+    reader: C::Reader,
     half: Trainable,
     batches: Batches,
     changes: Stream,
@@ -264,20 +252,18 @@ struct Waiting {
     from_head: Option<Tensor>,
 }
 
-impl FrontRun for SignalFrontRun {
+impl<C: Cuttable> FrontRun for Run<C> {
     fn begun(&self) -> FrontBegun {
         self.begun.clone()
     }
 
     fn forward(&mut self, data: &Examples) -> Result<Smashed, LearnError> {
         self.waiting = None;
-        let data = data.windows()?;
-        let batch = self.batches.next(self.batch_size);
-        let (x, labels) = windows_of(data, &batch, &self.config.augment, &mut self.changes);
+        let rows = self.batches.next(self.batch_size);
+        let (x, labels) = self.config.batch(&self.reader, data, &rows, &mut self.changes)?;
         let y = labels_of(&labels)?;
         let weights = self.half.weights()?;
-        let stem = SignalStem::new(&Parts::bare(&weights), &self.config.model, self.cut.blocks)?;
-        let activations = stem.forward(&self.spectra.forward(&x)?)?;
+        let activations = self.config.stem(&weights, self.cut.blocks, &x)?;
         let smashed = Smashed {
             activations: outside(&activations)?,
             labels: if self.cut.head_in_front {
@@ -295,10 +281,10 @@ impl FrontRun for SignalFrontRun {
             return Err(out_of_turn("an output of the back"));
         };
         let n = waiting.activations.size().first().copied().unwrap_or_default();
-        let leaf = inside(output, &[n, self.config.model.block.d_model.into()])?;
+        let leaf = inside(output, &[n, self.config.sizes().width.into()])?;
         let leaf = leaf.f_set_requires_grad(true)?;
-        let head = self.config.model.head(&Parts::bare(&waiting.weights))?;
-        let loss = batch_loss(&head.forward(&leaf)?, &waiting.y, &terms.terms())?;
+        let logits = self.config.head(&waiting.weights, &leaf)?;
+        let loss = batch_loss(&logits, &waiting.y, &terms.terms())?;
         let value = finite(&loss)?;
         // The weights' way to the flat buffer is walked a second time, by `backward`.
         let gradients = Tensor::f_run_backward(&[&loss], &[&leaf, &self.half.flat], true, false)?;
@@ -338,38 +324,38 @@ impl FrontRun for SignalFrontRun {
 
 /// The back half, on an edge.
 #[derive(Debug)]
-pub struct SignalBack(Half);
+pub struct Back<C>(Half<C>);
 
-impl SignalBack {
+/// Of the signal transformer.
+pub type SignalBack = Back<TrainerConfig>;
+/// Of the vision transformer.
+pub type VisionBack = Back<VisionTrainerConfig>;
+
+impl<C: Cuttable> Back<C> {
     /// Takes the back's tensors of the base.
     ///
     /// # Errors
     /// [`LearnError`] when base, sizes, targets and cut don't fit together.
-    pub fn new(
-        base: &TensorSet,
-        config: TrainerConfig,
-        cut: Cut,
-        seed: u64,
-    ) -> Result<Self, LearnError> {
-        let layout = cut.back_of(&config.model.layout());
+    pub fn new(base: &TensorSet, config: C, cut: Cut, seed: u64) -> Result<Self, LearnError> {
+        let layout = cut.back_of(&config.layout());
         Ok(Self(Half::new(base, &layout, config, cut, false, seed)?))
     }
 }
 
-impl SplitBack for SignalBack {
+impl<C: Cuttable> SplitBack for Back<C> {
     fn initial_adapter(&self) -> TensorSet {
         self.0.initial.clone()
     }
 
     fn open(&self, job: &BackJob) -> Result<Box<dyn BackCopy>, LearnError> {
         let Half { config, cut, .. } = &self.0;
-        use_threads(config.threads);
-        Ok(Box::new(SignalBackCopy {
+        use_threads(config.training().threads);
+        let (targets, classes) = (job.class_targets.as_ref(), config.sizes().classes);
+        Ok(Box::new(Copy {
             config: config.clone(),
             cut: *cut,
             half: self.0.trainable(&job.start)?,
-            distill: LossTerms::new(None, job.class_targets.as_ref(), job.distill_lambda, config)?
-                .distill,
+            distill: LossTerms::new(None, targets, job.distill_lambda, classes)?.distill,
             learning_rate: job.learning_rate.into(),
             prox_mu: job.prox_mu.into(),
             passed: BTreeMap::new(),
@@ -378,8 +364,8 @@ impl SplitBack for SignalBack {
     }
 }
 
-struct SignalBackCopy {
-    config: TrainerConfig,
+struct Copy<C> {
+    config: C,
     cut: Cut,
     half: Trainable,
     distill: Option<Distill>,
@@ -400,19 +386,18 @@ struct Passed {
     flat: Tensor,
 }
 
-impl SignalBackCopy {
+impl<C: Cuttable> Copy<C> {
     /// The input as a leaf, and the back's output; gradients flow to both ends.
     fn pass(
         &self,
         at_cut: &Activations,
         weights: &Weights,
     ) -> Result<(Tensor, Tensor), LearnError> {
-        let model = &self.config.model;
+        let Sizes { tokens, width, .. } = self.config.sizes();
         let n = at_cut.shape.first().copied().unwrap_or_default();
-        let shape = [dim(n)?, model.tokens().into(), model.block.d_model.into()];
+        let shape = [dim(n)?, tokens.into(), width.into()];
         let leaf = inside(at_cut, &shape)?.f_set_requires_grad(true)?;
-        let top = SignalTop::new(&Parts::bare(weights), model, self.cut.blocks)?;
-        let output = top.forward(&leaf)?;
+        let output = self.config.top(weights, self.cut.blocks, &leaf)?;
         Ok((leaf, output))
     }
 
@@ -432,7 +417,7 @@ impl SignalBackCopy {
     }
 }
 
-impl BackCopy for SignalBackCopy {
+impl<C: Cuttable> BackCopy for Copy<C> {
     fn step(
         &mut self,
         who: &NodeId,
@@ -443,7 +428,7 @@ impl BackCopy for SignalBackCopy {
         if self.cut.head_in_front {
             return Err(out_of_turn("labels: the head is on the device"));
         }
-        let classes = self.config.model.classes;
+        let classes = self.config.sizes().classes;
         let n = smashed.activations.shape.first().copied().unwrap_or_default();
         let fits = smashed.labels.len() == n && class_counts.len() == classes as usize;
         if let Some(label) = smashed.labels.iter().find(|label| **label >= classes || !fits) {
@@ -458,9 +443,10 @@ impl BackCopy for SignalBackCopy {
         }
         let weights = self.half.weights()?;
         let (leaf, output) = self.pass(&smashed.activations, &weights)?;
-        let logits = self.config.model.head(&Parts::bare(&weights))?.forward(&output)?;
+        let logits = self.config.head(&weights, &output)?;
         let labels: Vec<usize> = smashed.labels.iter().map(|label| *label as usize).collect();
-        let prior = self.config.correct_prior.then(|| log_prior(class_counts)).transpose()?;
+        let prior = self.config.training().correct_prior;
+        let prior = prior.then(|| log_prior(class_counts)).transpose()?;
         let terms = Terms { log_prior: prior.as_ref(), distill: self.distill.as_ref() };
         let loss = batch_loss(&logits, &labels_of(&labels)?, &terms)?;
         let value = finite(&loss)?;
@@ -518,11 +504,11 @@ impl LossTerms {
         prior: Option<Tensor>,
         targets: Option<&crate::learn::ClassLogits>,
         lambda: f32,
-        config: &TrainerConfig,
+        classes: u32,
     ) -> Result<Self, LearnError> {
         let distill = match targets {
             Some(targets) if lambda > 0.0 => {
-                check_targets(targets, config.model.classes as usize)?;
+                check_targets(targets, classes as usize)?;
                 Some(Distill::new(targets, lambda)?)
             }
             _ => None,

@@ -4,7 +4,9 @@ use super::*;
 use crate::learn::{ActivationCoding, ClassLogits, Control, Learner, Progress, Windows};
 use crate::torch::signal::tests::tiny;
 use crate::torch::trainer::tests::tones;
-use crate::torch::{LoraConfig, PeftConfig, SignalLearner};
+use crate::torch::transformer::drawn_weights;
+use crate::torch::vision_trainer::tests::{config as vision, stripes};
+use crate::torch::{LoraConfig, PeftConfig, SignalLearner, VisionLearner};
 
 fn config(layers: u32) -> TrainerConfig {
     let targets = ["q", "v", "up"].map(str::to_owned).to_vec();
@@ -16,16 +18,16 @@ fn config(layers: u32) -> TrainerConfig {
     }
 }
 
-fn base(config: &TrainerConfig) -> TensorSet {
-    config.model.initial_weights(&mut Stream::new(1, "weights"))
+fn base(config: &impl Cuttable) -> TensorSet {
+    drawn_weights(&config.layout(), &mut Stream::new(1, "weights"))
 }
 
-fn halves(config: &TrainerConfig, cut: Cut) -> (SignalFront, SignalBack) {
+fn halves<C: Cuttable>(config: &C, cut: Cut) -> (Front<C>, Back<C>) {
     let front = base(config).filtered(|name| cut.is_front(name));
     let back = base(config).filtered(|name| !cut.is_front(name));
     (
-        SignalFront::new(&front, config.clone(), cut, 3).unwrap(),
-        SignalBack::new(&back, config.clone(), cut, 3).unwrap(),
+        Front::new(&front, config.clone(), cut, 3).unwrap(),
+        Back::new(&back, config.clone(), cut, 3).unwrap(),
     )
 }
 
@@ -59,15 +61,15 @@ fn travel(a: &Activations, coding: ActivationCoding) -> Activations {
 
 /// Losses of the steps that weren't lost, and both adapters.
 fn split(
-    config: &TrainerConfig,
+    config: &impl Cuttable,
     cut: Cut,
-    data: &Windows,
+    data: impl Clone + Into<Examples>,
     steps: u32,
     coding: ActivationCoding,
     lost: &[u32],
 ) -> (Vec<f32>, TensorSet) {
     let (front, back) = halves(config, cut);
-    let data: Examples = data.clone().into();
+    let data: Examples = data.into();
     let job = job(front.initial_adapter(), steps);
     let mut device = front.begin(&data, &job).unwrap();
     let mut edge = back.open(&back_job(&job, back.initial_adapter())).unwrap();
@@ -100,11 +102,19 @@ fn split(
 }
 
 fn whole(config: &TrainerConfig, data: &Windows, steps: u32) -> (Vec<f32>, TensorSet) {
-    let mut learner = SignalLearner::new(&base(config), config.clone(), 3).unwrap();
+    let learner = SignalLearner::new(&base(config), config.clone(), 3).unwrap();
+    in_one_place(learner, data.clone(), steps)
+}
+
+fn in_one_place(
+    mut learner: impl Learner,
+    data: impl Into<Examples>,
+    steps: u32,
+) -> (Vec<f32>, TensorSet) {
     let job = job(learner.initial_adapter(), steps);
     let mut losses = Vec::new();
     let trained = learner
-        .train(&data.clone().into(), &job, &mut |at: Progress| {
+        .train(&data.into(), &job, &mut |at: Progress| {
             losses.push(at.loss);
             Control::Continue
         })
@@ -129,7 +139,7 @@ fn split_training_is_training_in_one_place_for_each_cut_and_both_places_of_the_h
                 continue; // nothing would train on the edge
             }
             let cut = Cut { blocks, head_in_front };
-            let (losses, both) = split(&config, cut, &data, 50, ActivationCoding::F32, &[]);
+            let (losses, both) = split(&config, cut, data.clone(), 50, ActivationCoding::F32, &[]);
             assert!(gap(&losses, &expected) < 1e-5, "{cut:?} {}", gap(&losses, &expected));
             assert_eq!(both.layout(), adapter.layout());
             for (a, b) in both.tensors().iter().zip(adapter.tensors()) {
@@ -140,13 +150,34 @@ fn split_training_is_training_in_one_place_for_each_cut_and_both_places_of_the_h
 }
 
 #[test]
+fn a_vision_transformer_in_two_halves_is_the_one_in_one_place() {
+    let lora = config(2).peft;
+    let config = vision(lora);
+    let images = stripes(30, 1);
+    let learner = VisionLearner::new(&base(&config), config.clone(), 3).unwrap();
+    let (expected, adapter) = in_one_place(learner, images.clone(), 50);
+    assert!(expected[49] < 0.8 * expected[0], "it learns: {expected:?}");
+    for (blocks, head_in_front) in [(1, false), (1, true), (2, false)] {
+        let cut = Cut { blocks, head_in_front };
+        let (losses, both) = split(&config, cut, images.clone(), 50, ActivationCoding::F32, &[]);
+        assert!(gap(&losses, &expected) < 1e-5, "{cut:?} {}", gap(&losses, &expected));
+        for (a, b) in both.tensors().iter().zip(adapter.tensors()) {
+            assert!(gap(&a.data, &b.data) < 1e-4, "{cut:?} {}", a.name);
+        }
+    }
+    let front = halves(&config, Cut { blocks: 1, head_in_front: false }).0;
+    let windows: Examples = tones(12, 1).into();
+    assert!(front.begin(&windows, &job(front.initial_adapter(), 1)).is_err(), "no images");
+}
+
+#[test]
 fn a_lost_answer_costs_one_step_on_both_sides() {
     let config = config(2);
     let data = tones(30, 1);
     let cut = Cut { blocks: 1, head_in_front: false };
     let f32 = ActivationCoding::F32;
-    let (all, _) = split(&config, cut, &data, 40, f32, &[]);
-    let (some, _) = split(&config, cut, &data, 40, f32, &[5, 6, 20]);
+    let (all, _) = split(&config, cut, data.clone(), 40, f32, &[]);
+    let (some, _) = split(&config, cut, data.clone(), 40, f32, &[5, 6, 20]);
     assert_eq!(some.len(), 37);
     assert_eq!(some[..4], all[..4], "before the first loss nothing differs");
     assert!(some[36] < all[0] * 0.8, "{some:?}");
@@ -166,8 +197,8 @@ fn eight_bits_both_ways_learn_as_well() {
     let config = config(2);
     let data = tones(60, 1);
     let cut = Cut { blocks: 1, head_in_front: false };
-    let (exact, _) = split(&config, cut, &data, 60, ActivationCoding::F32, &[]);
-    let (coded, _) = split(&config, cut, &data, 60, ActivationCoding::Int8, &[]);
+    let (exact, _) = split(&config, cut, data.clone(), 60, ActivationCoding::F32, &[]);
+    let (coded, _) = split(&config, cut, data.clone(), 60, ActivationCoding::Int8, &[]);
     assert_ne!(exact, coded);
     let last = |losses: &[f32]| losses[50..].iter().sum::<f32>() / 10.0;
     assert!((last(&coded) - last(&exact)).abs() < 0.1, "{} {}", last(&coded), last(&exact));

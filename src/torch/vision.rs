@@ -4,6 +4,8 @@
 //! image -> patches -> linear -> class token in front -> + position -> blocks (pre-norm) -> norm -> first token -> head
 //! ```
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -11,7 +13,7 @@ use super::encoder::{check_eps, within};
 use super::linear::Linear;
 use super::norm::{Norm, NormKind};
 use super::parts::Parts;
-use super::prompted::Prompted;
+use super::prompted::{Prompted, through};
 use super::transformer::{BlockSpec, Mlp, Order, drawn_weights, linear_tensors, norm_tensors};
 use crate::learn::{Layout, LearnError, TensorSet};
 use crate::rng::Stream;
@@ -106,6 +108,24 @@ impl VisionConfig {
         drawn_weights(&self.layout(), stream)
     }
 
+    /// The head alone.
+    ///
+    /// # Errors
+    /// [`LearnError::LayoutMismatch`] when it is absent.
+    pub fn head(&self, parts: &Parts<'_>) -> Result<Linear, LearnError> {
+        Linear::new(parts, "head", self.classes.unwrap_or(0), self.d_model)
+    }
+
+    /// Tokens of an image: its patches, and the one of the class.
+    pub fn tokens(&self) -> u32 {
+        self.patches() + 1
+    }
+
+    fn blocks(&self, parts: &Parts<'_>, range: Range<u32>) -> Result<Vec<Prompted>, LearnError> {
+        let spec = self.spec();
+        range.map(|i| Prompted::new(parts, &format!("blocks.{i}"), &spec)).collect()
+    }
+
     /// Patches of an image.
     fn patches(&self) -> u32 {
         let side = self.image / self.patch.max(1);
@@ -121,15 +141,28 @@ impl VisionConfig {
 /// A vision transformer with one set of weights.
 #[derive(Debug)]
 pub struct VisionTransformer {
+    stem: VisionStem,
+    top: VisionTop,
+    head: Option<Linear>,
+}
+
+/// Its first part: the embedding and some blocks.
+#[derive(Debug)]
+pub struct VisionStem {
     embed: Linear,
     /// `[d]`
     class: Tensor,
     /// `[patches + 1, d]`
     position: Tensor,
     blocks: Vec<Prompted>,
-    norm: Norm,
-    head: Option<Linear>,
     config: VisionConfig,
+}
+
+/// Its second part: the other blocks, norm and class token, without the head.
+#[derive(Debug)]
+pub struct VisionTop {
+    blocks: Vec<Prompted>,
+    norm: Norm,
 }
 
 impl VisionTransformer {
@@ -138,23 +171,44 @@ impl VisionTransformer {
     /// # Errors
     /// [`LearnError::LayoutMismatch`] when one is absent or has another shape.
     pub fn new(parts: &Parts<'_>, config: &VisionConfig) -> Result<Self, LearnError> {
-        let (spec, d) = (config.spec(), config.d_model);
-        let block = |i| Prompted::new(parts, &format!("blocks.{i}"), &spec);
-        let head = |classes| Linear::new(parts, "head", classes, d);
-        let tokens = i64::from(config.patches()) + 1;
         Ok(Self {
-            embed: Linear::new(parts, "embed", d, config.patch_values())?,
-            class: parts.get("embed.class", &[d.into()])?,
-            position: parts.get("embed.position", &[tokens, d.into()])?,
-            blocks: (0..config.layers).map(block).collect::<Result<_, _>>()?,
-            norm: Norm::new(parts, "norm", d, spec.norm, spec.eps)?,
-            head: config.classes.map(head).transpose()?,
-            config: *config,
+            stem: VisionStem::new(parts, config, config.layers)?,
+            top: VisionTop::new(parts, config, config.layers)?,
+            head: config.classes.map(|_| config.head(parts)).transpose()?,
         })
     }
 
     /// Images `[batch, 3, image, image]` to logits `[batch, classes]`; without a head to the state of
     /// the class token, `[batch, d]`.
+    ///
+    /// # Errors
+    /// [`LearnError::Engine`] when the images have another shape.
+    pub fn forward(&self, images: &Tensor) -> Result<Tensor, LearnError> {
+        let first = self.top.forward(&self.stem.forward(images)?)?;
+        match &self.head {
+            Some(head) => head.forward(&first),
+            None => Ok(first),
+        }
+    }
+}
+
+impl VisionStem {
+    /// The embedding and blocks `0..cut`.
+    ///
+    /// # Errors
+    /// [`LearnError::LayoutMismatch`] when a tensor is absent or has another shape.
+    pub fn new(parts: &Parts<'_>, config: &VisionConfig, cut: u32) -> Result<Self, LearnError> {
+        let d = config.d_model;
+        Ok(Self {
+            embed: Linear::new(parts, "embed", d, config.patch_values())?,
+            class: parts.get("embed.class", &[d.into()])?,
+            position: parts.get("embed.position", &[config.tokens().into(), d.into()])?,
+            blocks: config.blocks(parts, 0..cut)?,
+            config: *config,
+        })
+    }
+
+    /// Images `[batch, 3, image, image]` to activations `[batch, patches + 1, d]`.
     ///
     /// # Errors
     /// [`LearnError::Engine`] when the images have another shape.
@@ -166,16 +220,29 @@ impl VisionTransformer {
         let split = images.f_reshape([batch, COLOURS.into(), side, patch, side, patch])?;
         let patches = split.f_permute([0, 2, 4, 1, 3, 5])?.f_reshape([batch, side * side, -1])?;
         let class = self.class.f_reshape([1, 1, width])?.f_expand([batch, 1, width], false)?;
-        let mut x = Tensor::f_cat(&[class, self.embed.forward(&patches)?], 1)?;
-        x = x.f_add(&self.position)?;
-        for block in &self.blocks {
-            x = block.forward(&x)?;
-        }
-        let first = self.norm.forward(&x)?.f_select(1, 0)?;
-        match &self.head {
-            Some(head) => head.forward(&first),
-            None => Ok(first),
-        }
+        let x = Tensor::f_cat(&[class, self.embed.forward(&patches)?], 1)?;
+        through(&self.blocks, x.f_add(&self.position)?)
+    }
+}
+
+impl VisionTop {
+    /// Blocks from `cut` on, and the norm.
+    ///
+    /// # Errors
+    /// [`LearnError::LayoutMismatch`] when a tensor is absent or has another shape.
+    pub fn new(parts: &Parts<'_>, config: &VisionConfig, cut: u32) -> Result<Self, LearnError> {
+        let (spec, d) = (config.spec(), config.d_model);
+        let norm = Norm::new(parts, "norm", d, spec.norm, spec.eps)?;
+        Ok(Self { blocks: config.blocks(parts, cut..config.layers)?, norm })
+    }
+
+    /// Activations `[batch, patches + 1, d]` to the state of the class token, `[batch, d]`.
+    ///
+    /// # Errors
+    /// [`LearnError::Engine`] when they have another shape.
+    pub fn forward(&self, activations: &Tensor) -> Result<Tensor, LearnError> {
+        let x = through(&self.blocks, activations.shallow_clone())?;
+        Ok(self.norm.forward(&x)?.f_select(1, 0)?)
     }
 }
 

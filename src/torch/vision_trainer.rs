@@ -88,14 +88,8 @@ impl Learner for VisionLearner {
         use_threads(config.threads);
         let x = config.input(&Tensor::f_from_slice(&images.pixels)?)?;
         let y = Tensor::f_from_slice(&images.labels)?.f_to_kind(Kind::Int64)?;
-        let prior = if config.correct_prior {
-            let count =
-                |class| images.labels.iter().filter(|at| usize::from(**at) == class).count();
-            let counts: Vec<u64> = (0..images.classes).map(|class| count(class) as u64).collect();
-            Some(log_prior(&counts)?)
-        } else {
-            None
-        };
+        let prior =
+            if config.correct_prior { Some(log_prior(&class_counts(images))?) } else { None };
         let distill = match &job.class_targets {
             Some(targets) if job.distill_lambda > 0.0 => {
                 Some(Distill::new(targets, job.distill_lambda)?)
@@ -219,8 +213,8 @@ impl Predictor for VisionPredictor {
 }
 
 impl VisionTrainerConfig {
-    /// Checks the sizes, and gives the base as tensors with the plan of its adapter.
-    fn parts_of(&self, base: &TensorSet) -> Result<(Weights, AdapterPlan), LearnError> {
+    /// Checks sizes, scale and what trains.
+    pub(super) fn check_model(&self) -> Result<(), LearnError> {
         let bad = |what, expected: &str, actual: String| {
             Err(LearnError::OutOfRange { what, expected: expected.to_owned(), actual })
         };
@@ -236,6 +230,12 @@ impl VisionTrainerConfig {
             let actual = self.peft.prompts.to_string();
             return bad("prompts of a vision transformer", "none (take deep_prompts)", actual);
         }
+        Ok(())
+    }
+
+    /// Checks the sizes, and gives the base as tensors with the plan of its adapter.
+    fn parts_of(&self, base: &TensorSet) -> Result<(Weights, AdapterPlan), LearnError> {
+        self.check_model()?;
         base.check_layout(&self.model.layout())?;
         base.check_finite()?;
         Ok((Weights::from_set(base)?, AdapterPlan::new(&base.layout(), &self.peft)?))
@@ -247,7 +247,7 @@ impl VisionTrainerConfig {
     }
 
     /// Pixels as the model takes them, but for the colours: `[n, 1, image, image]`.
-    fn input(&self, pixels: &Tensor) -> Result<Tensor, LearnError> {
+    pub(super) fn input(&self, pixels: &Tensor) -> Result<Tensor, LearnError> {
         let side = i64::from(self.model.image);
         let x = pixels.f_reshape([-1, 1, side, side])?.f_to_kind(Kind::Float)?;
         // (p / 255 - mean) / deviation in two kernels
@@ -255,7 +255,7 @@ impl VisionTrainerConfig {
         Ok(x.f_sub_scalar(self.mean / self.deviation)?)
     }
 
-    fn check_images(&self, images: &Images) -> Result<(), LearnError> {
+    pub(super) fn check_images(&self, images: &Images) -> Result<(), LearnError> {
         let bad = |what, expected: String, actual: String| {
             Err(LearnError::OutOfRange { what, expected, actual })
         };
@@ -278,8 +278,14 @@ impl VisionTrainerConfig {
     }
 }
 
+/// Images of each class, `[C]`.
+pub(super) fn class_counts(images: &Images) -> Vec<u64> {
+    let of = |class: usize| images.labels.iter().filter(move |at| usize::from(**at) == class);
+    (0..images.classes).map(|class| of(class).count() as u64).collect()
+}
+
 /// Grey `[n, 1, h, w]` as three colours alike.
-fn coloured(x: &Tensor) -> Result<Tensor, LearnError> {
+pub(super) fn coloured(x: &Tensor) -> Result<Tensor, LearnError> {
     Ok(x.f_expand([-1, 3, -1, -1], false)?)
 }
 
@@ -297,11 +303,11 @@ fn logits(model: &VisionTransformer, x: &Tensor) -> Result<Vec<f32>, LearnError>
 const ROWS: i64 = 256;
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::torch::LoraConfig;
 
-    fn config(peft: PeftConfig) -> VisionTrainerConfig {
+    pub(in crate::torch) fn config(peft: PeftConfig) -> VisionTrainerConfig {
         let model = VisionConfig {
             image: 12,
             patch: 4,
@@ -328,7 +334,7 @@ mod tests {
     }
 
     /// Stripes in noise: across, upright, or a chequerboard; a patch is enough to tell.
-    fn stripes(n: usize, seed: u64) -> Images {
+    pub(in crate::torch) fn stripes(n: usize, seed: u64) -> Images {
         let mut stream = Stream::new(seed, "stripes");
         let mut images = Images { width: 12, height: 12, classes: 3, ..Images::default() };
         for label in (0..3).cycle().take(n) {

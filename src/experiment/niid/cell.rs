@@ -113,10 +113,11 @@ impl Cell {
     /// The cells that published figures are known for, those that are judged by them first; then one of each
     /// other strategy.
     pub fn all() -> Vec<Self> {
-        const NAMES: [&str; 12] = [
+        const NAMES: [&str; 13] = [
             "fashion-mnist/dir0.5/fedavg",
             "mnist/dir0.5/fedavg",
             "fashion-mnist/labels2/fedavg",
+            "fashion-mnist/labels2/fedavg/niid-bench",
             "fashion-mnist/iid/fedavg",
             "fashion-mnist/labels3/fedavg",
             "mnist/labels2/fedavg",
@@ -361,7 +362,7 @@ mod tests {
     #[test]
     fn cells_are_named_by_set_split_and_strategy() {
         let all = Cell::all();
-        assert_eq!(all.len(), 12);
+        assert_eq!(all.len(), 13);
         for cell in &all {
             assert_eq!(cell.to_string().parse::<Cell>().as_ref(), Ok(cell));
             let averages = matches!(cell.strategy, Strategy::FedAvg | Strategy::FedProx);
@@ -371,7 +372,7 @@ mod tests {
             assert!(all.iter().any(|cell| cell.strategy == strategy), "{strategy:?}");
         }
         let rounds: Vec<u64> = all.iter().map(Cell::rounds).collect();
-        assert_eq!(rounds, [50, 50, 50, 10, 10, 10, 10, 10, 10, 10, 10, 10]);
+        assert_eq!(rounds, [50, 50, 50, 50, 10, 10, 10, 10, 10, 10, 10, 10, 10]);
         let other: Cell = "mnist/dir0.1/fedavg".parse().unwrap();
         assert_eq!((other.split, other.published()), (SplitRule::Dirichlet(0.1), None));
     }

@@ -19,8 +19,8 @@ use crate::torch::adamw::AdamWConfig;
 use crate::torch::safetensors;
 use crate::torch::{
     PeftConfig, PretrainConfig, SignalBack, SignalFront, SignalLearner, SignalPredictor,
-    SignalTransformerConfig, TrainerConfig, VisionConfig, VisionLearner, VisionPredictor,
-    VisionTrainerConfig, load_base, pretrain,
+    SignalTransformerConfig, TrainerConfig, VisionBack, VisionConfig, VisionFront, VisionLearner,
+    VisionPredictor, VisionTrainerConfig, load_base, pretrain,
 };
 
 /// A base with what trains of it.
@@ -96,30 +96,38 @@ impl Model {
     /// A device's half, where the model is cut.
     pub(super) fn front(&self) -> Result<Option<Box<dyn SplitFront>>, LearnError> {
         let Some(cut) = self.cut else { return Ok(None) };
-        Ok(Some(Box::new(self.front_at(cut)?)))
+        Ok(Some(self.front_at(cut)?.0))
     }
 
-    fn front_at(&self, cut: Cut) -> Result<SignalFront, LearnError> {
+    /// A device's half, how many values it holds, and how many of them train.
+    fn front_at(&self, cut: Cut) -> Result<(Box<dyn SplitFront>, (u64, u64)), LearnError> {
         let front = self.base.filtered(|name| cut.is_front(name));
-        SignalFront::new(&front, self.signal_config()?.clone(), cut, ADAPTER_SEED)
+        Ok(match &self.kind {
+            Kind::Signal(config) => {
+                let front = SignalFront::new(&front, config.clone(), cut, ADAPTER_SEED)?;
+                let values = front.num_values();
+                (Box::new(front), values)
+            }
+            Kind::Vision(config) => {
+                let front = VisionFront::new(&front, config.clone(), cut, ADAPTER_SEED)?;
+                let values = front.num_values();
+                (Box::new(front), values)
+            }
+        })
     }
 
     /// An edge's half.
     pub(super) fn back(&self) -> Result<Box<dyn SplitBack>, LearnError> {
         let cut = self.cut.unwrap_or(Cut { blocks: CUT, head_in_front: false });
         let back = self.base.filtered(|name| !cut.is_front(name));
-        Ok(Box::new(SignalBack::new(&back, self.signal_config()?.clone(), cut, ADAPTER_SEED)?))
-    }
-
-    fn signal_config(&self) -> Result<&TrainerConfig, LearnError> {
-        match &self.kind {
-            Kind::Signal(config) => Ok(config),
-            Kind::Vision(_) => Err(LearnError::OutOfRange {
-                what: "model to cut",
-                expected: "a signal transformer".into(),
-                actual: "a vision transformer".into(),
-            }),
-        }
+        Ok(match &self.kind {
+            Kind::Signal(config) => {
+                Box::new(SignalBack::new(&back, config.clone(), cut, ADAPTER_SEED)?)
+            }
+            Kind::Vision(config) => {
+                Box::new(VisionBack::new(&back, config.clone(), cut, ADAPTER_SEED)?)
+            }
+        })
     }
 
     /// Numbers of values; a device has the whole model where it isn't cut.
@@ -130,7 +138,7 @@ impl Model {
             _ => self.learner()?.initial_adapter().num_values() as u64,
         };
         let (on_device, trained_on_device) = match (how, self.cut) {
-            (_, Some(cut)) => self.front_at(cut)?.num_values(),
+            (_, Some(cut)) => self.front_at(cut)?.1,
             (How::Pooled, None) => (0, 0),
             (How::Untrained, None) => (model, 0),
             (_, None) => (model, trained),
