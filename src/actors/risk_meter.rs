@@ -34,7 +34,7 @@ impl RiskMeter {
     /// Fewest examples on each side: of fewer a rate would tell of single ones.
     pub const LEAST: usize = 20;
     /// One example in about so many is kept back.
-    const KEPT_ONE_IN: u16 = 5;
+    pub(crate) const KEPT_ONE_IN: u16 = 5;
     /// Windows that are answered at once.
     const BATCH: usize = 64;
 

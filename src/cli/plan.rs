@@ -19,7 +19,7 @@ use super::exit::Misuse;
 use super::{Exit, SettingsArgs};
 use crate::ids::NodeId;
 use crate::learn::{AnsweredBy, MemberFigures, Proposal, Way, align, propose};
-use crate::node::{PlannedModel, SystemClock, floor_of, planned_model, round_work};
+use crate::node::{PlannedModel, SystemClock, floor_of, learned_of, planned_model, round_work};
 use crate::settings::{Layers, NodeRole, Settings};
 use crate::telemetry;
 use crate::time::Clock;
@@ -176,11 +176,13 @@ fn member(
     work.min_steps = gate.min_steps;
     let cap = u64::from(settings.limits.max_memory_mib) << 20;
     let free_bytes = mebibytes(*free_memory_mib);
+    let learned = learned_of(settings, examples);
     let figures = MemberFigures {
         flops_per_s: gflops * 1e9,
         free_bytes: if cap > 0 { free_bytes.min(cap) } else { free_bytes },
         uplink_bytes_per_s: kbps * 125.0,
-        examples,
+        examples: learned,
+        kept_back: examples - learned,
         has_edge: edge.is_some(),
         min_examples: gate.min_examples,
         min_cell: gate.min_cell,

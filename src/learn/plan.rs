@@ -78,6 +78,8 @@ pub struct RoundWork {
     pub delta_bits: u32,
     /// How activations travel.
     pub coding: ActivationCoding,
+    /// Where a model is split, labels stay on the device, and the head with them.
+    pub labels_stay: bool,
     /// Reference inputs; 0 where the federation has none.
     pub references: u32,
     /// Fewest steps behind what leaves.
@@ -93,8 +95,10 @@ pub struct MemberFigures {
     pub free_bytes: u64,
     /// Bytes a second towards its edge, > 0.
     pub uplink_bytes_per_s: f64,
-    /// Examples that it has.
+    /// Examples that it learns from.
     pub examples: u64,
+    /// Examples that it has beside them, to measure by.
+    pub kept_back: u64,
     /// It has an edge in its own site.
     pub has_edge: bool,
     /// Fewest examples behind an update.
@@ -243,7 +247,9 @@ pub fn propose(
     let estimate = Estimate { model, work, member };
     let mut considered = vec![estimate.training(Way::Whole, model.whole())];
     for cut in (1..model.num_blocks()).rev() {
-        considered.push(estimate.training(Way::Split { cut }, model.front(cut)));
+        let front = model.front(cut);
+        let part = if work.labels_stay { front.and(&model.head) } else { front };
+        considered.push(estimate.training(Way::Split { cut }, part));
     }
     considered
         .extend([estimate.knowledge(Way::ReferenceLogits), estimate.knowledge(Way::ClassLogits)]);
@@ -269,7 +275,9 @@ pub fn align<'a>(members: impl IntoIterator<Item = &'a mut Proposal>) -> Option<
         // An earlier cut takes less of everything but the bytes on the way, and of those as many.
         if let Some(there) = proposal.considered.iter().find(|there| there.way == way) {
             (proposal.way, proposal.cost) = (way, there.cost);
-            proposal.answered_by = AnsweredBy::Halves { cut: least };
+            if let AnsweredBy::Halves { cut } = &mut proposal.answered_by {
+                *cut = least;
+            }
         }
     }
     Some(least)
@@ -314,7 +322,9 @@ impl Estimate<'_> {
                     ActivationCoding::F32 => model.width.saturating_mul(4),
                     ActivationCoding::Int8 => model.width.saturating_add(2),
                 };
-                let step = u64::from(work.batch).saturating_mul(model.tokens).saturating_mul(token);
+                // With the head here, the gradient at the back's output goes up too: a token's worth.
+                let tokens = model.tokens.saturating_add(work.labels_stay.into());
+                let step = u64::from(work.batch).saturating_mul(tokens).saturating_mul(token);
                 delta.saturating_add(step.saturating_mul(work.steps.into()))
             }
             _ => delta,
@@ -387,6 +397,10 @@ impl Estimate<'_> {
         let whole = answering(model.whole());
         match way {
             Way::Whole => return (AnsweredBy::Itself, whole),
+            // Halves don't answer where the head is in front.
+            Way::Split { .. } if self.work.labels_stay => {
+                return (AnsweredBy::Edge, Cost::default());
+            }
             Way::Split { cut } => return (AnsweredBy::Halves { cut }, answering(model.front(cut))),
             Way::ReferenceLogits | Way::ClassLogits => {
                 return (AnsweredBy::Itself, Cost::default());
@@ -398,6 +412,7 @@ impl Estimate<'_> {
         }
         let front = answering(model.front(1));
         let fits = front.memory_bytes <= member.free_bytes && model.num_blocks() > 1;
+        let fits = fits && !self.work.labels_stay;
         match (member.has_edge, fits && member.shows_activations) {
             (true, true) => (AnsweredBy::Halves { cut: 1 }, front),
             (true, false) => (AnsweredBy::Edge, Cost::default()),
@@ -406,7 +421,8 @@ impl Estimate<'_> {
     }
 
     fn cost(&self, memory: u64, flops: f64, sent_bytes: u64) -> Cost {
-        let data = self.member.examples.saturating_mul(self.model.example_bytes);
+        let examples = self.member.examples.saturating_add(self.member.kept_back);
+        let data = examples.saturating_mul(self.model.example_bytes);
         let compute_s = flops / self.member.flops_per_s;
         Cost { memory_bytes: memory.saturating_add(data), compute_s, sent_bytes }
     }

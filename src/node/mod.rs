@@ -75,7 +75,7 @@ pub use health::Health;
 #[cfg(all(feature = "cli", feature = "torch"))]
 pub use language::language_brain;
 #[cfg(all(feature = "cli", feature = "torch"))]
-pub use plan::{PlannedModel, floor_of, planned_model, round_work};
+pub use plan::{PlannedModel, floor_of, learned_of, planned_model, round_work};
 pub use rollback::{AtRestError, roll_back_at_rest};
 pub use rollouts::{RolloutTerms, rollout_config};
 #[cfg(feature = "cli")]

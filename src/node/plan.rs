@@ -5,9 +5,10 @@
 
 use super::settings::{base_path, core_share, gate_for, gate_of, plan_of, trainer_of};
 use super::{SettingsProblem, split_of};
+use crate::actors::RiskMeter;
 use crate::learn::{ModelCost, RoundWork};
 use crate::privacy::Gate;
-use crate::settings::{LearnerName, PrivacyProfile, Settings};
+use crate::settings::{LearnerName, PrivacyProfile, Settings, SplitLabels};
 use crate::torch::{Card, SignalTransformerConfig, cost};
 use crate::wire::{Coding, SplitCoding};
 
@@ -76,6 +77,7 @@ pub fn round_work(settings: &Settings, budget_s: f64) -> RoundWork {
             Coding::Int4 => 4,
         },
         coding: coding.into(),
+        labels_stay: settings.split.labels == SplitLabels::Device,
         references: settings
             .knowledge
             .reference
@@ -83,6 +85,23 @@ pub fn round_work(settings: &Settings, budget_s: f64) -> RoundWork {
             .map_or(0, |_| settings.knowledge.reference_count),
         min_steps: gate_of(settings).min_steps,
     }
+}
+
+/// How many of so many examples a member learns from; the others are kept back for its cascade and its risk meter.
+///
+/// About: of each recording, or of each class, the part is rounded.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "counts"
+)]
+pub fn learned_of(settings: &Settings, examples: u64) -> u64 {
+    let cascade = &settings.cascade;
+    let held = if cascade.enabled { (examples as f64 * cascade.holdout) as u64 } else { 0 };
+    let left = examples.saturating_sub(held);
+    let metered = settings.privacy.risk_meter;
+    left - if metered { left / u64::from(RiskMeter::KEPT_ONE_IN) } else { 0 }
 }
 
 /// What must stand behind a member's contribution, and whether its activations may go to its edge: not where

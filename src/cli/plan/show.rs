@@ -185,6 +185,7 @@ fn member_json(planned: &Planned) -> Value {
             "free_bytes": figures.free_bytes,
             "uplink_bytes_per_s": figures.uplink_bytes_per_s,
             "examples": figures.examples,
+            "kept_back": figures.kept_back,
             "budget_s": work.budget_s,
         },
         "considered": considered,

@@ -21,6 +21,14 @@ impl Place {
         this
     }
 
+    /// The same with more settings.
+    fn and(self, more: &str) -> Self {
+        let path = self.path("press-7.toml");
+        let settings = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(path, settings + more).unwrap();
+        self
+    }
+
     fn path(&self, name: &str) -> String {
         self.folder.path().join(name).to_str().unwrap().to_owned()
     }
@@ -92,6 +100,19 @@ fn rounds_are_of_one_kind_and_that_of_most_members_stands_first() {
         (&"class_logits".into(), &"adapters".into())
     );
     assert_eq!(rounds[1]["without"], serde_json::json!(["slow", "slower"]));
+}
+
+#[test]
+fn labels_that_stay_and_examples_that_are_kept_back_are_looked_at() {
+    let figures = entry("press-7", "20", 182, "8000", "");
+    let member = |more: &str| Place::new(&figures).and(more).json(&[])["members"][0].clone();
+    let (there, here) = (member(""), member("[split]\nlabels = \"device\"\n"));
+    assert_eq!((&there["way"], &there["answered_by"]), (&"split".into(), &"halves".into()));
+    assert_eq!((&here["way"], &here["answered_by"]), (&"split".into(), &"edge".into()));
+    let kept = member("[cascade]\nenabled = true\nholdout = 0.2\n[privacy]\nrisk_meter = true\n");
+    let figures = &kept["figures"];
+    assert_eq!((&figures["examples"], &figures["kept_back"]), (&576.into(), &324.into()));
+    assert_eq!(there["figures"]["kept_back"], 0);
 }
 
 #[test]

@@ -27,6 +27,7 @@ fn work() -> RoundWork {
         budget_s: 120.0,
         delta_bits: 32,
         coding: ActivationCoding::Int8,
+        labels_stay: false,
         references: 500,
         min_steps: 16,
     }
@@ -38,6 +39,7 @@ fn member() -> MemberFigures {
         free_bytes: 1_000 * MIB,
         uplink_bytes_per_s: 1e6,
         examples: 400,
+        kept_back: 0,
         has_edge: true,
         min_examples: 100,
         min_cell: 20,
@@ -82,6 +84,30 @@ fn less_memory_cuts_the_model_and_says_why_the_whole_does_not_fit() {
     // Activations of 30 batches in a byte a value and a scale a token, and the front's delta.
     let delta = u64::from(cut) * 100_000 * 4;
     assert_eq!(proposal.cost.sent_bytes, delta + 30 * 16 * 40 * 66);
+}
+
+#[test]
+fn where_labels_stay_the_head_is_in_front_and_the_edge_answers() {
+    let small = MemberFigures { free_bytes: 150 * MIB, ..member() };
+    let there = propose(&model(), &work(), &small).unwrap();
+    let here = propose(&model(), &RoundWork { labels_stay: true, ..work() }, &small).unwrap();
+    let Way::Split { cut } = here.way else { panic!("{here:?}") };
+    assert_eq!(here.answered_by, AnsweredBy::Edge);
+    // The head's delta, and a token's gradient an example.
+    let more = 10_000 * 4 + 30 * 16 * 66;
+    let there = there.considered.iter().find(|c| c.way == Way::Split { cut }).unwrap();
+    assert_eq!(here.cost.sent_bytes, there.cost.sent_bytes + more);
+    assert!(here.cost.memory_bytes > there.cost.memory_bytes);
+}
+
+#[test]
+fn what_is_kept_back_takes_memory_and_counts_for_nothing() {
+    let all = propose(&model(), &work(), &MemberFigures { examples: 120, ..member() }).unwrap();
+    let some = MemberFigures { examples: 90, kept_back: 30, ..member() };
+    let some = propose(&model(), &work(), &some).unwrap();
+    assert_eq!((all.way, some.way), (Way::Whole, Way::Answers));
+    assert_eq!(some.considered[0].cost, all.considered[0].cost);
+    assert_eq!(some.considered[0].obstacles, [Obstacle::Examples { needs: 100, has: 90 }]);
 }
 
 #[test]
@@ -187,6 +213,7 @@ prop_compose! {
             free_bytes: free_mib * MIB,
             uplink_bytes_per_s: 10_f64.powf(uplink),
             examples,
+            kept_back: 0,
             has_edge,
             min_examples,
             min_cell,
