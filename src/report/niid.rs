@@ -177,7 +177,7 @@ pub fn niid_to_table(report: &NiidReport) -> String {
     lines.push("  the plain mean of ten clients: no cap on a share, no norm clipping".to_owned());
     lines.push(String::new());
     lines.push(format!(
-        "  {:<32}{:>7}{:>7}{:>9}{:>16}{:>11}{:>9}  {}",
+        "  {:<40}{:>7}{:>7}{:>9}{:>16}{:>11}{:>9}  {}",
         "cell", "rounds", "passes", "best %", "published %", "up a round", "seconds", ""
     ));
     for row in &report.rows {
@@ -186,7 +186,7 @@ pub fn niid_to_table(report: &NiidReport) -> String {
             format!("{} +- {}", percent(figure), percent(tolerance))
         });
         lines.push(format!(
-            "  {:<32}{:>7}{:>7}{best:>9}{published:>16}{:>11}{:>9.0}  {}",
+            "  {:<40}{:>7}{:>7}{best:>9}{published:>16}{:>11}{:>9.0}  {}",
             row.name(),
             row.rounds,
             row.local_epochs,

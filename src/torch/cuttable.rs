@@ -1,5 +1,5 @@
-//! Which models can be cut in two, and what each half of them computes: the signal transformer and the vision
-//! transformer. How halves train is the same for all of them (`split.rs`).
+//! Which transformers can be cut in two, and what each half of them computes: those of signals and of images. How their
+//! halves train is the same (`split.rs`). The convolutional network of the benchmarks is cut by itself (`cnn_split.rs`).
 
 use std::fmt;
 
@@ -17,7 +17,7 @@ use super::weights::Weights;
 use crate::learn::{Cut, Examples, Layout, LearnError};
 use crate::rng::Stream;
 
-/// A model of blocks behind an embedding, with how it trains.
+/// A model of blocks behind an embedding, with how it trains. Both that there are lie in this file.
 pub trait Cuttable: Clone + fmt::Debug + Send + 'static {
     /// What of a run's examples is made ready once.
     type Reader: Send;

@@ -121,9 +121,9 @@ pub struct Front<C> {
     max_memory_mib: Option<u32>,
 }
 
-/// Of the signal transformer.
+/// The front half of the signal transformer.
 pub type SignalFront = Front<TrainerConfig>;
-/// Of the vision transformer.
+/// The front half of the vision transformer.
 pub type VisionFront = Front<VisionTrainerConfig>;
 
 impl<C: Cuttable> Front<C> {
@@ -206,7 +206,7 @@ impl<C: Cuttable> SplitFront for Front<C> {
         } else {
             None
         };
-        Ok(Box::new(Run {
+        Ok(Box::new(RunOfFront {
             reader,
             config: config.clone(),
             cut: *cut,
@@ -228,7 +228,7 @@ impl<C: Cuttable> SplitFront for Front<C> {
     }
 }
 
-struct Run<C: Cuttable> {
+struct RunOfFront<C: Cuttable> {
     config: C,
     cut: Cut,
     reader: C::Reader,
@@ -252,7 +252,7 @@ struct Waiting {
     from_head: Option<Tensor>,
 }
 
-impl<C: Cuttable> FrontRun for Run<C> {
+impl<C: Cuttable> FrontRun for RunOfFront<C> {
     fn begun(&self) -> FrontBegun {
         self.begun.clone()
     }
@@ -326,9 +326,9 @@ impl<C: Cuttable> FrontRun for Run<C> {
 #[derive(Debug)]
 pub struct Back<C>(Half<C>);
 
-/// Of the signal transformer.
+/// The back half of the signal transformer.
 pub type SignalBack = Back<TrainerConfig>;
-/// Of the vision transformer.
+/// The back half of the vision transformer.
 pub type VisionBack = Back<VisionTrainerConfig>;
 
 impl<C: Cuttable> Back<C> {
@@ -351,7 +351,7 @@ impl<C: Cuttable> SplitBack for Back<C> {
         let Half { config, cut, .. } = &self.0;
         use_threads(config.training().threads);
         let (targets, classes) = (job.class_targets.as_ref(), config.sizes().classes);
-        Ok(Box::new(Copy {
+        Ok(Box::new(OpenBack {
             config: config.clone(),
             cut: *cut,
             half: self.0.trainable(&job.start)?,
@@ -364,7 +364,7 @@ impl<C: Cuttable> SplitBack for Back<C> {
     }
 }
 
-struct Copy<C> {
+struct OpenBack<C> {
     config: C,
     cut: Cut,
     half: Trainable,
@@ -386,7 +386,7 @@ struct Passed {
     flat: Tensor,
 }
 
-impl<C: Cuttable> Copy<C> {
+impl<C: Cuttable> OpenBack<C> {
     /// The input as a leaf, and the back's output; gradients flow to both ends.
     fn pass(
         &self,
@@ -417,7 +417,7 @@ impl<C: Cuttable> Copy<C> {
     }
 }
 
-impl<C: Cuttable> BackCopy for Copy<C> {
+impl<C: Cuttable> BackCopy for OpenBack<C> {
     fn step(
         &mut self,
         who: &NodeId,

@@ -11,6 +11,7 @@ use tch::{Kind, Tensor};
 
 use super::adamw::{AdamW, AdamWConfig};
 use super::adapter::AdapterPlan;
+use super::cuttable::Cuttable;
 use super::parts::Parts;
 use super::peft::PeftConfig;
 use super::trainer::{Distill, Terms, batch_loss, check_targets, log_prior, mean};
@@ -79,17 +80,15 @@ impl Learner for VisionLearner {
     ) -> Result<Trained, LearnError> {
         let Self { config, base, plan, .. } = self;
         let images = data.images()?;
-        config.check_images(images)?;
+        let (x, counts) = config.read(data)?;
         let steps = job.check_for(images.num_examples())?;
         job.without_lesson("a vision transformer")?;
         if let Some(targets) = &job.class_targets {
             check_targets(targets, images.classes)?;
         }
         use_threads(config.threads);
-        let x = config.input(&Tensor::f_from_slice(&images.pixels)?)?;
         let y = Tensor::f_from_slice(&images.labels)?.f_to_kind(Kind::Int64)?;
-        let prior =
-            if config.correct_prior { Some(log_prior(&class_counts(images))?) } else { None };
+        let prior = config.correct_prior.then(|| log_prior(&counts)).transpose()?;
         let distill = match &job.class_targets {
             Some(targets) if job.distill_lambda > 0.0 => {
                 Some(Distill::new(targets, job.distill_lambda)?)

@@ -103,6 +103,10 @@ impl Struck {
     pub(crate) fn new(at: Instant, kind: impl Into<String>) -> Self {
         Self { at, kind: kind.into(), missed: None }
     }
+
+    pub(crate) fn named(self, kind: &str) -> Self {
+        Self { kind: kind.to_owned(), ..self }
+    }
 }
 
 impl Fault {
@@ -197,8 +201,8 @@ impl Fault {
             Self::StopLeader => clouds::stop_leader(federation),
             Self::KillUnheard => clouds::kill_unheard(federation, draw),
             Self::LateWords => return Ok(clouds::late_words(federation)),
-            Self::Outdated => clouds::outdated(federation),
-            Self::Backup => clouds::backup(federation),
+            Self::Outdated => return Ok(clouds::outdated(federation)),
+            Self::Backup => return Ok(clouds::backup(federation)),
             Self::StopMember => {
                 let role = one_of(&[Role::Edge, Role::Device], draw);
                 let name = one_of(&federation.with(role), draw);

@@ -8,6 +8,7 @@ use std::fs::OpenOptions;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use gaisnet::ledger::Event;
@@ -288,20 +289,21 @@ impl Federation {
 
     /// How often a running node has counted this since it started.
     pub(crate) fn counted_by(&self, name: &str, reason: &str) -> u64 {
-        self.figure(name, &format!("refused_messages_total{{reason=\"{reason}\"}}"))
+        let figure = format!("refused_messages_total{{reason=\"{reason}\"}}");
+        self.figure(name, &figure).unwrap_or(0)
     }
 
-    /// Messages of a kind that a running node has heard since it started.
-    pub(crate) fn heard_by(&self, name: &str, kind: &str) -> u64 {
+    /// Messages of a kind that a node has heard since it started, if it runs.
+    pub(crate) fn heard_by(&self, name: &str, kind: &str) -> Option<u64> {
         self.figure(name, &format!("messages_total{{kind=\"{kind}\",direction=\"in\"}}"))
     }
 
-    /// What a node's health page says, 0 where it says nothing.
-    fn figure(&self, name: &str, figure: &str) -> u64 {
-        let (_, page) = support::process::get(&self.pages[name], "/metrics");
+    /// What a node's health page says; it is a second old at most.
+    fn figure(&self, name: &str, figure: &str) -> Option<u64> {
+        let (code, page) = support::process::get(&self.pages[name], "/metrics");
         let line = format!("gaisnet_{figure} ");
         let found = page.lines().find_map(|text| text.strip_prefix(&line)?.trim().parse().ok());
-        found.unwrap_or(0)
+        (code == 200).then_some(found.unwrap_or(0))
     }
 
     /// Contributions that the clouds counted since the mark, as far as their logs were read.
@@ -435,9 +437,11 @@ impl Drop for Federation {
     }
 }
 
-/// An address that no connection of this machine can take.
+/// An address of this machine that no other node has, nor any connection.
 fn free_page() -> String {
-    std::net::TcpListener::bind(("127.0.0.2", 0)).unwrap().local_addr().unwrap().to_string()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let (run, n) = (std::process::id() % 250, NEXT.fetch_add(1, Ordering::Relaxed));
+    format!("127.{}.{}.{}:9464", 1 + run, n / 250, 1 + n % 250)
 }
 
 /// Puts a small file system there.

@@ -90,10 +90,10 @@ async fn pass(client: TcpStream, broker: u16, weather: watch::Receiver<Weather>)
             }
         }
     };
-    let up = copy(&mut from_client, to_server, weather.clone(), Weather::DeafBroker);
+    let up = copy(&mut from_client, to_server, weather.clone());
     let mut from_server = from_server;
     let mut to_client = to_client;
-    let down = copy_to(&mut from_server, &mut to_client, weather, Weather::DeafNode);
+    let down = copy_to(&mut from_server, &mut to_client, weather, Direction::Down);
     let is_half_open = tokio::select! {
         () = up => false,
         () = down => false,
@@ -108,13 +108,16 @@ async fn pass(client: TcpStream, broker: u16, weather: watch::Receiver<Weather>)
     }
 }
 
-async fn copy(
-    from: &mut OwnedReadHalf,
-    mut to: OwnedWriteHalf,
-    weather: watch::Receiver<Weather>,
-    deaf: Weather,
-) {
-    copy_to(from, &mut to, weather, deaf).await;
+/// Which way bytes go on a wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    /// From the node to the broker.
+    Up,
+    Down,
+}
+
+async fn copy(from: &mut OwnedReadHalf, mut to: OwnedWriteHalf, weather: watch::Receiver<Weather>) {
+    copy_to(from, &mut to, weather, Direction::Up).await;
 }
 
 /// Copies until the end, or until weather is over in which bytes were lost.
@@ -122,17 +125,20 @@ async fn copy_to(
     from: &mut OwnedReadHalf,
     to: &mut OwnedWriteHalf,
     mut weather: watch::Receiver<Weather>,
-    deaf: Weather,
+    direction: Direction,
 ) {
     let mut buffer = vec![0; 16 << 10];
     while let Ok(bytes @ 1..) = from.read(&mut buffer).await {
         let today = *weather.borrow_and_update();
-        if today == deaf {
-            let _ = weather.changed().await;
-            return;
-        }
-        if today == Weather::Held && deaf == Weather::DeafBroker {
-            let _ = weather.changed().await;
+        match (today, direction) {
+            (Weather::DeafBroker, Direction::Up) | (Weather::DeafNode, Direction::Down) => {
+                let _ = weather.changed().await;
+                return;
+            }
+            (Weather::Held, Direction::Up) => {
+                let _ = weather.changed().await;
+            }
+            _ => {}
         }
         let piece = if today == Weather::Sliced { SLICE_BYTES } else { bytes };
         if today == Weather::Slow {

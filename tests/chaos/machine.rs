@@ -124,6 +124,11 @@ pub(crate) fn back_up(federation: &Federation, name: &str) {
     copy(&federation.folder(name).join("store"), &federation.folder(name).join("saved"));
 }
 
+/// The copy isn't needed.
+pub(crate) fn forget_backup(federation: &Federation, name: &str) {
+    fs::remove_dir_all(federation.folder(name).join("saved")).unwrap();
+}
+
 /// Puts a dead node's files back; what it has recorded since is kept for the count.
 pub(crate) fn put_back(federation: &mut Federation, name: &'static str) {
     let (store, saved) =

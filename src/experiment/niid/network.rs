@@ -93,3 +93,23 @@ fn learners(cell: &Cell, config: CnnTrainerConfig, seed: u64) -> Result<Learners
 }
 
 const MOMENTUM: f64 = 0.9;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conditions_decide_pixels_and_weight_decay_and_are_told() {
+        let of = |name: &str| {
+            let config = config(&name.parse().unwrap(), 10);
+            let CnnConfig { mean, deviation, .. } = config.model;
+            ((mean, deviation, config.weight_decay), described(&config, 1).unwrap())
+        };
+        let (scaled, bench) =
+            (of("fashion-mnist/iid/fedavg"), of("fashion-mnist/iid/fedavg/niid-bench"));
+        assert_eq!(scaled.0, (0.286, 0.353, 0.0));
+        assert_eq!(bench.0, (0.0, 1.0, 0.000_01));
+        // The digest of a cell's settings is over the text.
+        assert_ne!(scaled.1, bench.1);
+    }
+}

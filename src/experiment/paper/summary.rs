@@ -1,6 +1,6 @@
 //! Cells as arms: means over the seeds that are finished, and what was wanted of them.
 
-use super::cell::{Cell, How};
+use super::cell::{Cell, How, Set};
 use super::plan::Paper;
 use super::record::Record;
 use crate::experiment::ExperimentError;
@@ -156,12 +156,12 @@ fn checks(cells: &[(Cell, State)]) -> Vec<PaperCheck> {
     checks
 }
 
-/// Bytes of a round's activations at the cut as f32, as a device would send them uncoded.
+/// Bytes of a round's activations at the cut as f32, as a device would send them uncoded; of bearings.
 fn activations(cell: &Cell) -> Option<f64> {
     let model = crate::torch::SignalTransformerConfig::default();
     let a_token = 4.0 * f64::from(model.block.d_model);
     let steps = f64::from(cell.local_steps) * f64::from(cell.batch_size);
-    let split = matches!(cell.how, How::Split { .. });
+    let split = matches!(cell.how, How::Split { .. }) && cell.set == Set::Bearings;
     split.then(|| steps * f64::from(model.tokens()) * a_token)
 }
 
