@@ -342,15 +342,15 @@ mod tests {
             threshold(&(0..500).map(one).collect::<Vec<_>>(), 0.05, 0.05).unwrap()
         };
         let all = with(true).unwrap();
-        // Five shares of delta have come in, and none was lost.
-        assert!((all.bound - upper_bound(0, 500, 0.05)).abs() < 1e-9);
+        // The fifth of 0.1 is lost, for fifty are too few; those of the four other shares were handed on.
+        assert!((all.bound - upper_bound(0, 500, 0.04)).abs() < 1e-9);
         assert!((all.share - 1.0).abs() < f64::EPSILON && (all.confidence - 0.5).abs() < 1e-6);
         assert_eq!(with(false), None);
     }
 
     #[test]
     fn what_is_at_hand_is_lost_with_a_test_that_fails_and_comes_in_again_at_the_next_share() {
-        // Of a thousand, the surest first: wrong ones from the 350th to the 399th, so that shares 0.3 and 0.4 fail.
+        // Of a thousand, the surest first, fifty are wrong from the 350th on: that is too much until most are answered.
         let one = |i: u16| Judged {
             confidence: 1.0 - f32::from(i) / 2_000.0,
             right: !(350..400).contains(&i),
@@ -358,10 +358,9 @@ mod tests {
         let judged: Vec<_> = (0..1_000).map(one).collect();
         let found = threshold(&judged, 0.09, 0.05).unwrap().unwrap();
         assert!((found.share - 1.0).abs() < 1e-9);
-        // The fifths of 0.1 and 0.3 are gone, maybe that of 0.5; those of 0.7 and 0.9 are there.
-        let bounds = [0.02, 0.03].map(|at_hand| upper_bound(50, 1_000, at_hand));
-        assert!(bounds.iter().any(|bound| (found.bound - bound).abs() < 1e-9), "{found:?}");
-        assert!(found.bound > upper_bound(50, 1_000, 0.05) + 1e-6);
+        let with = |at_hand| (found.bound - upper_bound(50, 1_000, at_hand)).abs();
+        assert!(with(0.01) < 1e-9, "the fifth of 0.9 alone: {found:?}");
+        assert!(with(0.05) > 1e-3);
     }
 
     #[test]
