@@ -28,6 +28,7 @@ mod federation;
 
 use std::num::NonZeroU16;
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use federation::{Plant, name, paused};
@@ -198,13 +199,13 @@ impl Subject {
 #[test]
 #[ignore = "half an hour of training: prints figures"]
 fn what_each_model_makes_of_the_others_orders() {
-    let subject = Arc::new(subject());
+    let subject = Rc::new(subject());
     let untrained = subject.learner("cloud").initial_adapter();
     println!("{:<18}{:<8}{:>8}{:>8}", "arm", "node", "E", "D");
     let [e, d] = subject.bits("cloud", &untrained);
     println!("{:<18}{:<8}{e:>8.3}{d:>8.3}", "base", "all");
     for arm in ARMS {
-        let subject = Arc::clone(&subject);
+        let subject = Rc::clone(&subject);
         paused(async move {
             let mut plant = Plant::new(1, 2, ROUNDS, &Faults::none(1));
             let nodes: Vec<NodeId> = plant.members.places.iter().map(|p| p.node.clone()).collect();

@@ -287,7 +287,7 @@ impl fmt::Display for Cell {
         write!(f, "{}/{}/{}", self.set.name(), self.split, self.strategy.name())?;
         match self.conditions {
             Conditions::Scaled => Ok(()),
-            other => write!(f, "/{}", other.name()),
+            Conditions::NiidBench => write!(f, "/{}", self.conditions.name()),
         }
     }
 }

@@ -23,6 +23,9 @@ use crate::torch::{
     VisionPredictor, VisionTrainerConfig, load_base, pretrain,
 };
 
+/// A device's half, how many values it holds, and how many of them train.
+type CountedFront = (Box<dyn SplitFront>, (u64, u64));
+
 /// A base with what trains of it.
 pub(super) struct Model {
     pub(super) digest: Digest,
@@ -99,8 +102,8 @@ impl Model {
         Ok(Some(self.front_at(cut)?.0))
     }
 
-    /// A device's half, how many values it holds, and how many of them train.
-    fn front_at(&self, cut: Cut) -> Result<(Box<dyn SplitFront>, (u64, u64)), LearnError> {
+    /// A device's half.
+    fn front_at(&self, cut: Cut) -> Result<CountedFront, LearnError> {
         let front = self.base.filtered(|name| cut.is_front(name));
         Ok(match &self.kind {
             Kind::Signal(config) => {
