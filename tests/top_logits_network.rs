@@ -20,29 +20,30 @@
 
 #[path = "support/federation.rs"]
 mod federation;
+#[path = "support/written.rs"]
+mod written;
 
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use federation::{Plant, name, paused};
-use gaisnet::actors::InlineBench;
 use gaisnet::bus::memory::Faults;
 use gaisnet::ids::{Digest, NodeId};
 use gaisnet::learn::{
     Examples, Frame, Learner, ReferenceSet, ReferenceTexts, ReferenceTokens, TensorSet, Texts,
-    labels_digest,
 };
 use gaisnet::ledger::Event;
 use gaisnet::node::{Learning, NodeParts};
 use gaisnet::privacy::{Gate, Profile};
-use gaisnet::protocol::{Distils, update};
+use gaisnet::protocol::update;
 use gaisnet::rng::Stream;
 use gaisnet::torch::adamw::AdamWConfig;
 use gaisnet::torch::language::{LanguageBase, LanguageConfig, Precision};
 use gaisnet::torch::language_trainer::{LanguageLearner, LanguageTrainerConfig};
 use gaisnet::torch::weights::Weights;
 use gaisnet::torch::{LoraConfig, PeftConfig};
-use gaisnet::wire::{Coding, KnowledgePlan, Merging, Plan, Reference, TopLogitsPlan};
+use gaisnet::wire::TopLogitsPlan;
+use written::Lessons;
 
 const VOCAB: u32 = 24;
 
@@ -119,67 +120,17 @@ fn reference(tokenizer: u8) -> Arc<ReferenceSet> {
     Arc::new(ReferenceSet::of_tokens(&written, tokens).unwrap())
 }
 
-fn plan(set: &ReferenceSet, reference_weight: f32, of: &Plan) -> Plan {
-    let tokens = set.tokens.as_ref().unwrap();
-    Plan {
-        adapter_delta: false,
-        class_logits: false,
-        local_steps: 40,
-        batch_size: 4,
-        learning_rate: 0.02,
-        knowledge: Some(KnowledgePlan {
-            prototypes: false,
-            reference_logits: true,
-            reference: Some(Reference {
-                generator: name(&set.name),
-                seed: set.seed,
-                count: set.count(),
-                digest: set.digest,
-                classes: Some(2),
-                unlabelled: false,
-            }),
-            labels: labels_digest(&[]),
-            // The texts themselves teach nothing: what is learned of them, others have said.
-            alpha: 0.0,
-            reference_weight,
-            prototype_weight: 0.0,
-            merging: Merging::Median,
-            generator_weight: None,
-            top_logits: Some(TopLogitsPlan {
-                top: 6,
-                vocab: VOCAB,
-                tokenizer: tokens.tokenizer,
-                tokens: tokens.digest(),
-            }),
-        }),
-        ..of.clone()
-    }
-}
-
 fn parts(plant: &mut Plant, node: &NodeId, set: &Arc<ReferenceSet>, weight: f32) -> NodeParts {
-    let mut parts = plant.parts(node);
-    let learner = learner(node.as_str());
     let data: Examples = match node.as_str() {
         "dev0-0" => of_topic(0, (0..120).map(|at| at % 5)).into(),
         "dev0-1" => of_topic(1, (0..120).map(|at| at % 5)).into(),
         _ => Texts::default().into(),
     };
-    let mut model = parts.learning.model.clone();
-    model.labels.clear();
-    let owner = data.num_examples() == 0;
-    parts.learning = Learning {
-        model,
-        base: Digest::of(node.as_str().as_bytes()),
-        adapter: update::pack(&learner.initial_adapter(), Coding::F32, 0).unwrap(),
-        plan: plan(set, weight, &parts.learning.plan),
-        reference: Some(Arc::clone(set)),
-        distils: owner.then_some(Distils { steps: 40, learning_rate: 0.02 }),
-        ..parts.learning
-    };
-    let learner: Box<dyn Learner> = Box::new(learner);
-    let bench = InlineBench::new(node.clone(), Some((learner, data)));
-    parts.bench = Box::new(bench.with_reference(Some(Arc::clone(set))));
-    parts
+    // The texts themselves teach nothing: what is learned of them, others have said.
+    let lessons =
+        Lessons { steps: 40, batch: 4, rate: 0.02, top: 6, alpha: 0.0, reference_weight: weight };
+    let learner: Box<dyn Learner> = Box::new(learner(node.as_str()));
+    lessons.parts(plant.parts(node), node, (learner, data), set)
 }
 
 /// Nats a token that each node's model has on texts of topic 1 that nobody has seen, after so many rounds.

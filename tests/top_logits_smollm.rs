@@ -15,6 +15,7 @@
 #![cfg(all(feature = "cli", feature = "torch"))]
 #![allow(
     clippy::unwrap_used,
+    clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
     clippy::cast_precision_loss,
@@ -25,41 +26,46 @@
 
 #[path = "support/federation.rs"]
 mod federation;
+#[path = "support/written.rs"]
+mod written;
 
 use std::num::NonZeroU16;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use federation::{Plant, name, paused};
-use gaisnet::actors::InlineBench;
+use federation::{Plant, paused};
 use gaisnet::bus::memory::Faults;
 use gaisnet::data::Cache;
 use gaisnet::data::excavators::Excavators;
-use gaisnet::ids::{Digest, NodeId};
+use gaisnet::ids::NodeId;
 use gaisnet::learn::{
-    Examples, Frame, Learner, ReferenceSet, ReferenceTexts, ReferenceTokens, Texts, labels_digest,
+    Examples, Frame, Learner, ReferenceSet, ReferenceTexts, ReferenceTokens, Texts,
 };
-use gaisnet::node::{Learning, NodeParts};
-use gaisnet::protocol::{Distils, update};
+use gaisnet::node::NodeParts;
+use gaisnet::protocol::update;
 use gaisnet::torch::adamw::AdamWConfig;
 use gaisnet::torch::adopted::load_language;
 use gaisnet::torch::language::{LanguageBase, Precision};
 use gaisnet::torch::language_trainer::{LanguageLearner, LanguageTrainerConfig};
 use gaisnet::torch::tokenizer::TextTokenizer;
 use gaisnet::torch::{LoraConfig, PeftConfig, shipped};
-use gaisnet::wire::{Coding, KnowledgePlan, Merging, Plan, Reference, TopLogitsPlan};
+use written::Lessons;
 
 const ROUNDS: u64 = 3;
-const STEPS: u32 = 20;
-const RATE: f32 = 1e-3;
 
 struct Arm {
     name: &'static str,
-    /// Share of the texts themselves in what is learned of them; the rest is what others say.
+    /// As in [`Lessons`].
     alpha: f32,
-    /// Weight of that beside own orders.
     reference_weight: f32,
+}
+
+impl Arm {
+    fn lessons(&self) -> Lessons {
+        let Self { alpha, reference_weight, .. } = *self;
+        Lessons { steps: 20, batch: 1, rate: 1e-3, top: 128, alpha, reference_weight }
+    }
 }
 
 const ARMS: [Arm; 3] = [
@@ -80,11 +86,12 @@ fn subject() -> Subject {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let cache = Cache::from_env().unwrap();
     let card = root.join("models/smollm2-135m.toml");
-    let (_, loaded) = load_language(&card, &shipped::trust().unwrap(), &cache.models()).unwrap();
+    let (_, loaded) = load_language(&card, &shipped::trust().unwrap(), &cache.models())
+        .expect("gaisnet model fetch smollm2-135m");
     let base =
         LanguageBase::new(loaded.config, loaded.weights, Precision::F32, tch::Device::Cpu).unwrap();
     let tokenizer = loaded.tokenizer;
-    let set = Excavators::cached(&cache).unwrap().load().unwrap();
+    let set = Excavators::cached(&cache).expect("gaisnet data fetch excavators").load().unwrap();
     let orders = ["E", "D"].map(|machine| {
         let orders = set.machine(machine).unwrap();
         let texts = |all: &[String]| encoded(&tokenizer, all);
@@ -123,67 +130,14 @@ impl Subject {
         LanguageLearner::new(self.base.share(), config, 1).unwrap()
     }
 
-    fn plan(&self, &Arm { alpha, reference_weight, .. }: &Arm, of: &Plan) -> Plan {
-        let set = &self.reference;
-        let tokens = set.tokens.as_ref().unwrap();
-        Plan {
-            adapter_delta: false,
-            class_logits: false,
-            local_steps: STEPS,
-            batch_size: 1,
-            learning_rate: RATE,
-            knowledge: Some(KnowledgePlan {
-                prototypes: false,
-                reference_logits: true,
-                reference: Some(Reference {
-                    generator: name(&set.name),
-                    seed: set.seed,
-                    count: set.count(),
-                    digest: set.digest,
-                    classes: Some(u32::try_from(set.windows.classes).unwrap()),
-                    unlabelled: false,
-                }),
-                labels: labels_digest(&[]),
-                alpha,
-                reference_weight,
-                prototype_weight: 0.0,
-                merging: Merging::Median,
-                generator_weight: None,
-                top_logits: Some(TopLogitsPlan {
-                    top: 128,
-                    vocab: tokens.vocab,
-                    tokenizer: tokens.tokenizer,
-                    tokens: tokens.digest(),
-                }),
-            }),
-            ..of.clone()
-        }
-    }
-
     fn parts(&self, plant: &mut Plant, node: &NodeId, arm: &Arm) -> NodeParts {
-        let mut parts = plant.parts(node);
-        let learner = self.learner(node.as_str());
         let data: Examples = match node.as_str() {
             "dev0-0" => self.orders[0].0.clone().into(),
             "dev0-1" => self.orders[1].0.clone().into(),
             _ => Texts::default().into(),
         };
-        let mut model = parts.learning.model.clone();
-        model.labels.clear();
-        let owner = data.num_examples() == 0;
-        let rate = arm.reference_weight * RATE;
-        parts.learning = Learning {
-            model,
-            base: Digest::of(node.as_str().as_bytes()),
-            adapter: update::pack(&learner.initial_adapter(), Coding::F32, 0).unwrap(),
-            plan: self.plan(arm, &parts.learning.plan),
-            reference: Some(Arc::clone(&self.reference)),
-            distils: (owner && rate > 0.0).then_some(Distils { steps: STEPS, learning_rate: rate }),
-            ..parts.learning
-        };
-        let bench: InlineBench = InlineBench::new(node.clone(), Some((Box::new(learner), data)));
-        parts.bench = Box::new(bench.with_reference(Some(Arc::clone(&self.reference))));
-        parts
+        let learner: Box<dyn Learner> = Box::new(self.learner(node.as_str()));
+        arm.lessons().parts(plant.parts(node), node, (learner, data), &self.reference)
     }
 
     /// Bits a character of orders that nobody learned from, E's and D's.

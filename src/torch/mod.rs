@@ -73,7 +73,7 @@ pub use peft::{LoraConfig, PeftConfig};
 pub use predictor::SignalPredictor;
 pub use pretrain::{PretrainConfig, pretrain};
 pub use signal::SignalTransformerConfig;
-pub use split::{SignalBack, SignalFront, VisionBack, VisionFront};
+pub use split::{SignalBack, SignalFront};
 pub use split_predictor::{SignalFrontPredictor, SplitPredictor};
 pub use text_vectors::TextVectors;
 pub use trainer::{SignalLearner, TrainerConfig};

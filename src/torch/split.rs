@@ -20,7 +20,6 @@ use super::split_predictor::SignalFrontPredictor;
 use super::trainer::{
     Distill, Terms, TrainerConfig, batch_loss, check_targets, labels_of, log_prior,
 };
-use super::vision_trainer::VisionTrainerConfig;
 use super::weights::Weights;
 use super::{dim, tensor, use_threads, values};
 use crate::ids::NodeId;
@@ -123,8 +122,6 @@ pub struct Front<C> {
 
 /// The front half of the signal transformer.
 pub type SignalFront = Front<TrainerConfig>;
-/// The front half of the vision transformer.
-pub type VisionFront = Front<VisionTrainerConfig>;
 
 impl<C: Cuttable> Front<C> {
     /// Takes the front's tensors of the base ([`Cut::front_of`] its layout); the adapter's factors start from
@@ -192,13 +189,13 @@ impl<C: Cuttable> SplitFront for Front<C> {
     fn begin(&self, data: &Examples, job: &TrainJob) -> Result<Box<dyn FrontRun>, LearnError> {
         let Half { config, cut, .. } = &self.half;
         let Training { correct_prior, threads, .. } = config.training();
+        self.check_memory(job.batch_size)?;
+        use_threads(threads);
         let (reader, counts) = config.read(data)?;
         let num_examples = data.num_examples();
         let steps = job.check_for(num_examples)?;
         job.without_lesson("a split model")?;
         job.without_final_rate("a split model")?;
-        self.check_memory(job.batch_size)?;
-        use_threads(threads);
         let head = if cut.head_in_front {
             let prior = correct_prior.then(|| log_prior(&counts)).transpose()?;
             let classes = config.sizes().classes;
@@ -328,8 +325,6 @@ pub struct Back<C>(Half<C>);
 
 /// The back half of the signal transformer.
 pub type SignalBack = Back<TrainerConfig>;
-/// The back half of the vision transformer.
-pub type VisionBack = Back<VisionTrainerConfig>;
 
 impl<C: Cuttable> Back<C> {
     /// Takes the back's tensors of the base.

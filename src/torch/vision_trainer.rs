@@ -80,13 +80,13 @@ impl Learner for VisionLearner {
     ) -> Result<Trained, LearnError> {
         let Self { config, base, plan, .. } = self;
         let images = data.images()?;
+        use_threads(config.threads);
         let (x, counts) = config.read(data)?;
         let steps = job.check_for(images.num_examples())?;
         job.without_lesson("a vision transformer")?;
         if let Some(targets) = &job.class_targets {
             check_targets(targets, images.classes)?;
         }
-        use_threads(config.threads);
         let y = Tensor::f_from_slice(&images.labels)?.f_to_kind(Kind::Int64)?;
         let prior = config.correct_prior.then(|| log_prior(&counts)).transpose()?;
         let distill = match &job.class_targets {

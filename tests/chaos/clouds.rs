@@ -2,7 +2,7 @@
 //! never met. Each leaves a round open, by stopping a device of each site, so that what one cloud alone knows is a
 //! contribution with a receipt.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use gaisnet::rng::Stream;
 
@@ -57,12 +57,12 @@ pub(crate) fn late_words(federation: &mut Federation) -> Struck {
     let before = refused(federation);
     federation.link(leader).set(Weather::Clear);
     let refuse = leads && wait_for(TAKES_OVER_WITHIN, || refused(federation) > before);
-    let struck = release_round(federation);
+    let at = release_round(federation);
     if !leads {
-        return struck.named("late_words_without_takeover");
+        return Struck::new(at, "late_words_without_takeover");
     }
     let missed = "no edge refused what the old leader said last (stale_epoch)".to_owned();
-    Struck { missed: (!refuse).then_some(missed), ..struck.named("late_words") }
+    Struck { missed: (!refuse).then_some(missed), ..Struck::new(at, "late_words") }
 }
 
 /// The leader goes on alone, gives a receipt, and dies. The standby, which knows nothing of that, is the only one.
@@ -73,7 +73,8 @@ pub(crate) fn outdated(federation: &mut Federation) -> Struck {
     let before = federation.heard_by(edge, "receipt");
     federation.kill(standby);
     // Nobody confirms, so a receipt that comes is that of a leader that is alone.
-    let receipt = one_counts(federation)
+    let receipt = before.is_some()
+        && one_counts(federation)
         && wait_for(TAKES_OVER_WITHIN, || federation.heard_by(edge, "receipt") > before);
     // Copies wait for the standby nowhere; that somebody leads, and in which epoch, is kept.
     federation.kill_broker();
@@ -90,10 +91,10 @@ pub(crate) fn outdated(federation: &mut Federation) -> Struck {
     federation.kill_broker();
     federation.start_broker();
     federation.spawn(leader, &[]);
-    let struck = release_round(federation);
+    let at = release_round(federation);
     let missed = "a standby leads that lacks a receipt which is out".to_owned();
     let name = if receipt { "outdated" } else { "outdated_without_receipt" };
-    Struck { missed: leads.then_some(missed), ..struck.named(name) }
+    Struck { missed: leads.then_some(missed), ..Struck::new(at, name) }
 }
 
 /// A receipt is given behind the backup, and the leader that is put back has no other than the standby to tell it. It isn't
@@ -121,7 +122,8 @@ pub(crate) fn backup(federation: &mut Federation) -> Struck {
         machine::forget_backup(federation, leader);
     }
     federation.spawn(leader, &[]);
-    release_round(federation).named(if knows { "backup" } else { "backup_not_put_back" })
+    let at = release_round(federation);
+    Struck::new(at, if knows { "backup" } else { "backup_not_put_back" })
 }
 
 /// Stops a device of each site: the round stays open until they go on. Returns when what was under way is done and the
@@ -130,8 +132,8 @@ fn hold_round(federation: &mut Federation) {
     for (_, [(device, _), _]) in SITES {
         federation.signal(device, "-STOP");
     }
-    let (mut seen, mut since) = ((0, 0), since_now());
-    while since.elapsed() < QUIET {
+    let (begun, mut seen, mut since) = (since_now(), (0, 0), since_now());
+    while since.elapsed() < QUIET && begun.elapsed() < TAKES_OVER_WITHIN {
         federation.listen();
         let now = (federation.version(), federation.num_counted());
         if now != seen {
@@ -142,13 +144,13 @@ fn hold_round(federation: &mut Federation) {
     federation.mark();
 }
 
-/// Lets the round end; recovery is measured from here.
-fn release_round(federation: &mut Federation) -> Struck {
+/// Lets the round end; when that was, for recovery is measured from there.
+fn release_round(federation: &mut Federation) -> Instant {
     for (_, [(device, _), _]) in SITES {
         federation.signal(device, "-CONT");
     }
     federation.mark();
-    Struck::new(since_now(), "")
+    since_now()
 }
 
 /// Lets the first site contribute; whether the leader has counted that.

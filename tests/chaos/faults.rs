@@ -103,10 +103,6 @@ impl Struck {
     pub(crate) fn new(at: Instant, kind: impl Into<String>) -> Self {
         Self { at, kind: kind.into(), missed: None }
     }
-
-    pub(crate) fn named(self, kind: &str) -> Self {
-        Self { kind: kind.to_owned(), ..self }
-    }
 }
 
 impl Fault {

@@ -26,10 +26,9 @@ pub struct Cell {
 }
 
 /// What decides figures beside split and strategy.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Conditions {
     /// Pixels scaled by mean and deviation of the set, all images of a client, no weight decay.
-    #[default]
     Scaled,
     /// `niid-bench`: pixels from 0 to 1, a tenth of a client's images kept out, a weight decay of 0.00001, as Flower's
     /// `niid_bench` has them.

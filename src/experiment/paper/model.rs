@@ -16,11 +16,13 @@ use crate::learn::{
 };
 use crate::rng::Stream;
 use crate::torch::adamw::AdamWConfig;
+use crate::torch::cuttable::Cuttable;
 use crate::torch::safetensors;
+use crate::torch::split::{Back, Front};
 use crate::torch::{
-    PeftConfig, PretrainConfig, SignalBack, SignalFront, SignalLearner, SignalPredictor,
-    SignalTransformerConfig, TrainerConfig, VisionBack, VisionConfig, VisionFront, VisionLearner,
-    VisionPredictor, VisionTrainerConfig, load_base, pretrain,
+    PeftConfig, PretrainConfig, SignalLearner, SignalPredictor, SignalTransformerConfig,
+    TrainerConfig, VisionConfig, VisionLearner, VisionPredictor, VisionTrainerConfig, load_base,
+    pretrain,
 };
 
 /// A device's half, how many values it holds, and how many of them train.
@@ -106,16 +108,8 @@ impl Model {
     fn front_at(&self, cut: Cut) -> Result<CountedFront, LearnError> {
         let front = self.base.filtered(|name| cut.is_front(name));
         Ok(match &self.kind {
-            Kind::Signal(config) => {
-                let front = SignalFront::new(&front, config.clone(), cut, ADAPTER_SEED)?;
-                let values = front.num_values();
-                (Box::new(front), values)
-            }
-            Kind::Vision(config) => {
-                let front = VisionFront::new(&front, config.clone(), cut, ADAPTER_SEED)?;
-                let values = front.num_values();
-                (Box::new(front), values)
-            }
+            Kind::Signal(config) => counted(Front::new(&front, config.clone(), cut, ADAPTER_SEED)?),
+            Kind::Vision(config) => counted(Front::new(&front, config.clone(), cut, ADAPTER_SEED)?),
         })
     }
 
@@ -124,12 +118,8 @@ impl Model {
         let cut = self.cut.unwrap_or(Cut { blocks: CUT, head_in_front: false });
         let back = self.base.filtered(|name| !cut.is_front(name));
         Ok(match &self.kind {
-            Kind::Signal(config) => {
-                Box::new(SignalBack::new(&back, config.clone(), cut, ADAPTER_SEED)?)
-            }
-            Kind::Vision(config) => {
-                Box::new(VisionBack::new(&back, config.clone(), cut, ADAPTER_SEED)?)
-            }
+            Kind::Signal(config) => Box::new(Back::new(&back, config.clone(), cut, ADAPTER_SEED)?),
+            Kind::Vision(config) => Box::new(Back::new(&back, config.clone(), cut, ADAPTER_SEED)?),
         })
     }
 
@@ -174,6 +164,11 @@ impl Model {
             ),
         }
     }
+}
+
+fn counted<C: Cuttable>(front: Front<C>) -> CountedFront {
+    let values = front.num_values();
+    (Box::new(front), values)
 }
 
 /// Says how well adapters answer.
