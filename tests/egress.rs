@@ -46,7 +46,7 @@ use gaisnet::scada::command::CommandPolicy;
 use gaisnet::scada::tags::{Binds, Format, Tag};
 use gaisnet::store::{BlobCaps, SqliteStore, Store};
 use gaisnet::trust::keyring::Role;
-use gaisnet::wire::{Coding, KnowledgePlan, Merging, Reference, SplitCoding};
+use gaisnet::wire::{Coding, KnowledgePlan, Merging, Reference, SpectraPlan, SplitCoding};
 use serde_json::json;
 use tokio::time::sleep;
 use tracing::field::{Field, Visit};
@@ -66,6 +66,8 @@ enum Mode {
     ClassLogits,
     /// Reference logits and prototypes, each owner with a model of its own.
     Knowledge,
+    /// Mean spectra and prototypes, each owner with a model of its own.
+    Spectra,
     /// Devices train the front.
     Split,
     /// Adapters travel, and the device asks its edge.
@@ -130,7 +132,8 @@ impl Mode {
         learning.model.window = self.window_len() as u32;
         learning.model.labels = physics::CLASSES.map(str::to_owned).to_vec();
         learning.plan.class_logits = false;
-        let learns = role == Role::Device || self == Self::Knowledge;
+        let teaches = matches!(self, Self::Knowledge | Self::Spectra);
+        let learns = role == Role::Device || teaches;
         let data = if role == Role::Device { self.data_of(node) } else { Windows::default() };
         let mut bench = InlineBench::new(node.clone(), None);
         if self == Self::Split {
@@ -163,16 +166,16 @@ impl Mode {
             learning.plan.class_logits = true;
             learning.plan.distill_lambda = 1.0;
         }
-        if self == Self::Knowledge {
+        if teaches {
             let reference = Arc::new(ReferenceSet::make(BEARING_PHYSICS, 5, 60).unwrap());
             learning.plan.adapter_delta = false;
-            learning.plan.class_logits = true;
+            learning.plan.class_logits = self == Self::Knowledge;
             learning.plan.distill_lambda = 1.0;
             learning.plan.coding = Coding::Int8;
             learning.plan.block = 64;
             learning.plan.knowledge = Some(KnowledgePlan {
                 prototypes: true,
-                reference_logits: true,
+                reference_logits: self == Self::Knowledge,
                 reference: Some(Reference {
                     generator: name(BEARING_PHYSICS),
                     seed: 5,
@@ -188,6 +191,7 @@ impl Mode {
                 merging: Merging::Median,
                 generator_weight: None,
                 top_logits: None,
+                spectra: (self == Self::Spectra).then_some(SpectraPlan { bands: 1_024, grades: 1 }),
             });
             learning.distils =
                 (role != Role::Device).then_some(Distils { steps: 10, learning_rate: 0.1 });
@@ -611,6 +615,12 @@ fn class_means_take_nothing_of_a_sample_along() {
 #[test]
 fn what_models_say_takes_nothing_of_a_sample_along() {
     let seen = nothing_leaves(Mode::Knowledge);
+    assert!(!has(&seen.on_site(), "window"));
+}
+
+#[test]
+fn how_classes_sound_takes_nothing_of_a_sample_along() {
+    let seen = nothing_leaves(Mode::Spectra);
     assert!(!has(&seen.on_site(), "window"));
 }
 

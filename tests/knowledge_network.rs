@@ -28,17 +28,57 @@ use gaisnet::ids::{Digest, NodeId};
 use gaisnet::learn::{
     BEARING_PHYSICS, ClassLogits, Control, Examples, LearnError, Learner, MachineSpeeds, Predictor,
     Progress, ReferenceSet, SoftmaxLearner, SoftmaxPredictor, Tensor, TensorSet, TrainJob, Trained,
-    Windows, labels_digest, physics,
+    Windows, class_spectra, labels_digest, physics,
 };
 use gaisnet::ledger::Event;
 use gaisnet::node::{Learning, NodeParts};
 use gaisnet::protocol::{Distils, update};
 use gaisnet::rng::Stream;
 use gaisnet::trust::keyring::Role;
-use gaisnet::wire::{Coding, KnowledgePlan, Merging, Plan, Reference};
+use gaisnet::wire::{Coding, KnowledgePlan, Merging, Plan, Reference, SpectraPlan};
 
 const SAMPLES: u32 = 60;
 const SEED: u64 = 5;
+
+/// Its adapter is how its lesson's reference inputs sound, class by class.
+struct Ears;
+
+const BANDS: u16 = 16;
+
+impl Learner for Ears {
+    fn initial_adapter(&self) -> TensorSet {
+        sounds(vec![0.0; 3 * usize::from(BANDS)])
+    }
+
+    fn train(
+        &mut self,
+        data: &Examples,
+        job: &TrainJob,
+        progress: &mut dyn FnMut(Progress) -> Control,
+    ) -> Result<Trained, LearnError> {
+        progress(Progress { step: job.steps, loss: 1.0 });
+        let lesson = job.lesson.as_ref().ok_or(LearnError::NoUpdates)?;
+        let heard = class_spectra(&lesson.windows, usize::from(BANDS))?;
+        Ok(Trained {
+            adapter: sounds(heard.means),
+            reference_logits: Vec::new(),
+            class_logits: ClassLogits::of(&[], &[], 3),
+            prototypes: None,
+            head: None,
+            top_logits: None,
+            num_examples: data.num_examples() as u64,
+            steps: job.steps,
+            loss_first: 1.0,
+            loss_last: 0.5,
+            risk: None,
+        })
+    }
+}
+
+fn sounds(means: Vec<f32>) -> TensorSet {
+    let shape = vec![3, usize::from(BANDS)];
+    TensorSet::new(vec![Tensor { name: "sounds".into(), shape, data: means }]).unwrap()
+}
 
 /// Says of each reference input the sum of its tables' rows for the input's label.
 struct Tables(usize);
@@ -99,11 +139,11 @@ fn softmax() -> SoftmaxLearner {
     SoftmaxLearner::new(MachineSpeeds::default(), physics::WINDOW_LEN, 3).unwrap()
 }
 
-/// Windows without the class "inner".
-fn one_sided() -> Windows {
+/// Windows without a class.
+fn one_sided(lacks: usize) -> Windows {
     let all = physics::windows(&mut Stream::new(11, "plant"), 180);
     let mut some = Windows { len: all.len, classes: 3, ..Windows::default() };
-    for (at, label) in all.labels.iter().enumerate().filter(|(_, label)| **label != 1) {
+    for (at, label) in all.labels.iter().enumerate().filter(|(_, label)| **label != lacks) {
         some.x.extend_from_slice(all.row(at).unwrap());
         some.labels.push(*label);
     }
@@ -138,6 +178,7 @@ fn plan(reference: &ReferenceSet, of: &Plan) -> Plan {
             merging: Merging::Median,
             generator_weight: None,
             top_logits: None,
+            spectra: None,
         }),
         ..of.clone()
     }
@@ -153,7 +194,7 @@ fn parts(plant: &mut Plant, node: &NodeId, reference: &Arc<ReferenceSet>) -> Nod
     let (learner, data): (Box<dyn Learner>, Examples) = match role {
         Role::Cloud => (Box::new(Tables(1)), Windows::default().into()),
         Role::Edge => (Box::new(Tables(2)), Windows::default().into()),
-        _ => (Box::new(softmax()), one_sided().into()),
+        _ => (Box::new(softmax()), one_sided(1).into()),
     };
     let mut parts = plant.parts(node);
     let mut model = parts.learning.model.clone();
@@ -232,6 +273,62 @@ fn faults_on_the_way_change_nothing_but_time() {
         plant.converge(120).await;
         plant.check_owner("cloud");
         plant.check_owner("edge0");
+    });
+}
+
+/// Windows without a class of a machine that sounds shriller than the reference inputs do.
+fn shrill(lacks: usize) -> Windows {
+    let mut windows = one_sided(lacks);
+    let before = windows.x.clone();
+    for (x, before) in windows.x.iter_mut().skip(1).zip(&before) {
+        *x -= 0.9 * before;
+    }
+    windows
+}
+
+/// How far what a node's lesson sounds like is from these, in mean decades a band.
+fn far(node: &[u8], from: &[f32]) -> f32 {
+    let heard = update::unpack(node).unwrap();
+    let heard = &heard.tensors()[0].data;
+    heard.iter().zip(from).map(|(a, b)| (a - b).abs()).sum::<f32>() / from.len() as f32
+}
+
+#[test]
+fn each_tier_learns_inputs_that_sound_as_the_plants_do_though_each_site_lacks_a_class() {
+    paused(async {
+        let reference = reference(SEED);
+        let mut plant = Plant::new(2, 2, 3, &Faults::none(1));
+        let nodes: Vec<NodeId> = plant.members.places.iter().map(|p| p.node.clone()).collect();
+        for node in nodes {
+            let mut parts = parts(&mut plant, &node, &reference);
+            parts.learning.adapter = update::pack(&Ears.initial_adapter(), Coding::F32, 0).unwrap();
+            let plan = &mut parts.learning.plan;
+            plan.class_logits = false;
+            if let Some(knowledge) = plan.knowledge.as_mut() {
+                knowledge.reference_logits = false;
+                knowledge.spectra = Some(SpectraPlan { bands: BANDS, grades: 1 });
+            }
+            let data = match node.as_str() {
+                name if name.starts_with("dev0") => shrill(1),
+                name if name.starts_with("dev1") => shrill(0),
+                _ => Windows::default(),
+            };
+            let bench = InlineBench::new(node.clone(), Some((Box::new(Ears), data.into())));
+            parts.bench = Box::new(bench.with_reference(Some(Arc::clone(&reference))));
+            plant.run(parts);
+        }
+        plant.converge(30).await;
+        let of = |lacks| class_spectra(&shrill(lacks), usize::from(BANDS)).unwrap();
+        let (north, south) = (of(1), of(0));
+        let rows = [north.row(0), south.row(1), north.row(2)].map(Option::unwrap);
+        let plants = rows.concat();
+        let plain = class_spectra(&reference.windows, usize::from(BANDS)).unwrap();
+        let plain = update::pack(&sounds(plain.means), Coding::F32, 0).unwrap();
+        assert!(far(&plain, &plants) > 0.4, "{}", far(&plain, &plants));
+        for node in ["cloud", "edge0", "edge1", "dev0-0", "dev1-1"] {
+            let served = plant.running[&name(node)].serving.borrow().1.clone();
+            assert!(far(&served, &plants) < 0.1, "{node}: {}", far(&served, &plants));
+        }
     });
 }
 

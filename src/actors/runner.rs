@@ -589,10 +589,19 @@ impl Runner {
                     _ => return self.fail("the adapter to train from is not in the store", ctx),
                 }
             }
-            Job::Distil(task) => match self.parts.store.blob(&task.adapter) {
-                Ok(Some(adapter)) => Task::Distil { task, adapter },
-                _ => return self.fail("the adapter of this node's model is not in the store", ctx),
-            },
+            Job::Distil(task) => {
+                let adapter = self.parts.store.blob(&task.adapter);
+                let said = task.offered.as_ref().map(|said| self.parts.store.blob(&said.set));
+                match (adapter, said.transpose()) {
+                    (Ok(Some(adapter)), Ok(said)) => {
+                        Task::Distil { task, adapter, offered: said.flatten() }
+                    }
+                    _ => {
+                        return self
+                            .fail("the adapter of this node's model is not in the store", ctx);
+                    }
+                }
+            }
             Job::Combine(job) => Task::Combine { job, blobs: self.parts.store.blob_reader() },
             Job::Front(task) => {
                 let (adapter, residual) = match &task {

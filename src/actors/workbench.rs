@@ -10,14 +10,14 @@ use super::pace::Pace;
 use super::split_lane::{BackCopies, BackDone, BackRequest, FrontDone, FrontRequest, FrontRuns};
 use crate::ids::{Digest, NodeId};
 use crate::learn::{
-    ClassLogits, Control, Examples, Learner, Lesson, MIN_MEMBERS, ReferenceSet, TensorSet,
-    TrainJob, Trained,
+    ClassLogits, Control, Examples, LearnError, Learner, Lesson, MIN_MEMBERS, Prototypes,
+    ReferenceSet, TensorSet, TrainJob, Trained, class_spectra,
 };
-use crate::protocol::heads;
 use crate::protocol::knowledge::{self, Knowing};
 use crate::protocol::{
     BackTask, CombineJob, DistilTask, FrontTask, Input, TrainTask, Work, update,
 };
+use crate::protocol::{heads, spectra};
 use crate::rng::Stream;
 use crate::store::BlobReader;
 use crate::wire::{ClassSummary, Coding, KnowledgePlan, Merging, Plan};
@@ -42,6 +42,8 @@ pub enum Task {
         task: DistilTask,
         /// Packed adapter of the model.
         adapter: Vec<u8>,
+        /// Packed knowledge from above.
+        offered: Option<Vec<u8>>,
     },
     /// Run the front of a split model.
     Front {
@@ -253,14 +255,17 @@ impl Workbench for LaneBench {
                 let set = self.reference.as_deref();
                 let job = job_of(&task, &adapter, knowledge.as_deref(), set, &self.me);
                 let start = job.as_ref().map(|job| job.start.clone()).unwrap_or_default();
+                let data = self.train.as_ref().map(|(_, data)| Arc::clone(data));
                 self.submit(job, done, move |trained| {
-                    let work = trained
-                        .and_then(|trained| work_of(&task, &start, trained, residual.as_deref()));
+                    let work = data.ok_or("no_learner").and_then(|data| {
+                        work_of(&task, &start, &data, trained?, residual.as_deref())
+                    });
                     Input::Worked { offer: task.offer, work }
                 });
             }
-            Task::Distil { task, adapter } => {
-                let job = distil_job_of(&task, &adapter, self.reference.as_deref(), &self.me);
+            Task::Distil { task, adapter, offered } => {
+                let (set, said) = (self.reference.as_deref(), offered.as_deref());
+                let job = distil_job_of(&task, &adapter, said, set, &self.me);
                 self.submit(job, done, move |trained| {
                     let outcome = trained.and_then(|trained| learned_of(&task, trained));
                     Input::Distilled { offer: task.offer, outcome }
@@ -294,12 +299,15 @@ impl Workbench for InlineBench {
                 let job = job_of(&task, &adapter, knowledge.as_deref(), set, &self.me);
                 let start = job.as_ref().map(|job| job.start.clone()).unwrap_or_default();
                 let trained = self.train(job);
-                let work = trained
-                    .and_then(|trained| work_of(&task, &start, trained, residual.as_deref()));
+                let data = self.train.as_ref().map(|(_, data)| data).ok_or("no_learner");
+                let work = trained.and_then(|trained| {
+                    work_of(&task, &start, data?, trained, residual.as_deref())
+                });
                 Ok(Input::Worked { offer: task.offer, work })
             }
-            Task::Distil { task, adapter } => {
-                let job = distil_job_of(&task, &adapter, self.reference.as_deref(), &self.me);
+            Task::Distil { task, adapter, offered } => {
+                let (set, said) = (self.reference.as_deref(), offered.as_deref());
+                let job = distil_job_of(&task, &adapter, said, set, &self.me);
                 let outcome = self.train(job).and_then(|trained| learned_of(&task, trained));
                 Ok(Input::Distilled { offer: task.offer, outcome })
             }
@@ -365,13 +373,7 @@ pub(super) fn job_of(
 ) -> Result<TrainJob, &'static str> {
     let plan = &task.plan;
     let class_targets = task.class_targets.as_ref().map(ClassLogits::from);
-    let said = match (&plan.knowledge, said, &task.knowledge) {
-        (Some(knowledge), Some(bytes), Some(said)) => {
-            let unpacked = knowledge::unpack(knowledge, bytes, &said.counts);
-            Some(unpacked.map_err(|error| error.kind())?)
-        }
-        _ => None,
-    };
+    let said = heard(plan, said, task.knowledge.as_ref().map(|said| said.counts.as_slice()))?;
     Ok(TrainJob {
         start: update::unpack(adapter).map_err(|error| error.kind())?,
         steps: plan.local_steps,
@@ -395,12 +397,14 @@ pub(super) fn job_of(
 fn distil_job_of(
     task: &DistilTask,
     adapter: &[u8],
+    above: Option<&[u8]>,
     set: Option<&ReferenceSet>,
     me: &NodeId,
 ) -> Result<TrainJob, &'static str> {
     let plan = &task.plan;
     let class_targets = task.class_targets.as_ref().map(ClassLogits::from);
-    let said = merged_of(task)?.map(|said| heads::taught(plan, said));
+    let above = heard(plan, above, task.offered.as_ref().map(|said| said.counts.as_slice()))?;
+    let said = merged_of(task)?.map(|said| heads::taught(plan, spectra::taught(said, above)));
     let said = said.transpose().map_err(|error| error.kind())?;
     Ok(TrainJob {
         start: update::unpack(adapter).map_err(|error| error.kind())?,
@@ -416,6 +420,18 @@ fn distil_job_of(
         epochs: None,
         class_logits: false,
     })
+}
+
+/// What came from above.
+fn heard(
+    plan: &Plan,
+    said: Option<&[u8]>,
+    counts: Option<&[u64]>,
+) -> Result<Option<Knowing>, &'static str> {
+    let Some(((plan, bytes), counts)) = plan.knowledge.as_ref().zip(said).zip(counts) else {
+        return Ok(None);
+    };
+    knowledge::unpack(plan, bytes, counts).map(Some).map_err(|error| error.kind())
 }
 
 fn lesson_of(
@@ -464,6 +480,7 @@ fn learned_of(task: &DistilTask, trained: Trained) -> Result<Work, &'static str>
 fn work_of(
     task: &TrainTask,
     start: &TensorSet,
+    data: &Examples,
     trained: Trained,
     residual: Option<&[u8]>,
 ) -> Result<Work, &'static str> {
@@ -478,8 +495,9 @@ fn work_of(
     if let Some(head) = &mut head {
         head.trim(u64::from(plan.min_cell));
     }
+    let spectra = spectra_of(plan, data).map_err(|error| error.kind())?;
     let (reference_logits, top_logits) = (Some(trained.reference_logits), trained.top_logits);
-    let said = Knowing { reference_logits, prototypes, head, generator: None, top_logits };
+    let said = Knowing { reference_logits, prototypes, spectra, head, generator: None, top_logits };
     let knowledge = knowledge::pack(plan, &said).map_err(|error| error.kind())?;
     let (update, residual, own) = if plan.adapter_delta {
         let packed = update::pack_delta(start, &trained.adapter, plan, residual);
@@ -504,6 +522,16 @@ fn work_of(
         own,
         weighed: Vec::new(),
     })
+}
+
+/// How the device's own windows sound, where it is asked for; classes with few examples stay out.
+fn spectra_of(plan: &Plan, data: &Examples) -> Result<Option<Prototypes>, LearnError> {
+    let Some(how) = plan.knowledge.as_ref().and_then(|knowledge| knowledge.spectra) else {
+        return Ok(None);
+    };
+    let mut spectra = class_spectra(data.windows()?, usize::from(how.bands))?;
+    spectra.suppress(u64::from(plan.min_cell));
+    Ok(Some(spectra))
 }
 
 #[cfg(test)]

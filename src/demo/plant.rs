@@ -175,6 +175,7 @@ impl Place {
             Contribute::Prototypes => "\"prototypes\"",
             Contribute::ReferenceLogits => "\"reference_logits\"",
             Contribute::Generator => "\"generator\"",
+            Contribute::Spectra => "\"spectra\"",
         });
         set("strategy.contribute", format!("[{}]", kinds.collect::<Vec<_>>().join(", ")));
         for (key, value) in &more.keys {

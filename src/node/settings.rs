@@ -64,7 +64,7 @@ use crate::trust::keyring_document::open_document;
 use crate::trust::keys::SigningKey;
 #[cfg(feature = "torch")]
 use crate::trust::{keys::VerifyingKey, release::ReleaseTrust};
-use crate::wire::{Coding, KnowledgePlan, Merging, Plan, Reference, TopLogitsPlan};
+use crate::wire::{Coding, KnowledgePlan, Merging, Plan, Reference, SpectraPlan, TopLogitsPlan};
 
 /// Why settings don't make a node.
 #[derive(Debug, thiserror::Error)]
@@ -512,6 +512,10 @@ fn knowledge_plan_of(
         },
         generator_weight: sends(Contribute::Generator).then(|| narrow(knowledge.generator_weight)),
         top_logits,
+        spectra: sends(Contribute::Spectra).then(|| SpectraPlan {
+            bands: u16::try_from(knowledge.spectra_bands).unwrap_or(u16::MAX),
+            grades: u16::try_from(knowledge.spectra_grades).unwrap_or(u16::MAX),
+        }),
     })
 }
 

@@ -316,6 +316,8 @@ pub struct DistilTask {
     pub class_targets: Option<ClassSummary>,
     /// Merged knowledge.
     pub knowledge: Option<PackedKnowledge>,
+    /// What the tiers above said, where the model hears it: in rounds of spectra.
+    pub offered: Option<Said>,
 }
 
 /// What somebody says in a round of knowledge, on disk.

@@ -1,15 +1,18 @@
 //! What tests of the machines start from.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
+use super::effect::{CombineInput, CombineJob, Said};
+use super::knowledge::{self, Knowing, PackedKnowledge};
+use super::update::UpdateError;
 use super::{Knows, MemberConfig, Owner, RoundConfig, ShareBounds};
-use crate::ids::{BootId, Digest, Epoch, Name, NodeId, RoundNo};
+use crate::ids::{BootId, Digest, Epoch, Name, NodeId, RoundNo, UpdateId};
 use crate::learn::{BEARING_PHYSICS, Layout, RateSchedule, Tensor, TensorSet};
 use crate::privacy::{Gate, Profile};
 use crate::rng::Stream;
 use crate::time::Wall;
 use crate::trust::Verified;
-use crate::wire::{Body, Coding, Head, KnowledgePlan, Merging, Plan, Reference};
+use crate::wire::{Body, ClassSummary, Coding, Head, KnowledgePlan, Merging, Plan, Reference};
 
 use super::update;
 
@@ -78,8 +81,78 @@ pub(crate) fn knowledge_plan(samples: u32) -> Plan {
             merging: Merging::Median,
             generator_weight: None,
             top_logits: None,
+            spectra: None,
         }),
         ..plan(Coding::F32)
+    }
+}
+
+/// A relay's round of knowledge that is over, with the blobs that it speaks of.
+pub(crate) struct Heard {
+    pub(crate) job: CombineJob,
+    pub(crate) blobs: BTreeMap<Digest, Vec<u8>>,
+}
+
+/// One whose members n0, n1, ... have said these.
+pub(crate) fn heard(plan: &Plan, members: &[Knowing]) -> Heard {
+    let job = CombineJob {
+        offer: Digest([9; 32]),
+        global: Digest([0; 32]),
+        plan: plan.clone(),
+        class_targets: None,
+        inputs: Vec::new(),
+        relay: true,
+        norms: Vec::new(),
+        offered: None,
+        bounds: ShareBounds::default(),
+    };
+    let mut heard = Heard { job, blobs: BTreeMap::new() };
+    for (at, said) in (0_u8..).zip(members) {
+        let said = heard.say(said);
+        heard.job.inputs.push(CombineInput {
+            sender: NodeId::new(format!("n{at}")).unwrap(),
+            update: UpdateId([at; 16]),
+            num_examples: 100,
+            num_devices: 1,
+            steps: 4,
+            version: 0,
+            staleness: 0,
+            failed: 0,
+            loss_first: 1.0,
+            loss_last: 0.5,
+            risk: None,
+            delta: None,
+            whole: false,
+            stacked: false,
+            back: None,
+            base: Digest([0; 32]),
+            class_logits: None,
+            knowledge: Some(said),
+        });
+    }
+    heard
+}
+
+impl Heard {
+    /// Packs it, and keeps the blob.
+    pub(crate) fn say(&mut self, said: &Knowing) -> Said {
+        let packed = knowledge::pack(&self.job.plan, said).unwrap().unwrap();
+        let set = Digest::of(&packed.bytes);
+        self.blobs.insert(set, packed.bytes);
+        let about = self.job.plan.knowledge.as_ref().and_then(|plan| plan.reference.as_ref());
+        Said { set, counts: packed.counts, reference: about.map(|reference| reference.digest) }
+    }
+
+    /// What it comes to: unpacked, class means, packed.
+    pub(crate) fn merged(
+        &self,
+    ) -> Result<(Knowing, Option<ClassSummary>, PackedKnowledge), UpdateError> {
+        let plan = self.job.plan.knowledge.as_ref().unwrap();
+        let blob = |digest: &Digest| self.blobs.get(digest).cloned();
+        let work = knowledge::combine(&self.job, plan, &blob)?;
+        let packed = work.knowledge.unwrap();
+        let said = knowledge::unpack(plan, &packed.bytes, &packed.counts)?;
+        Ok((said, work.class_logits, packed))
     }
 }
 

@@ -1,11 +1,8 @@
 //! Layers up and a generator down: packed and back, refused when they can't be, merged so that one liar changes little.
 
 use super::*;
-use crate::ids::{Digest, UpdateId};
-use crate::protocol::ShareBounds;
-use crate::protocol::effect::{CombineInput, CombineJob, Said};
-use crate::protocol::fixture::knowledge_plan;
-use crate::protocol::knowledge::{PackedKnowledge, combine, lesson, pack, unpack};
+use crate::protocol::fixture::{heard, knowledge_plan};
+use crate::protocol::knowledge::{PackedKnowledge, lesson, pack, unpack};
 use crate::protocol::update;
 use crate::rng::Stream;
 use crate::wire::{Coding, KnowledgePlan};
@@ -41,48 +38,11 @@ fn says(head: ClassHead) -> Knowing {
 
 /// A round of members with such layers: what it came to.
 fn merged(plan: &Plan, relay: bool, heads: &[ClassHead]) -> (Knowing, PackedKnowledge) {
-    let mut blobs = BTreeMap::new();
-    let mut inputs = Vec::new();
-    for (at, head) in (0_u8..).zip(heads) {
-        let packed = pack(plan, &says(head.clone())).unwrap().unwrap();
-        let set = Digest::of(&packed.bytes);
-        blobs.insert(set, packed.bytes);
-        inputs.push(CombineInput {
-            sender: NodeId::new(format!("n{at}")).unwrap(),
-            update: UpdateId([at; 16]),
-            num_examples: 100,
-            num_devices: 1,
-            steps: 4,
-            version: 0,
-            staleness: 0,
-            failed: 0,
-            loss_first: 1.0,
-            loss_last: 0.5,
-            risk: None,
-            delta: None,
-            whole: false,
-            stacked: false,
-            back: None,
-            base: Digest([0; 32]),
-            class_logits: None,
-            knowledge: Some(Said { set, counts: packed.counts, reference: None }),
-        });
-    }
-    let job = CombineJob {
-        offer: Digest([9; 32]),
-        global: Digest([0; 32]),
-        plan: plan.clone(),
-        class_targets: None,
-        inputs,
-        relay,
-        norms: Vec::new(),
-        offered: None,
-        bounds: ShareBounds::default(),
-    };
-    let knowledge = plan.knowledge.as_ref().unwrap();
-    let work = combine(&job, knowledge, &|digest| blobs.get(digest).cloned()).unwrap();
-    let packed = work.knowledge.unwrap();
-    (unpack(knowledge, &packed.bytes, &packed.counts).unwrap(), packed)
+    let all: Vec<Knowing> = heads.iter().cloned().map(says).collect();
+    let mut round = heard(plan, &all);
+    round.job.relay = relay;
+    let (said, _, packed) = round.merged().unwrap();
+    (said, packed)
 }
 
 /// Share of a generator's latents that a layer takes for their class.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::effect::{CombineInput, CombineJob, Said, Work};
 use super::heads;
+use super::spectra;
 use super::update::{self, MAX_EXAMPLES, UpdateError};
 use crate::ids::{Digest, Name, NodeId};
 use crate::learn::{
@@ -34,6 +35,8 @@ pub struct Knowing {
     pub reference_logits: Option<Vec<f32>>,
     /// Mean embeddings a class.
     pub prototypes: Option<Prototypes>,
+    /// Mean spectra of the classes' windows.
+    pub spectra: Option<Prototypes>,
     /// A member's classification layer.
     pub head: Option<ClassHead>,
     /// What an owner made of those.
@@ -94,6 +97,11 @@ pub fn pack(plan: &Plan, said: &Knowing) -> Result<Option<PackedKnowledge>, Upda
         counts = of.to_vec();
         tensors.extend(more);
     }
+    if knowledge.spectra.is_some() {
+        let said = said.spectra.as_ref().ok_or_else(|| missing("spectra"))?;
+        counts.clone_from(&said.counts);
+        tensors.push(spectra::tensor_of(said));
+    }
     if knowledge.reference_logits {
         let (rows, classes) = sizes(knowledge)?;
         let logits = said.reference_logits.as_ref().ok_or_else(|| missing("reference logits"))?;
@@ -147,6 +155,11 @@ pub fn unpack(plan: &KnowledgePlan, bytes: &[u8], counts: &[u64]) -> Result<Know
         prototypes.check(classes, prototypes.width())?;
         said.prototypes = Some(prototypes);
     }
+    if let Some(how) = plan.spectra {
+        let known = plan.reference.as_ref().and_then(classes_of);
+        said.spectra = Some(spectra::read(&set, counts, known, how)?);
+        wanted += 1;
+    }
     if plan.generator_weight.is_some() {
         let known = plan.reference.as_ref().and_then(classes_of);
         wanted += heads::read(&set, counts, known, &mut said)?;
@@ -176,6 +189,7 @@ pub(super) fn makes_sense(plan: &Plan, knowledge: &KnowledgePlan) -> bool {
         && (0.0..=100.0).contains(&knowledge.reference_weight)
         && (0.0..=100.0).contains(&knowledge.prototype_weight)
         && knowledge.generator_weight.is_none_or(|weight| (0.0..=100.0).contains(&weight))
+        && knowledge.spectra.is_none_or(|how| spectra::makes_sense(knowledge, how))
 }
 
 /// Checks what a contribution claims, before anything is fetched.
@@ -306,6 +320,11 @@ fn merge(
         let size = |p: &Prototypes| (p.counts.len(), p.width());
         let ((classes, width), all) = agreeing(all.collect(), size)?;
         merged.prototypes = Some(merge_prototypes(classes, width, rule, &all)?);
+        // One count does for all rows of a class, so that whoever was left out here is left out of all rows.
+        heard.retain(|sender, _| all.contains_key(sender));
+    }
+    if plan.spectra.is_some() {
+        merged.spectra = Some(spectra::merge(rule, &heard)?);
     }
     if plan.generator_weight.is_some() {
         heads::merge(&job.plan, job.relay, rule, &heard, &mut merged)?;
@@ -360,7 +379,7 @@ pub fn lesson(
     };
     Ok(Some(Lesson {
         targets: reference_targets(logits.as_deref(), labels, classes, plan.alpha)?,
-        windows: Arc::clone(&set.windows),
+        windows: spectra::windows(plan, set, said)?,
         weight: plan.reference_weight,
         ..without_inputs
     }))

@@ -1,12 +1,8 @@
 //! What others say: packed and back, refused when it can't be, merged so that one bad member changes little.
 
-use std::collections::BTreeMap;
-
 use super::*;
-use crate::ids::UpdateId;
 use crate::learn::ReferenceSet;
-use crate::protocol::ShareBounds;
-use crate::protocol::fixture::knowledge_plan;
+use crate::protocol::fixture::{Heard, heard, knowledge_plan};
 use crate::rng::Stream;
 use crate::wire::Coding;
 
@@ -45,63 +41,19 @@ fn summary(strength: f32) -> ClassSummary {
     ClassSummary::from(&ClassLogits { mean_logits, counts: vec![30, 30, 40] })
 }
 
-struct Table {
-    job: CombineJob,
-    blobs: BTreeMap<Digest, Vec<u8>>,
-}
-
 /// A round of members that say things so strongly; negative ones say the opposite.
-fn table(plan: &Plan, strengths: &[f32]) -> Table {
-    let mut blobs = BTreeMap::new();
-    let about = plan.knowledge.as_ref().unwrap().reference.as_ref().map(|r| r.digest);
-    let mut inputs = Vec::new();
-    for (at, strength) in strengths.iter().enumerate() {
-        let packed = pack(plan, &said(at as u64, *strength)).unwrap().unwrap();
-        let set = Digest::of(&packed.bytes);
-        blobs.insert(set, packed.bytes);
-        inputs.push(CombineInput {
-            whole: false,
-            sender: NodeId::new(format!("n{at}")).unwrap(),
-            update: UpdateId([at as u8; 16]),
-            num_examples: 100,
-            num_devices: 1,
-            steps: 4,
-            version: 0,
-            staleness: 0,
-            failed: 0,
-            loss_first: 1.0,
-            loss_last: 0.5,
-            risk: None,
-            delta: None,
-            stacked: false,
-            back: None,
-            base: Digest([0; 32]),
-            class_logits: Some(summary(*strength)),
-            knowledge: Some(Said { set, counts: packed.counts, reference: about }),
-        });
+fn table(plan: &Plan, strengths: &[f32]) -> Heard {
+    let all = strengths.iter().enumerate().map(|(at, strength)| said(at as u64, *strength));
+    let mut table = heard(plan, &all.collect::<Vec<_>>());
+    for (input, strength) in table.job.inputs.iter_mut().zip(strengths) {
+        input.class_logits = Some(summary(*strength));
     }
-    let job = CombineJob {
-        offer: Digest([9; 32]),
-        global: Digest([0; 32]),
-        plan: plan.clone(),
-        class_targets: None,
-        inputs,
-        relay: true,
-        norms: Vec::new(),
-        offered: None,
-        bounds: ShareBounds::default(),
-    };
-    Table { job, blobs }
+    table
 }
 
-impl Table {
-    fn merged(&self) -> (Knowing, ClassLogits, PackedKnowledge) {
-        let plan = self.job.plan.knowledge.as_ref().unwrap();
-        let work = combine(&self.job, plan, &|digest| self.blobs.get(digest).cloned()).unwrap();
-        let packed = work.knowledge.unwrap();
-        let said = unpack(plan, &packed.bytes, &packed.counts).unwrap();
-        (said, ClassLogits::from(&work.class_logits.unwrap()), packed)
-    }
+fn outcome(table: &Heard) -> (Knowing, ClassLogits, PackedKnowledge) {
+    let (said, classes, packed) = table.merged().unwrap();
+    (said, ClassLogits::from(&classes.unwrap()), packed)
 }
 
 /// Share of reference samples whose largest logit is that of their label.
@@ -183,9 +135,9 @@ fn claims_that_lie_are_refused_and_their_twin_is_taken() {
 #[test]
 fn one_bad_member_of_five_changes_little_and_with_the_mean_it_owns_the_prototypes() {
     let (plan, _) = plan();
-    let (calm, calm_classes, _) = table(&plan, &[1.0; 5]).merged();
+    let (calm, calm_classes, _) = outcome(&table(&plan, &[1.0; 5]));
     for bad in [-1.0, -100.0, 100.0] {
-        let (merged, classes, _) = table(&plan, &[1.0, 1.0, bad, 1.0, 1.0]).merged();
+        let (merged, classes, _) = outcome(&table(&plan, &[1.0, 1.0, bad, 1.0, 1.0]));
         let share = right(&merged.reference_logits.clone().unwrap());
         let before = right(&calm.reference_logits.clone().unwrap());
         assert!(share >= before - 0.02, "{bad}: {share} {before}");
@@ -198,7 +150,7 @@ fn one_bad_member_of_five_changes_little_and_with_the_mean_it_owns_the_prototype
     // The same without the rule.
     let mut trusting = plan.clone();
     trusting.knowledge.as_mut().unwrap().merging = Merging::Mean;
-    let (merged, classes, _) = table(&trusting, &[1.0, 1.0, -100.0, 1.0, 1.0]).merged();
+    let (merged, classes, _) = outcome(&table(&trusting, &[1.0, 1.0, -100.0, 1.0, 1.0]));
     let points = merged.prototypes.unwrap().means;
     assert!((points[0] - -2.5).abs() > 10.0, "{points:?}");
     assert!((classes.mean_logits[0] - 3.0).abs() > 2.0, "{classes:?}");
@@ -208,10 +160,10 @@ fn one_bad_member_of_five_changes_little_and_with_the_mean_it_owns_the_prototype
 fn merging_again_gives_the_same_bytes_and_the_order_changes_nothing() {
     let (plan, _) = plan();
     let mut table = table(&plan, &[1.0, 0.5, -1.0]);
-    let first = table.merged().2;
-    assert_eq!(table.merged().2, first);
+    let first = outcome(&table).2;
+    assert_eq!(outcome(&table).2, first);
     table.job.inputs.reverse();
-    assert_eq!(table.merged().2, first);
+    assert_eq!(outcome(&table).2, first);
 }
 
 #[test]
@@ -219,12 +171,8 @@ fn the_tiers_above_teach_what_no_member_knows() {
     let (mut plan, _) = plan();
     plan.knowledge.as_mut().unwrap().prototypes = false;
     let mut table = table(&plan, &[-1.0, -1.0]);
-    let above = pack(&plan, &said(9, 1.5)).unwrap().unwrap();
-    let set = Digest::of(&above.bytes);
-    let reference = plan.knowledge.as_ref().unwrap().reference.as_ref().map(|r| r.digest);
-    table.blobs.insert(set, above.bytes);
-    table.job.offered = Some(Said { set, counts: Vec::new(), reference });
-    let merged = table.merged().0.reference_logits.unwrap();
+    table.job.offered = Some(table.say(&said(9, 1.5)));
+    let merged = outcome(&table).0.reference_logits.unwrap();
     assert!((right(&merged) - 1.0).abs() < 1e-9);
     let row = &merged[..3];
     assert!(row[0] - row[1] < 8.0, "its own words, and not those of the label: {row:?}");
@@ -235,9 +183,9 @@ fn knowledge_about_other_inputs_is_left_out() {
     let (plan, _) = plan();
     let mut table = table(&plan, &[1.0, 1.0]);
     table.job.inputs[1].knowledge.as_mut().unwrap().reference = Some(Digest([3; 32]));
-    let two = table.merged().0;
+    let two = outcome(&table).0;
     table.job.inputs.pop();
-    assert_eq!(table.merged().0, two);
+    assert_eq!(outcome(&table).0, two);
 }
 
 #[test]
@@ -261,14 +209,14 @@ fn a_lesson_needs_the_very_set_that_the_plan_names() {
 fn without_labels_the_median_of_what_is_said_teaches_and_a_loud_member_does_not() {
     let (mut plan, _) = plan();
     plan.knowledge.as_mut().unwrap().reference.as_mut().unwrap().unlabelled = true;
-    let (merged, ..) = table(&plan, &[1.0, 1.0, -100.0, 1.0, 1.0]).merged();
+    let (merged, ..) = outcome(&table(&plan, &[1.0, 1.0, -100.0, 1.0, 1.0]));
     assert!((right(&merged.reference_logits.unwrap()) - 1.0).abs() < 1e-9);
     // Most say the opposite: with labels one that is right teaches all the same, without them nobody can know.
     let most_lie = [1.0, -1.0, -1.0, -1.0, -1.0];
-    let (merged, ..) = table(&plan, &most_lie).merged();
+    let (merged, ..) = outcome(&table(&plan, &most_lie));
     assert!(right(&merged.reference_logits.unwrap()) < 0.1);
     plan.knowledge.as_mut().unwrap().reference.as_mut().unwrap().unlabelled = false;
-    let (merged, ..) = table(&plan, &most_lie).merged();
+    let (merged, ..) = outcome(&table(&plan, &most_lie));
     assert!((right(&merged.reference_logits.unwrap()) - 1.0).abs() < 1e-9);
 }
 
@@ -310,7 +258,7 @@ fn written_sets_say_their_classes_and_a_set_that_differs_is_none() {
     knowledge.reference.as_mut().unwrap().classes = Some(3);
     assert!(unpack(&knowledge, &good.bytes, &good.counts).is_ok());
     plan.knowledge = Some(knowledge.clone());
-    assert!(table(&plan, &[1.0, 1.0]).merged().0.reference_logits.is_some());
+    assert!(outcome(&table(&plan, &[1.0, 1.0])).0.reference_logits.is_some());
     // The digest agrees, count or classes don't.
     let set = ReferenceSet::make(crate::learn::BEARING_PHYSICS, 1, SAMPLES).unwrap();
     let reference = knowledge.reference.as_mut().unwrap();

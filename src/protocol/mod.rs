@@ -43,6 +43,7 @@ mod round;
 mod sense;
 mod session;
 mod slots;
+pub mod spectra;
 mod split_device;
 mod steward;
 pub mod update;

@@ -832,14 +832,7 @@ impl Round {
             // Many rounds' work is longer than what is usual of one.
             norms: if closing.is_own() { Vec::new() } else { self.norms.clone() },
             bounds: self.config.bounds,
-            offered: closing.offer.knowledge.as_ref().map(|knowledge| {
-                let plan = closing.offer.plan.knowledge.as_ref();
-                Said {
-                    set: knowledge.set.sha256(),
-                    counts: knowledge.counts.clone(),
-                    reference: plan.and_then(|plan| plan.reference.as_ref()).map(|r| r.digest),
-                }
-            }),
+            offered: said_above(&closing.offer),
         })
     }
 
@@ -849,6 +842,7 @@ impl Round {
         let Some(how) = self.config.distils.filter(|_| plan.knowledge.is_some()) else {
             return false;
         };
+        let spectra = plan.knowledge.as_ref().and_then(|knowledge| knowledge.spectra);
         out.push(Effect::Job(Job::Distil(DistilTask {
             offer: closing.digest,
             adapter: self.own.as_ref().map_or(self.untrained, |own| own.adapter),
@@ -856,6 +850,7 @@ impl Round {
             how,
             class_targets: work.class_logits.clone(),
             knowledge: work.knowledge.clone(),
+            offered: spectra.and_then(|_| said_above(&closing.offer)),
         })));
         true
     }
@@ -910,7 +905,7 @@ impl Round {
             (said.prototypes, said.reference_logits) == (asked.prototypes, asked.reference_logits)
                 && said.generator_weight.is_some() == asked.generator_weight.is_some()
                 && (said.reference == asked.reference && said.labels == asked.labels)
-                && said.top_logits == asked.top_logits
+                && (said.top_logits == asked.top_logits && said.spectra == asked.spectra)
         };
         let fits = self.global.said_under.as_ref().zip(plan).is_some_and(|(s, a)| same(s, a));
         self.global.knowledge.clone().filter(|_| fits)
@@ -1211,6 +1206,16 @@ impl Round {
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to a million")]
 fn millionths(factor: f64) -> u32 {
     (factor.clamp(0.0, 1.0) * 1e6) as u32
+}
+
+/// What the tiers above said, in a round of knowledge.
+fn said_above(offer: &Offer) -> Option<Said> {
+    let reference = offer.plan.knowledge.as_ref().and_then(|plan| plan.reference.as_ref());
+    offer.knowledge.as_ref().map(|knowledge| Said {
+        set: knowledge.set.sha256(),
+        counts: knowledge.counts.clone(),
+        reference: reference.map(|reference| reference.digest),
+    })
 }
 
 /// The name of an offer's task; ours always encode.

@@ -2,10 +2,8 @@
 //! knows it best, whoever else says what.
 
 use super::*;
-use crate::ids::UpdateId;
 use crate::learn::{ReferenceTexts, ReferenceTokens, Texts};
-use crate::protocol::ShareBounds;
-use crate::protocol::fixture::knowledge_plan;
+use crate::protocol::fixture::{Heard, heard, knowledge_plan};
 
 const VOCAB: u32 = 9;
 
@@ -52,62 +50,12 @@ fn said(knows: [f32; 2]) -> Knowing {
     Knowing { top_logits: Some(said), ..Knowing::default() }
 }
 
-struct Table {
-    job: CombineJob,
-    blobs: BTreeMap<Digest, Vec<u8>>,
+fn table(members: &[[f32; 2]]) -> Heard {
+    heard(&plan().0, &members.iter().map(|knows| said(*knows)).collect::<Vec<_>>())
 }
 
-fn table(members: &[[f32; 2]]) -> Table {
-    let (plan, knowledge) = plan();
-    let about = knowledge.reference.as_ref().map(|reference| reference.digest);
-    let mut blobs = BTreeMap::new();
-    let mut inputs = Vec::new();
-    for (at, knows) in members.iter().enumerate() {
-        let packed = pack(&plan, &said(*knows)).unwrap().unwrap();
-        let set = Digest::of(&packed.bytes);
-        blobs.insert(set, packed.bytes);
-        inputs.push(CombineInput {
-            whole: false,
-            sender: NodeId::new(format!("n{at}")).unwrap(),
-            update: UpdateId([u8::try_from(at).unwrap(); 16]),
-            num_examples: 100,
-            num_devices: 1,
-            steps: 4,
-            version: 0,
-            staleness: 0,
-            failed: 0,
-            loss_first: 1.0,
-            loss_last: 0.5,
-            risk: None,
-            delta: None,
-            stacked: false,
-            back: None,
-            base: Digest([0; 32]),
-            class_logits: None,
-            knowledge: Some(Said { set, counts: packed.counts, reference: about }),
-        });
-    }
-    let job = CombineJob {
-        offer: Digest([9; 32]),
-        global: Digest([0; 32]),
-        plan,
-        class_targets: None,
-        inputs,
-        relay: true,
-        norms: Vec::new(),
-        offered: None,
-        bounds: ShareBounds::default(),
-    };
-    Table { job, blobs }
-}
-
-impl Table {
-    fn merged(&self) -> Result<TopLogits, UpdateError> {
-        let plan = self.job.plan.knowledge.as_ref().unwrap();
-        let work = combine(&self.job, plan, &|digest| self.blobs.get(digest).cloned())?;
-        let packed = work.knowledge.unwrap();
-        Ok(unpack(plan, &packed.bytes, &packed.counts)?.top_logits.unwrap())
-    }
+fn outcome(table: &Heard) -> Result<TopLogits, UpdateError> {
+    Ok(table.merged()?.0.top_logits.unwrap())
 }
 
 fn near(losses: &[f64], shares: [f64; 2]) -> bool {
@@ -170,24 +118,24 @@ fn plans_that_nobody_who_writes_can_follow_are_refused_and_their_twin_is_taken()
 #[test]
 fn each_text_is_taught_by_whoever_knows_it_best_be_it_a_member_or_the_tier_above() {
     let mut table = table(&[[0.6, 0.2], [0.3, 0.7], [0.5, 0.5]]);
-    let merged = table.merged().unwrap();
+    let merged = outcome(&table).unwrap();
     assert!(near(&merged.losses(), [0.6, 0.7]), "{:?}", merged.losses());
     assert_eq!(merged.place(0), said([0.6, 0.2]).top_logits.unwrap().place(0));
-    let first = table.merged().unwrap();
+    let first = outcome(&table).unwrap();
     table.job.inputs.reverse();
-    assert_eq!(table.merged().unwrap(), first, "the order changes nothing");
+    assert_eq!(outcome(&table).unwrap(), first, "the order changes nothing");
     let above = pack(&table.job.plan, &said([0.1, 0.9])).unwrap().unwrap();
     let (set, reference) = (Digest::of(&above.bytes), table.job.inputs[0].knowledge.clone());
     table.blobs.insert(set, above.bytes);
     table.job.offered = Some(Said { set, ..reference.unwrap() });
-    assert!(near(&table.merged().unwrap().losses(), [0.6, 0.9]));
+    assert!(near(&outcome(&table).unwrap().losses(), [0.6, 0.9]));
 }
 
 #[test]
 fn who_says_what_is_wrong_or_of_another_plan_teaches_nothing() {
-    let honest = table(&[[0.6, 0.2], [0.3, 0.7]]).merged().unwrap();
+    let honest = outcome(&table(&[[0.6, 0.2], [0.3, 0.7]])).unwrap();
     let mut liar = table(&[[0.6, 0.2], [0.3, 0.7], [0.001, 0.001]]);
-    assert_eq!(liar.merged().unwrap(), honest, "nobody who is wrong teaches");
+    assert_eq!(outcome(&liar).unwrap(), honest, "nobody who is wrong teaches");
     let bytes = pack(
         &knowledge_plan(2),
         &Knowing {
@@ -199,11 +147,11 @@ fn who_says_what_is_wrong_or_of_another_plan_teaches_nothing() {
     let other = bytes.unwrap().unwrap().bytes;
     let set = Digest::of(&other);
     liar.job.inputs[2].knowledge.as_mut().unwrap().set = set;
-    assert!(matches!(liar.merged(), Err(UpdateError::Missing(missing)) if missing == set));
+    assert!(matches!(outcome(&liar), Err(UpdateError::Missing(missing)) if missing == set));
     liar.blobs.insert(set, other);
-    assert_eq!(liar.merged().unwrap(), honest);
+    assert_eq!(outcome(&liar).unwrap(), honest);
     liar.job.inputs.clear();
-    assert_eq!(liar.merged().unwrap_err().kind(), LearnError::NoUpdates.kind());
+    assert_eq!(outcome(&liar).unwrap_err().kind(), LearnError::NoUpdates.kind());
 }
 
 #[test]

@@ -240,11 +240,16 @@ fn broken_rules(settings: &Settings) -> Vec<(String, String)> {
     let sends = |kind| strategy.contribute.contains(&kind);
     rule(
         knowledge.own_models
-            || ![Contribute::Prototypes, Contribute::ReferenceLogits, Contribute::Generator]
-                .into_iter()
-                .any(sends),
+            || ![
+                Contribute::Prototypes,
+                Contribute::ReferenceLogits,
+                Contribute::Generator,
+                Contribute::Spectra,
+            ]
+            .into_iter()
+            .any(sends),
         "strategy.contribute",
-        "prototypes, reference_logits and generator need models of the nodes' own: set knowledge.own_models = true",
+        "prototypes, reference_logits, generator and spectra need models of the nodes' own: set knowledge.own_models = true",
     );
     rule(
         !(knowledge.own_models && sends(Contribute::AdapterDelta)),
@@ -259,6 +264,16 @@ fn broken_rules(settings: &Settings) -> Vec<(String, String)> {
             || !sends(Contribute::ReferenceLogits),
         "knowledge.reference",
         "missing: reference_logits need reference inputs",
+    );
+    rule(
+        knowledge.reference.is_some() || !sends(Contribute::Spectra),
+        "knowledge.reference",
+        "missing: spectra are for reference inputs that a generator makes",
+    );
+    rule(
+        !(sends(Contribute::Spectra) && sends(Contribute::ReferenceLogits)),
+        "strategy.contribute",
+        "spectra and reference_logits: each node would say its logits of other inputs; take one of them out",
     );
     rule(
         knowledge.reference.is_none() || knowledge.reference_file.is_none(),

@@ -107,7 +107,14 @@ pub(super) const KEYS: &[Key] = &[
     key("strategy.name", OneOf(&["fedavg", "fedprox"])),
     key(
         "strategy.contribute",
-        ListOf(&["adapter_delta", "class_logits", "prototypes", "reference_logits", "generator"]),
+        ListOf(&[
+            "adapter_delta",
+            "class_logits",
+            "prototypes",
+            "reference_logits",
+            "generator",
+            "spectra",
+        ]),
     ),
     key("strategy.local_steps", Whole("steps", 1, 1_000_000)),
     key("strategy.batch_size", Whole("examples", 1, 65_536)),
@@ -138,6 +145,8 @@ pub(super) const KEYS: &[Key] = &[
     key("knowledge.distil_rate", Real("no unit", 1e-7, 10.0)),
     key("knowledge.merging", OneOf(&["mean", "median", "trimmed"])),
     key("knowledge.generator_weight", Real("no unit", 0.0, 100.0)),
+    key("knowledge.spectra_bands", Whole("bands", 8, 1_024)),
+    key("knowledge.spectra_grades", Whole("grades", 1, 100)),
     key("knowledge.top_logits", Whole("tokens", 1, 512)),
     key("model.name", Expect::Name),
     key(

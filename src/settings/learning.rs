@@ -110,6 +110,8 @@ pub enum Contribute {
     ReferenceLogits,
     /// The classification layer, in rounds of knowledge; a generator of latents that was trained against those comes back.
     Generator,
+    /// Mean spectra of the classes' windows.
+    Spectra,
 }
 
 /// Section `[knowledge]`: rounds where each node has a model of its own.
@@ -144,6 +146,10 @@ pub struct KnowledgeSettings {
     pub merging: MergingName,
     /// Weight of generated latents in the members' loss.
     pub generator_weight: f64,
+    /// Bands of a spectrum.
+    pub spectra_bands: u32,
+    /// Grades in which reference inputs are filtered.
+    pub spectra_grades: u32,
     /// Tokens a place that a model that writes names.
     pub top_logits: u32,
 }

@@ -7,8 +7,8 @@ use super::{
     Answer, Assignment, BaseChunk, BaseFile, Blob, Body, Candidate, Cells, Checkpoint, Chunk,
     ClassSummary, Coding, Command, Contribution, CopyPart, Evidence, Frame, Get, Kind, Knowledge,
     KnowledgePlan, Lease, Manifest, Merging, Mirror, Offer, PackedSet, PackedTensor, Plan, Promise,
-    Receipt, Reference, Result as RoundResult, Settled, SiteEvidence, SplitCoding, SplitMessage,
-    StateCopy, Tally, TopLogitsPlan, Verdict, Wanted, Wishes, decode, encode,
+    Receipt, Reference, Result as RoundResult, Settled, SiteEvidence, SpectraPlan, SplitCoding,
+    SplitMessage, StateCopy, Tally, TopLogitsPlan, Verdict, Wanted, Wishes, decode, encode,
 };
 use crate::ids::{BootId, Digest, Name, UpdateId};
 use crate::time::Wall;
@@ -123,6 +123,7 @@ fn offer_of_knowledge() -> Offer {
         merging: Merging::Median,
         generator_weight: None,
         top_logits: None,
+        spectra: None,
     };
     let plan = Plan { adapter_delta: false, knowledge: Some(knowledge), ..plan() };
     Offer { adapter: Blob::Inline(Vec::new()), plan, knowledge: Some(said()), ..offer() }
@@ -133,6 +134,16 @@ fn offer_of_generator() -> Offer {
     let mut offer = offer_of_knowledge();
     if let Some(plan) = offer.plan.knowledge.as_mut() {
         plan.generator_weight = Some(0.5);
+    }
+    offer
+}
+
+/// The same where spectra are asked for.
+fn offer_of_spectra() -> Offer {
+    let mut offer = offer_of_knowledge();
+    if let Some(plan) = offer.plan.knowledge.as_mut() {
+        plan.reference_logits = false;
+        plan.spectra = Some(SpectraPlan { bands: 256, grades: 2 });
     }
     offer
 }
@@ -250,6 +261,7 @@ fn bodies() -> Vec<(&'static str, Body)> {
         ),
         ("offer_of_knowledge", Body::Offer(offer_of_knowledge())),
         ("offer_of_generator", Body::Offer(offer_of_generator())),
+        ("offer_of_spectra", Body::Offer(offer_of_spectra())),
         ("offer_of_reference_texts", Body::Offer(offer_of_reference_texts())),
         ("offer_of_top_logits", Body::Offer(offer_of_top_logits())),
         (

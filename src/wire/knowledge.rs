@@ -5,6 +5,7 @@
 //! ```text
 //!   reference.logits  [samples, classes]   what a model says of each reference input
 //!   prototypes        [classes, width]     mean embedding a class, zeros where suppressed
+//!   spectra           [classes, bands]     logarithm of the mean power a band and class, zeros where suppressed
 //!   head              [classes, width + 1] classification layer, bias last, zeros where suppressed: upwards, with
 //!   head.moments      [2, width]           mean and standard deviation of embeddings over all examples
 //!   generator.hidden.weight [hidden, noise + classes], .bias [hidden], generator.latent.weight [width, hidden],
@@ -51,6 +52,19 @@ pub struct KnowledgePlan {
     /// The models write: what is said of the reference texts is the likeliest tokens at each place of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub top_logits: Option<TopLogitsPlan>,
+    /// Contribute the mean spectrum of each class's windows, and learn from reference inputs that sound so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spectra: Option<SpectraPlan>,
+}
+
+/// See [`KnowledgePlan::spectra`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SpectraPlan {
+    /// Bands between 0 and half the sampling rate, > 0.
+    pub bands: u16,
+    /// In so many grades reference inputs are filtered, > 0, from not at all to wholly; with one grade all wholly.
+    pub grades: u16,
 }
 
 /// See [`KnowledgePlan::top_logits`].
@@ -125,6 +139,6 @@ impl KnowledgePlan {
 
     /// Whether that set has a row a class, and counts with it.
     pub fn asks_for_rows(&self) -> bool {
-        self.prototypes || self.generator_weight.is_some()
+        self.prototypes || self.generator_weight.is_some() || self.spectra.is_some()
     }
 }

@@ -29,7 +29,7 @@ pub use envelope::{Envelope, Signature};
 pub use failover::{CopyPart, Lease, Mirror, Promise, StateCopy};
 pub use frame::{Cells, Frame, MAX_SPLIT_BYTES, Settled, SplitCoding, SplitMessage};
 pub use head::Head;
-pub use knowledge::{Knowledge, KnowledgePlan, Merging, Reference, TopLogitsPlan};
+pub use knowledge::{Knowledge, KnowledgePlan, Merging, Reference, SpectraPlan, TopLogitsPlan};
 pub use leaves::{LeavesSite, Leaving, StaysInSite};
 pub use packed::{Coding, PackedSet, PackedTensor};
 pub use rollout::{Assignment, Candidate, Evidence, SiteEvidence, Tally};

@@ -25,7 +25,7 @@ use gaisnet::topic::{Leaf, Prefix};
 use gaisnet::trust::keyring_document::{open_document, seal_document};
 use gaisnet::wire::{
     Body, Cells, Chunk, CopyPart, Envelope, Head, Kind, KnowledgePlan, Merging, PackedSet,
-    Reference, SplitCoding, SplitMessage, TopLogitsPlan, decode, encode, split_pair,
+    Reference, SpectraPlan, SplitCoding, SplitMessage, TopLogitsPlan, decode, encode, split_pair,
 };
 
 /// A parser that is fuzzed.
@@ -151,7 +151,7 @@ pub(crate) fn packed_set(bytes: &[u8]) {
 }
 
 /// What a model says about three reference inputs and three classes: three counts, then a packed set, also plain. The
-/// same as a layer or a generator.
+/// same as a layer or a generator, as spectra, and between models that write.
 pub(crate) fn knowledge(bytes: &[u8]) {
     let Some((counts, bytes)) = bytes.split_at_checked(3) else { return };
     let counts: Vec<u64> = counts.iter().map(|count| u64::from(*count)).collect();
@@ -173,9 +173,13 @@ pub(crate) fn knowledge(bytes: &[u8]) {
         merging: Merging::Median,
         generator_weight: None,
         top_logits: None,
+        spectra: None,
     };
     let mut layers = KnowledgePlan { generator_weight: Some(1.0), ..plan.clone() };
     (layers.prototypes, layers.reference_logits) = (false, false);
+    let spectra = Some(SpectraPlan { bands: 4, grades: 1 });
+    let sounds =
+        KnowledgePlan { prototypes: false, reference_logits: false, spectra, ..plan.clone() };
     let texts = Texts { tokens: vec![1, 2, 3], lengths: vec![1; 3], chars: 1 };
     let tokens = ReferenceTokens { texts, vocab: 9, tokenizer: Digest([0; 32]) };
     let top = TopLogitsPlan {
@@ -192,6 +196,10 @@ pub(crate) fn knowledge(bytes: &[u8]) {
                 let latents = generator.latents(3, &mut Stream::new(1, "latents"));
                 assert!(latents.x.iter().all(|x| x.is_finite()));
             }
+        }
+        if let Ok(said) = said::unpack(&sounds, &bytes, &counts) {
+            let spectra = said.spectra.unwrap();
+            assert!(spectra.means.len() == 12 && spectra.means.iter().all(|log| log.abs() <= 6.0));
         }
         if let Ok(said) = said::unpack(&writes, &bytes, &[]) {
             let said = said.top_logits.unwrap();

@@ -49,6 +49,7 @@ impl Lessons {
                 prototype_weight: 0.0,
                 merging: Merging::Median,
                 generator_weight: None,
+                spectra: None,
                 top_logits: Some(TopLogitsPlan {
                     top: self.top,
                     vocab: tokens.vocab,

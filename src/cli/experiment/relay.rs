@@ -22,7 +22,8 @@ pub(super) struct RunArgs {
     /// Rounds of each strategy
     #[arg(long)]
     rounds: Option<u64>,
-    /// What travels, of `reference_logits`, `unlabelled`, `class_logits`, `prototypes`, `both`, `weights` and `generator` [default: all]
+    /// What travels, of `reference_logits`, `unlabelled`, `class_logits`, `prototypes`, `both`, `weights`, `generator`, and of bearings
+    /// `spectra` and `spectra_and_prototypes` [default: all]
     #[arg(long, value_delimiter = ',')]
     strategies: Vec<String>,
     /// Judge on a part of what is to be trained on, for choosing settings
@@ -74,7 +75,7 @@ pub(super) fn run(args: &RunArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
     use std::num::NonZeroU16;
     use std::path::Path;
 
-    use anyhow::Context;
+    use anyhow::{Context, bail};
 
     use super::{bar, folder_of, told};
     use crate::data::Cache;
@@ -105,8 +106,16 @@ pub(super) fn run(args: &RunArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
             format!("no strategy {word:?}: it is one of {all}")
         })?);
     }
+    let texts = matches!(args.data, Data::Excavators);
     if strategies.is_empty() {
         strategies = Strategy::ALL.to_vec();
+        strategies.retain(|strategy| !(texts && strategy.is_of_windows()));
+    }
+    if let Some(strategy) = strategies.iter().find(|strategy| texts && strategy.is_of_windows()) {
+        bail!(
+            "{} is about vibrations, and texts have none: take it out, or say --data bearings",
+            strategy.as_str()
+        );
     }
     let options = RelayOptions {
         folder: folder.join("nodes"),

@@ -207,6 +207,8 @@ fn settings_of(subject: &dyn Subject, strategy: Strategy) -> Settings {
         Strategy::Both => vec![Contribute::ReferenceLogits, Contribute::Prototypes],
         Strategy::Weights => vec![Contribute::AdapterDelta],
         Strategy::Generator => vec![Contribute::Generator],
+        Strategy::Spectra => vec![Contribute::Spectra],
+        Strategy::SpectraAndPrototypes => vec![Contribute::Spectra, Contribute::Prototypes],
     };
     if strategy == Strategy::Weights {
         // As raw as in the comparison that is asked for.

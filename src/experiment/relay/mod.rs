@@ -80,11 +80,15 @@ pub enum Strategy {
     Weights,
     /// Classification layers of the devices, and a generator of latents that the cloud trains against them.
     Generator,
+    /// Mean spectra of the classes: models learn reference inputs that sound so.
+    Spectra,
+    /// The same, and mean features a class.
+    SpectraAndPrototypes,
 }
 
 impl Strategy {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::ReferenceLogits,
         Self::Unlabelled,
         Self::ClassLogits,
@@ -92,7 +96,14 @@ impl Strategy {
         Self::Both,
         Self::Weights,
         Self::Generator,
+        Self::Spectra,
+        Self::SpectraAndPrototypes,
     ];
+
+    /// Whether it is about vibrations, which texts don't have.
+    pub fn is_of_windows(self) -> bool {
+        matches!(self, Self::Spectra | Self::SpectraAndPrototypes)
+    }
 
     /// The word in tables.
     pub fn as_str(self) -> &'static str {
@@ -104,6 +115,8 @@ impl Strategy {
             Self::Both => "both",
             Self::Weights => "weights",
             Self::Generator => "generator",
+            Self::Spectra => "spectra",
+            Self::SpectraAndPrototypes => "spectra_and_prototypes",
         }
     }
 }
@@ -321,8 +334,7 @@ impl Subject for Bench<'_> {
     }
 
     fn rate_of_weights(&self) -> f64 {
-        // That of a transformer.
-        self.settings.knowledge.distil_rate
+        RATE_OF_WEIGHTS
     }
 
     fn test(&self, _: Role, _: Strategy) -> Result<&Windows, ExperimentError> {
@@ -520,13 +532,13 @@ pub fn to_table(report: &RelayReport) -> String {
     )];
     for node in &report.nodes {
         lines.push(format!("\n{} ({})", node.node, node.model));
-        lines.push(format!("  {:<18} {}", "before", show(&node.before)));
-        lines.push(format!("  {:<18} {}", "reference labels", show(&node.labels)));
+        lines.push(format!("  {:<22} {}", "before", show(&node.before)));
+        lines.push(format!("  {:<22} {}", "reference labels", show(&node.labels)));
         for (arm, after) in &node.after {
             let gain = node.gain.get(arm).map(show).unwrap_or_default();
             let more = node.gain_over_labels.get(arm).map(show).unwrap_or_default();
             let after = show(after);
-            lines.push(format!("  {arm:<18} {after}   gain {gain}   over the labels {more}"));
+            lines.push(format!("  {arm:<22} {after}   gain {gain}   over the labels {more}"));
         }
     }
     lines.push(format!(
@@ -627,6 +639,9 @@ const ADAPTER_SEED: u64 = 1;
 
 /// Steps of the small base's pre-training: a base that leaves something to learn.
 const SMALL_STEPS: u32 = 300;
+
+/// Learning rate of a transformer's LoRA on recordings.
+const RATE_OF_WEIGHTS: f64 = 2e-3;
 
 /// Learning rate of the edges' models, which train whole.
 const SMALL_RATE: f32 = 5e-4;
