@@ -29,14 +29,14 @@ pub type Done<T> = Box<dyn FnOnce(Result<T, LearnError>) + Send>;
 pub struct TrainRequest {
     /// The device's windows.
     pub data: Arc<Examples>,
-    /// What to do with them.
-    pub job: TrainJob,
+    /// Makes what to do with them, on the lane: reference inputs may have to be filtered first.
+    pub job: Box<dyn FnOnce() -> Result<TrainJob, &'static str> + Send>,
     /// Called on the lane, in front of the first step; may wait.
     pub begin: Box<dyn FnOnce() + Send>,
     /// Called after each step; may wait, may stop the run.
     pub progress: Box<dyn FnMut(Progress) -> Control + Send>,
-    /// Gets the result.
-    pub done: Done<Trained>,
+    /// Gets the result, or a word for what went wrong.
+    pub done: Box<dyn FnOnce(Result<Trained, &'static str>) + Send>,
 }
 
 /// Work for the lane that serves; requests are answered in their order.
@@ -194,7 +194,12 @@ pub fn train_lane(
             thread::yield_now();
             progress(at)
         };
-        done(learner.train(&data, &job, &mut yielding));
+        done(job().and_then(|job| {
+            learner.train(&data, &job, &mut yielding).map_err(|error| {
+                tracing::warn!(%error, "training failed");
+                error.kind()
+            })
+        }));
     })
 }
 
@@ -423,13 +428,13 @@ mod tests {
 
     const PANIC: u64 = 99;
 
-    fn request(steps: u32, seed: u64) -> (TrainRequest, Receiver<Result<Trained, LearnError>>) {
+    fn request(steps: u32, seed: u64) -> (TrainRequest, Receiver<Result<Trained, &'static str>>) {
         let (sender, receiver) = channel();
         let job =
             TrainJob { class_logits: true, ..TrainJob::plain(adapter(0.0), steps, 1, 0.1, seed) };
         let request = TrainRequest {
             data: Arc::new(crate::learn::Texts::default().into()),
-            job,
+            job: Box::new(move || Ok(job)),
             begin: Box::new(|| ()),
             progress: Box::new(|at| if at.step == 3 { Control::Stop } else { Control::Continue }),
             done: Box::new(move |result| sender.send(result).unwrap()),

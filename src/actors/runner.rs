@@ -590,16 +590,12 @@ impl Runner {
                 }
             }
             Job::Distil(task) => {
-                let adapter = self.parts.store.blob(&task.adapter);
-                let said = task.offered.as_ref().map(|said| self.parts.store.blob(&said.set));
-                match (adapter, said.transpose()) {
-                    (Ok(Some(adapter)), Ok(said)) => {
-                        Task::Distil { task, adapter, offered: said.flatten() }
+                let said = task.offered.as_ref().map(|said| said.set);
+                match (self.blob_of(Some(task.adapter)), self.blob_of(said)) {
+                    (Ok(adapter), Ok(offered)) => {
+                        Task::Distil { task, adapter: adapter.unwrap_or_default(), offered }
                     }
-                    _ => {
-                        return self
-                            .fail("the adapter of this node's model is not in the store", ctx);
-                    }
+                    (Err(what), _) | (_, Err(what)) => return self.fail(&what, ctx),
                 }
             }
             Job::Combine(job) => Task::Combine { job, blobs: self.parts.store.blob_reader() },

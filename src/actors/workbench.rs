@@ -140,14 +140,12 @@ impl LaneBench {
     /// Queues a job; `end` makes the machine's input of its outcome.
     fn submit(
         &self,
-        job: Result<TrainJob, &'static str>,
+        job: impl FnOnce() -> Result<TrainJob, &'static str> + Send + 'static,
         done: Done,
         end: impl FnOnce(Result<Trained, &'static str>) -> Input + Send + 'static,
     ) {
-        let (lane, data, job) = match (&self.train, job) {
-            (None, _) => return done(Ok(end(Err("no_learner")))),
-            (_, Err(reason)) => return done(Ok(end(Err(reason)))),
-            (Some((lane, data)), Ok(job)) => (lane, data, job),
+        let Some((lane, data)) = &self.train else {
+            return done(Ok(end(Err("no_learner"))));
         };
         let figures = Arc::clone(&self.figures);
         // Whichever of the two ways out is taken, it is taken once.
@@ -155,7 +153,7 @@ impl LaneBench {
         let finish = Arc::clone(&once);
         let request = TrainRequest {
             data: Arc::clone(data),
-            job,
+            job: Box::new(job),
             begin: Box::new({
                 let (figures, pace) = (Arc::clone(&figures), Arc::clone(&self.pace));
                 move || pace.wait(&figures)
@@ -169,11 +167,7 @@ impl LaneBench {
                     Control::Continue
                 }
             }),
-            done: Box::new(move |result| {
-                let trained = result.map_err(|error| {
-                    tracing::warn!(%error, "training failed");
-                    error.kind()
-                });
+            done: Box::new(move |trained| {
                 if let Ok(trained) = &trained {
                     let loss = f64::from(trained.loss_last);
                     figures.update(|view| view.loss = Some(loss));
@@ -252,20 +246,23 @@ impl Workbench for LaneBench {
                 }
             }
             Task::Train { task, adapter, residual, knowledge } => {
-                let set = self.reference.as_deref();
-                let job = job_of(&task, &adapter, knowledge.as_deref(), set, &self.me);
-                let start = job.as_ref().map(|job| job.start.clone()).unwrap_or_default();
+                let (set, me, asked) = (self.reference.clone(), self.me.clone(), task.clone());
+                let start = update::unpack(&adapter).map_err(|error| error.kind());
                 let data = self.train.as_ref().map(|(_, data)| Arc::clone(data));
+                let job =
+                    move || job_of(&asked, &adapter, knowledge.as_deref(), set.as_deref(), &me);
                 self.submit(job, done, move |trained| {
                     let work = data.ok_or("no_learner").and_then(|data| {
-                        work_of(&task, &start, &data, trained?, residual.as_deref())
+                        work_of(&task, &start?, &data, trained?, residual.as_deref())
                     });
                     Input::Worked { offer: task.offer, work }
                 });
             }
             Task::Distil { task, adapter, offered } => {
-                let (set, said) = (self.reference.as_deref(), offered.as_deref());
-                let job = distil_job_of(&task, &adapter, said, set, &self.me);
+                let (set, me, asked) = (self.reference.clone(), self.me.clone(), task.clone());
+                let job = move || {
+                    distil_job_of(&asked, &adapter, offered.as_deref(), set.as_deref(), &me)
+                };
                 self.submit(job, done, move |trained| {
                     let outcome = trained.and_then(|trained| learned_of(&task, trained));
                     Input::Distilled { offer: task.offer, outcome }

@@ -192,7 +192,7 @@ fn a_job_that_something_holds_waits_on_its_lane_and_not_at_whoever_brings_it() {
     let me = NodeId::new("d").unwrap();
     let bench = LaneBench::new(me, Some((lane, data)), Arc::default(), Arc::new(pace));
     let done: Done = Box::new(move |end| ends.send(end.is_ok()).unwrap());
-    bench.submit(Ok(TrainJob::plain(start(), 1, 1, 0.1, 1)), done, |_| Input::Start);
+    bench.submit(|| Ok(TrainJob::plain(start(), 1, 1, 0.1, 1)), done, |_| Input::Start);
     // Brought, and the lane is at the door.
     assert_eq!(asked.recv().unwrap().as_deref(), Some("gaisnet-train"));
     assert!(begun.try_recv().is_err());

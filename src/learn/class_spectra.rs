@@ -5,7 +5,7 @@
 //! filters those of a class so that their own mean spectrum becomes that one:
 //! ```text
 //!   L_c[b] = log10 of the mean over windows of class c of (power in band b / mean power of all bands)
-//!   gain(f) = 10^(s (L_c[f] - L_ref,c[f]) / 2), within 0.03 to 30, between the middles of bands on a straight line
+//!   gain(f) = 10^(s (L_c[f] - L_ref,c[f]) / 2), within 0.03 and 1 / 0.03, between the middles of bands on a straight line
 //! ```
 //! Windows have mean 0 and variance 1 before and after, so that no gain of a sensor matters. Bands are of equal
 //! width from 0 to half the sampling rate, which members must share.
@@ -49,7 +49,7 @@ pub fn class_spectra(windows: &Windows, bands: usize) -> Result<Prototypes, Lear
 }
 
 /// The windows, those of each class filtered towards its spectrum: one turn of the classes stays as it is, the next ones are
-/// filtered more and more, the last of so many grades wholly. With one grade all are.
+/// filtered more and more, the last of so many grades wholly. With one grade all are. Nothing where a class has no spectrum.
 ///
 /// # Errors
 /// Those of [`class_spectra`].
@@ -57,23 +57,32 @@ pub fn recolour(
     windows: &Windows,
     spectra: &Prototypes,
     grades: usize,
-) -> Result<Windows, LearnError> {
+) -> Result<Option<Windows>, LearnError> {
     let bands = spectra.width();
     let known: Option<Vec<&[f32]>> = (0..windows.classes).map(|class| spectra.row(class)).collect();
-    let Some(known) = known else { return Ok(windows.clone()) };
+    let Some(known) = known else { return Ok(None) };
     let own = class_spectra(windows, bands)?;
     let mut fourier = Fourier::new(windows.len, bands)?;
     let steps = grades.max(2) - 1;
+    // By grade, the first one above none, and class.
+    let gains: Vec<Vec<Vec<f64>>> = (1..=steps)
+        .map(|grade| {
+            let share = to_f64(grade) / to_f64(steps);
+            let of = |(class, wanted): (usize, &&[f32])| {
+                fourier.gains(wanted, own.row(class).unwrap_or(wanted), share)
+            };
+            known.iter().enumerate().map(of).collect()
+        })
+        .collect();
     let mut coloured = windows.clone();
     let turns = coloured.x.chunks_exact_mut(windows.len).zip(&windows.labels).enumerate();
     for (at, (window, label)) in turns {
         let grade = if grades > 1 { at / windows.classes.max(1) % grades } else { steps };
-        let rows = known.get(*label).zip(own.row(*label)).filter(|_| grade > 0);
-        let Some((wanted, own)) = rows else { continue };
-        let gains = fourier.gains(wanted, own, to_f64(grade) / to_f64(steps));
-        window.copy_from_slice(&normalise_window(&fourier.filtered(window, &gains)?)?);
+        let of_grade = grade.checked_sub(1).and_then(|above_none| gains.get(above_none));
+        let Some(gains) = of_grade.and_then(|of| of.get(*label)) else { continue };
+        window.copy_from_slice(&normalise_window(&fourier.filtered(window, gains)?)?);
     }
-    Ok(coloured)
+    Ok(Some(coloured))
 }
 
 /// Transforms windows of one length.
@@ -116,9 +125,9 @@ impl Fourier {
         let logs: Vec<f64> = wanted.iter().zip(own).map(log).collect();
         let last = to_f64(self.bands - 1);
         let gain = |bin: usize| {
-            // Where the bin lies among the middles of bands.
-            let place =
-                (to_f64(bin) * to_f64(self.bands) / to_f64(self.len / 2) - 0.5).clamp(0.0, last);
+            // Where the bin lies among the middles of bands, the first of which begins with bin 1.
+            let place = (to_f64(bin) - 0.5) * to_f64(self.bands) / to_f64(self.len / 2) - 0.5;
+            let place = place.clamp(0.0, last);
             let (low, part) = (place.floor(), place.fract());
             let at = |band: f64| logs.get(to_index(band)).copied().unwrap_or_default();
             let log = at(low) + (at((low + 1.0).min(last)) - at(low)) * part;
@@ -180,7 +189,7 @@ fn to_index(place: f64) -> usize {
 /// A band has at least so much power against the mean of all; at most it has that of all, which are 1,024.
 const LEAST_POWER: f32 = 1e-5;
 
-/// A filter takes no more than this factor of any frequency, and gives no more than 1 / it.
+/// A filter leaves at least this of any frequency, and makes at most 1 / it of it.
 const LEAST_GAIN: f64 = 0.03;
 
 #[cfg(test)]
@@ -243,7 +252,7 @@ mod tests {
     fn filtered_inputs_sound_as_is_said_and_with_grades_more_and_more() {
         let (wanted, plain) =
             (class_spectra(&noise(2, 600, true), BANDS).unwrap(), noise(3, 600, false));
-        let all = recolour(&plain, &wanted, 1).unwrap();
+        let all = recolour(&plain, &wanted, 1).unwrap().unwrap();
         let sounds = class_spectra(&all, BANDS).unwrap();
         // Within the lowest band of class 1 the spectrum is steeper than straight lines between bands.
         let low = BANDS;
@@ -251,7 +260,7 @@ mod tests {
         assert!(far(&sounds.means[low + 1..], &wanted.means[low + 1..]) < 0.04);
         assert!(far(&sounds.means[low..=low], &wanted.means[low..=low]) < 0.2);
         // Three grades: as it was, half of the way, wholly.
-        let graded = recolour(&plain, &wanted, 3).unwrap();
+        let graded = recolour(&plain, &wanted, 3).unwrap().unwrap();
         let same = |a: &Windows, at: usize| graded.row(at) == a.row(at);
         let turns = (0..600).map(|at| (at / 2 % 3, same(&plain, at), same(&all, at)));
         for (grade, plain, all) in turns {
@@ -273,23 +282,34 @@ mod tests {
     fn unless_each_class_has_a_spectrum_nothing_is_filtered() {
         let plain = noise(4, 40, false);
         let mut wanted = class_spectra(&noise(5, 78, true), BANDS).unwrap();
-        assert_ne!(recolour(&plain, &wanted, 1).unwrap(), plain);
-        wanted.counts = vec![39, 39];
         wanted.suppress(39);
-        assert_ne!(recolour(&plain, &wanted, 1).unwrap(), plain);
-        wanted.counts = vec![39, 38];
+        assert_ne!(recolour(&plain, &wanted, 1).unwrap().unwrap(), plain);
+        wanted.counts[1] = 38;
         wanted.suppress(39);
-        assert_eq!(recolour(&plain, &wanted, 1).unwrap(), plain);
+        assert_eq!(recolour(&plain, &wanted, 1).unwrap(), None);
     }
 
     #[test]
     fn however_loud_a_spectrum_is_gains_have_a_bound() {
-        let plain = noise(6, 20, false);
-        let mut loud = class_spectra(&plain, BANDS).unwrap();
-        loud.means.iter_mut().step_by(2).for_each(|log| *log = SPECTRUM_BOUND);
-        loud.means.iter_mut().skip(1).step_by(2).for_each(|log| *log = -SPECTRUM_BOUND);
-        let filtered = recolour(&plain, &loud, 1).unwrap();
-        assert!(filtered.x.iter().all(|x| x.is_finite() && x.abs() < 16.0));
+        let fourier = Fourier::new(LEN, 4).unwrap();
+        let loud = [SPECTRUM_BOUND, -SPECTRUM_BOUND, SPECTRUM_BOUND, -SPECTRUM_BOUND];
+        let quiet = loud.map(|log| -log);
+        let gains = fourier.gains(&loud, &quiet, 1.0);
+        assert_eq!(gains.len(), LEN / 2 + 1);
+        let (least, most) = (LEAST_GAIN, 1.0 / LEAST_GAIN);
+        assert!(gains.iter().all(|gain| (least..=most).contains(gain)));
+        assert!(gains[1] >= most && gains[LEN / 2] <= least, "{gains:?}");
+    }
+
+    #[test]
+    fn with_as_many_bands_as_bins_each_bin_has_its_own_gain() {
+        let fourier = Fourier::new(16, 8).unwrap();
+        let wanted: Vec<f32> = (0..8_u8).map(|band| f32::from(band % 2)).collect();
+        let gains = fourier.gains(&wanted, &[0.0; 8], 1.0);
+        for (bin, gain) in gains.iter().enumerate().skip(1) {
+            let own = if bin % 2 == 1 { 1.0 } else { 10_f64.sqrt() };
+            assert!((gain - own).abs() < 1e-9, "bin {bin}: {gain}");
+        }
     }
 
     #[test]

@@ -295,7 +295,9 @@ fn merge(
         }
     }
     let from_above = match &job.offered {
-        Some(said) if plan.reference_logits => Some(read(plan, said, blob)?),
+        Some(said) if plan.reference_logits || plan.spectra.is_some() => {
+            Some(read(plan, said, blob)?)
+        }
         _ => None,
     };
     let mut merged = Knowing::default();
@@ -305,7 +307,7 @@ fn merge(
         for (sender, said) in &heard {
             all.extend(said.reference_logits.clone().map(|logits| (sender.clone(), logits)));
         }
-        if let Some(logits) = from_above.and_then(|said| said.reference_logits)
+        if let Some(logits) = from_above.as_ref().and_then(|said| said.reference_logits.clone())
             && let Ok(above) = Name::new(ABOVE)
         {
             all.entry(above).or_insert(logits);
@@ -320,11 +322,14 @@ fn merge(
         let size = |p: &Prototypes| (p.counts.len(), p.width());
         let ((classes, width), all) = agreeing(all.collect(), size)?;
         merged.prototypes = Some(merge_prototypes(classes, width, rule, &all)?);
-        // One count does for all rows of a class, so that whoever was left out here is left out of all rows.
+        // One count does for a class's point and spectrum, so whoever was left out here is left out there.
         heard.retain(|sender, _| all.contains_key(sender));
     }
     if plan.spectra.is_some() {
         merged.spectra = Some(spectra::merge(rule, &heard)?);
+        if let Some(before) = from_above.filter(|_| !job.relay) {
+            spectra::keep(&mut merged, &before);
+        }
     }
     if plan.generator_weight.is_some() {
         heads::merge(&job.plan, job.relay, rule, &heard, &mut merged)?;

@@ -4,14 +4,15 @@
 //!   device --its classes--> edge --merged--> cloud --all classes--> edge --all classes--> devices
 //! ```
 //! An edge's devices may lack a class that another site has. For its own model it takes that class from what came from
-//! above, and says upwards what its own devices said, so that nothing is counted twice.
+//! above, and says upwards what its own devices said, so that nothing is counted twice. The top says again what nobody
+//! speaks of in a round.
 //!
 //! Called by [`super::knowledge`] and `actors/workbench.rs`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::knowledge::{Knowing, MAX_CLASSES, agreeing, mismatch};
+use super::knowledge::{Knowing, MAX_CLASSES, mismatch};
 use super::update::UpdateError;
 use crate::ids::NodeId;
 use crate::learn::{
@@ -23,11 +24,12 @@ use crate::wire::{KnowledgePlan, SpectraPlan};
 const SPECTRA: &str = "spectra";
 
 /// Whether spectra can be used as a plan has it: on generated inputs with labels, which nobody says logits of, since
-/// each node hears other ones.
+/// each node hears other ones. Layers are left out where widths differ, and have no counts of their own.
 pub(super) fn makes_sense(plan: &KnowledgePlan, spectra: SpectraPlan) -> bool {
     let generated = |name: &str| reference_classes(name).is_some();
     let reference = plan.reference.as_ref();
     !plan.reference_logits
+        && plan.generator_weight.is_none()
         && reference.is_some_and(|r| generated(r.generator.as_str()) && !r.unlabelled)
         && (1..=physics::WINDOW_LEN / 2).contains(&usize::from(spectra.bands))
         && spectra.grades > 0
@@ -75,7 +77,7 @@ pub(super) fn read(
     }
 }
 
-/// Merges those of the members that agree with most about the classes.
+/// Merges those of the members, which were all read under one plan.
 ///
 /// # Errors
 /// [`LearnError::NoUpdates`] without any.
@@ -84,29 +86,46 @@ pub(super) fn merge(
     heard: &BTreeMap<NodeId, Knowing>,
 ) -> Result<Prototypes, LearnError> {
     let all = heard.iter().filter_map(|(s, said)| Some((s.clone(), said.spectra.clone()?)));
-    let size = |spectra: &Prototypes| (spectra.counts.len(), spectra.width());
-    let ((classes, bands), all) = agreeing(all.collect(), size)?;
-    merge_prototypes(classes, bands, rule, &all)
+    let all: BTreeMap<NodeId, Prototypes> = all.collect();
+    let first = all.values().next().ok_or(LearnError::NoUpdates)?;
+    merge_prototypes(first.counts.len(), first.width(), rule, &all)
 }
 
 /// What an owner's own model is taught by: classes that its members lack are as the tiers above say.
 pub fn taught(mut said: Knowing, above: Option<Knowing>) -> Knowing {
     let above = above.and_then(|above| above.spectra);
-    if let (Some(own), Some(above)) = (&mut said.spectra, above)
-        && own.counts.len() == above.counts.len()
-    {
-        let width = own.width().max(1);
-        let rows = own.counts.iter_mut().zip(own.means.chunks_exact_mut(width));
-        for ((count, row), (more, other)) in
-            rows.zip(above.counts.iter().zip(above.means.chunks_exact(width)))
-        {
-            if *count == 0 {
-                *count = *more;
-                row.copy_from_slice(other);
-            }
-        }
+    if let Some((own, above)) = said.spectra.as_mut().zip(above) {
+        fill(own, &above);
     }
     said
+}
+
+/// What the top says: a class that no member speaks of in this round is as it was said in the last one, all rows of it,
+/// since one count does for all. Nobody is above who could count it twice.
+pub(super) fn keep(merged: &mut Knowing, before: &Knowing) {
+    let own = [merged.prototypes.as_mut(), merged.spectra.as_mut()].into_iter().flatten();
+    let old = [before.prototypes.as_ref(), before.spectra.as_ref()].into_iter().flatten();
+    let mut pairs: Vec<(&mut Prototypes, &Prototypes)> = own.zip(old).collect();
+    let fits = |(own, old): &(&mut Prototypes, &Prototypes)| {
+        (own.counts.len(), own.means.len()) == (old.counts.len(), old.means.len())
+    };
+    if pairs.iter().all(fits) {
+        pairs.iter_mut().for_each(|(own, old)| fill(own, old));
+    }
+}
+
+/// Takes rows of others where there are none; all or nothing unless the sizes are the same.
+fn fill(own: &mut Prototypes, from: &Prototypes) {
+    if (own.counts.len(), own.means.len()) != (from.counts.len(), from.means.len()) {
+        return;
+    }
+    let width = own.width().max(1);
+    let rows = own.counts.iter_mut().zip(own.means.chunks_exact_mut(width));
+    let others = from.counts.iter().zip(from.means.chunks_exact(width));
+    for ((count, row), (more, other)) in rows.zip(others).filter(|((count, _), _)| **count == 0) {
+        *count = *more;
+        row.copy_from_slice(other);
+    }
 }
 
 /// The reference inputs of a lesson: filtered, where each class has a spectrum.
@@ -120,7 +139,8 @@ pub(super) fn windows(
 ) -> Result<Arc<Windows>, LearnError> {
     match plan.spectra.zip(said.and_then(|said| said.spectra.as_ref())) {
         Some((how, spectra)) => {
-            recolour(&set.windows, spectra, usize::from(how.grades)).map(Arc::new)
+            let filtered = recolour(&set.windows, spectra, usize::from(how.grades))?;
+            Ok(filtered.map_or_else(|| Arc::clone(&set.windows), Arc::new))
         }
         None => Ok(Arc::clone(&set.windows)),
     }

@@ -266,14 +266,21 @@ fn broken_rules(settings: &Settings) -> Vec<(String, String)> {
         "missing: reference_logits need reference inputs",
     );
     rule(
-        knowledge.reference.is_some() || !sends(Contribute::Spectra),
+        !(sends(Contribute::Spectra) && (texts || writes)),
+        "strategy.contribute",
+        "spectra are of sensor windows, and model.learner is one of texts: take them out",
+    );
+    rule(
+        texts || writes || knowledge.reference.is_some() || !sends(Contribute::Spectra),
         "knowledge.reference",
         "missing: spectra are for reference inputs that a generator makes",
     );
+    let beside = [Contribute::ReferenceLogits, Contribute::Generator].into_iter().any(sends);
     rule(
-        !(sends(Contribute::Spectra) && sends(Contribute::ReferenceLogits)),
+        !(sends(Contribute::Spectra) && beside),
         "strategy.contribute",
-        "spectra and reference_logits: each node would say its logits of other inputs; take one of them out",
+        "spectra go with prototypes and class_logits only: of reference_logits each node would say others, and layers are left \
+         out by other rules; take one of them out",
     );
     rule(
         knowledge.reference.is_none() || knowledge.reference_file.is_none(),
@@ -585,6 +592,10 @@ mod tests {
         "knowledge.reference_digest=0000000000000000000000000000000000000000000000000000000000000000",
     ];
 
+    /// A plan about how classes sound, without the inputs.
+    const SOUNDS: &[&str] = &["knowledge.own_models=true", "strategy.contribute=spectra"];
+    const GENERATED: &str = "knowledge.reference=bearing-physics-1";
+
     #[test]
     fn each_rule_between_keys_names_the_key_and_has_a_valid_twin() {
         let (device, edge, cloud) = (Tier::Device, Tier::Edge, Tier::Cloud);
@@ -637,6 +648,25 @@ mod tests {
                 &[WRITES, &["knowledge.reference_labels=false"]].concat(),
                 "knowledge.own_models",
                 "knowledge.reference_labels=true",
+            ),
+            (cloud, SOUNDS, "knowledge.reference", "knowledge.reference=bearing-physics-1"),
+            (
+                cloud,
+                &[SOUNDS, &[GENERATED, "strategy.contribute=spectra,reference_logits"]].concat(),
+                "strategy.contribute",
+                "strategy.contribute=spectra,prototypes",
+            ),
+            (
+                cloud,
+                &[SOUNDS, &[GENERATED, "strategy.contribute=spectra,generator"]].concat(),
+                "strategy.contribute",
+                "strategy.contribute=spectra,class_logits",
+            ),
+            (
+                device,
+                &[WRITES, &["model.learner=text-softmax", "strategy.contribute=spectra"]].concat(),
+                "strategy.contribute",
+                "strategy.contribute=prototypes",
             ),
             (device, &["data.set=bearings"], "data.client", "data.client=P1"),
             (
