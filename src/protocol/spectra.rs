@@ -110,7 +110,9 @@ pub(super) fn keep(merged: &mut Knowing, before: &Knowing) {
         (own.counts.len(), own.means.len()) == (old.counts.len(), old.means.len())
     };
     if pairs.iter().all(fits) {
-        pairs.iter_mut().for_each(|(own, old)| fill(own, old));
+        for (own, old) in &mut pairs {
+            fill(own, old);
+        }
     }
 }
 
