@@ -26,6 +26,9 @@ use super::{LearnError, Prototypes, Windows, narrow, normalise_window};
 /// rounds.
 pub const SPECTRUM_BOUND: f32 = 6.0;
 
+/// Most grades: each has gains of its own, which are kept while inputs are filtered.
+pub const MAX_GRADES: u16 = 100;
+
 /// The mean spectrum of each class over so many bands.
 ///
 /// # Shapes

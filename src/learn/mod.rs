@@ -75,7 +75,7 @@ pub use calibration::{
 };
 pub use class_head::{ClassHead, HEAD_BOUND, merge_heads};
 pub use class_logits::{LOGIT_BOUND, MAX_MARGIN, average_class_logits, merge_class_logits};
-pub use class_spectra::{SPECTRUM_BOUND, class_spectra, recolour};
+pub use class_spectra::{MAX_GRADES, SPECTRUM_BOUND, class_spectra, recolour};
 pub use clip::{LEAST_NORMS, NORMS_REMEMBERED, NormClip};
 pub use drift::{ConfidenceDrift, DriftConfig, FEATURES, InputDrift, InputLook, window_features};
 pub use effect_norm::effect_norm;

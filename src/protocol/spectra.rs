@@ -16,8 +16,8 @@ use super::knowledge::{Knowing, MAX_CLASSES, mismatch};
 use super::update::UpdateError;
 use crate::ids::NodeId;
 use crate::learn::{
-    LearnError, MergeRule, Prototypes, ReferenceSet, SPECTRUM_BOUND, Tensor, TensorSet, Windows,
-    merge_prototypes, physics, recolour, reference_classes,
+    LearnError, MAX_GRADES, MergeRule, Prototypes, ReferenceSet, SPECTRUM_BOUND, Tensor, TensorSet,
+    Windows, merge_prototypes, physics, recolour, reference_classes,
 };
 use crate::wire::{KnowledgePlan, SpectraPlan};
 
@@ -32,7 +32,7 @@ pub(super) fn makes_sense(plan: &KnowledgePlan, spectra: SpectraPlan) -> bool {
         && plan.generator_weight.is_none()
         && reference.is_some_and(|r| generated(r.generator.as_str()) && !r.unlabelled)
         && (1..=physics::WINDOW_LEN / 2).contains(&usize::from(spectra.bands))
-        && spectra.grades > 0
+        && (1..=MAX_GRADES).contains(&spectra.grades)
 }
 
 /// As a tensor.

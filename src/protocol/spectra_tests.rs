@@ -88,7 +88,7 @@ fn a_plan_about_inputs_that_nobody_can_filter_makes_no_sense() {
         let reference = plan.reference.as_mut().unwrap();
         (reference.generator, reference.classes) = (Name::new("orders-1").unwrap(), Some(3));
     }));
-    for (bands, grades) in [(0, 1), (1_025, 1), (16, 0)] {
+    for (bands, grades) in [(0, 1), (1_025, 1), (16, 0), (16, 101)] {
         let mut plan = plan();
         let knowledge = plan.knowledge.as_mut().unwrap();
         knowledge.spectra = Some(SpectraPlan { bands, grades });

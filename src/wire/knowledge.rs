@@ -63,7 +63,7 @@ pub struct KnowledgePlan {
 pub struct SpectraPlan {
     /// Bands between 0 and half the sampling rate, > 0.
     pub bands: u16,
-    /// In so many grades reference inputs are filtered, > 0, from not at all to wholly; with one grade all wholly.
+    /// In so many grades reference inputs are filtered, 1 to 100, from not at all to wholly; with one grade all wholly.
     pub grades: u16,
 }
 
