@@ -86,7 +86,10 @@ pub(crate) fn distil(
     let mut model = unpacked(&task.adapter, blob)?;
     let merged = task.knowledge.as_ref().ok_or("nothing_merged")?;
     let taught = Digest::of(&merged.bytes);
-    let mut stream = Stream::new(task.plan.seed, &format!("{node} {taught}"));
+    // As in `train`: where the model hears the tiers above, what they said has to be there.
+    let said = task.offered.as_ref().map(|said| blob(&said.set).ok_or("blob_missing"));
+    let heard = said.transpose()?.map_or(String::new(), |bytes| Digest::of(&bytes).to_string());
+    let mut stream = Stream::new(task.plan.seed, &format!("{node} {taught}{heard}"));
     for values in model.values_mut() {
         for value in values {
             *value += small(&mut stream);
@@ -124,13 +127,21 @@ fn says(
     stream: &mut Stream,
     num_examples: u64,
 ) -> Result<Work, &'static str> {
-    let asked = plan.knowledge.as_ref().and_then(|plan| plan.reference.as_ref());
-    let reference = asked.ok_or("no_reference")?;
+    let knowledge = plan.knowledge.as_ref().ok_or("no_knowledge")?;
+    let reference = knowledge.reference.as_ref().ok_or("no_reference")?;
     let logits = (0..reference.count * 3).map(|_| 20.0 * small(stream)).collect();
     let means = (0..6).map(|_| small(stream)).collect();
     let said = Knowing {
         reference_logits: Some(logits),
         prototypes: Some(Prototypes { means, counts: vec![30, 0, 40] }),
+        spectra: knowledge.spectra.map(|how| {
+            // Now one class is lacking, now none.
+            let counts = vec![30, if small(stream) > 0.0 { 20 } else { 0 }, 40];
+            let row = |count: &u64| if *count > 0 { small(stream) } else { 0.0 };
+            let each = counts.iter().map(row).collect::<Vec<f32>>().into_iter();
+            let means = each.flat_map(|log| vec![log; usize::from(how.bands)]).collect();
+            Prototypes { means, counts }
+        }),
         ..Knowing::default()
     };
     Ok(Work {

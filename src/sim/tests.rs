@@ -12,7 +12,7 @@ use crate::ids::{Digest, NodeId};
 use crate::protocol::guard::{Guard, tests::without};
 use crate::protocol::{Distils, Input, RollbackBy, SlotOrder, SlotRefusal, SlotsView, fixture};
 use crate::store::Store;
-use crate::wire::{Blob, Coding};
+use crate::wire::{Blob, Coding, SpectraPlan};
 
 mod clusters;
 mod failover;
@@ -79,6 +79,15 @@ fn knowing(scenario: &Scenario, seed: u64, samples: u32) -> World {
     world.settings.plan = fixture::knowledge_plan(samples);
     world.settings.knows = Some(fixture::knows(&world.settings.adapter));
     world.settings.distils = Some(Distils { steps: 4, learning_rate: 0.1 });
+    world
+}
+
+/// The same where they say how classes sound, and owners' models hear the tier above.
+fn sounding(scenario: &Scenario, seed: u64) -> World {
+    let mut world = knowing(scenario, seed, 30);
+    let plan = world.settings.plan.knowledge.as_mut().unwrap();
+    (plan.prototypes, plan.reference_logits) = (false, false);
+    plan.spectra = Some(SpectraPlan { bands: 8, grades: 2 });
     world
 }
 
@@ -182,6 +191,14 @@ fn knowledge_passes_storms_and_each_tier_has_a_model_of_its_own() {
 #[test]
 fn knowledge_in_chunks_makes_it_both_ways() {
     all_pass(0..2, |seed| knowing(&storm(), seed, 5_000));
+}
+
+#[test]
+fn spectra_pass_storms_and_an_owner_of_rounds_of_them_may_die_anywhere() {
+    all_pass(0..20, |seed| sounding(&storm(), seed));
+    for owner in ["cloud", "edge-2"] {
+        crash_matrix_of(owner, |scenario| sounding(scenario, 3));
+    }
 }
 
 #[test]
