@@ -20,6 +20,7 @@
 use realfft::RealFftPlanner;
 use realfft::num_complex::Complex;
 
+use super::spectrum::{engine, to_f64};
 use super::{LearnError, Prototypes, Windows, narrow, normalise_window};
 
 /// Largest absolute logarithm of a band's power that is believed; what is measured stays a decade within it, since coding
@@ -144,16 +145,9 @@ impl Fourier {
         for (z, gain) in spectrum.iter_mut().zip(gains) {
             *z *= *gain;
         }
-        // What a real signal has there is real; rounding isn't.
-        spectrum.iter_mut().take(1).for_each(|z| z.im = 0.0);
-        spectrum
-            .iter_mut()
-            .skip(self.len / 2)
-            .filter(|_| self.len.is_multiple_of(2))
-            .for_each(|z| z.im = 0.0);
         let inverse = self.planner.plan_fft_inverse(self.len);
         let mut x = inverse.make_output_vec();
-        inverse.process(&mut spectrum, &mut x).map_err(|error| engine(&error))?;
+        inverse.process(&mut spectrum, &mut x).map_err(engine)?;
         Ok(x.into_iter().map(narrow).collect())
     }
 
@@ -161,7 +155,7 @@ impl Fourier {
         let mut x: Vec<f64> = normalise_window(window)?.into_iter().map(f64::from).collect();
         let forward = self.planner.plan_fft_forward(self.len);
         let mut spectrum = forward.make_output_vec();
-        forward.process(&mut x, &mut spectrum).map_err(|error| engine(&error))?;
+        forward.process(&mut x, &mut spectrum).map_err(engine)?;
         Ok(spectrum)
     }
 
@@ -169,15 +163,6 @@ impl Fourier {
     fn band(&self, bin: usize) -> usize {
         ((bin - 1) * self.bands / (self.len / 2)).min(self.bands - 1)
     }
-}
-
-fn engine(error: &realfft::FftError) -> LearnError {
-    LearnError::Engine { engine: "realfft", message: error.to_string() }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "window lengths")]
-fn to_f64(n: usize) -> f64 {
-    n as f64
 }
 
 #[expect(

@@ -233,12 +233,12 @@ fn rms(x: &[f64]) -> f64 {
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
-fn engine(error: realfft::FftError) -> LearnError {
+pub(super) fn engine(error: realfft::FftError) -> LearnError {
     LearnError::Engine { engine: "realfft", message: error.to_string() }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "window lengths are at most MAX_LEN")]
-fn to_f64(n: usize) -> f64 {
+pub(super) fn to_f64(n: usize) -> f64 {
     n as f64
 }
 

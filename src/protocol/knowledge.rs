@@ -295,7 +295,7 @@ fn merge(
         }
     }
     let from_above = match &job.offered {
-        Some(said) if plan.reference_logits || plan.spectra.is_some() => {
+        Some(said) if plan.reference_logits || plan.spectra.is_some() && !job.relay => {
             Some(read(plan, said, blob)?)
         }
         _ => None,
@@ -327,8 +327,9 @@ fn merge(
     }
     if plan.spectra.is_some() {
         merged.spectra = Some(spectra::merge(rule, &heard)?);
-        if let Some(before) = from_above.filter(|_| !job.relay) {
-            spectra::keep(&mut merged, &before);
+        // Read at the top only: a plan has spectra or reference logits.
+        if let Some(before) = &from_above {
+            spectra::keep(&mut merged, before);
         }
     }
     if plan.generator_weight.is_some() {
