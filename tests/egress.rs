@@ -193,8 +193,11 @@ impl Mode {
                 top_logits: None,
                 spectra: (self == Self::Spectra).then_some(SpectraPlan { bands: 1_024, grades: 1 }),
             });
-            learning.distils =
-                (role != Role::Device).then_some(Distils { steps: 10, learning_rate: 0.1 });
+            learning.distils = (role != Role::Device).then_some(Distils {
+                steps: 10,
+                learning_rate: 0.1,
+                final_rate: None,
+            });
             learning.reference = Some(Arc::clone(&reference));
             bench = bench.with_reference(Some(reference));
         }

@@ -205,7 +205,11 @@ fn parts(plant: &mut Plant, node: &NodeId, reference: &Arc<ReferenceSet>) -> Nod
         adapter: update::pack(&learner.initial_adapter(), Coding::F32, 0).unwrap(),
         plan: plan(reference, &parts.learning.plan),
         reference: Some(Arc::clone(reference)),
-        distils: (role != Role::Device).then_some(Distils { steps: 10, learning_rate: 0.1 }),
+        distils: (role != Role::Device).then_some(Distils {
+            steps: 10,
+            learning_rate: 0.1,
+            final_rate: None,
+        }),
         ..parts.learning
     };
     let bench = InlineBench::new(node.clone(), Some((learner, data)));

@@ -408,7 +408,7 @@ fn distil_job_of(
         steps: task.how.steps,
         batch_size: plan.batch_size,
         learning_rate: task.how.learning_rate,
-        final_rate: None,
+        final_rate: task.how.final_rate,
         prox_mu: 0.0,
         distill_lambda: 0.0,
         lesson: lesson_of(plan, set, said.as_ref(), class_targets.as_ref())?,

@@ -64,7 +64,7 @@ fn a_pass_over_the_examples_is_asked_for_where_somebody_hears_of_it() {
         (knowledge.reference, knowledge.reference_logits) = (None, false);
     }
     assert!(asks(about_prototypes.clone()), "they come from that pass, in the first round, too");
-    let how = Distils { steps: 3, learning_rate: 0.1 };
+    let how = Distils { steps: 3, learning_rate: 0.1, final_rate: Some(0.0) };
     let distil = DistilTask {
         offer: Digest([1; 32]),
         adapter: Digest([2; 32]),
@@ -76,6 +76,7 @@ fn a_pass_over_the_examples_is_asked_for_where_somebody_hears_of_it() {
     };
     let job = distil_job_of(&distil, &first_adapter(4), None, None, &me).unwrap();
     assert!(!job.class_logits, "an owner's model has no examples");
+    assert_eq!((job.steps, job.learning_rate, job.final_rate), (3, 0.1, Some(0.0)));
 }
 
 /// Rounds in which spectra travel, of two bands and three classes.
@@ -134,7 +135,7 @@ fn an_owner_learns_inputs_that_sound_as_its_members_and_the_tier_above_say() {
         class_targets: None,
         knowledge: Some(merged),
         offered: Some(said(&above)),
-        how: Distils { steps: 3, learning_rate: 0.1 },
+        how: Distils { steps: 3, learning_rate: 0.1, final_rate: None },
     };
     let me = NodeId::new("e").unwrap();
     let windows = |above: Option<&[u8]>| {

@@ -80,8 +80,8 @@ pub use rollback::{AtRestError, roll_back_at_rest};
 pub use rollouts::{RolloutTerms, rollout_config};
 #[cfg(feature = "cli")]
 pub use settings::{
-    Brain, Links, Server, SettingsProblem, brain, bus_of, data_of, identity_of, learning_of,
-    links_of, missing_base, parts_of, plan_of, reference_of,
+    Brain, Links, Server, SettingsProblem, brain, bus_of, data_of, distils_of, identity_of,
+    learning_of, links_of, missing_base, parts_of, plan_of, reference_of,
 };
 #[cfg(feature = "cli")]
 pub use split::{FrontHalf, front_half, front_parts_of, split_of};

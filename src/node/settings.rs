@@ -51,9 +51,9 @@ use crate::scada::telegram::ModelMeta;
 #[cfg(any(test, feature = "torch"))]
 use crate::settings::LimitSettings;
 use crate::settings::{
-    Compression, Contribute, DriftSettings, FeedbackSettings, FreezeSettings, LearnerName,
-    LinkSettings, MergingName, NodeRole, PrivacyProfile, RolloutSettings, Settings, StrategyName,
-    TagBinds, TagFormat, TriggerName, WhileUncalibrated, WithoutReply,
+    Compression, Contribute, DriftSettings, FeedbackSettings, FreezeSettings, KnowledgeSettings,
+    LearnerName, LinkSettings, MergingName, NodeRole, PrivacyProfile, RolloutSettings, Settings,
+    StrategyName, TagBinds, TagFormat, TriggerName, WhileUncalibrated, WithoutReply,
 };
 use crate::store::keyfile::{KeyFileError, new_boot_id};
 use crate::store::{BlobCaps, SqliteStore, StoreError};
@@ -828,10 +828,17 @@ pub fn learning_of(
         triggers: triggers_of(settings),
         split: split::split_of(settings),
         reference,
-        distils: (owner && knowledge.own_models && knowledge.distil_steps > 0).then(|| Distils {
-            steps: knowledge.distil_steps,
-            learning_rate: narrow(knowledge.distil_rate),
-        }),
+        distils: (owner && knowledge.own_models && knowledge.distil_steps > 0)
+            .then(|| distils_of(knowledge)),
+    }
+}
+
+/// How an owner's own model learns, where it takes any steps.
+pub fn distils_of(knowledge: &KnowledgeSettings) -> Distils {
+    Distils {
+        steps: knowledge.distil_steps,
+        learning_rate: narrow(knowledge.distil_rate),
+        final_rate: knowledge.distil_falls.then_some(0.0),
     }
 }
 

@@ -297,8 +297,10 @@ pub struct TrainTask {
 pub struct Distils {
     /// Optimiser steps a round, > 0.
     pub steps: u32,
-    /// Learning rate, > 0.
+    /// Learning rate of the first step, > 0.
     pub learning_rate: f32,
+    /// Behind a round's last step, where it isn't the same: a straight line leads there, >= 0.
+    pub final_rate: Option<f32>,
 }
 
 /// An owner's own model learns what its members' knowledge was merged to.

@@ -143,6 +143,7 @@ pub(super) const KEYS: &[Key] = &[
     key("knowledge.prototype_weight", Real("no unit", 0.0, 100.0)),
     key("knowledge.distil_steps", Whole("steps", 0, 1_000_000)),
     key("knowledge.distil_rate", Real("no unit", 1e-7, 10.0)),
+    key("knowledge.distil_falls", Flag),
     key("knowledge.merging", OneOf(&["mean", "median", "trimmed"])),
     key("knowledge.generator_weight", Real("no unit", 0.0, 100.0)),
     key("knowledge.spectra_bands", Whole("bands", 8, 1_024)),

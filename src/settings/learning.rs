@@ -142,6 +142,8 @@ pub struct KnowledgeSettings {
     pub distil_steps: u32,
     /// Step size of those.
     pub distil_rate: f64,
+    /// It falls to 0 within a round.
+    pub distil_falls: bool,
     /// How members' values become one.
     pub merging: MergingName,
     /// Weight of generated latents in the members' loss.

@@ -78,7 +78,7 @@ fn knowing(scenario: &Scenario, seed: u64, samples: u32) -> World {
     let mut world = world(scenario, seed);
     world.settings.plan = fixture::knowledge_plan(samples);
     world.settings.knows = Some(fixture::knows(&world.settings.adapter));
-    world.settings.distils = Some(Distils { steps: 4, learning_rate: 0.1 });
+    world.settings.distils = Some(Distils { steps: 4, learning_rate: 0.1, final_rate: None });
     world
 }
 

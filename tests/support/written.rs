@@ -71,7 +71,7 @@ impl Lessons {
     ) -> NodeParts {
         let mut model = parts.learning.model.clone();
         model.labels.clear();
-        let distils = Distils { steps: self.steps, learning_rate: self.rate };
+        let distils = Distils { steps: self.steps, learning_rate: self.rate, final_rate: None };
         parts.learning = Learning {
             model,
             base: Digest::of(node.as_str().as_bytes()),

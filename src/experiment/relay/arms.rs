@@ -8,6 +8,7 @@ use crate::experiment::ExperimentError;
 use crate::learn::{
     Control, Examples, Learner, Lesson, TensorSet, TrainJob, Windows, reference_targets,
 };
+use crate::protocol::Distils;
 use crate::rng::Stream;
 use crate::trust::keyring::Role;
 
@@ -40,8 +41,8 @@ pub(super) fn labels(
         let nothing = Windows { len: windows.len, classes: windows.classes, ..Windows::default() };
         let (_, mut learner) = subject.learner(role, ALONE)?;
         let start = learner.initial_adapter();
-        let how = (subject.settings().knowledge.distil_steps, subject.rate(role));
         let data = nothing.into();
+        let how = subject.how(role);
         let adapter = slices(subject, learner.as_mut(), &data, start, how, &node, Some(&lesson))?;
         adapters.insert(node, adapter);
     }
@@ -69,7 +70,11 @@ fn device(
     let (_, mut learner) = subject.learner(Role::Device, ALONE)?;
     let start = learner.initial_adapter();
     let strategy = &subject.settings().strategy;
-    let how = (strategy.local_steps, strategy.learning_rate as f32);
+    let how = Distils {
+        steps: strategy.local_steps,
+        learning_rate: strategy.learning_rate as f32,
+        final_rate: None,
+    };
     let data = subject.own(at).cloned().unwrap_or_default().into();
     slices(subject, learner.as_mut(), &data, start, how, &device_name(party), lesson)
 }
@@ -80,7 +85,7 @@ fn slices(
     learner: &mut dyn Learner,
     data: &Examples,
     start: TensorSet,
-    (steps, learning_rate): (u32, f32),
+    how: Distils,
     node: &str,
     lesson: Option<&Lesson>,
 ) -> Result<TensorSet, ExperimentError> {
@@ -88,11 +93,12 @@ fn slices(
     for round in 1..=subject.settings().round.rounds {
         let job = TrainJob {
             lesson: lesson.cloned(),
+            final_rate: how.final_rate,
             ..TrainJob::plain(
                 adapter,
-                steps,
+                how.steps,
                 subject.settings().strategy.batch_size,
-                learning_rate,
+                how.learning_rate,
                 Stream::new(subject.seed().wrapping_add(round), node).next_u64(),
             )
         };

@@ -18,7 +18,7 @@ use crate::ids::{Digest, Side};
 use crate::learn::{Examples, TensorSet, Windows};
 use crate::ledger::Event;
 use crate::node::{Identity, Learning, Node, NodeParts, SystemClock, learning_of};
-use crate::protocol::{Distils, update};
+use crate::protocol::update;
 use crate::scada::command::CommandPolicy;
 use crate::settings::{Compression, Contribute, Settings};
 use crate::store::keyfile::new_boot_id;
@@ -188,10 +188,8 @@ fn learning(
         _ => Some(Arc::clone(set)),
     };
     let learning = learning_of(settings, subject.model(), base, adapter, reference);
-    let distils = learning
-        .distils
-        .filter(|_| place.party.is_none())
-        .map(|how| Distils { learning_rate: subject.rate(place.role), ..how });
+    let distils =
+        learning.distils.filter(|_| place.party.is_none()).map(|_| subject.how(place.role));
     Ok(Learning { distils, ..learning })
 }
 

@@ -36,6 +36,8 @@ use crate::learn::{
     BEARING_PHYSICS, Control, LearnError, Learner, MachineSpeeds, Prediction, Predictor,
     ReferenceSet, SoftmaxLearner, SoftmaxPredictor, TensorSet, Windows,
 };
+use crate::node::distils_of;
+use crate::protocol::Distils;
 use crate::scada::telegram::ModelMeta;
 use crate::settings::Settings;
 use crate::torch::{
@@ -203,8 +205,8 @@ trait Subject {
         role: Role,
         strategy: Strategy,
     ) -> Result<(Digest, Box<dyn Learner>), ExperimentError>;
-    /// Learning rate of an owner's model.
-    fn rate(&self, role: Role) -> f32;
+    /// How an owner's model learns.
+    fn how(&self, role: Role) -> Distils;
     /// Learning rate where all train one model.
     fn rate_of_weights(&self) -> f64;
     /// What is judged by, as a tier's model sees it.
@@ -328,9 +330,13 @@ impl Subject for Bench<'_> {
         })
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "settings in the range of f32")]
-    fn rate(&self, role: Role) -> f32 {
-        if role == Role::Cloud { self.settings.knowledge.distil_rate as f32 } else { SMALL_RATE }
+    fn how(&self, role: Role) -> Distils {
+        let cloud = distils_of(&self.settings.knowledge);
+        if role == Role::Cloud {
+            return cloud;
+        }
+        // What little an edge's model has to learn by takes the whole round.
+        Distils { learning_rate: SMALL_RATE, final_rate: None, ..cloud }
     }
 
     fn rate_of_weights(&self) -> f64 {

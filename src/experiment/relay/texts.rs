@@ -23,7 +23,8 @@ use crate::learn::{
     FeatureMap, HashedRuns, LearnError, Learner, Predictor, ReferenceSet, ReferenceTexts,
     SoftmaxLearner, SoftmaxPredictor, TensorSet, TextFeatures, Windows,
 };
-use crate::node::SettingsProblem;
+use crate::node::{SettingsProblem, distils_of};
+use crate::protocol::Distils;
 use crate::scada::telegram::ModelMeta;
 use crate::settings::Settings;
 use crate::torch::{TextVectors, load_adopted, shipped};
@@ -202,9 +203,8 @@ impl Subject for Orders<'_> {
         Ok((tier.digest, Box::new(SoftmaxLearner::on(map, self.names.len())?)))
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "a setting in the range of f32")]
-    fn rate(&self, _: Role) -> f32 {
-        self.settings.knowledge.distil_rate as f32
+    fn how(&self, _: Role) -> Distils {
+        distils_of(&self.settings.knowledge)
     }
 
     fn rate_of_weights(&self) -> f64 {

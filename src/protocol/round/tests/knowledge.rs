@@ -12,7 +12,7 @@ fn bench() -> Bench {
     let mut plan = Plan { class_logits: true, ..knowledge_plan(2) };
     words(&mut plan, false);
     bench.round.config.plan = plan;
-    bench.round.config.distils = Some(Distils { steps: 3, learning_rate: 0.1 });
+    bench.round.config.distils = Some(Distils { steps: 3, learning_rate: 0.1, final_rate: None });
     bench
 }
 
