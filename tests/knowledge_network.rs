@@ -60,17 +60,9 @@ impl Learner for Ears {
         let lesson = job.lesson.as_ref().ok_or(LearnError::NoUpdates)?;
         let heard = class_spectra(&lesson.windows, usize::from(BANDS))?;
         Ok(Trained {
-            adapter: sounds(heard.means),
-            reference_logits: Vec::new(),
             class_logits: ClassLogits::of(&[], &[], 3),
-            prototypes: None,
-            head: None,
-            top_logits: None,
-            num_examples: data.num_examples() as u64,
             steps: job.steps,
-            loss_first: 1.0,
-            loss_last: 0.5,
-            risk: None,
+            ..Trained::of(sounds(heard.means), data.num_examples(), &[1.0, 0.5])
         })
     }
 }
@@ -121,16 +113,9 @@ impl Learner for Tables {
         });
         Ok(Trained {
             reference_logits: said.collect(),
-            adapter: adapter.clone(),
             class_logits: ClassLogits::of(&[], &[], 3),
-            prototypes: None,
-            head: None,
-            top_logits: None,
-            num_examples: 0,
             steps: job.steps,
-            loss_first: 1.0,
-            loss_last: 0.5,
-            risk: None,
+            ..Trained::of(adapter.clone(), 0, &[1.0, 0.5])
         })
     }
 }

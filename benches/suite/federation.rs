@@ -14,8 +14,8 @@ use gaisnet::experiment::niid::{
     Broker, CLIENTS, Cell, CellOptions, CellSubject, Learners, run_cell, subject,
 };
 use gaisnet::learn::{
-    Accumulator, ClassLogits, Control, Examples, Images, LearnError, Learner, Progress, TensorSet,
-    TrainJob, Trained,
+    Accumulator, Control, Examples, Images, LearnError, Learner, Progress, TensorSet, TrainJob,
+    Trained,
 };
 use gaisnet::telemetry::usage;
 use gaisnet::torch::{CnnConfig, CnnLearner, CnnTrainerConfig};
@@ -154,19 +154,7 @@ fn idle(subject: CellSubject) -> CellSubject {
             progress(Progress { step: 1, loss: 1.0 });
             let mut adapter = job.start.clone();
             adapter.values_mut().flatten().for_each(|value| *value *= 0.99);
-            Ok(Trained {
-                adapter,
-                prototypes: None,
-                head: None,
-                reference_logits: Vec::new(),
-                class_logits: ClassLogits { mean_logits: Vec::new(), counts: Vec::new() },
-                top_logits: None,
-                num_examples: data.num_examples() as u64,
-                steps: 1,
-                loss_first: 1.0,
-                loss_last: 1.0,
-                risk: None,
-            })
+            Ok(Trained::of(adapter, data.num_examples(), &[1.0]))
         }
     }
 

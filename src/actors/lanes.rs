@@ -394,19 +394,8 @@ mod tests {
                     break;
                 }
             }
-            Ok(Trained {
-                adapter: adapter(0.0),
-                class_logits: ClassLogits::of(&[], &[], data.num_examples()),
-                reference_logits: Vec::new(),
-                prototypes: None,
-                head: None,
-                top_logits: None,
-                num_examples: 0,
-                steps,
-                loss_first: 0.5,
-                loss_last: 0.5,
-                risk: None,
-            })
+            let class_logits = ClassLogits::of(&[], &[], data.num_examples());
+            Ok(Trained { class_logits, steps, ..Trained::of(adapter(0.0), 0, &[0.5]) })
         }
     }
 

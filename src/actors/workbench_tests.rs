@@ -27,17 +27,9 @@ fn start() -> TensorSet {
 /// What a model says whose class means are these, each of so many examples.
 fn trained(mean_logits: &[f32], counts: &[u64]) -> Trained {
     Trained {
-        adapter: start(),
         class_logits: ClassLogits { mean_logits: mean_logits.to_vec(), counts: counts.to_vec() },
-        reference_logits: Vec::new(),
-        top_logits: None,
-        prototypes: None,
-        head: None,
         num_examples: counts.iter().sum(),
-        steps: 4,
-        loss_first: 1.0,
-        loss_last: 0.5,
-        risk: None,
+        ..Trained::of(start(), 0, &[1.0, 0.9, 0.7, 0.5])
     }
 }
 

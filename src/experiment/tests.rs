@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::learn::{ClassLogits, Tensor};
+use crate::learn::Tensor;
 use crate::settings::{Layers, Tier};
 
 /// The mean token, from which each training step goes half the way to that of its texts.
@@ -38,19 +38,9 @@ impl Learner for Mean {
             at += (mean(texts) - at) / 8.0;
             progress(Progress { step, loss: (mean(texts) - at).abs() });
         }
-        Ok(Trained {
-            adapter: adapter(at),
-            class_logits: ClassLogits { mean_logits: Vec::new(), counts: Vec::new() },
-            reference_logits: Vec::new(),
-            prototypes: None,
-            head: None,
-            top_logits: None,
-            num_examples: texts.lengths.len() as u64,
-            steps: job.steps,
-            loss_first: 1.0,
-            loss_last: (mean(texts) - at).abs(),
-            risk: None,
-        })
+        let losses = [1.0, (mean(texts) - at).abs()];
+        let trained = Trained::of(adapter(at), texts.lengths.len(), &losses);
+        Ok(Trained { steps: job.steps, ..trained })
     }
 }
 

@@ -437,6 +437,36 @@ pub struct Trained {
     pub risk: Option<f32>,
 }
 
+impl Trained {
+    /// An adapter after as many steps as there are losses, one each, and nothing else said.
+    pub fn of(adapter: TensorSet, num_examples: usize, losses: &[f32]) -> Self {
+        let (loss_first, loss_last) = loss_ends(losses);
+        Self {
+            adapter,
+            class_logits: ClassLogits::default(),
+            reference_logits: Vec::new(),
+            prototypes: None,
+            head: None,
+            top_logits: None,
+            num_examples: num_examples as u64,
+            steps: u32::try_from(losses.len()).unwrap_or(u32::MAX),
+            loss_first,
+            loss_last,
+            risk: None,
+        }
+    }
+}
+
+/// Mean loss over the first and over the last tenth of the steps, rounded up; 0 without any.
+#[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "few losses")]
+pub fn loss_ends(losses: &[f32]) -> (f32, f32) {
+    let tenth = losses.len().div_ceil(10);
+    let mean = |losses: &mut dyn Iterator<Item = &f32>| {
+        (losses.map(|loss| f64::from(*loss)).sum::<f64>() / tenth.max(1) as f64) as f32
+    };
+    (mean(&mut losses.iter().take(tenth)), mean(&mut losses.iter().rev().take(tenth)))
+}
+
 /// Trains an adapter on the data of its device.
 pub trait Learner: Send {
     /// The untrained adapter (version 0): the same values on each node for one base.

@@ -90,7 +90,7 @@ pub use judge::Judge;
 pub use latent_generator::{GENERATOR_BOUND, LatentGenerator, Latents, MAX_HIDDEN};
 pub use learner::{
     ClassLogits, Control, Examples, Images, Learner, MAX_STEPS, Prediction, Predictor, Progress,
-    Texts, TrainJob, Trained, Windows,
+    Texts, TrainJob, Trained, Windows, loss_ends,
 };
 pub use lesson::{Lesson, TextLesson, reference_targets};
 pub use linear_classifier::{FitConfig, LinearClassifier, hashed_ngrams};

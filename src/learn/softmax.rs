@@ -142,7 +142,7 @@ impl Learner for SoftmaxLearner {
                 return Err(LearnError::NotFinite { name: "loss".into(), index: to_usize(step) });
             }
             head.add_scaled(-f64::from(job.rate_at(step, steps)), &gradient);
-            losses.push(loss);
+            losses.push(to_f32(loss));
             if progress(Progress { step, loss: to_f32(loss) }) == Control::Stop {
                 break;
             }
@@ -160,20 +160,12 @@ impl Learner for SoftmaxLearner {
             (ClassLogits::default(), None, None)
         };
         let said = reference.chunks_exact(width).flat_map(|row| head.logits(row)).map(narrow);
-        let tenth = losses.len().div_ceil(10);
-        let last = losses.get(losses.len() - tenth..).unwrap_or_default();
         Ok(Trained {
-            adapter,
             class_logits,
             reference_logits: said.collect(),
             prototypes,
             head: layer,
-            top_logits: None,
-            num_examples: rows.len() as u64,
-            steps: u32::try_from(losses.len()).unwrap_or(u32::MAX),
-            loss_first: mean(losses.get(..tenth).unwrap_or_default()),
-            loss_last: mean(last),
-            risk: None,
+            ..Trained::of(adapter, rows.len(), &losses)
         })
     }
 }
@@ -398,11 +390,6 @@ fn check_data(
 
 fn out_of_range(what: &'static str, expected: String, actual: &dyn std::fmt::Debug) -> LearnError {
     LearnError::OutOfRange { what, expected, actual: format!("{actual:?}") }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "a tenth of the steps")]
-fn mean(losses: &[f64]) -> f32 {
-    to_f32(losses.iter().sum::<f64>() / losses.len().max(1) as f64)
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "a loss is shown, not computed with")]

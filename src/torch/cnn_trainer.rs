@@ -7,7 +7,7 @@ use tch::{Kind, Tensor};
 
 use super::cnn::{Cnn, CnnConfig, SIDE, WIDTH, flattened};
 use super::split::finite;
-use super::trainer::{Distill, Pull, Terms, Towards, batch_loss, check_targets, mean};
+use super::trainer::{Distill, Pull, Terms, Towards, batch_loss, check_targets};
 use super::{dim, use_threads, values};
 use crate::learn::{
     Batches, ClassLogits, Control, Examples, Images, Layout, LearnError, Learner, Lesson, PassEnd,
@@ -115,20 +115,8 @@ impl Learner for CnnLearner {
         } else {
             (ClassLogits::default(), None)
         };
-        let tenth = losses.len().div_ceil(10);
-        Ok(Trained {
-            adapter: run.weights()?,
-            class_logits,
-            prototypes,
-            head: None,
-            reference_logits: Vec::new(),
-            top_logits: None,
-            num_examples: images.num_examples() as u64,
-            steps: u32::try_from(losses.len()).unwrap_or(u32::MAX),
-            loss_first: mean(losses.iter().take(tenth)),
-            loss_last: mean(losses.iter().rev().take(tenth)),
-            risk: None,
-        })
+        let trained = Trained::of(run.weights()?, images.num_examples(), &losses);
+        Ok(Trained { class_logits, prototypes, ..trained })
     }
 }
 

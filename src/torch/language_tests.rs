@@ -6,7 +6,7 @@ use tch::Device;
 
 use super::*;
 use crate::ids::{Digest, Name};
-use crate::learn::{Generator, Layout, LearnError};
+use crate::learn::{ClassLogits, Generator, Layout, LearnError};
 use crate::torch::decoder::{Continue, HeadCache, RowCache, extend};
 use crate::torch::generate::LanguageGenerator;
 use crate::torch::language::{LanguageConfig, LanguageModel, Precision, SequenceCache};

@@ -21,8 +21,8 @@ use super::memory::{Budget, Plan};
 use super::peft::PeftConfig;
 use super::{tensor, use_threads, values};
 use crate::learn::{
-    ClassLogits, Control, Examples, Frame, LearnError, Learner, Packed, Progress, TensorSet, Texts,
-    TrainJob, Trained, pack,
+    Control, Examples, Frame, LearnError, Learner, Packed, Progress, TensorSet, Texts, TrainJob,
+    Trained, pack,
 };
 use crate::rng::Stream;
 use text_lesson::{Course, Taken};
@@ -192,20 +192,7 @@ impl Learner for LanguageLearner {
         let adapter = run.adapter()?;
         adapter.check_finite()?;
         let said = course.as_ref().map(|course| self.said(&run.flat, course)).transpose()?;
-        let tenth = losses.len().div_ceil(10);
-        Ok(Trained {
-            adapter,
-            class_logits: ClassLogits::default(),
-            reference_logits: Vec::new(),
-            prototypes: None,
-            head: None,
-            top_logits: said,
-            num_examples: texts.lengths.len() as u64,
-            steps: u32::try_from(losses.len()).unwrap_or(u32::MAX),
-            loss_first: mean(losses.iter().take(tenth)),
-            loss_last: mean(losses.iter().rev().take(tenth)),
-            risk: None,
-        })
+        Ok(Trained { top_logits: said, ..Trained::of(adapter, texts.lengths.len(), &losses) })
     }
 }
 
@@ -585,12 +572,6 @@ fn check_ids(texts: &Texts, vocab: u32) -> Result<(), LearnError> {
             actual: id.to_string(),
         }),
     }
-}
-
-#[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "few losses")]
-fn mean<'a>(losses: impl ExactSizeIterator<Item = &'a f32>) -> f32 {
-    let n = losses.len().max(1) as f64;
-    (losses.map(|l| f64::from(*l)).sum::<f64>() / n) as f32
 }
 
 #[cfg(test)]

@@ -230,19 +230,8 @@ impl Learner for SignalLearner {
         };
         let adapter = self.plan.unflatten(&run.flat)?;
         adapter.check_finite()?;
-        Ok(Trained {
-            adapter,
-            class_logits,
-            reference_logits,
-            prototypes,
-            head,
-            top_logits: None,
-            num_examples: data.num_examples() as u64,
-            steps: u32::try_from(losses.len()).unwrap_or(u32::MAX),
-            loss_first: mean(losses.iter().take(losses.len().div_ceil(10))),
-            loss_last: mean(losses.iter().rev().take(losses.len().div_ceil(10))),
-            risk: None,
-        })
+        let trained = Trained::of(adapter, data.num_examples(), &losses);
+        Ok(Trained { class_logits, reference_logits, prototypes, head, ..trained })
     }
 }
 
@@ -564,12 +553,6 @@ pub(super) fn log_prior(counts: &[u64]) -> Result<Tensor, LearnError> {
 
 /// Far below any logit, yet finite.
 const ABSENT: f32 = -1e4;
-
-#[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "few losses")]
-pub(super) fn mean<'a>(losses: impl ExactSizeIterator<Item = &'a f32>) -> f32 {
-    let n = losses.len().max(1) as f64;
-    (losses.map(|l| f64::from(*l)).sum::<f64>() / n) as f32
-}
 
 #[cfg(test)]
 #[expect(clippy::cast_possible_truncation, reason = "test signals are f32")]

@@ -14,7 +14,7 @@ use super::adapter::AdapterPlan;
 use super::cuttable::Cuttable;
 use super::parts::Parts;
 use super::peft::PeftConfig;
-use super::trainer::{Distill, Terms, batch_loss, check_targets, log_prior, mean};
+use super::trainer::{Distill, Terms, batch_loss, check_targets, log_prior};
 use super::vision::{VisionConfig, VisionTransformer};
 use super::weights::Weights;
 use super::{dim, use_threads, values};
@@ -141,20 +141,7 @@ impl Learner for VisionLearner {
         };
         let adapter = plan.unflatten(&flat)?;
         adapter.check_finite()?;
-        let tenth = losses.len().div_ceil(10);
-        Ok(Trained {
-            adapter,
-            class_logits,
-            prototypes: None,
-            head: None,
-            reference_logits: Vec::new(),
-            top_logits: None,
-            num_examples: images.num_examples() as u64,
-            steps: u32::try_from(losses.len()).unwrap_or(u32::MAX),
-            loss_first: mean(losses.iter().take(tenth)),
-            loss_last: mean(losses.iter().rev().take(tenth)),
-            risk: None,
-        })
+        Ok(Trained { class_logits, ..Trained::of(adapter, images.num_examples(), &losses) })
     }
 }
 

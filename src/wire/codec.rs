@@ -117,10 +117,15 @@ impl CodecError {
 /// [`CodecError::Structure`] when serde can't (never for the types of this module), and
 /// [`CodecError::NotFinite`] and kin when the value would not be taken back.
 pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, CodecError> {
-    let bytes = rmp_serde::to_vec_named(value).map_err(|e| CodecError::Structure(e.to_string()))?;
-    walk_all(&bytes)?;
-    Ok(bytes)
+    // Most fit: written without growing, and kept in no more memory than they take.
+    let mut roomy = Vec::with_capacity(ROOMY);
+    rmp_serde::encode::write_named(&mut roomy, value)
+        .map_err(|e| CodecError::Structure(e.to_string()))?;
+    walk_all(&roomy)?;
+    Ok(if roomy.len() <= ROOMY { roomy.as_slice().to_vec() } else { roomy })
 }
+
+const ROOMY: usize = 1024;
 
 /// Decodes exactly one value of at most `cap` bytes.
 ///

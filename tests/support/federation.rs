@@ -57,18 +57,11 @@ impl Learner for Toy {
     ) -> Result<Trained, LearnError> {
         progress(Progress { step: job.steps, loss: 1.0 });
         let start = job.start.tensors()[0].data[0];
+        let adapter = adapter(start + (self.0 - start) / 2.0);
         Ok(Trained {
-            adapter: adapter(start + (self.0 - start) / 2.0),
             class_logits: ClassLogits { mean_logits: vec![0.5; 4], counts: vec![60, 60] },
-            reference_logits: Vec::new(),
-            prototypes: None,
-            head: None,
-            top_logits: None,
-            num_examples: data.num_examples() as u64,
             steps: job.steps,
-            loss_first: 1.0,
-            loss_last: 0.5,
-            risk: None,
+            ..Trained::of(adapter, data.num_examples(), &[1.0, 0.5])
         })
     }
 }

@@ -42,17 +42,10 @@ impl Learner for Toy {
         let labels: Vec<usize> = images.labels.iter().map(|label| (*label).into()).collect();
         let says = vec![at; 10 * labels.len()];
         Ok(Trained {
-            adapter: weights(at),
             class_logits: ClassLogits::of(&says, &labels, 10),
             prototypes: Prototypes::of(&says, &labels, 10).ok(),
-            head: None,
-            reference_logits: Vec::new(),
-            top_logits: None,
-            num_examples: images.num_examples() as u64,
             steps,
-            loss_first: 1.0,
-            loss_last: 1.0,
-            risk: None,
+            ..Trained::of(weights(at), images.num_examples(), &[1.0])
         })
     }
 }

@@ -1,6 +1,7 @@
 use super::state::{PHASE, RECENT};
 use super::*;
-use crate::learn::{Tensor, TensorSet};
+use crate::learn::{NORMS_REMEMBERED, Tensor, TensorSet};
+use crate::protocol::effect::{CombineJob, Job, Weighed};
 use crate::protocol::fixture::{first_adapter, plan, round_config, verified};
 use crate::protocol::guard::{Guard, tests::without};
 use crate::wire::{ClassSummary, Coding, Contribution, Receipt, Verdict};

@@ -6,7 +6,7 @@ use super::assembly::Assembly;
 use super::{Place, SplitTerms};
 #[cfg(test)]
 use crate::ids::Digest;
-use crate::learn::{Activations, FrontBegun, Smashed};
+use crate::learn::{Activations, FrontBegun, Smashed, loss_ends};
 use crate::trust::Verified;
 use crate::wire::{Frame, Settled, SplitMessage, decode};
 
@@ -460,7 +460,7 @@ impl Active {
     }
 
     fn work(&self, update: Vec<u8>, residual: Option<Vec<u8>>) -> Work {
-        let tenth = self.losses.len().div_ceil(10);
+        let (loss_first, loss_last) = loss_ends(&self.losses);
         Work {
             update: Some(update),
             class_logits: None,
@@ -468,18 +468,12 @@ impl Active {
             num_examples: self.begun.num_examples,
             num_devices: 1,
             steps: self.applied(),
-            loss_first: mean(self.losses.iter().take(tenth)),
-            loss_last: mean(self.losses.iter().rev().take(tenth)),
+            loss_first,
+            loss_last,
             risk: None,
             residual,
             own: None,
             weighed: Vec::new(),
         }
     }
-}
-
-#[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "few losses")]
-fn mean<'a>(losses: impl ExactSizeIterator<Item = &'a f32>) -> f32 {
-    let n = losses.len().max(1) as f64;
-    (losses.map(|l| f64::from(*l)).sum::<f64>() / n) as f32
 }

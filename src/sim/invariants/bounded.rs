@@ -11,16 +11,16 @@ pub(crate) const NAME: &str = "bounded";
 /// # Errors
 /// [`Broken`] names the queue.
 pub(crate) fn check(node: &Node) -> Result<(), Broken> {
-    let fetches = ("fetches", node.fetches.len(), Fetches::MAX_OPEN);
-    let mut queues = vec![fetches];
-    if let Some(held) = node.held() {
-        let members = node.children.len() + node.guests.len();
-        queues.push(("contributions whose blob is on its way", held.waiting, members));
-        queues.push(("accepted contributions", held.accepted, members));
-        queues.push(("remembered rounds", held.recent, Round::MEMORY));
+    let members = node.children.len() + node.guests.len();
+    let held = node.held().unwrap_or_default();
+    let queues = [
+        ("fetches", node.fetches.len(), Fetches::MAX_OPEN),
+        ("contributions whose blob is on its way", held.waiting, members),
+        ("accepted contributions", held.accepted, members),
+        ("remembered rounds", held.recent, Round::MEMORY),
         // One of each member for each round that is remembered, and those whose combination failed.
-        queues.push(("late contributions", held.late, members * (Round::MEMORY + 2)));
-    }
+        ("late contributions", held.late, members * (Round::MEMORY + 2)),
+    ];
     match queues.iter().find(|(_, have, most)| have > most) {
         Some((queue, have, most)) => {
             let what = format!("{}: {have} {queue}, at most {most}", node.id);
