@@ -566,6 +566,15 @@ mod tests {
     }
 
     #[test]
+    fn losses_are_told_by_the_first_and_the_last_tenth_rounded_up() {
+        let losses: Vec<f32> = (1..=21).map(|loss| loss as f32).collect();
+        assert_eq!(loss_ends(&losses), (2.0, 20.0), "three of each");
+        assert_eq!((loss_ends(&[0.5]), loss_ends(&[])), ((0.5, 0.5), (0.0, 0.0)));
+        let trained = Trained::of(TensorSet::default(), 7, &losses);
+        assert_eq!((trained.num_examples, trained.steps), (7, 21));
+    }
+
+    #[test]
     fn images_are_chosen_by_row_and_rows_that_are_not_there_are_left_out() {
         let images = Images {
             pixels: vec![1, 2, 3, 4, 5, 6],
