@@ -567,7 +567,7 @@ mod tests {
 
     #[test]
     fn losses_are_told_by_the_first_and_the_last_tenth_rounded_up() {
-        let losses: Vec<f32> = (1..=21).map(|loss| loss as f32).collect();
+        let losses: Vec<f32> = (1..=21_u8).map(f32::from).collect();
         assert_eq!(loss_ends(&losses), (2.0, 20.0), "three of each");
         assert_eq!((loss_ends(&[0.5]), loss_ends(&[])), ((0.5, 0.5), (0.0, 0.0)));
         let trained = Trained::of(TensorSet::default(), 7, &losses);
