@@ -93,12 +93,8 @@ impl Round {
         outcome: Result<Work, &'static str>,
         out: &mut Vec<Effect>,
     ) {
-        let Phase::Closing(closing) = &self.phase else { return };
-        if closing.digest != offer {
-            return;
-        }
+        let Some(closing) = self.closing_over(offer).cloned() else { return };
         let Some(mut work) = self.merged.take() else { return };
-        let closing = closing.clone();
         match outcome {
             Ok(learned) => {
                 if let Some(bytes) = learned.own {
@@ -131,10 +127,18 @@ impl Round {
         offer: Digest,
         weighed: &[Weighed],
     ) -> bool {
-        let Phase::Closing(closing) = &self.phase else { return false };
+        let Some(closing) = self.closing_over(offer) else { return false };
         let set = closing.set.iter().filter(|input| input.delta.is_some());
         let other = !set.map(|input| input.update).eq(weighed.iter().map(|weighed| weighed.update));
-        closing.digest == offer && other && !weighed.is_empty()
+        other && !weighed.is_empty()
+    }
+
+    /// The set that was fixed for this offer, while its outcome isn't there.
+    fn closing_over(&self, offer: Digest) -> Option<&Closing> {
+        match &self.phase {
+            Phase::Closing(closing) if closing.digest == offer => Some(closing),
+            _ => None,
+        }
     }
 
     pub(super) fn combined(
@@ -143,14 +147,10 @@ impl Round {
         outcome: Result<Work, &'static str>,
         out: &mut Vec<Effect>,
     ) {
-        let Phase::Closing(closing) = &self.phase else { return };
-        if closing.digest != offer {
-            return;
-        }
+        let Some(closing) = self.closing_over(offer).cloned() else { return };
         if self.merged.is_some() {
             return; // its own model learns it already
         }
-        let closing = closing.clone();
         if let Ok(work) = &outcome
             && self.distil(&closing, work, out)
         {
