@@ -203,3 +203,20 @@ fn nodes_of_a_folder_that_is_not_there_yet_get_keys_and_find_them_again() {
     };
     assert_eq!(publics(&made), publics(&found));
 }
+
+#[test]
+fn an_owners_rate_falls_where_a_setting_says_so() {
+    let how = |more: &[&str]| crate::node::distils_of(&settings(more).knowledge);
+    assert_eq!(how(&[]).final_rate, None);
+    let set = ["knowledge.distil_steps=7", "knowledge.distil_falls=true"];
+    assert_eq!((how(&set).steps, how(&set).final_rate), (7, Some(0.0)));
+}
+
+#[cfg(feature = "torch")]
+#[test]
+fn the_rate_of_the_relays_cloud_falls() {
+    let mut layers = Layers::new();
+    layers.tier(Tier::Cloud).text("experiment-relay", relay::SETTINGS);
+    let settings = layers.load().into_settings().unwrap();
+    assert_eq!(crate::node::distils_of(&settings.knowledge).final_rate, Some(0.0));
+}
