@@ -73,9 +73,26 @@ impl Partial {
     }
 }
 
+impl Drop for Partial {
+    /// Closing the file alone isn't enough: a child that another thread is just starting still has a copy of it.
+    fn drop(&mut self) {
+        let _ = self.file.unlock();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_copy_of_the_file_in_another_process_holds_nothing() {
+        let room = tempfile::tempdir().unwrap();
+        let partial = Partial::open(&room.path().join("x"), 6).unwrap();
+        let copy = partial.file.try_clone().unwrap(); // as a fork makes it
+        drop(partial);
+        Partial::open(&room.path().join("x"), 6).unwrap();
+        drop(copy);
+    }
 
     #[test]
     fn a_file_goes_on_where_it_was_and_one_that_is_too_long_begins_anew() {

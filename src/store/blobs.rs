@@ -29,7 +29,7 @@ impl Default for BlobCaps {
     }
 }
 
-/// The directory of blobs. One process writes, see [`directory::lock`]; clones only read.
+/// The directory of blobs. One process writes, see [`directory::Lock`]; clones only read.
 #[derive(Debug, Clone)]
 pub(super) struct BlobDir {
     root: PathBuf,

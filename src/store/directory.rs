@@ -41,18 +41,33 @@ pub(super) fn make_private(path: &Path) -> Result<(), StoreError> {
     fs::set_permissions(path, private).map_err(|error| io_error(path, &error))
 }
 
-/// Holds the directory until the returned file is dropped or the process ends, in whatever way.
+/// Holds a directory until it is dropped or the process ends, in whatever way.
 ///
 /// A file of its own, and not a lock on the database: so auditors can read while the node runs.
-pub(super) fn lock(dir: &Path) -> Result<File, StoreError> {
-    let path = dir.join("lock");
-    let file = create_file(&path)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => {
-            Err(StoreError::Locked { path: dir.display().to_string() })
+#[derive(Debug)]
+pub(super) struct Lock {
+    file: File,
+}
+
+impl Lock {
+    /// Takes the directory, or tells that another process has it.
+    pub(super) fn take(dir: &Path) -> Result<Self, StoreError> {
+        let path = dir.join("lock");
+        let file = create_file(&path)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Self { file }),
+            Err(TryLockError::WouldBlock) => {
+                Err(StoreError::Locked { path: dir.display().to_string() })
+            }
+            Err(TryLockError::Error(error)) => Err(io_error(&path, &error)),
         }
-        Err(TryLockError::Error(error)) => Err(io_error(&path, &error)),
+    }
+}
+
+impl Drop for Lock {
+    /// Closing the file alone isn't enough: a child that another thread is just starting still has a copy of it.
+    fn drop(&mut self) {
+        let _ = self.file.unlock();
     }
 }
 
@@ -68,5 +83,21 @@ pub(super) fn io_error(path: &Path, error: &io::Error) -> StoreError {
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => StoreError::Full { path },
         _ => StoreError::Io { path, message: error.to_string() },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_of_the_lock_in_a_starting_child_holds_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = Lock::take(dir.path()).unwrap();
+        assert_eq!(Lock::take(dir.path()).unwrap_err().kind(), "store_locked");
+        let copy = lock.file.try_clone().unwrap(); // as a fork makes it
+        drop(lock);
+        Lock::take(dir.path()).unwrap();
+        drop(copy);
     }
 }

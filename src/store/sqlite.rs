@@ -11,7 +11,7 @@
 //! knows the tables and their versions, `tables` reads and writes them.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ pub struct SqliteStore {
     blobs: BlobDir,
     file: PathBuf,
     /// `None` when opened for reading alone.
-    lock: Option<File>,
+    lock: Option<directory::Lock>,
     /// What is said to be on disk, where a test takes `commit` away.
     #[cfg(feature = "failpoints")]
     unwritten: Vec<Batch>,
@@ -58,7 +58,7 @@ impl SqliteStore {
     /// a check finds damage or a ledger entry is missing, `Full` and `Io` as the disk says.
     pub fn open(dir: &Path, caps: BlobCaps) -> Result<Self, StoreError> {
         directory::create(dir)?;
-        let lock = directory::lock(dir)?;
+        let lock = directory::Lock::take(dir)?;
         let file = dir.join(DATABASE);
         if fs::symlink_metadata(&file).is_ok() {
             directory::make_private(&file)?;
