@@ -101,9 +101,11 @@ impl Ours {
     fn announce(&mut self, manifest: Manifest) {
         self.number += 1;
         let Body::Contribution(said) = contribution(0, self.number) else { return };
-        let body = Contribution { delta: Some(Blob::Manifest(manifest)), ..said };
+        let body =
+            Contribution { delta: Some(Blob::Manifest(manifest)), ..Contribution::clone(&said) };
         let (to, now) = (To::Named(name(EDGE)), self.plant.now);
-        let (topic, payload) = self.sealer.seal(&to, &Body::Contribution(body), 1, 1, now).unwrap();
+        let (topic, payload) =
+            self.sealer.seal(&to, &Body::Contribution(body.into()), 1, 1, now).unwrap();
         let (at_least_once, retain, priority) = (true, false, Priority::Update);
         let message = Publish { topic, payload, at_least_once, retain, priority };
         self.announcer.publish(message).unwrap();

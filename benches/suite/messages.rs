@@ -140,7 +140,7 @@ fn intake() -> Step {
         let Some(Blob::Inline(delta)) = &contribution.delta else { return Vec::new() };
         slot = (slot + 1) % 1024;
         vec![
-            Effect::Put(format!("bench/{slot:04}"), delta.clone()),
+            Effect::Put(format!("bench/{slot:04}").into(), delta.clone()),
             Effect::Record(Event::Accept {
                 body: message.body_digest(),
                 round: message.round(),

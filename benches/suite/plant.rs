@@ -73,20 +73,23 @@ impl Plant {
 
 /// A contribution whose body grows with `bytes`; each `number` makes another one.
 pub fn contribution(bytes: usize, number: u64) -> Body {
-    Body::Contribution(Contribution {
-        offer: Digest([7; 32]),
-        version: 1,
-        num_examples: number + 1,
-        num_devices: 1,
-        steps: 32,
-        loss_first: 1.0,
-        loss_last: 0.5,
-        risk: None,
-        stacked: false,
-        delta: Some(Blob::Inline(vec![0x5a; bytes])),
-        class_logits: None,
-        knowledge: None,
-    })
+    Body::Contribution(
+        Contribution {
+            offer: Digest([7; 32]),
+            version: 1,
+            num_examples: number + 1,
+            num_devices: 1,
+            steps: 32,
+            loss_first: 1.0,
+            loss_last: 0.5,
+            risk: None,
+            stacked: false,
+            delta: Some(Blob::Inline(vec![0x5a; bytes])),
+            class_logits: None,
+            knowledge: None,
+        }
+        .into(),
+    )
 }
 
 pub fn name(text: &str) -> Name {

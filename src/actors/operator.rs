@@ -549,7 +549,7 @@ impl Handler<Order> for Operator {
         };
         let admitted = parsed.and_then(|command| {
             let noted = self.parts.replays.admit(&command)?;
-            note.guard.extend(noted.map(|(key, value)| Effect::Put(key, value)));
+            note.guard.extend(noted.map(|(key, value)| Effect::Put(key.into(), value)));
             self.check(&command, &mut note.guard)?;
             Ok(command)
         });
@@ -617,7 +617,7 @@ fn rollout_order(model: &Name, verb: &RolloutVerb) -> Result<RolloutOrder, Comma
 
 fn put((key, value): (String, Option<Vec<u8>>)) -> Effect {
     match value {
-        Some(value) => Effect::Put(key, value),
-        None => Effect::Delete(key),
+        Some(value) => Effect::Put(key.into(), value),
+        None => Effect::Delete(key.into()),
     }
 }

@@ -581,7 +581,7 @@ impl Runner {
                 let said = task.knowledge.as_ref().map(|said| self.parts.store.blob(&said.set));
                 match (adapter, residual.transpose(), said.transpose()) {
                     (Ok(Some(adapter)), Ok(residual), Ok(said)) => Task::Train {
-                        task,
+                        task: *task,
                         adapter,
                         residual: residual.flatten(),
                         knowledge: said.flatten(),
@@ -593,12 +593,12 @@ impl Runner {
                 let said = task.offered.as_ref().map(|said| said.set);
                 match (self.blob_of(Some(task.adapter)), self.blob_of(said)) {
                     (Ok(adapter), Ok(offered)) => {
-                        Task::Distil { task, adapter: adapter.unwrap_or_default(), offered }
+                        Task::Distil { task: *task, adapter: adapter.unwrap_or_default(), offered }
                     }
                     (Err(what), _) | (_, Err(what)) => return self.fail(&what, ctx),
                 }
             }
-            Job::Combine(job) => Task::Combine { job, blobs: self.parts.store.blob_reader() },
+            Job::Combine(job) => Task::Combine { job: *job, blobs: self.parts.store.blob_reader() },
             Job::Front(task) => {
                 let (adapter, residual) = match &task {
                     FrontTask::Begin { task, .. } => (Some(task.adapter), task.residual),

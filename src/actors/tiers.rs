@@ -267,7 +267,7 @@ impl Tiers {
 
     fn keep(&self, known: &Calibrated) {
         let Ok(bytes) = known.to_bytes() else { return self.figures.count("cascade_not_kept") };
-        self.run(protocol::Effect::Put(Calibrated::KEY.to_owned(), bytes), Ack::none());
+        self.run(protocol::Effect::Put(Calibrated::KEY.into(), bytes), Ack::none());
     }
 
     /// Records it, and releases `then` behind the commit.

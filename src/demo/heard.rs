@@ -280,7 +280,7 @@ impl Counts {
                 }
             }
             Body::Result(body) if from.tier == Tier::Cloud => {
-                return Some(News::Out { version: body.version, adapter: body.adapter });
+                return Some(News::Out { version: body.version, adapter: body.adapter.clone() });
             }
             _ => {}
         }

@@ -755,7 +755,7 @@ fn member(
         }),
         model: learning.model.name.clone(),
         base: learning.base,
-        layout,
+        layout: layout.into(),
         relay,
         gate: learning.gate,
         resync_ms: learning.resync_ms,

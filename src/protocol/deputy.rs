@@ -141,7 +141,7 @@ impl Deputy {
                 self.state.serial += 1;
                 self.seen.clear();
                 if self.said.take().is_some() {
-                    out.push(Effect::Delete(Self::SAID.to_owned()));
+                    out.push(Effect::Delete(Self::SAID.into()));
                 }
             }
             self.state.told = Some(told.clone());

@@ -1,5 +1,8 @@
 //! What goes into the machines and what comes out of them.
 
+use std::borrow::Cow;
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use super::knowledge::PackedKnowledge;
@@ -105,9 +108,9 @@ pub enum Timer {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Effect {
     /// Durable state: set.
-    Put(String, Vec<u8>),
+    Put(Cow<'static, str>, Vec<u8>),
     /// Durable state: remove.
-    Delete(String),
+    Delete(Cow<'static, str>),
     /// A ledger entry.
     Record(Event),
     /// Bytes for the blob store, on disk before the state that names them.
@@ -177,14 +180,14 @@ pub enum Effect {
         /// Digest of the outer offer.
         outer: Digest,
         /// The work, or why there is none.
-        work: Result<Work, &'static str>,
+        work: Result<Box<Work>, &'static str>,
     },
     /// What an inner round that no outer one asked for came to. Only a [`super::Relay`] sees it.
     Local(LocalWork),
     /// Members want a round, which is not this owner's to open. Only a [`super::Relay`] sees it: it feeds its member.
     WishAbove(Wishes),
     /// A result from above for the devices below. Only a [`super::Relay`] sees it.
-    PassOn(RoundResult),
+    PassOn(Arc<RoundResult>),
     /// Count something that was refused or is worth a look.
     Count(&'static str),
     /// A bug or doubtful state: the process has to end.
@@ -253,9 +256,9 @@ pub enum Delivery {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Job {
     /// Train on the device's own data.
-    Train(TrainTask),
+    Train(Box<TrainTask>),
     /// Combine contributions.
-    Combine(CombineJob),
+    Combine(Box<CombineJob>),
     /// Run the front of a split model.
     Front(FrontTask),
     /// Run the back of a split model.
@@ -268,7 +271,7 @@ pub enum Job {
         task: BackTask,
     },
     /// Teach the node's own model what was merged.
-    Distil(DistilTask),
+    Distil(Box<DistilTask>),
 }
 
 /// A device's training run.

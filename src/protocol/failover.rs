@@ -635,12 +635,12 @@ impl Failover {
         for effect in effects {
             match &effect {
                 Effect::Put(key, value) => {
-                    self.state.insert(key.clone(), value.clone());
-                    changed.insert(key.clone());
+                    self.state.insert(key.to_string(), value.clone());
+                    changed.insert(key.to_string());
                 }
                 Effect::Delete(key) => {
-                    self.state.remove(key);
-                    changed.insert(key.clone());
+                    self.state.remove(&**key);
+                    changed.insert(key.to_string());
                 }
                 Effect::SaveBlob(bytes) => {
                     let blob = Manifest::of(bytes, self.config.chunk_bytes);
@@ -746,10 +746,10 @@ impl Failover {
             Err(_) => return out.push(Effect::Count("senseless_copy")),
         }
         for key in self.state.keys().filter(|key| !next.contains_key(*key)) {
-            out.push(Effect::Delete(key.clone()));
+            out.push(Effect::Delete(key.clone().into()));
         }
         for (key, value) in next.iter().filter(|(key, value)| self.state.get(*key) != Some(value)) {
-            out.push(Effect::Put(key.clone(), value.clone()));
+            out.push(Effect::Put(key.clone().into(), value.clone()));
         }
         self.state = next;
         self.blobs = blobs;

@@ -222,7 +222,7 @@ pub(crate) fn member_config(me: &NodeId, parent: &NodeId, relay: bool) -> Member
         second: None,
         model: Name::new("m").unwrap(),
         base: Digest([1; 32]),
-        layout: layout_of(&first_adapter(4)),
+        layout: layout_of(&first_adapter(4)).into(),
         relay,
         gate: Gate::from(Profile::Lab),
         resync_ms: 5_000,

@@ -61,7 +61,7 @@ impl Kept {
             Blob::Inline(bytes) => Manifest::of(bytes, self.chunk_bytes),
             Blob::Manifest(manifest) => manifest.clone(),
         };
-        put(&format!("{}{version}", Self::PREFIX), &manifest, out);
+        put(format!("{}{version}", Self::PREFIX), &manifest, out);
         self.manifests.insert(version, manifest);
         let needed = |version: &Version| *version == 0 || needed.contains(version);
         let mut others: Vec<Version> =
@@ -69,7 +69,7 @@ impl Kept {
         others.truncate(others.len().saturating_sub(Self::MAX));
         for version in others {
             self.manifests.remove(&version);
-            out.push(Effect::Delete(format!("{}{version}", Self::PREFIX)));
+            out.push(Effect::Delete(format!("{}{version}", Self::PREFIX).into()));
         }
     }
 

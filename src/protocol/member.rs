@@ -23,6 +23,7 @@
 mod second_edge;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 pub use second_edge::SecondEdge;
 use second_edge::Whereabouts;
@@ -63,7 +64,7 @@ pub struct MemberConfig {
     /// The base it has.
     pub base: Digest,
     /// Names and shapes of every version of its adapter.
-    pub layout: Layout,
+    pub layout: Arc<Layout>,
     /// A relay's work is an inner round, not a training run.
     pub relay: bool,
     /// What may leave.
@@ -147,7 +148,7 @@ struct Own {
 struct Offered {
     digest: Digest,
     epoch: Epoch,
-    offer: Offer,
+    offer: Arc<Offer>,
     /// The second edge that has made it, if one has.
     #[serde(default)]
     second: Option<NodeId>,
@@ -157,7 +158,7 @@ struct Offered {
 struct Announced {
     /// Digest of its body.
     body: Digest,
-    result: RoundResult,
+    result: Arc<RoundResult>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -325,7 +326,7 @@ impl Member {
 
     /// The offer that is being worked on.
     pub fn working_on(&self) -> Option<(Digest, &Offer)> {
-        self.active.as_ref().map(|active| (active.digest, &active.offer))
+        self.active.as_ref().map(|active| (active.digest, &*active.offer))
     }
 
     /// Blob of the adapter of that version, if it has one from above.
@@ -708,13 +709,13 @@ impl Member {
         if self.config.relay {
             return; // the relay sees `working_on` and opens its inner round
         }
-        let Offer { adapter, plan, class_targets, knowledge, .. } = &offered.offer;
+        let Offer { adapter, plan, class_targets, knowledge, .. } = &*offered.offer;
         let start = match (&plan.knowledge, &self.config.knows) {
             (Some(_), Some(knows)) => knows.untrained,
             _ => adapter.sha256(),
         };
         let reference = plan.knowledge.as_ref().and_then(|plan| plan.reference.as_ref());
-        out.push(Effect::Job(Job::Train(TrainTask {
+        out.push(Effect::Job(Job::Train(Box::new(TrainTask {
             offer: offered.digest,
             round: offered.offer.round,
             epoch: offered.epoch,
@@ -727,7 +728,7 @@ impl Member {
                 counts: knowledge.counts.clone(),
                 reference: reference.map(|reference| reference.digest),
             }),
-        })));
+        }))));
     }
 
     fn worked(&mut self, offer: Digest, work: Result<Work, &'static str>, out: &mut Vec<Effect>) {
@@ -796,20 +797,23 @@ impl Member {
             put(Self::OWN, &self.own, out);
             self.apply(out);
         }
-        let body = Body::Contribution(Contribution {
-            offer: offered.digest,
-            version: offered.offer.version,
-            num_examples: work.num_examples,
-            num_devices: work.num_devices,
-            steps: work.steps,
-            loss_first: work.loss_first,
-            loss_last: work.loss_last,
-            risk: work.risk,
-            stacked: self.config.relay,
-            delta,
-            class_logits: work.class_logits,
-            knowledge,
-        });
+        let body = Body::Contribution(
+            Contribution {
+                offer: offered.digest,
+                version: offered.offer.version,
+                num_examples: work.num_examples,
+                num_devices: work.num_devices,
+                steps: work.steps,
+                loss_first: work.loss_first,
+                loss_last: work.loss_last,
+                risk: work.risk,
+                stacked: self.config.relay,
+                delta,
+                class_logits: work.class_logits,
+                knowledge,
+            }
+            .into(),
+        );
         let digest = match body.to_bytes() {
             Ok(bytes) => Digest::of(&bytes),
             Err(e) => {
@@ -930,7 +934,7 @@ impl Member {
         sense::check_adapter(bytes, &self.config.layout)
     }
 
-    fn adopt(&mut self, result: &RoundResult, out: &mut Vec<Effect>) {
+    fn adopt(&mut self, result: &Arc<RoundResult>, out: &mut Vec<Effect>) {
         let adapter = result.adapter.sha256();
         out.push(Effect::Record(Event::ResultApplied {
             result: brought(result).map_or(adapter, Blob::sha256),

@@ -21,6 +21,8 @@
 //!
 //! Called by the relay's actor.
 
+use std::sync::Arc;
+
 use super::effect::{CombineInput, Effect, Input, LocalWork, Timer, Work};
 use super::member::Member;
 use super::round::{Round, RoundView, put};
@@ -288,6 +290,7 @@ impl Relay {
                     self.end_cluster(outer, &mut out);
                 }
                 Effect::Contribute { outer, work } => {
+                    let work = work.map(|work| *work);
                     let more = self.member.step(now, Input::Worked { offer: outer, work });
                     out.extend(self.join(now, more));
                 }
@@ -297,7 +300,7 @@ impl Relay {
                 Effect::Local(work) => self.learned_alone(work, &mut out),
                 Effect::PassOn(result) => {
                     if let Some((adapter, whole)) = self.for_devices(&result.adapter, &mut out) {
-                        let result = RoundResult { adapter, ..result };
+                        let result = RoundResult { adapter, ..Arc::unwrap_or_clone(result) };
                         self.round.adopt(result, whole, &mut out);
                     }
                 }
@@ -404,7 +407,7 @@ impl Relay {
     /// What its cluster rounds have come to is its contribution to this outer offer.
     fn end_cluster(&mut self, outer: Digest, out: &mut Vec<Effect>) {
         let Some(island) = self.island.take() else { return };
-        out.push(Effect::Delete(Self::ISLAND.to_owned()));
+        out.push(Effect::Delete(Self::ISLAND.into()));
         let (since, input) = (island.since.clone(), self.own_work(&island));
         self.round.close_own(outer, since, input, out);
     }
@@ -449,7 +452,7 @@ impl Relay {
     /// starts where the parent's version is, or the same work would be in it twice.
     fn give_to_round(&mut self, out: &mut Vec<Effect>) {
         let Some(island) = self.island.take() else { return };
-        out.push(Effect::Delete(Self::ISLAND.to_owned()));
+        out.push(Effect::Delete(Self::ISLAND.into()));
         self.round.bring(self.own_work(&island), out);
         self.round.go_back_to(island.version, island.since, out);
         // Answers come from the federation's version again.
@@ -568,8 +571,10 @@ mod tests {
             let effects = self.relay.step(Now::default(), input);
             for effect in &effects {
                 match effect {
-                    Effect::Put(key, value) => drop(self.state.insert(key.clone(), value.clone())),
-                    Effect::Delete(key) => drop(self.state.remove(key)),
+                    Effect::Put(key, value) => {
+                        drop(self.state.insert(key.to_string(), value.clone()));
+                    }
+                    Effect::Delete(key) => drop(self.state.remove(&**key)),
                     Effect::Contribute { .. } | Effect::PassOn(_) => panic!("stays inside"),
                     _ => {}
                 }
@@ -587,20 +592,23 @@ mod tests {
         }
 
         fn contribute(&mut self, device: &str, inner: &(Digest, Offer)) -> Vec<Effect> {
-            let body = Body::Contribution(Contribution {
-                knowledge: None,
-                offer: inner.0,
-                version: inner.1.version,
-                num_examples: 50,
-                num_devices: 1,
-                steps: 4,
-                loss_first: 1.0,
-                loss_last: 0.5,
-                risk: None,
-                stacked: false,
-                delta: Some(Blob::of(&first_adapter(4), 4096)),
-                class_logits: None,
-            });
+            let body = Body::Contribution(
+                Contribution {
+                    knowledge: None,
+                    offer: inner.0,
+                    version: inner.1.version,
+                    num_examples: 50,
+                    num_devices: 1,
+                    steps: 4,
+                    loss_first: 1.0,
+                    loss_last: 0.5,
+                    risk: None,
+                    stacked: false,
+                    delta: Some(Blob::of(&first_adapter(4), 4096)),
+                    class_logits: None,
+                }
+                .into(),
+            );
             self.hear(device, inner.1.round, body)
         }
     }
@@ -622,7 +630,7 @@ mod tests {
     }
 
     fn digest(offer: &Offer) -> Digest {
-        Digest::of(&Body::Offer(offer.clone()).to_bytes().unwrap())
+        Digest::of(&Body::Offer(offer.clone().into()).to_bytes().unwrap())
     }
 
     fn sent<T>(effects: &[Effect], pick: impl Fn(&Body) -> Option<T>) -> Option<T> {
@@ -634,7 +642,7 @@ mod tests {
 
     fn inner_offer(effects: &[Effect]) -> Option<(Digest, Offer)> {
         sent(effects, |body| match body {
-            Body::Offer(offer) => Some((digest(offer), offer.clone())),
+            Body::Offer(offer) => Some((digest(offer), Offer::clone(offer))),
             _ => None,
         })
     }
@@ -646,7 +654,7 @@ mod tests {
         })
     }
 
-    fn job(effects: &[Effect]) -> Option<CombineJob> {
+    fn job(effects: &[Effect]) -> Option<Box<CombineJob>> {
         effects.iter().find_map(|effect| match effect {
             Effect::Job(Job::Combine(job)) => Some(job.clone()),
             _ => None,
@@ -663,10 +671,10 @@ mod tests {
         for (deadline_ms, expected) in [(20_000, 15_000), (6_000, 3_000), (1, 1)] {
             let mut bench = Bench::new();
             let offer = outer(1, 0, deadline_ms);
-            let effects = bench.hear("cloud", 1, Body::Offer(offer.clone()));
+            let effects = bench.hear("cloud", 1, Body::Offer(offer.clone().into()));
             let (_, inner) = inner_offer(&effects).unwrap();
             assert_eq!((inner.outer, inner.deadline_ms), (Some(digest(&offer)), expected));
-            assert!(inner_offer(&bench.hear("cloud", 1, Body::Offer(offer))).is_none());
+            assert!(inner_offer(&bench.hear("cloud", 1, Body::Offer(offer.into()))).is_none());
         }
     }
 
@@ -675,7 +683,7 @@ mod tests {
         for dies_in in ["nowhere", "open", "accepted", "closing"] {
             let mut bench = Bench::new();
             let offer = outer(1, 0, 20_000);
-            let opened = bench.hear("cloud", 1, Body::Offer(offer.clone()));
+            let opened = bench.hear("cloud", 1, Body::Offer(offer.clone().into()));
             let mut inner = inner_offer(&opened).unwrap();
             if dies_in == "open" {
                 let again = inner_offer(&bench.restart()).unwrap();
@@ -709,10 +717,10 @@ mod tests {
     #[test]
     fn an_inner_round_that_opens_as_another_ends_outlives_a_restart() {
         let mut bench = Bench::new();
-        let opened = bench.hear("cloud", 1, Body::Offer(outer(1, 0, 20_000)));
+        let opened = bench.hear("cloud", 1, Body::Offer(outer(1, 0, 20_000).into()));
         let inner = inner_offer(&opened).unwrap();
         bench.contribute("d1", &inner);
-        bench.hear("cloud", 2, Body::Offer(outer(2, 0, 20_000)));
+        bench.hear("cloud", 2, Body::Offer(outer(2, 0, 20_000).into()));
         let task = job(&bench.contribute("d2", &inner)).unwrap();
         let next = inner_offer(&bench.step(combined(&task))).unwrap();
         bench.contribute("d1", &next);
@@ -725,14 +733,14 @@ mod tests {
     fn a_missed_quorum_is_declined_above_and_what_came_counts_in_the_next_round() {
         let mut bench = Bench::new();
         let offer = outer(1, 0, 20_000);
-        let effects = bench.hear("cloud", 1, Body::Offer(offer.clone()));
+        let effects = bench.hear("cloud", 1, Body::Offer(offer.clone().into()));
         let inner = inner_offer(&effects).unwrap();
         bench.contribute("d1", &inner);
         let effects = bench.step(Input::Timer(Timer::Deadline));
         assert_eq!(decline(&effects).as_deref(), Some("no_quorum"));
-        let again = bench.hear("cloud", 1, Body::Offer(offer));
+        let again = bench.hear("cloud", 1, Body::Offer(offer.into()));
         assert_eq!(decline(&again).as_deref(), Some("no_quorum"), "answers may be lost");
-        let effects = bench.hear("cloud", 2, Body::Offer(outer(2, 0, 20_000)));
+        let effects = bench.hear("cloud", 2, Body::Offer(outer(2, 0, 20_000).into()));
         let next = inner_offer(&effects).unwrap();
         bench.contribute("d1", &next);
         let inputs = job(&bench.contribute("d2", &next)).unwrap().inputs;
@@ -742,15 +750,18 @@ mod tests {
     #[test]
     fn a_result_passes_down_also_when_no_round_was_ever_served() {
         let mut bench = Bench::new();
-        let result = Body::Result(RoundResult {
-            knowledge: None,
-            offer: Digest([9; 32]),
-            version: 4,
-            adapter: Blob::of(&first_adapter(4), 4096),
-            class_targets: None,
-            contributors: 3,
-            contributor_set: Digest([8; 32]),
-        });
+        let result = Body::Result(
+            RoundResult {
+                knowledge: None,
+                offer: Digest([9; 32]),
+                version: 4,
+                adapter: Blob::of(&first_adapter(4), 4096),
+                class_targets: None,
+                contributors: 3,
+                contributor_set: Digest([8; 32]),
+            }
+            .into(),
+        );
         let effects = bench.hear("cloud", 1, result.clone());
         let passed =
             |effects: &[Effect]| sent(effects, |body| (*body == result).then_some(())).is_some();
@@ -762,7 +773,7 @@ mod tests {
     #[test]
     fn a_straggling_device_of_a_relay_is_late_there() {
         let mut bench = Bench::new();
-        let effects = bench.hear("cloud", 1, Body::Offer(outer(1, 0, 20_000)));
+        let effects = bench.hear("cloud", 1, Body::Offer(outer(1, 0, 20_000).into()));
         let inner = inner_offer(&effects).unwrap();
         bench.step(Input::Timer(Timer::Deadline));
         let effects = bench.contribute("d1", &inner);

@@ -65,7 +65,7 @@ impl Bench {
         config.split = Some(backs);
         let round = Round::new(config, &front(0.0), &of(Round::PREFIX)).unwrap();
         let mut config = member_config(&node("edge"), &node("cloud"), true);
-        config.layout = layout_of(&adapter(0.0, 0.0));
+        config.layout = layout_of(&adapter(0.0, 0.0)).into();
         let member = Member::new(config, &of(Member::PREFIX)).unwrap();
         let config = RelayConfig {
             margin_ms: 5_000,
@@ -80,8 +80,8 @@ impl Bench {
         let effects = self.relay.step(Now::default(), input);
         for effect in &effects {
             match effect {
-                Effect::Put(key, value) => drop(self.state.insert(key.clone(), value.clone())),
-                Effect::Delete(key) => drop(self.state.remove(key)),
+                Effect::Put(key, value) => drop(self.state.insert(key.to_string(), value.clone())),
+                Effect::Delete(key) => drop(self.state.remove(&**key)),
                 Effect::SaveBlob(bytes) => {
                     self.blobs.insert(Digest::of(bytes), bytes.clone());
                 }
@@ -119,7 +119,7 @@ impl Bench {
             deadline_ms: 20_000,
             outer: None,
         };
-        offered(&self.hear("cloud", 1, Body::Offer(outer))).unwrap()
+        offered(&self.hear("cloud", 1, Body::Offer(outer.into()))).unwrap()
     }
 
     /// A session of a device, whose back learns this much.
@@ -163,20 +163,23 @@ impl Bench {
     }
 
     fn contribute(&mut self, device: &str, inner: &(Digest, Offer), delta: f32) -> Vec<Effect> {
-        let body = Body::Contribution(Contribution {
-            offer: inner.0,
-            version: inner.1.version,
-            num_examples: 50,
-            num_devices: 1,
-            steps: 4,
-            loss_first: 1.0,
-            loss_last: 0.5,
-            risk: None,
-            stacked: false,
-            delta: Some(Blob::of(&front(delta), CHUNK_BYTES)),
-            class_logits: None,
-            knowledge: None,
-        });
+        let body = Body::Contribution(
+            Contribution {
+                offer: inner.0,
+                version: inner.1.version,
+                num_examples: 50,
+                num_devices: 1,
+                steps: 4,
+                loss_first: 1.0,
+                loss_last: 0.5,
+                risk: None,
+                stacked: false,
+                delta: Some(Blob::of(&front(delta), CHUNK_BYTES)),
+                class_logits: None,
+                knowledge: None,
+            }
+            .into(),
+        );
         self.hear(device, inner.1.round, body)
     }
 
@@ -191,7 +194,12 @@ impl Bench {
     }
 
     /// Both devices learn as much in front of the cut, and behind it; what that leads to.
-    fn round(&mut self, whole: &[u8], inner: &(Digest, Offer), learned: (f32, f32)) -> CombineJob {
+    fn round(
+        &mut self,
+        whole: &[u8],
+        inner: &(Digest, Offer),
+        learned: (f32, f32),
+    ) -> Box<CombineJob> {
         let mut last = Vec::new();
         for device in ["d1", "d2"] {
             self.session_from(whole, device, inner, learned.1);
@@ -215,7 +223,7 @@ fn sent<T>(effects: &[Effect], pick: impl Fn(&Body) -> Option<T>) -> Option<T> {
 
 fn offered(effects: &[Effect]) -> Option<(Digest, Offer)> {
     sent(effects, |body| match body {
-        Body::Offer(offer) => Some((Digest::of(&body.to_bytes().unwrap()), offer.clone())),
+        Body::Offer(offer) => Some((Digest::of(&body.to_bytes().unwrap()), Offer::clone(offer))),
         _ => None,
     })
 }
@@ -227,7 +235,7 @@ fn verdict(effects: &[Effect]) -> Option<Verdict> {
     })
 }
 
-fn job(effects: &[Effect]) -> CombineJob {
+fn job(effects: &[Effect]) -> Box<CombineJob> {
     let found = effects.iter().find_map(|effect| match effect {
         Effect::Job(Job::Combine(job)) => Some(job.clone()),
         _ => None,
@@ -256,7 +264,7 @@ fn devices_are_offered_the_front_alone_and_results_come_down_so_too() {
             _ => None,
         })
     };
-    let effects = bench.hear("cloud", 1, Body::Result(result));
+    let effects = bench.hear("cloud", 1, Body::Result(result.into()));
     assert_eq!(down(&effects), Some(Digest::of(&front(5.0))));
     assert_eq!(down(&bench.restart()), Some(Digest::of(&front(5.0))));
     assert_eq!(bench.relay.version(), 3);
@@ -388,7 +396,7 @@ fn cluster_rounds_that_miss_a_quorum_or_the_parents_round_give_what_they_have() 
                 contributors: 2,
                 contributor_set: Digest([8; 32]),
             };
-            bench.hear("cloud", 1, Body::Result(result));
+            bench.hear("cloud", 1, Body::Result(result.into()));
             let task = bench.round(&adapter(1.5, 2.25), &second, (0.5, 0.25));
             bench.end(&task)
         };

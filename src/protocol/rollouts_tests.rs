@@ -69,15 +69,18 @@ fn adapter(version: Version) -> Vec<u8> {
 fn handed_down(version: Version) -> Effect {
     Effect::Send {
         to: To::Children,
-        body: Body::Result(RoundResult {
-            offer: Digest([9; 32]),
-            version,
-            adapter: Blob::of(&adapter(version), CHUNK_BYTES),
-            class_targets: None,
-            contributors: 3,
-            contributor_set: Digest([8; 32]),
-            knowledge: None,
-        }),
+        body: Body::Result(
+            RoundResult {
+                offer: Digest([9; 32]),
+                version,
+                adapter: Blob::of(&adapter(version), CHUNK_BYTES),
+                class_targets: None,
+                contributors: 3,
+                contributor_set: Digest([8; 32]),
+                knowledge: None,
+            }
+            .into(),
+        ),
         round: version,
         epoch: 1,
         delivery: Delivery::Latest,
@@ -302,8 +305,10 @@ impl Site {
     fn carry_out(&mut self, name: &NodeId, effects: Vec<Effect>) {
         for effect in effects {
             match effect {
-                Effect::Put(key, value) => drop(self.place(name).disk.insert(key, value)),
-                Effect::Delete(key) => drop(self.place(name).disk.remove(&key)),
+                Effect::Put(key, value) => {
+                    drop(self.place(name).disk.insert(key.into_owned(), value));
+                }
+                Effect::Delete(key) => drop(self.place(name).disk.remove(&*key)),
                 Effect::Record(event) => self.place(name).events.push(event),
                 Effect::Watch(watch) => self.place(name).watch = watch,
                 Effect::Apply { version, .. } => {
@@ -948,7 +953,7 @@ fn a_version_knows_the_highest_risk_that_was_measured_and_none_where_somebody_di
             bounds: ShareBounds::default(),
         };
         let now = Now { mono: Mono(0), micros: 0, wall: Wall(0) };
-        let effects = vec![Effect::Job(Job::Combine(job)), handed_down(1)];
+        let effects = vec![Effect::Job(Job::Combine(Box::new(job))), handed_down(1)];
         place.rollouts.behind(now, &mut place.slots, false, effects);
         place.rollouts.view().unwrap().versions[0].clone()
     };

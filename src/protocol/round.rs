@@ -17,6 +17,7 @@
 //! Called by the aggregator's actor, and by [`super::Relay`].
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use serde::Serialize;
 
@@ -311,7 +312,7 @@ impl Round {
             let rates = self.config.schedule.rates(plan.learning_rate, version, versions);
             (plan.learning_rate, plan.final_rate) = (rates.first, rates.last);
         }
-        let offer = Offer {
+        let offer = Arc::new(Offer {
             round: self.number,
             model: self.config.model.clone(),
             base: self.config.base,
@@ -323,7 +324,7 @@ impl Round {
             deadline_ms,
             outer,
             island,
-        };
+        });
         let body = Body::Offer(offer.clone());
         let Some(digest) = digest_of_offer(&body, out) else { return };
         out.push(Effect::Record(Event::RoundOpen {
@@ -434,8 +435,8 @@ impl Round {
         self.wants_again(out);
         self.remember(&open, out);
         for (sender, input) in open.accepted {
-            out.push(Effect::Delete(accepted(&sender)));
-            self.keep_late(input, out);
+            out.push(Effect::Delete(accepted(&sender).into()));
+            self.keep_late(*input, out);
         }
         self.put_phase(out);
     }
@@ -456,7 +457,7 @@ impl Round {
         input: CombineInput,
         out: &mut Vec<Effect>,
     ) {
-        let offer = Offer {
+        let offer = Arc::new(Offer {
             round: self.number,
             model: self.config.model.clone(),
             base: self.config.base,
@@ -468,7 +469,7 @@ impl Round {
             deadline_ms: self.config.deadline_ms,
             outer: Some(outer),
             island: None,
-        };
+        });
         let Some(digest) = digest_of_offer(&Body::Offer(offer.clone()), out) else { return };
         let (sender, update) = (input.sender.clone(), input.update);
         out.push(Effect::Record(Event::Late { round: self.number, sender, update }));
@@ -554,7 +555,7 @@ impl Round {
         let (offer, whole, current): (_, _, Vec<&CombineInput>) = match &self.phase {
             Phase::Idle => (None, None, Vec::new()),
             Phase::Open(Open { offer, whole, accepted, .. }) => {
-                (Some(offer), *whole, accepted.values().collect())
+                (Some(offer), *whole, accepted.values().map(|input| &**input).collect())
             }
             Phase::Closing(Closing { offer, whole, set, .. }) => {
                 (Some(offer), *whole, set.iter().collect())
@@ -828,15 +829,18 @@ impl Round {
     /// Tells the children of the version, if that was ever done.
     fn publish_result(&self, out: &mut Vec<Effect>) {
         let Some(told) = &self.global.told else { return };
-        let body = Body::Result(RoundResult {
-            offer: told.offer,
-            version: self.global.version,
-            adapter: self.adapter_for(told.knowledge),
-            class_targets: self.global.class_targets.clone(),
-            contributors: told.contributors,
-            contributor_set: told.contributor_set,
-            knowledge: self.global.knowledge.clone().filter(|_| told.knowledge),
-        });
+        let body = Body::Result(
+            RoundResult {
+                offer: told.offer,
+                version: self.global.version,
+                adapter: self.adapter_for(told.knowledge),
+                class_targets: self.global.class_targets.clone(),
+                contributors: told.contributors,
+                contributor_set: told.contributor_set,
+                knowledge: self.global.knowledge.clone().filter(|_| told.knowledge),
+            }
+            .into(),
+        );
         out.push(self.send(To::Children, body, Delivery::Latest));
     }
 

@@ -431,8 +431,8 @@ impl Steward {
     fn carry_all(&mut self, now: Now, effects: Vec<rollout::Effect>, out: &mut Vec<Effect>) {
         for effect in effects {
             match effect {
-                rollout::Effect::Put(key, value) => out.push(Effect::Put(key, value)),
-                rollout::Effect::Delete(key) => out.push(Effect::Delete(key)),
+                rollout::Effect::Put(key, value) => out.push(Effect::Put(key.into(), value)),
+                rollout::Effect::Delete(key) => out.push(Effect::Delete(key.into())),
                 rollout::Effect::Record(event) => out.push(Effect::Record(event)),
                 rollout::Effect::Assign(_) => self.tell(now, out),
                 rollout::Effect::Tick(after_ms) => {

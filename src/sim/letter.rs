@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::num::NonZeroU32;
+use std::sync::Arc;
 
 use super::broken::Broken;
 use super::nodes::{ByNode, Place};
@@ -313,11 +314,11 @@ fn falsified(original: &Verified) -> (Body, RoundNo) {
     let (mut body, mut round) = (original.body().clone(), original.round());
     match &mut body {
         Body::Offer(offer) => {
-            offer.round += 1;
+            Arc::make_mut(offer).round += 1;
             round += 1;
         }
-        Body::Contribution(contribution) => contribution.num_examples += 1_000,
-        Body::Result(result) => result.version += 1,
+        Body::Contribution(said) => Arc::make_mut(said).num_examples += 1_000,
+        Body::Result(result) => Arc::make_mut(result).version += 1,
         Body::Receipt(receipt) => receipt.verdict = Verdict::Accepted,
         Body::Answer(answer) => answer.accepted = !answer.accepted,
         Body::Lease(lease) => lease.asks = !lease.asks,

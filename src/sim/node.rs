@@ -87,7 +87,7 @@ pub(crate) struct Broker {
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
     pub(crate) adapter: Vec<u8>,
-    pub(crate) layout: Layout,
+    pub(crate) layout: Arc<Layout>,
     pub(crate) plan: Plan,
     pub(crate) rounds: super::Rounds,
     pub(crate) federation: Name,

@@ -1,12 +1,22 @@
 //! What will happen, by time. What is due in the same millisecond happens in the order in which it was planned.
 
 use std::cmp::{Ordering, Reverse};
-use std::collections::BinaryHeap;
+use std::collections::{BTreeMap, BinaryHeap};
 
 /// Events to come.
+///
+/// Only those of the next moments are in order. A heap of all of them, tens of thousands, has its levels in memory that the
+/// processor has to wait for.
 #[derive(Debug)]
 pub(super) struct Queue<E> {
-    heap: BinaryHeap<Reverse<Planned<E>>>,
+    /// What is due before all that is later.
+    soon: BinaryHeap<Reverse<Planned<E>>>,
+    /// The moments that `soon` is of, and those before.
+    until: u64,
+    /// By moments, in no order.
+    later: BTreeMap<u64, Vec<Reverse<Planned<E>>>>,
+    /// Memory of moments that are over.
+    spare: Vec<Vec<Reverse<Planned<E>>>>,
     /// Events that were ever planned.
     planned: u64,
 }
@@ -19,26 +29,50 @@ struct Planned<E> {
 }
 
 impl<E> Queue<E> {
+    /// Milliseconds of a moment.
+    const MOMENT_MS: u64 = 64;
+
     /// Nothing is planned.
     pub(super) fn new() -> Self {
-        Self { heap: BinaryHeap::new(), planned: 0 }
+        Self {
+            soon: BinaryHeap::new(),
+            until: 0,
+            later: BTreeMap::new(),
+            spare: Vec::new(),
+            planned: 0,
+        }
     }
 
     /// Plans an event.
     pub(super) fn push(&mut self, at_ms: u64, event: E) {
-        self.heap.push(Reverse(Planned { at_ms, number: self.planned, event }));
+        let planned = Reverse(Planned { at_ms, number: self.planned, event });
         self.planned += 1;
+        match at_ms / Self::MOMENT_MS {
+            moment if moment <= self.until => self.soon.push(planned),
+            moment => {
+                let spare = || self.spare.pop().unwrap_or_default();
+                self.later.entry(moment).or_insert_with(spare).push(planned);
+            }
+        }
     }
 
     /// Takes the next one and its time.
     pub(super) fn pop(&mut self) -> Option<(u64, E)> {
-        self.heap.pop().map(|Reverse(next)| (next.at_ms, next.event))
+        if self.soon.is_empty()
+            && let Some((moment, events)) = self.later.pop_first()
+        {
+            let over = std::mem::replace(&mut self.soon, events.into());
+            self.spare.push(over.into_vec());
+            self.until = moment;
+        }
+        self.soon.pop().map(|Reverse(next)| (next.at_ms, next.event))
     }
 
     /// The time of the next one.
     #[cfg(test)]
     pub(super) fn next_ms(&self) -> Option<u64> {
-        self.heap.peek().map(|Reverse(next)| next.at_ms)
+        let later = self.later.first_key_value().and_then(|(_, events)| events.iter().max());
+        self.soon.peek().or(later).map(|Reverse(next)| next.at_ms)
     }
 }
 
@@ -75,13 +109,18 @@ mod tests {
     #[test]
     fn events_come_by_time_and_those_of_one_moment_as_they_were_planned() {
         let mut queue = Queue::new();
-        for (at_ms, event) in [(5, 'c'), (2, 'a'), (5, 'd'), (9, 'f'), (2, 'b')] {
+        for (at_ms, event) in [(5, 'c'), (2, 'a'), (5, 'd'), (700, 'g'), (9, 'f'), (2, 'b')] {
             queue.push(at_ms, event);
         }
         assert_eq!(queue.next_ms(), Some(2));
         assert_eq!(queue.pop(), Some((2, 'a')));
         queue.push(5, 'e');
+        queue.push(600, 'x');
+        queue.push(700, 'h');
         let rest: Vec<_> = std::iter::from_fn(|| queue.pop()).collect();
-        assert_eq!(rest, [(2, 'b'), (5, 'c'), (5, 'd'), (5, 'e'), (9, 'f')]);
+        let soon = [(2, 'b'), (5, 'c'), (5, 'd'), (5, 'e'), (9, 'f')];
+        assert_eq!(rest, [&soon[..], &[(600, 'x'), (700, 'g'), (700, 'h')]].concat());
+        queue.push(1, 'y');
+        assert_eq!(queue.pop(), Some((1, 'y')));
     }
 }

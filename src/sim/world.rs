@@ -384,7 +384,7 @@ impl World {
 fn settings_of(scenario: &Scenario) -> Result<Settings, Broken> {
     let failed = |what: &str| Broken::new("simulator", format!("the first adapter: {what}"));
     let adapter = learner::first_adapter(scenario.model.width).map_err(failed)?;
-    let layout = update::unpack(&adapter).map_err(|e| failed(e.kind()))?.layout();
+    let layout = update::unpack(&adapter).map_err(|e| failed(e.kind()))?.layout().into();
     let coding = scenario.model.coding;
     Ok(Settings {
         adapter,

@@ -56,7 +56,7 @@ fn empty_store_reads_as_empty(store: &mut dyn Store) {
 }
 
 fn state_is_set_replaced_deleted_and_sorted(store: &mut dyn Store) {
-    let set = |key: &str, value: &[u8]| (key.to_owned(), Some(value.to_vec()));
+    let set = |key: &'static str, value: &[u8]| (key.into(), Some(value.to_vec()));
     let batch = |state| Batch { state, ..Batch::default() };
     let first =
         vec![set("round/2", b"b"), set("round/10", b"a"), set("roundabout", b""), set("a", b"x")];
@@ -160,12 +160,12 @@ fn blobs_are_found_by_digest(store: &mut dyn Store) {
 
 fn several_batches_are_one_commit_in_order(store: &mut dyn Store) {
     let set = |value: &[u8]| Batch {
-        state: vec![("order".to_owned(), Some(value.to_vec()))],
+        state: vec![("order".into(), Some(value.to_vec()))],
         outbox_put: vec![item("order", Side::Up, value)],
         ..Batch::default()
     };
     let settle = Batch { outbox_delete: vec!["order".to_owned()], ..Batch::default() };
     store.commit(&[set(b"1"), set(b"2"), settle]).unwrap();
-    assert_eq!(store.state("order").unwrap(), [("order".to_owned(), b"2".to_vec())]);
+    assert_eq!(store.state("order").unwrap(), [("order".into(), b"2".to_vec())]);
     assert!(store.outbox().unwrap().iter().all(|item| item.key != "order"));
 }

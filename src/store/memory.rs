@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::ids::Digest;
+use crate::store::compact::Compact;
 use crate::store::{Batch, BlobReader, MAX_KPIS, OutboxItem, Store, StoreError, sha256};
 use crate::time::Wall;
 
@@ -27,7 +28,7 @@ pub struct MemoryStore {
 
 #[derive(Debug, Default)]
 struct Shared {
-    state: BTreeMap<String, Vec<u8>>,
+    state: Compact,
     entries: Vec<Vec<u8>>,
     outbox: Vec<OutboxItem>,
     checkpoints: BTreeMap<usize, Vec<u8>>,
@@ -94,10 +95,7 @@ impl Store for MemoryStore {
     }
 
     fn state(&self, prefix: &str) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
-        let shared = self.lock();
-        let from = shared.state.range(prefix.to_owned()..);
-        let matching = from.take_while(|(key, _)| key.starts_with(prefix));
-        Ok(matching.map(|(key, value)| (key.clone(), value.clone())).collect())
+        Ok(self.lock().state.with_prefix(prefix))
     }
 
     fn outbox(&self) -> Result<Vec<OutboxItem>, StoreError> {
@@ -167,10 +165,9 @@ impl BlobReader for MemoryStore {
 impl Shared {
     fn apply(&mut self, batch: &Batch) {
         for (key, value) in &batch.state {
-            match (value, self.state.get_mut(key)) {
-                (Some(value), Some(kept)) => kept.clone_from(value),
-                (Some(value), None) => drop(self.state.insert(key.clone(), value.clone())),
-                (None, _) => drop(self.state.remove(key)),
+            match value {
+                Some(value) => self.state.put(key, value),
+                None => self.state.remove(key),
             }
         }
         self.entries.extend_from_slice(&batch.entries);

@@ -5,6 +5,8 @@
 //!
 //! Called by `actors/runner.rs` only, and by commands that read (`gaisnet audit`).
 
+use std::borrow::Cow;
+
 use crate::ids::{Digest, Side};
 #[cfg(feature = "store")]
 pub mod keyfile;
@@ -13,6 +15,7 @@ use crate::time::Wall;
 
 #[cfg(feature = "store")]
 mod blobs;
+mod compact;
 #[cfg(test)]
 mod conformance;
 #[cfg(feature = "store")]
@@ -53,7 +56,7 @@ pub struct Batch {
     /// When the step was taken; dates its KPI samples.
     pub at: Wall,
     /// State: key and new value, `None` deletes. Later wins.
-    pub state: Vec<(String, Option<Vec<u8>>)>,
+    pub state: Vec<(Cow<'static, str>, Option<Vec<u8>>)>,
     /// Canonical bytes of ledger entries, to be appended in this order.
     pub entries: Vec<Vec<u8>>,
     /// Added at the end, in place of an earlier item of the same key.

@@ -1,5 +1,7 @@
 //! What messages say: one struct a kind, each a msgpack map with named fields.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use super::blob::Blob;
@@ -475,16 +477,15 @@ pub struct Command {
     pub json: Vec<u8>,
 }
 
-/// A body of any kind.
+/// A body of any kind. The big ones are shared by all who hear or remember them.
 #[derive(Debug, Clone, PartialEq)]
 #[expect(missing_docs, reason = "each variant is the struct of its name")]
-#[expect(clippy::large_enum_variant, reason = "one lives for one message")]
 pub enum Body {
-    Offer(Offer),
+    Offer(Arc<Offer>),
     Answer(Answer),
-    Contribution(Contribution),
+    Contribution(Arc<Contribution>),
     Receipt(Receipt),
-    Result(Result),
+    Result(Arc<Result>),
     Get(Get),
     Keyring(Checkpoint),
     Checkpoint(Checkpoint),
@@ -529,11 +530,11 @@ impl Body {
     /// [`CodecError`].
     pub fn to_bytes(&self) -> std::result::Result<Vec<u8>, CodecError> {
         match self {
-            Self::Offer(body) => encode(body),
+            Self::Offer(body) => encode(&**body),
             Self::Answer(body) => encode(body),
-            Self::Contribution(body) => encode(body),
+            Self::Contribution(body) => encode(&**body),
             Self::Receipt(body) => encode(body),
-            Self::Result(body) => encode(body),
+            Self::Result(body) => encode(&**body),
             Self::Get(body) => encode(body),
             Self::Keyring(body) | Self::Checkpoint(body) => encode(body),
             Self::Command(body) => encode(body),
@@ -555,11 +556,11 @@ impl Body {
     pub fn from_bytes(kind: Kind, bytes: &[u8]) -> std::result::Result<Self, CodecError> {
         let cap = kind.cap_bytes();
         Ok(match kind {
-            Kind::Offer => Self::Offer(decode(bytes, cap)?),
+            Kind::Offer => Self::Offer(Arc::new(decode(bytes, cap)?)),
             Kind::Answer => Self::Answer(decode(bytes, cap)?),
-            Kind::Contribution => Self::Contribution(decode(bytes, cap)?),
+            Kind::Contribution => Self::Contribution(Arc::new(decode(bytes, cap)?)),
             Kind::Receipt => Self::Receipt(decode(bytes, cap)?),
-            Kind::Result => Self::Result(decode(bytes, cap)?),
+            Kind::Result => Self::Result(Arc::new(decode(bytes, cap)?)),
             Kind::Get => Self::Get(decode(bytes, cap)?),
             Kind::Keyring => Self::Keyring(decode(bytes, cap)?),
             Kind::Checkpoint => Self::Checkpoint(decode(bytes, cap)?),

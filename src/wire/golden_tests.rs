@@ -230,7 +230,7 @@ fn bodies() -> Vec<(&'static str, Body)> {
     let base_chunk = BaseChunk { index: 1_500, chunk_bytes: 65_536, data: vec![9; 5] };
     let offer_id = Digest([0x0f; 32]);
     vec![
-        ("offer", Body::Offer(offer())),
+        ("offer", Body::Offer(offer().into())),
         ("assignment", Body::Assignment(assignment())),
         (
             "assignment_of_nothing_new",
@@ -241,50 +241,62 @@ fn bodies() -> Vec<(&'static str, Body)> {
         ("evidence_given_up", Body::Evidence(Evidence { gave_up: true, ..evidence() })),
         (
             "offer_falling_rate",
-            Body::Offer(Offer { plan: Plan { final_rate: Some(0.005), ..plan() }, ..offer() }),
+            Body::Offer(
+                Offer { plan: Plan { final_rate: Some(0.005), ..plan() }, ..offer() }.into(),
+            ),
         ),
         ("answer", Body::Answer(Answer { offer: offer_id, accepted: true, reason: String::new() })),
-        ("offer_epochs", Body::Offer(offer_of_epochs())),
+        ("offer_epochs", Body::Offer(offer_of_epochs().into())),
         (
             "answer_declined",
             Body::Answer(Answer { offer: offer_id, accepted: false, reason: "paused".into() }),
         ),
-        ("offer_of_island", Body::Offer(offer_of_island())),
+        ("offer_of_island", Body::Offer(offer_of_island().into())),
         (
             "offer_of_cluster",
-            Body::Offer(Offer { plan: Plan { cluster_rounds: Some(4), ..plan() }, ..offer() }),
+            Body::Offer(
+                Offer { plan: Plan { cluster_rounds: Some(4), ..plan() }, ..offer() }.into(),
+            ),
         ),
-        ("contribution", Body::Contribution(contribution())),
+        ("contribution", Body::Contribution(contribution().into())),
         (
             "contribution_logits_only",
-            Body::Contribution(Contribution { delta: None, stacked: false, ..contribution() }),
+            Body::Contribution(
+                Contribution { delta: None, stacked: false, ..contribution() }.into(),
+            ),
         ),
-        ("offer_of_knowledge", Body::Offer(offer_of_knowledge())),
-        ("offer_of_generator", Body::Offer(offer_of_generator())),
-        ("offer_of_spectra", Body::Offer(offer_of_spectra())),
-        ("offer_of_reference_texts", Body::Offer(offer_of_reference_texts())),
-        ("offer_of_top_logits", Body::Offer(offer_of_top_logits())),
+        ("offer_of_knowledge", Body::Offer(offer_of_knowledge().into())),
+        ("offer_of_generator", Body::Offer(offer_of_generator().into())),
+        ("offer_of_spectra", Body::Offer(offer_of_spectra().into())),
+        ("offer_of_reference_texts", Body::Offer(offer_of_reference_texts().into())),
+        ("offer_of_top_logits", Body::Offer(offer_of_top_logits().into())),
         (
             "contribution_of_knowledge",
-            Body::Contribution(Contribution {
-                delta: None,
-                stacked: false,
-                knowledge: Some(said()),
-                ..contribution()
-            }),
+            Body::Contribution(
+                Contribution {
+                    delta: None,
+                    stacked: false,
+                    knowledge: Some(said()),
+                    ..contribution()
+                }
+                .into(),
+            ),
         ),
         (
             "result_of_knowledge",
-            Body::Result(RoundResult {
-                adapter: Blob::Inline(Vec::new()),
-                knowledge: Some(said()),
-                ..result()
-            }),
+            Body::Result(
+                RoundResult {
+                    adapter: Blob::Inline(Vec::new()),
+                    knowledge: Some(said()),
+                    ..result()
+                }
+                .into(),
+            ),
         ),
         ("receipt", receipt(Verdict::Accepted)),
         ("receipt_late", receipt(Verdict::Late)),
         ("receipt_refused", receipt(Verdict::Refused("too_stale".into()))),
-        ("result", Body::Result(result())),
+        ("result", Body::Result(result().into())),
         ("get", Body::Get(Get { wanted: Wanted::Latest })),
         ("get_chunks", Body::Get(Get { wanted: chunks })),
         ("get_base", Body::Get(Get { wanted: of_base })),

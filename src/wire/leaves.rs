@@ -6,6 +6,8 @@
 //! all. [`Leaving`] is the proof that a body is one of those. The link that takes nothing else is
 //! `bus::Border`.
 
+use std::sync::Arc;
+
 use super::body::{Answer, Body, Checkpoint, Contribution, Get};
 use super::failover::Promise;
 use super::rollout::SiteEvidence;
@@ -46,6 +48,7 @@ pub trait LeavesSite: sealed::Body {}
 
 impl LeavesSite for Answer {}
 impl LeavesSite for Contribution {}
+impl LeavesSite for Arc<Contribution> {}
 impl LeavesSite for Get {}
 /// The head of a ledger.
 impl LeavesSite for Checkpoint {}
@@ -108,7 +111,7 @@ impl StaysInSite {
 }
 
 mod sealed {
-    use super::{Answer, Checkpoint, Contribution, Get, Promise, SiteEvidence};
+    use super::{Answer, Arc, Checkpoint, Contribution, Get, Promise, SiteEvidence};
 
     /// What may leave, as the body that it is on the wire.
     pub trait Body {
@@ -122,6 +125,12 @@ mod sealed {
     }
 
     impl Body for Contribution {
+        fn body(self) -> super::Body {
+            super::Body::Contribution(self.into())
+        }
+    }
+
+    impl Body for Arc<Contribution> {
         fn body(self) -> super::Body {
             super::Body::Contribution(self)
         }

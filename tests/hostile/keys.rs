@@ -158,7 +158,7 @@ fn a_device_that_offers_work_is_refused_and_its_answer_is_taken() {
         let outer = stage.offer_with(1, |_| {});
         stage.takes(&outer).await;
         let (digest, inner) = stage.offer();
-        let offer = stage.forge("dev0-0", 1, 1, &Body::Offer(inner.clone()));
+        let offer = stage.forge("dev0-0", 1, 1, &Body::Offer(inner.clone().into()));
         stage.refuses(From::Below, &offer, "role_not_allowed").await;
         assert_eq!(stage.refusals().last().unwrap().1.as_deref(), Some("dev0-0"));
         let answer = Answer { offer: digest, accepted: true, reason: String::new() };

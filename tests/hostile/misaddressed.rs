@@ -71,5 +71,5 @@ fn a_message_that_comes_on_the_wrong_link_is_not_our_neighbours() {
 }
 
 fn offer_body(offer: &gaisnet::wire::Offer) -> gaisnet::wire::Body {
-    gaisnet::wire::Body::Offer(offer.clone())
+    gaisnet::wire::Body::Offer(offer.clone().into())
 }

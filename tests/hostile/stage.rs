@@ -201,7 +201,7 @@ impl Stage {
             knowledge: None,
         };
         change(&mut contribution);
-        self.forge(sender, offer.round, 1, &Body::Contribution(contribution))
+        self.forge(sender, offer.round, 1, &Body::Contribution(contribution.into()))
     }
 
     /// An offer of the target's parent.
@@ -222,7 +222,7 @@ impl Stage {
         };
         change(&mut offer);
         let parent = self.parent();
-        let mut forged = self.forge(&parent, round, 1, &Body::Offer(offer));
+        let mut forged = self.forge(&parent, round, 1, &Body::Offer(offer.into()));
         forged.head.audience = None;
         forged
     }
@@ -239,7 +239,7 @@ impl Stage {
             knowledge: None,
         };
         let parent = self.parent();
-        let mut forged = self.forge(&parent, 1, 1, &Body::Result(result));
+        let mut forged = self.forge(&parent, 1, 1, &Body::Result(result.into()));
         forged.head.audience = None;
         forged
     }
@@ -247,7 +247,7 @@ impl Stage {
     /// The newest offer that the target published, with its digest.
     pub(crate) fn offer(&self) -> (Digest, Offer) {
         let offers = self.said().into_iter().rev().find_map(|(bytes, body)| match body {
-            Body::Offer(offer) => Some((Digest::of(&bytes), offer)),
+            Body::Offer(offer) => Some((Digest::of(&bytes), Offer::clone(&offer))),
             _ => None,
         });
         offers.expect("the target offered nothing")

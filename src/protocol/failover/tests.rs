@@ -76,7 +76,7 @@ fn puts(effects: &[Effect]) -> Vec<&str> {
     let mut keys = Vec::new();
     for effect in effects {
         if let Effect::Put(key, _) = effect {
-            keys.push(key.as_str());
+            keys.push(&**key);
         }
     }
     keys
@@ -298,20 +298,23 @@ fn a_receipt_and_a_result_leave_once_the_standby_has_what_they_say() {
     };
     let mut job = None;
     for member in ["a", "b", "c"] {
-        let work = Body::Contribution(Contribution {
-            knowledge: None,
-            offer: digest,
-            version: offer.version,
-            num_examples: 50,
-            num_devices: 1,
-            steps: 4,
-            loss_first: 1.0,
-            loss_last: 0.5,
-            risk: None,
-            stacked: false,
-            delta: Some(Blob::of(&first_adapter(4), 4096)),
-            class_logits: None,
-        });
+        let work = Body::Contribution(
+            Contribution {
+                knowledge: None,
+                offer: digest,
+                version: offer.version,
+                num_examples: 50,
+                num_devices: 1,
+                steps: 4,
+                loss_first: 1.0,
+                loss_last: 0.5,
+                risk: None,
+                stacked: false,
+                delta: Some(Blob::of(&first_adapter(4), 4096)),
+                class_logits: None,
+            }
+            .into(),
+        );
         let message = verified(&node(member), offer.round, epoch, work);
         let effects = bench.step(Input::Message(message));
         assert_eq!(receipts(&effects), 0);

@@ -36,7 +36,7 @@ impl Bench {
         let effects = self.member.step(Now::default(), input);
         for effect in &effects {
             if let Effect::Put(key, value) = effect {
-                self.state.insert(key.clone(), value.clone());
+                self.state.insert(key.to_string(), value.clone());
             }
         }
         effects
@@ -48,7 +48,7 @@ impl Bench {
     }
 
     fn offers(&mut self, from: &str, round: RoundNo, version: Version) -> Vec<Effect> {
-        self.hear(from, 1, Body::Offer(offer(round, version)))
+        self.hear(from, 1, Body::Offer(offer(round, version).into()))
     }
 
     /// Nothing from home for long, also when it is asked again since the other one is heard.
@@ -137,7 +137,7 @@ fn a_device_goes_to_its_second_edge_only_when_its_own_is_silent_and_the_other_is
 #[test]
 fn it_comes_home_at_the_first_new_word_and_not_for_what_a_broker_kept() {
     let mut bench = Bench::away(1);
-    let kept = verified(&node("home"), 9, 1, Body::Offer(offer(9, 2))).kept_by_broker();
+    let kept = verified(&node("home"), 9, 1, Body::Offer(offer(9, 2).into())).kept_by_broker();
     assert_eq!(moves(&bench.step(Input::Message(kept))), None);
     let back = bench.offers("home", 9, 2);
     assert_eq!(moves(&back), Some(("other".into(), "home".into())));
@@ -210,15 +210,18 @@ fn a_receipt_counts_from_the_edge_that_it_was_given_to_wherever_the_device_is() 
 #[test]
 fn a_restart_changes_neither_where_it_is_nor_whom_it_heard() {
     let mut bench = Bench::away(1);
-    bench.hear("other", 5, Body::Offer(offer(2, 1)));
+    bench.hear("other", 5, Body::Offer(offer(2, 1).into()));
     bench.member = reborn(&bench.state, Some("other"));
     bench.step(Input::Start);
-    let old = bench.hear("other", 4, Body::Offer(offer(3, 2)));
+    let old = bench.hear("other", 4, Body::Offer(offer(3, 2).into()));
     assert!(old.contains(&Effect::Count("stale_epoch")));
-    assert!(moves(&bench.hear("home", 1, Body::Offer(offer(1, 3)))).is_some());
+    assert!(moves(&bench.hear("home", 1, Body::Offer(offer(1, 3).into()))).is_some());
     bench.silence();
-    assert!(moves(&bench.hear("other", 4, Body::Offer(offer(3, 4)))).is_none(), "the fence stays");
-    assert!(moves(&bench.hear("other", 5, Body::Offer(offer(3, 4)))).is_some());
+    assert!(
+        moves(&bench.hear("other", 4, Body::Offer(offer(3, 4).into()))).is_none(),
+        "the fence stays"
+    );
+    assert!(moves(&bench.hear("other", 5, Body::Offer(offer(3, 4).into()))).is_some());
 }
 
 #[test]

@@ -32,11 +32,11 @@ fn from_edge(round: RoundNo, epoch: Epoch, body: Body) -> Input {
 }
 
 fn say(member: &mut Member, epoch: Epoch, offer: Offer) -> Vec<Effect> {
-    member.step(Now::default(), from_edge(offer.round, epoch, Body::Offer(offer)))
+    member.step(Now::default(), from_edge(offer.round, epoch, Body::Offer(offer.into())))
 }
 
 pub(super) fn digest(offer: &Offer) -> Digest {
-    Digest::of(&Body::Offer(offer.clone()).to_bytes().unwrap())
+    Digest::of(&Body::Offer(offer.clone().into()).to_bytes().unwrap())
 }
 
 pub(super) fn work() -> Work {
@@ -79,7 +79,7 @@ fn contribution(effects: &[Effect]) -> Option<(Contribution, String)> {
             body: Body::Contribution(contribution),
             delivery: Delivery::UntilSettled(key),
             ..
-        } => Some((contribution.clone(), key.clone())),
+        } => Some((Contribution::clone(contribution), key.clone())),
         _ => None,
     })
 }
@@ -89,7 +89,7 @@ fn reborn(effects: &[Vec<Effect>]) -> Member {
     let mut state: BTreeMap<String, Vec<u8>> = BTreeMap::new();
     for effect in effects.iter().flatten() {
         if let Effect::Put(key, value) = effect {
-            state.insert(key.clone(), value.clone());
+            state.insert(key.to_string(), value.clone());
         }
     }
     let state: Vec<_> = state.into_iter().collect();
@@ -264,7 +264,7 @@ fn big_manifest() -> crate::wire::Manifest {
 #[test]
 fn an_adapter_in_chunks_is_fetched_and_one_on_disk_starts_at_once() {
     let mut config = member_config(&node("d1"), &node("edge"), false);
-    config.layout = layout_of(&big());
+    config.layout = layout_of(&big()).into();
     let mut member = Member::new(config, &[]).unwrap();
     let task = Offer { adapter: Blob::Manifest(big_manifest()), ..offer(1, 0) };
     for _ in 0..2 {
@@ -296,7 +296,7 @@ fn an_offer_that_waited_is_looked_at_again_before_it_begins() {
         contributors: 1,
         contributor_set: Digest([0; 32]),
     };
-    member.step(Now::default(), from_edge(1, 1, Body::Result(result)));
+    member.step(Now::default(), from_edge(1, 1, Body::Result(result.into())));
     assert_eq!(member.version(), 1);
     let effects = done(&mut member, &one, Ok(work()));
     assert!(contribution(&effects).is_some(), "what was begun is contributed, if late");
@@ -316,15 +316,18 @@ fn versions_rise_only_and_a_late_joiner_asks_for_the_latest() {
     assert!(!start.iter().any(latest));
     assert!(member.step(Now::default(), Input::Timer(Timer::Resync)).iter().any(latest));
     let result = |version| {
-        Body::Result(RoundResult {
-            knowledge: None,
-            offer: Digest([0; 32]),
-            version,
-            adapter: Blob::of(&first_adapter(4), 4096),
-            class_targets: None,
-            contributors: 1,
-            contributor_set: Digest([0; 32]),
-        })
+        Body::Result(
+            RoundResult {
+                knowledge: None,
+                offer: Digest([0; 32]),
+                version,
+                adapter: Blob::of(&first_adapter(4), 4096),
+                class_targets: None,
+                contributors: 1,
+                contributor_set: Digest([0; 32]),
+            }
+            .into(),
+        )
     };
     for (version, expected) in [(5, 5), (4, 5), (5, 5), (6, 6)] {
         member.step(Now::default(), from_edge(1, 1, result(version)));
@@ -359,7 +362,7 @@ fn only_what_waits_for_a_receipt_is_given_out_in_chunks() {
 #[test]
 fn others_than_the_parent_are_not_listened_to() {
     let mut member = member();
-    let message = verified(&node("x"), 1, 9, Body::Offer(offer(1, 0)));
+    let message = verified(&node("x"), 1, 9, Body::Offer(offer(1, 0).into()));
     let effects = member.step(Now::default(), Input::Message(message));
     assert_eq!(effects, [Effect::Count("not_from_the_parent")]);
 }
@@ -382,7 +385,7 @@ fn an_adapter_of_another_model_is_neither_trained_from_nor_served_and_its_twin_i
             contributors: 1,
             contributor_set: Digest([0; 32]),
         };
-        from_edge(1, 1, Body::Result(result))
+        from_edge(1, 1, Body::Result(result.into()))
     };
     let mut member = member();
     let refused = say(&mut member, 1, Offer { adapter: of(5), ..offer(1, 0) });
@@ -472,7 +475,7 @@ fn with_soft_labels_alone_a_device_goes_on_from_its_own_adapter_until_deltas_are
     let rebased =
         MemberConfig { base: Digest([9; 32]), ..member_config(&node("d1"), &node("edge"), false) };
     let state = all.iter().flatten().filter_map(|effect| match effect {
-        Effect::Put(key, value) => Some((key.clone(), value.clone())),
+        Effect::Put(key, value) => Some((key.to_string(), value.clone())),
         _ => None,
     });
     let on_another_base = Member::new(rebased, &state.collect::<Vec<_>>()).unwrap();
@@ -510,7 +513,7 @@ fn what_was_counted_is_told_in_all_at_once_and_again_and_is_kept_over_a_restart(
     let state: Vec<_> = effects
         .into_iter()
         .filter_map(|effect| match effect {
-            Effect::Put(key, value) => Some((key, value)),
+            Effect::Put(key, value) => Some((key.into_owned(), value)),
             _ => None,
         })
         .collect();

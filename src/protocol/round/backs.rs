@@ -60,10 +60,10 @@ impl Round {
             .into_iter()
             .partition(|(_, b)| alive.contains(&b.offer));
         self.backs = kept;
-        out.extend(gone.values().map(|back| Effect::Delete(back.key())));
+        out.extend(gone.values().map(|back| Effect::Delete(back.key().into())));
         let number = self.backs.values().map(|back| back.number + 1).max().unwrap_or_default();
         let back = Back { device: device.clone(), offer, delta, number, epoch: self.epoch };
-        put(&back.key(), &back, out);
+        put(back.key(), &back, out);
         self.backs.insert((device, offer), back);
     }
 

@@ -1,5 +1,7 @@
 //! From a set that is complete to its outcome: fixed on disk, combined, taught to the owner's own model, committed.
 
+use std::sync::Arc;
+
 use ring::digest::{Context, SHA256};
 
 use super::super::effect::{
@@ -18,13 +20,13 @@ impl Round {
         self.remember(&open, out);
         let mut set: Vec<CombineInput> = Vec::new();
         for (sender, mut input) in open.accepted {
-            out.push(Effect::Delete(accepted(&sender)));
+            out.push(Effect::Delete(accepted(&sender).into()));
             input.back = self.back_for(&sender, &open.digest).or(input.back);
-            set.push(input);
+            set.push(*input);
         }
         // Whatever has a receipt counts: how far behind it may be was asked at the door.
         for (update, mut input) in std::mem::take(&mut self.late) {
-            out.push(Effect::Delete(late(update)));
+            out.push(Effect::Delete(late(update).into()));
             input.staleness = open.offer.version.saturating_sub(input.version);
             set.push(input);
         }
@@ -35,7 +37,7 @@ impl Round {
     pub(super) fn fix(
         &mut self,
         digest: Digest,
-        offer: Offer,
+        offer: Arc<Offer>,
         whole: Option<Digest>,
         set: Vec<CombineInput>,
         out: &mut Vec<Effect>,
@@ -53,7 +55,7 @@ impl Round {
     }
 
     pub(super) fn combine_job(&self, closing: &Closing) -> Job {
-        Job::Combine(CombineJob {
+        Job::Combine(Box::new(CombineJob {
             offer: closing.digest,
             global: closing.whole.unwrap_or_else(|| closing.offer.adapter.sha256()),
             plan: closing.offer.plan.clone(),
@@ -64,7 +66,7 @@ impl Round {
             norms: if closing.is_own() { Vec::new() } else { self.norms.clone() },
             bounds: self.config.bounds,
             offered: said_above(&closing.offer),
-        })
+        }))
     }
 
     /// Has the node's own model learn what was merged, if it has one and is asked to.
@@ -74,7 +76,7 @@ impl Round {
             return false;
         };
         let spectra = plan.knowledge.as_ref().and_then(|knowledge| knowledge.spectra);
-        out.push(Effect::Job(Job::Distil(DistilTask {
+        out.push(Effect::Job(Job::Distil(Box::new(DistilTask {
             offer: closing.digest,
             adapter: self.own.as_ref().map_or(self.untrained, |own| own.adapter),
             plan: plan.clone(),
@@ -82,7 +84,7 @@ impl Round {
             class_targets: work.class_logits.clone(),
             knowledge: work.knowledge.clone(),
             offered: spectra.and_then(|_| said_above(&closing.offer)),
-        })));
+        }))));
         true
     }
 
@@ -185,7 +187,7 @@ impl Round {
                     round: closing.offer.round,
                     version: closing.offer.version,
                 }));
-                out.push(Effect::Contribute { outer, work: Ok(work) });
+                out.push(Effect::Contribute { outer, work: Ok(Box::new(work)) });
             }
             (Err(reason), outer) => {
                 out.push(Effect::Record(Event::RoundAbandon {

@@ -157,12 +157,12 @@ impl Round {
                 sender: sender.clone(),
                 update,
             }));
-            put(&state::accepted(&sender), &input, out);
+            put(state::accepted(&sender), &input, out);
             open.declined.remove(&sender);
             if self.config.guests.contains(&sender) {
                 open.guests.insert(sender.clone());
             }
-            open.accepted.insert(sender.clone(), input);
+            open.accepted.insert(sender.clone(), Box::new(input));
             out.push(self.receipt(&sender, update, Verdict::Accepted));
             self.close_if_due(out);
             return;

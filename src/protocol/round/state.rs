@@ -1,6 +1,8 @@
 //! What an owner of rounds remembers, and the keys that it has in the store.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -79,8 +81,8 @@ pub(super) enum Phase {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Open {
     pub(super) digest: Digest,
-    pub(super) offer: Offer,
-    pub(super) accepted: BTreeMap<NodeId, CombineInput>,
+    pub(super) offer: Arc<Offer>,
+    pub(super) accepted: BTreeMap<NodeId, Box<CombineInput>>,
     pub(super) declined: BTreeSet<NodeId>,
     /// Guests that take part.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
@@ -94,7 +96,7 @@ pub(super) struct Open {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Closing {
     pub(super) digest: Digest,
-    pub(super) offer: Offer,
+    pub(super) offer: Arc<Offer>,
     pub(super) set: Vec<CombineInput>,
     /// See [`Global::whole`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -155,7 +157,7 @@ impl Round {
         &mut self,
         key: &str,
         value: &[u8],
-        accepted: &mut BTreeMap<NodeId, CombineInput>,
+        accepted: &mut BTreeMap<NodeId, Box<CombineInput>>,
     ) -> Result<(), CodecError> {
         match key {
             EPOCH => self.epoch = decode(value, STATE_CAP)?,
@@ -178,7 +180,7 @@ impl Round {
             }
             _ if key.starts_with(ACCEPTED) => {
                 let input: CombineInput = decode(value, STATE_CAP)?;
-                accepted.insert(input.sender.clone(), input);
+                accepted.insert(input.sender.clone(), Box::new(input));
             }
             _ => {}
         }
@@ -198,19 +200,19 @@ impl Round {
 
     /// Keeps a contribution for the next round that closes.
     pub(super) fn keep_late(&mut self, input: CombineInput, out: &mut Vec<Effect>) {
-        put(&late(input.update), &input, out);
+        put(late(input.update), &input, out);
         self.late.insert(input.update, input);
     }
 
     /// Adds a closed round to those that are remembered.
     pub(super) fn remember(&mut self, open: &Open, out: &mut Vec<Effect>) {
-        let counted = |(sender, input): (&NodeId, &CombineInput)| {
-            (sender.clone(), Counted { update: input.update, late: false })
-        };
+        let accepted = open.accepted.iter();
+        let counted = accepted
+            .map(|(sender, input)| (sender.clone(), Counted { update: input.update, late: false }));
         self.recent.push(Recent {
             offer: open.digest,
             task: Task::new(&open.offer, open.whole),
-            counted: open.accepted.iter().map(counted).collect(),
+            counted: counted.collect(),
         });
         let most = if guard::stands(Guard::Memory) { Self::MEMORY } else { usize::MAX };
         let surplus = self.recent.len().saturating_sub(most);
@@ -230,9 +232,14 @@ pub(super) fn accepted(sender: &NodeId) -> String {
 }
 
 /// Adds a `Put` of a value; ours always encode.
-pub(in crate::protocol) fn put<T: Serialize>(key: &str, value: &T, out: &mut Vec<Effect>) {
+pub(in crate::protocol) fn put<T: Serialize>(
+    key: impl Into<Cow<'static, str>>,
+    value: &T,
+    out: &mut Vec<Effect>,
+) {
+    let key = key.into();
     out.push(match encode(value) {
-        Ok(bytes) => Effect::Put(key.to_owned(), bytes),
+        Ok(bytes) => Effect::Put(key, bytes),
         Err(e) => Effect::Fatal(format!("state {key} can't be encoded: {e}")),
     });
 }

@@ -12,7 +12,6 @@ use crate::wire::{ClassSummary, Frame, Plan, Settled, SplitMessage};
 
 /// Work for the lane of the backs. Each has an end, [`BackEnd`] or a short word.
 #[derive(Debug, Clone, PartialEq)]
-#[expect(clippy::large_enum_variant, reason = "one lives for one task")]
 pub enum BackTask {
     /// Make a copy of the back for a run, or let the run share the one of its offer.
     Open {
@@ -21,7 +20,7 @@ pub enum BackTask {
         /// Blob of the whole adapter to start from.
         adapter: Digest,
         /// What to do.
-        plan: Plan,
+        plan: Box<Plan>,
         /// Soft labels to learn from.
         class_targets: Option<ClassSummary>,
     },
@@ -202,7 +201,7 @@ impl BackSessions {
                 let task = BackTask::Open {
                     offer: open.offer,
                     adapter: open.whole,
-                    plan: open.plan.clone(),
+                    plan: Box::new(open.plan.clone()),
                     class_targets: open.class_targets.clone(),
                 };
                 let run = Run {

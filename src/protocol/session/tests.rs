@@ -208,8 +208,8 @@ impl World {
                     self.after(5, Event::Back(run, Box::new(task)));
                 }
                 Effect::Count(reason) => *self.counts.entry(reason).or_default() += 1,
-                Effect::Put(key, value) => self.state = vec![(key, value)],
-                Effect::Contribute { work, .. } => self.outcome = Some(work),
+                Effect::Put(key, value) => self.state = vec![(key.into_owned(), value)],
+                Effect::Contribute { work, .. } => self.outcome = Some(work.map(|work| *work)),
                 Effect::SaveBlob(_) => assert!(edge),
                 other => panic!("{other:?}"),
             }

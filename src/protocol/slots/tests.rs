@@ -37,7 +37,7 @@ impl Bench {
     fn keep(&mut self, effects: Vec<Effect>) -> Vec<Effect> {
         for effect in &effects {
             if let Effect::Put(key, value) = effect {
-                self.disk = vec![(key.clone(), value.clone())];
+                self.disk = vec![(key.to_string(), value.clone())];
             }
         }
         effects

@@ -76,7 +76,7 @@ impl Invariants {
             return Err(Broken::new("no_node_gives_up", format!("{}: {what}", node.id)));
         }
         let job = effects.iter().find_map(|effect| match effect {
-            Effect::Job(Job::Combine(job)) => Some(job),
+            Effect::Job(Job::Combine(job)) => Some(&**job),
             _ => None,
         });
         self.versions_rise.committed(node, at, effects)?;

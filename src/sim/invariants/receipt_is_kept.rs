@@ -48,9 +48,9 @@ impl ReceiptIsKept {
                 Effect::Put(key, value) if is_input(key) => {
                     let input: CombineInput = decode(value, 1 << 20)
                         .map_err(|e| Broken::new(NAME, format!("{}: {key}: {e}", node.id)))?;
-                    owner.waits.insert(key.clone(), input.update);
+                    owner.waits.insert(key.to_string(), input.update);
                 }
-                Effect::Delete(key) if is_input(key) => dropped.extend(owner.waits.remove(key)),
+                Effect::Delete(key) if is_input(key) => dropped.extend(owner.waits.remove(&**key)),
                 _ => {}
             }
         }

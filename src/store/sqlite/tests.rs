@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Child, Command, Stdio};
@@ -26,7 +27,7 @@ fn database(dir: &TempDir) -> PathBuf {
 fn step(number: u64) -> Batch {
     Batch {
         at: Wall(number),
-        state: vec![("count".to_owned(), Some(number.to_le_bytes().to_vec()))],
+        state: vec![("count".into(), Some(number.to_le_bytes().to_vec()))],
         entries: vec![format!("entry {number}").into_bytes()],
         outbox_put: vec![item(&number.to_string(), Side::Up, b"sealed")],
         checkpoint: Some(format!("head {number}").into_bytes()),
@@ -71,7 +72,10 @@ fn arbitrary_batch() -> impl Strategy<Value = Batch> {
     let put =
         (key.clone(), side, bytes.clone()).prop_map(|(key, side, wire)| item(&key, side, &wire));
     (
-        proptest::collection::vec((key.clone(), proptest::option::of(bytes.clone())), 0..4),
+        proptest::collection::vec(
+            (key.clone().prop_map(Cow::Owned), proptest::option::of(bytes.clone())),
+            0..4,
+        ),
         proptest::collection::vec(bytes.clone(), 0..3),
         proptest::collection::vec(put, 0..3),
         proptest::collection::vec(key, 0..3),
@@ -393,7 +397,7 @@ fn child_that_commits_for_ever() {
     let mut store = SqliteStore::open(Path::new(&dir), BlobCaps::default()).unwrap();
     for number in 1_u64.. {
         let blob = store.put_blob(&number.to_le_bytes()).unwrap();
-        let named = ("blob".to_owned(), Some(blob.0.to_vec()));
+        let named = ("blob".into(), Some(blob.0.to_vec()));
         let names = Batch { state: vec![named], ..Batch::default() };
         store.commit(&[step(number), names]).unwrap();
         println!("\ncommitted {number}");
@@ -468,7 +472,7 @@ fn killed_transaction_is_gone_though_its_pages_were_on_disk() {
 #[expect(clippy::disallowed_methods, reason = "measures")]
 fn commits_per_second() {
     let batch = Batch {
-        state: vec![("round".to_owned(), Some(vec![1; 64]))],
+        state: vec![("round".into(), Some(vec![1; 64]))],
         entries: vec![vec![2; 200]],
         ..Batch::default()
     };

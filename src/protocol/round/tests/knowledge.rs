@@ -67,7 +67,7 @@ fn served(effects: &[Effect]) -> Option<(Version, Digest)> {
 
 fn result(effects: &[Effect]) -> RoundResult {
     let found = effects.iter().find_map(|effect| match effect {
-        Effect::Send { body: Body::Result(result), .. } => Some(result.clone()),
+        Effect::Send { body: Body::Result(result), .. } => Some(RoundResult::clone(result)),
         _ => None,
     });
     found.unwrap()
