@@ -797,23 +797,20 @@ impl Member {
             put(Self::OWN, &self.own, out);
             self.apply(out);
         }
-        let body = Body::Contribution(
-            Contribution {
-                offer: offered.digest,
-                version: offered.offer.version,
-                num_examples: work.num_examples,
-                num_devices: work.num_devices,
-                steps: work.steps,
-                loss_first: work.loss_first,
-                loss_last: work.loss_last,
-                risk: work.risk,
-                stacked: self.config.relay,
-                delta,
-                class_logits: work.class_logits,
-                knowledge,
-            }
-            .into(),
-        );
+        let body = Body::Contribution(Arc::new(Contribution {
+            offer: offered.digest,
+            version: offered.offer.version,
+            num_examples: work.num_examples,
+            num_devices: work.num_devices,
+            steps: work.steps,
+            loss_first: work.loss_first,
+            loss_last: work.loss_last,
+            risk: work.risk,
+            stacked: self.config.relay,
+            delta,
+            class_logits: work.class_logits,
+            knowledge,
+        }));
         let digest = match body.to_bytes() {
             Ok(bytes) => Digest::of(&bytes),
             Err(e) => {

@@ -436,7 +436,7 @@ impl Round {
         self.remember(&open, out);
         for (sender, input) in open.accepted {
             out.push(Effect::Delete(accepted(&sender).into()));
-            self.keep_late(*input, out);
+            self.keep_late(input, out);
         }
         self.put_phase(out);
     }
@@ -555,7 +555,7 @@ impl Round {
         let (offer, whole, current): (_, _, Vec<&CombineInput>) = match &self.phase {
             Phase::Idle => (None, None, Vec::new()),
             Phase::Open(Open { offer, whole, accepted, .. }) => {
-                (Some(offer), *whole, accepted.values().map(|input| &**input).collect())
+                (Some(offer), *whole, accepted.values().collect())
             }
             Phase::Closing(Closing { offer, whole, set, .. }) => {
                 (Some(offer), *whole, set.iter().collect())
@@ -829,18 +829,15 @@ impl Round {
     /// Tells the children of the version, if that was ever done.
     fn publish_result(&self, out: &mut Vec<Effect>) {
         let Some(told) = &self.global.told else { return };
-        let body = Body::Result(
-            RoundResult {
-                offer: told.offer,
-                version: self.global.version,
-                adapter: self.adapter_for(told.knowledge),
-                class_targets: self.global.class_targets.clone(),
-                contributors: told.contributors,
-                contributor_set: told.contributor_set,
-                knowledge: self.global.knowledge.clone().filter(|_| told.knowledge),
-            }
-            .into(),
-        );
+        let body = Body::Result(Arc::new(RoundResult {
+            offer: told.offer,
+            version: self.global.version,
+            adapter: self.adapter_for(told.knowledge),
+            class_targets: self.global.class_targets.clone(),
+            contributors: told.contributors,
+            contributor_set: told.contributor_set,
+            knowledge: self.global.knowledge.clone().filter(|_| told.knowledge),
+        }));
         out.push(self.send(To::Children, body, Delivery::Latest));
     }
 

@@ -15,8 +15,6 @@ pub(super) struct Queue<E> {
     until: u64,
     /// By moments, in no order.
     later: BTreeMap<u64, Vec<Reverse<Planned<E>>>>,
-    /// Memory of moments that are over.
-    spare: Vec<Vec<Reverse<Planned<E>>>>,
     /// Events that were ever planned.
     planned: u64,
 }
@@ -34,13 +32,7 @@ impl<E> Queue<E> {
 
     /// Nothing is planned.
     pub(super) fn new() -> Self {
-        Self {
-            soon: BinaryHeap::new(),
-            until: 0,
-            later: BTreeMap::new(),
-            spare: Vec::new(),
-            planned: 0,
-        }
+        Self { soon: BinaryHeap::new(), until: 0, later: BTreeMap::new(), planned: 0 }
     }
 
     /// Plans an event.
@@ -49,10 +41,7 @@ impl<E> Queue<E> {
         self.planned += 1;
         match at_ms / Self::MOMENT_MS {
             moment if moment <= self.until => self.soon.push(planned),
-            moment => {
-                let spare = || self.spare.pop().unwrap_or_default();
-                self.later.entry(moment).or_insert_with(spare).push(planned);
-            }
+            moment => self.later.entry(moment).or_default().push(planned),
         }
     }
 
@@ -61,9 +50,7 @@ impl<E> Queue<E> {
         if self.soon.is_empty()
             && let Some((moment, events)) = self.later.pop_first()
         {
-            let over = std::mem::replace(&mut self.soon, events.into());
-            self.spare.push(over.into_vec());
-            self.until = moment;
+            (self.until, self.soon) = (moment, events.into());
         }
         self.soon.pop().map(|Reverse(next)| (next.at_ms, next.event))
     }

@@ -22,7 +22,7 @@ impl Round {
         for (sender, mut input) in open.accepted {
             out.push(Effect::Delete(accepted(&sender).into()));
             input.back = self.back_for(&sender, &open.digest).or(input.back);
-            set.push(*input);
+            set.push(input);
         }
         // Whatever has a receipt counts: how far behind it may be was asked at the door.
         for (update, mut input) in std::mem::take(&mut self.late) {

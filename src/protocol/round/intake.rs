@@ -162,7 +162,7 @@ impl Round {
             if self.config.guests.contains(&sender) {
                 open.guests.insert(sender.clone());
             }
-            open.accepted.insert(sender.clone(), Box::new(input));
+            open.accepted.insert(sender.clone(), input);
             out.push(self.receipt(&sender, update, Verdict::Accepted));
             self.close_if_due(out);
             return;

@@ -82,7 +82,7 @@ pub(super) enum Phase {
 pub(super) struct Open {
     pub(super) digest: Digest,
     pub(super) offer: Arc<Offer>,
-    pub(super) accepted: BTreeMap<NodeId, Box<CombineInput>>,
+    pub(super) accepted: BTreeMap<NodeId, CombineInput>,
     pub(super) declined: BTreeSet<NodeId>,
     /// Guests that take part.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
@@ -157,7 +157,7 @@ impl Round {
         &mut self,
         key: &str,
         value: &[u8],
-        accepted: &mut BTreeMap<NodeId, Box<CombineInput>>,
+        accepted: &mut BTreeMap<NodeId, CombineInput>,
     ) -> Result<(), CodecError> {
         match key {
             EPOCH => self.epoch = decode(value, STATE_CAP)?,
@@ -180,7 +180,7 @@ impl Round {
             }
             _ if key.starts_with(ACCEPTED) => {
                 let input: CombineInput = decode(value, STATE_CAP)?;
-                accepted.insert(input.sender.clone(), Box::new(input));
+                accepted.insert(input.sender.clone(), input);
             }
             _ => {}
         }
@@ -206,13 +206,13 @@ impl Round {
 
     /// Adds a closed round to those that are remembered.
     pub(super) fn remember(&mut self, open: &Open, out: &mut Vec<Effect>) {
-        let accepted = open.accepted.iter();
-        let counted = accepted
-            .map(|(sender, input)| (sender.clone(), Counted { update: input.update, late: false }));
+        let counted = |(sender, input): (&NodeId, &CombineInput)| {
+            (sender.clone(), Counted { update: input.update, late: false })
+        };
         self.recent.push(Recent {
             offer: open.digest,
             task: Task::new(&open.offer, open.whole),
-            counted: counted.collect(),
+            counted: open.accepted.iter().map(counted).collect(),
         });
         let most = if guard::stands(Guard::Memory) { Self::MEMORY } else { usize::MAX };
         let surplus = self.recent.len().saturating_sub(most);
