@@ -3,6 +3,7 @@
 //! figures hang on it, no decision of a node.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -280,7 +281,8 @@ impl Counts {
                 }
             }
             Body::Result(body) if from.tier == Tier::Cloud => {
-                return Some(News::Out { version: body.version, adapter: body.adapter.clone() });
+                let version = body.version;
+                return Some(News::Out { version, adapter: Arc::unwrap_or_clone(body).adapter });
             }
             _ => {}
         }

@@ -83,7 +83,7 @@ impl SplitDevice {
         for effect in across {
             let mut more = Vec::new();
             match effect {
-                Effect::Job(Job::Train(task)) => self.session.begin(*task, &mut more),
+                Effect::Job(Job::Train(task)) => self.session.begin(task, &mut more),
                 Effect::Contribute { outer, work } => {
                     let work = work.map(|work| *work);
                     more = self.member.step(now, Input::Worked { offer: outer, work });

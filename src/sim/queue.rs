@@ -9,11 +9,11 @@ use std::collections::{BTreeMap, BinaryHeap};
 /// processor has to wait for.
 #[derive(Debug)]
 pub(super) struct Queue<E> {
-    /// What is due before all that is later.
+    /// Due before all of `later`.
     soon: BinaryHeap<Reverse<Planned<E>>>,
-    /// The moments that `soon` is of, and those before.
+    /// Number of the last moment whose events are in `soon`; one for an earlier moment goes there, too.
     until: u64,
-    /// By moments, in no order.
+    /// By numbers of moments, in no order.
     later: BTreeMap<u64, Vec<Reverse<Planned<E>>>>,
     /// Events that were ever planned.
     planned: u64,
@@ -27,7 +27,7 @@ struct Planned<E> {
 }
 
 impl<E> Queue<E> {
-    /// Milliseconds of a moment.
+    /// Milliseconds of a moment: ten thousand devices have some hundred events in it, which is little enough to stay near.
     const MOMENT_MS: u64 = 64;
 
     /// Nothing is planned.
@@ -91,10 +91,34 @@ impl<E> Eq for Planned<E> {}
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
+    proptest! {
+        #[test]
+        fn the_order_is_that_of_a_sorted_map(
+            turns in proptest::collection::vec(proptest::option::weighted(0.6, 0_u64..300), 0..80),
+        ) {
+            let (mut queue, mut sorted) = (Queue::new(), BTreeMap::new());
+            for (number, turn) in turns.into_iter().enumerate() {
+                match turn {
+                    Some(at_ms) => {
+                        queue.push(at_ms, number);
+                        sorted.insert((at_ms, number), ());
+                    }
+                    None => {
+                        let next = sorted.pop_first().map(|(key, ())| key);
+                        prop_assert_eq!(queue.next_ms(), next.map(|(at_ms, _)| at_ms));
+                        prop_assert_eq!(queue.pop(), next);
+                    }
+                }
+            }
+        }
+    }
+
     #[test]
-    fn events_come_by_time_and_those_of_one_moment_as_they_were_planned() {
+    fn events_come_by_time_and_those_of_one_millisecond_as_they_were_planned() {
         let mut queue = Queue::new();
         for (at_ms, event) in [(5, 'c'), (2, 'a'), (5, 'd'), (700, 'g'), (9, 'f'), (2, 'b')] {
             queue.push(at_ms, event);

@@ -1,24 +1,25 @@
-//! State by key in one piece of memory.
+//! State by key in two pieces of memory.
 //!
 //! The simulator has ten thousand stores, and comes to each of them a few times a round. In a tree each key and each value
-//! lies in a place of its own, and the processor waits for every one of them; here one key is looked for in a short table
-//! of hashes, and found beside its value.
+//! lies in a place of its own, and the processor waits for every one of them; here a key is looked for by its hash in one
+//! table, and found beside its value in the other. The table is read from its start: a device has eight keys, an owner one
+//! more for each child.
 //!
 //! A value that is set again stays where it is as long as it fits; what was given up is cleared away once it is more than
 //! half of all. Used by [`super::memory`] only.
 
 /// Keys and their values. See the module.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub(super) struct Compact {
     /// In no order.
     places: Vec<Place>,
     /// Each value behind its key.
     bytes: Vec<u8>,
-    /// Bytes of it that nothing is in.
+    /// Bytes of it that belong to no key. Room that a shorter value leaves does.
     idle: usize,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Place {
     hash: u64,
     /// Where its key begins.
@@ -53,14 +54,12 @@ impl Compact {
         self.bytes.extend_from_slice(key.as_bytes());
         self.bytes.extend_from_slice(value);
         self.places.push(Place { hash: hash(key), at, key: key.len(), value: room, room });
-        self.clear_away();
     }
 
     /// Removes a key, if it is there.
     pub(super) fn remove(&mut self, key: &str) {
         if let Some(index) = self.find(key) {
             self.give_up(index);
-            self.clear_away();
         }
     }
 
@@ -84,12 +83,12 @@ impl Compact {
     fn give_up(&mut self, index: usize) {
         let place = self.places.swap_remove(index);
         self.idle += place.key + place.room;
+        if self.idle > self.bytes.len() / 2 {
+            self.clear_away();
+        }
     }
 
     fn clear_away(&mut self) {
-        if self.idle <= self.bytes.len() / 2 {
-            return;
-        }
         // Down, each over what was given up before it. The memory is kept: it will be wanted again.
         self.places.sort_unstable_by_key(|place| place.at);
         let mut end = 0;
@@ -122,7 +121,7 @@ impl Compact {
     }
 }
 
-/// FNV-1a: keys are few and our own.
+/// FNV-1a: keys are our own, nobody chooses them to collide.
 fn hash(key: &str) -> u64 {
     key.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
@@ -155,6 +154,8 @@ mod tests {
                     compact.remove(&key);
                     tree.remove(&key);
                 }
+                let taken: usize = compact.places.iter().map(|place| place.key + place.room).sum();
+                prop_assert_eq!(taken + compact.idle, compact.bytes.len());
                 prop_assert!(compact.idle <= compact.bytes.len() / 2);
             }
             tree.retain(|key, _| key.starts_with(&prefix));

@@ -530,11 +530,11 @@ impl Body {
     /// [`CodecError`].
     pub fn to_bytes(&self) -> std::result::Result<Vec<u8>, CodecError> {
         match self {
-            Self::Offer(body) => encode(&**body),
+            Self::Offer(body) => encode(body),
             Self::Answer(body) => encode(body),
-            Self::Contribution(body) => encode(&**body),
+            Self::Contribution(body) => encode(body),
             Self::Receipt(body) => encode(body),
-            Self::Result(body) => encode(&**body),
+            Self::Result(body) => encode(body),
             Self::Get(body) => encode(body),
             Self::Keyring(body) | Self::Checkpoint(body) => encode(body),
             Self::Command(body) => encode(body),

@@ -47,7 +47,6 @@ use super::rollout::SiteEvidence;
 pub trait LeavesSite: sealed::Body {}
 
 impl LeavesSite for Answer {}
-impl LeavesSite for Contribution {}
 impl LeavesSite for Arc<Contribution> {}
 impl LeavesSite for Get {}
 /// The head of a ledger.
@@ -121,12 +120,6 @@ mod sealed {
     impl Body for Answer {
         fn body(self) -> super::Body {
             super::Body::Answer(self)
-        }
-    }
-
-    impl Body for Contribution {
-        fn body(self) -> super::Body {
-            super::Body::Contribution(self.into())
         }
     }
 

@@ -185,9 +185,9 @@ mod tests {
 
     #[test]
     fn a_broker_that_isnt_there_is_named_with_the_keys_to_look_at() {
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = free.local_addr().unwrap().port();
-        drop(free);
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let taken = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let port = taken.local_addr().unwrap().port(); // nobody has ever listened there
         let settings = settings(port);
         let checks = examine("bus.site", &settings.bus.site, &settings);
         assert_eq!(checks.len(), 1);

@@ -117,7 +117,7 @@ impl Bench {
         for effect in &effects {
             match effect {
                 Effect::Put(key, value) => drop(self.disk.insert(key.clone(), value.clone())),
-                Effect::Delete(key) => drop(self.disk.remove(&**key)),
+                Effect::Delete(key) => drop(self.disk.remove(key)),
                 Effect::Record(event) => self.events.push(event.clone()),
                 Effect::Assign(assignment) => self.told.push(assignment.clone()),
                 Effect::Tick(_) | Effect::Refuse(_) => {}

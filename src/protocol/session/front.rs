@@ -108,7 +108,7 @@ pub(in crate::protocol) struct FrontSession {
 
 #[derive(Debug)]
 struct Active {
-    task: TrainTask,
+    task: Box<TrainTask>,
     phase: Phase,
     /// Number of the last exchange.
     step: u32,
@@ -178,7 +178,7 @@ impl FrontSession {
     }
 
     /// Begins to work for an offer; [`Effect::Contribute`] tells the end.
-    pub(in crate::protocol) fn begin(&mut self, task: TrainTask, out: &mut Vec<Effect>) {
+    pub(in crate::protocol) fn begin(&mut self, task: Box<TrainTask>, out: &mut Vec<Effect>) {
         if !task.plan.adapter_delta {
             let work = Err("split_needs_adapter_delta");
             return out.push(Effect::Contribute { outer: task.offer, work });
@@ -186,13 +186,11 @@ impl FrontSession {
         self.begin_run(task, 1, out);
     }
 
-    fn begin_run(&mut self, task: TrainTask, begins: u32, out: &mut Vec<Effect>) {
+    fn begin_run(&mut self, task: Box<TrainTask>, begins: u32, out: &mut Vec<Effect>) {
         self.run += 1;
         put(Self::RUN, &self.run, out);
-        out.push(Effect::Job(Job::Front(FrontTask::Begin {
-            run: self.run,
-            task: Box::new(task.clone()),
-        })));
+        let begin = FrontTask::Begin { run: self.run, task: task.clone() };
+        out.push(Effect::Job(Job::Front(begin)));
         self.active = Some(Active {
             task,
             phase: Phase::Beginning,

@@ -139,7 +139,7 @@ impl World {
     fn begin(&mut self, steps: u32) {
         self.open = Some(open_task(steps));
         let mut out = Vec::new();
-        self.device.begin(task(steps), &mut out);
+        self.device.begin(task(steps).into(), &mut out);
         self.carry_out(false, out);
     }
 
@@ -557,7 +557,7 @@ fn an_engine_that_fails_costs_a_step_at_the_edge_and_the_work_on_the_device() {
     assert_eq!(out.last(), Some(&Effect::Count("back_stale")));
     let mut device = device(false, &[]);
     let mut out = Vec::new();
-    device.begin(task(5), &mut out);
+    device.begin(task(5).into(), &mut out);
     device.ended(9, Err("engine"), &mut out);
     assert_eq!(out.last(), Some(&Effect::Count("front_stale")));
     device.ended(1, Err("engine"), &mut out);
@@ -566,7 +566,7 @@ fn an_engine_that_fails_costs_a_step_at_the_edge_and_the_work_on_the_device() {
     let mut out = Vec::new();
     let mut summary = task(5);
     summary.plan.adapter_delta = false;
-    device.begin(summary, &mut out);
+    device.begin(summary.into(), &mut out);
     assert!(matches!(
         out.as_slice(),
         [Effect::Contribute { work: Err("split_needs_adapter_delta"), .. }]
