@@ -6,13 +6,15 @@ use super::effect::{CombineInput, CombineJob, Said};
 use super::knowledge::{self, Knowing, PackedKnowledge};
 use super::update::UpdateError;
 use super::{Knows, MemberConfig, Owner, RoundConfig, ShareBounds};
-use crate::ids::{BootId, Digest, Epoch, Name, NodeId, RoundNo, UpdateId};
+use crate::ids::{BootId, Digest, Epoch, Name, NodeId, RoundNo, UpdateId, Version};
 use crate::learn::{BEARING_PHYSICS, Layout, RateSchedule, Tensor, TensorSet};
 use crate::privacy::{Gate, Profile};
 use crate::rng::Stream;
 use crate::time::Wall;
 use crate::trust::Verified;
-use crate::wire::{Body, ClassSummary, Coding, Head, KnowledgePlan, Merging, Plan, Reference};
+use crate::wire::{
+    Blob, Body, ClassSummary, Coding, Contribution, Head, KnowledgePlan, Merging, Plan, Reference,
+};
 
 use super::update;
 
@@ -33,6 +35,24 @@ pub(crate) fn first_adapter(width: usize) -> Vec<u8> {
         tensor("head.bias", [1, 3]),
     ];
     update::pack(&TensorSet::new(tensors).unwrap(), Coding::F32, 0).unwrap()
+}
+
+/// A device's work on 50 examples for this offer of `version`.
+pub(crate) fn contribution(offer: Digest, version: Version, delta: &[u8]) -> Contribution {
+    Contribution {
+        offer,
+        version,
+        num_examples: 50,
+        num_devices: 1,
+        steps: 4,
+        loss_first: 1.0,
+        loss_last: 0.5,
+        risk: None,
+        stacked: false,
+        delta: Some(Blob::of(delta, CHUNK_BYTES)),
+        class_logits: None,
+        knowledge: None,
+    }
 }
 
 /// What members are asked to do.

@@ -528,12 +528,10 @@ mod tests {
     use crate::ids::NodeId;
     use crate::protocol::effect::{CombineJob, Job};
     use crate::protocol::fixture::{
-        CHUNK_BYTES, first_adapter, member_config, plan, round_config, verified,
+        CHUNK_BYTES, contribution, first_adapter, member_config, plan, round_config, verified,
     };
     use crate::protocol::{Owner, update};
-    use crate::wire::{
-        Answer, Blob, Body, Coding, Contribution, Offer, Result as RoundResult, Verdict,
-    };
+    use crate::wire::{Answer, Blob, Body, Coding, Offer, Result as RoundResult, Verdict};
 
     struct Bench {
         relay: Relay,
@@ -592,23 +590,8 @@ mod tests {
         }
 
         fn contribute(&mut self, device: &str, inner: &(Digest, Offer)) -> Vec<Effect> {
-            let body = Body::Contribution(
-                Contribution {
-                    knowledge: None,
-                    offer: inner.0,
-                    version: inner.1.version,
-                    num_examples: 50,
-                    num_devices: 1,
-                    steps: 4,
-                    loss_first: 1.0,
-                    loss_last: 0.5,
-                    risk: None,
-                    stacked: false,
-                    delta: Some(Blob::of(&first_adapter(4), 4096)),
-                    class_logits: None,
-                }
-                .into(),
-            );
+            let work = contribution(inner.0, inner.1.version, &first_adapter(4));
+            let body = Body::Contribution(work.into());
             self.hear(device, inner.1.round, body)
         }
     }

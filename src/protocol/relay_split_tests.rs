@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 
 use super::super::effect::{CombineJob, Job};
-use super::super::fixture::{CHUNK_BYTES, layout_of, member_config, plan, round_config, verified};
+use super::super::fixture::{
+    CHUNK_BYTES, contribution, layout_of, member_config, plan, round_config, verified,
+};
 use super::super::session::{BackEnd, BackTask};
 use super::super::{Backs, Owner};
 use super::*;
 use crate::ids::NodeId;
 use crate::learn::{Cut, Tensor, TensorSet};
-use crate::wire::{Coding, Contribution, Frame, SplitCoding, SplitMessage, Verdict};
+use crate::wire::{Coding, Frame, SplitCoding, SplitMessage, Verdict};
 
 fn node(name: &str) -> NodeId {
     NodeId::new(name).unwrap()
@@ -163,23 +165,8 @@ impl Bench {
     }
 
     fn contribute(&mut self, device: &str, inner: &(Digest, Offer), delta: f32) -> Vec<Effect> {
-        let body = Body::Contribution(
-            Contribution {
-                offer: inner.0,
-                version: inner.1.version,
-                num_examples: 50,
-                num_devices: 1,
-                steps: 4,
-                loss_first: 1.0,
-                loss_last: 0.5,
-                risk: None,
-                stacked: false,
-                delta: Some(Blob::of(&front(delta), CHUNK_BYTES)),
-                class_logits: None,
-                knowledge: None,
-            }
-            .into(),
-        );
+        let work = contribution(inner.0, inner.1.version, &front(delta));
+        let body = Body::Contribution(work.into());
         self.hear(device, inner.1.round, body)
     }
 

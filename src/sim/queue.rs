@@ -91,27 +91,26 @@ impl<E> Eq for Planned<E> {}
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use proptest::prelude::*;
 
     use super::*;
 
     proptest! {
         #[test]
-        fn the_order_is_that_of_a_sorted_map(
+        fn the_order_is_that_of_a_sorted_set(
             turns in proptest::collection::vec(proptest::option::weighted(0.6, 0_u64..300), 0..80),
         ) {
-            let (mut queue, mut sorted) = (Queue::new(), BTreeMap::new());
+            let (mut queue, mut sorted) = (Queue::new(), BTreeSet::new());
             for (number, turn) in turns.into_iter().enumerate() {
-                match turn {
-                    Some(at_ms) => {
-                        queue.push(at_ms, number);
-                        sorted.insert((at_ms, number), ());
-                    }
-                    None => {
-                        let next = sorted.pop_first().map(|(key, ())| key);
-                        prop_assert_eq!(queue.next_ms(), next.map(|(at_ms, _)| at_ms));
-                        prop_assert_eq!(queue.pop(), next);
-                    }
+                if let Some(at_ms) = turn {
+                    queue.push(at_ms, number);
+                    sorted.insert((at_ms, number));
+                } else {
+                    let next = sorted.pop_first();
+                    prop_assert_eq!(queue.next_ms(), next.map(|(at_ms, _)| at_ms));
+                    prop_assert_eq!(queue.pop(), next);
                 }
             }
         }

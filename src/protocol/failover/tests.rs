@@ -2,10 +2,12 @@
 
 use super::*;
 use crate::protocol::effect::Job;
-use crate::protocol::fixture::{CHUNK_BYTES, first_adapter, plan, round_config, verified};
+use crate::protocol::fixture::{
+    CHUNK_BYTES, contribution, first_adapter, plan, round_config, verified,
+};
 use crate::protocol::guard::tests::without;
 use crate::protocol::{Owner, update};
-use crate::wire::{Blob, Coding, Contribution, CopyPart, Promise, StateCopy, encode};
+use crate::wire::{Blob, Coding, CopyPart, Promise, StateCopy, encode};
 
 const OWNER: &str = "cloud";
 const STANDBY: &str = "cloud-2";
@@ -298,23 +300,8 @@ fn a_receipt_and_a_result_leave_once_the_standby_has_what_they_say() {
     };
     let mut job = None;
     for member in ["a", "b", "c"] {
-        let work = Body::Contribution(
-            Contribution {
-                knowledge: None,
-                offer: digest,
-                version: offer.version,
-                num_examples: 50,
-                num_devices: 1,
-                steps: 4,
-                loss_first: 1.0,
-                loss_last: 0.5,
-                risk: None,
-                stacked: false,
-                delta: Some(Blob::of(&first_adapter(4), 4096)),
-                class_logits: None,
-            }
-            .into(),
-        );
+        let work = contribution(digest, offer.version, &first_adapter(4));
+        let work = Body::Contribution(work.into());
         let message = verified(&node(member), offer.round, epoch, work);
         let effects = bench.step(Input::Message(message));
         assert_eq!(receipts(&effects), 0);

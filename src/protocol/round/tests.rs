@@ -2,7 +2,7 @@ use super::state::{PHASE, RECENT};
 use super::*;
 use crate::learn::{NORMS_REMEMBERED, Tensor, TensorSet};
 use crate::protocol::effect::{CombineJob, Job, Weighed};
-use crate::protocol::fixture::{first_adapter, plan, round_config, verified};
+use crate::protocol::fixture::{contribution, first_adapter, plan, round_config, verified};
 use crate::protocol::guard::{Guard, tests::without};
 use crate::wire::{ClassSummary, Coding, Contribution, Receipt, Verdict};
 
@@ -75,20 +75,8 @@ impl Bench {
 
     fn work(&self, seed: u8) -> Contribution {
         let (offer, body) = self.offer();
-        Contribution {
-            knowledge: None,
-            offer,
-            version: body.version,
-            num_examples: 100,
-            num_devices: 1,
-            steps: 4,
-            loss_first: 1.0,
-            loss_last: 0.5,
-            risk: None,
-            stacked: false,
-            delta: Some(Blob::of(&delta(f32::from(seed)), 4096)),
-            class_logits: None,
-        }
+        let delta = delta(f32::from(seed));
+        Contribution { num_examples: 100, ..contribution(offer, body.version, &delta) }
     }
 
     fn send(&mut self, sender: &str, work: &Contribution) -> Vec<Effect> {
