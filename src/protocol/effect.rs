@@ -180,7 +180,7 @@ pub enum Effect {
         /// Digest of the outer offer.
         outer: Digest,
         /// The work, or why there is none.
-        work: Result<Box<Work>, &'static str>,
+        work: Result<Work, &'static str>,
     },
     /// What an inner round that no outer one asked for came to. Only a [`super::Relay`] sees it.
     Local(LocalWork),

@@ -290,7 +290,6 @@ impl Relay {
                     self.end_cluster(outer, &mut out);
                 }
                 Effect::Contribute { outer, work } => {
-                    let work = work.map(|work| *work);
                     let more = self.member.step(now, Input::Worked { offer: outer, work });
                     out.extend(self.join(now, more));
                 }

@@ -85,7 +85,6 @@ impl SplitDevice {
             match effect {
                 Effect::Job(Job::Train(task)) => self.session.begin(task, &mut more),
                 Effect::Contribute { outer, work } => {
-                    let work = work.map(|work| *work);
                     more = self.member.step(now, Input::Worked { offer: outer, work });
                 }
                 other => more.push(other),

@@ -187,7 +187,7 @@ impl Round {
                     round: closing.offer.round,
                     version: closing.offer.version,
                 }));
-                out.push(Effect::Contribute { outer, work: Ok(Box::new(work)) });
+                out.push(Effect::Contribute { outer, work: Ok(work) });
             }
             (Err(reason), outer) => {
                 out.push(Effect::Record(Event::RoundAbandon {

@@ -441,7 +441,6 @@ impl FrontSession {
 
     fn end(&mut self, work: Result<Work, &'static str>, out: &mut Vec<Effect>) {
         if let Some(active) = self.active.take() {
-            let work = work.map(Box::new);
             out.push(Effect::Contribute { outer: active.task.offer, work });
         }
     }

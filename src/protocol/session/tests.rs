@@ -209,7 +209,7 @@ impl World {
                 }
                 Effect::Count(reason) => *self.counts.entry(reason).or_default() += 1,
                 Effect::Put(key, value) => self.state = vec![(key.into_owned(), value)],
-                Effect::Contribute { work, .. } => self.outcome = Some(work.map(|work| *work)),
+                Effect::Contribute { work, .. } => self.outcome = Some(work),
                 Effect::SaveBlob(_) => assert!(edge),
                 other => panic!("{other:?}"),
             }
