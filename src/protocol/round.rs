@@ -221,6 +221,7 @@ impl Round {
         for (key, value) in state {
             round.restore(key, value, &mut accepted).map_err(|e| format!("{key}: {e}"))?;
         }
+        round.recent.sort_by_key(|recent| recent.task.round);
         let base = round.config.base;
         round.own.take_if(|own| own.base != base);
         match &mut round.phase {

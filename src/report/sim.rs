@@ -90,8 +90,18 @@ impl SimRow {
 
     /// Processor time of one device in one round, in microseconds: the edges' and the cloud's is shared out.
     pub fn us_per_device_round(&self) -> f64 {
+        self.cpu_seconds * 1e6 / self.device_rounds()
+    }
+
+    /// Steps of machines for one device in one round, those of edges and cloud shared out likewise: work that no
+    /// processor changes.
+    pub fn steps_per_device_round(&self) -> f64 {
+        to_f64(self.count("steps")) / self.device_rounds()
+    }
+
+    fn device_rounds(&self) -> f64 {
         let rounds = to_f64(self.rounds) * to_f64(self.num_seeds());
-        self.cpu_seconds * 1e6 / (rounds * f64::from(self.devices)).max(1.0)
+        (rounds * f64::from(self.devices)).max(1.0)
     }
 
     fn count(&self, name: &str) -> u64 {
@@ -115,6 +125,7 @@ pub fn sim_to_json(report: &SimReport) -> Value {
             "counted": map(&row.counted),
             "cpu_seconds": row.cpu_seconds,
             "us_per_device_round": row.us_per_device_round(),
+            "steps_per_device_round": row.steps_per_device_round(),
             "peak_rss_mib": row.peak_rss_mib,
             "violations": row.violations,
         })
@@ -188,16 +199,8 @@ pub fn sim_to_html(report: &SimReport) -> String {
         Escaped(&report.what),
         Escaped(&report.trust),
     );
-    let cost = |row: &SimRow| Bar {
-        name: format!("{} devices", row.devices),
-        value: row.us_per_device_round(),
-        shown: format!("{:.0} us", row.us_per_device_round()),
-        class: "together",
-    };
-    let bars: Vec<Bar> = report.rows.iter().map(cost).collect();
-    let top = bars.iter().map(|bar| bar.value).fold(0.0, f64::max);
-    let title = "Processor time of one device in one round, its share of edges and cloud in it";
-    figure(&mut page, title, "", |label| chart::bars(label, &bars, top));
+    cost(report, "Processor time", " us", SimRow::us_per_device_round, &mut page);
+    cost(report, "Steps", "", SimRow::steps_per_device_round, &mut page);
     if let Some(row) = report.rows.last() {
         let fates = ["sent", "delivered", "lost", "repeated", "refused"];
         let bars: Vec<Bar> = fates.map(|name| bar_of(row, name)).into();
@@ -212,6 +215,26 @@ pub fn sim_to_html(report: &SimReport) -> String {
         let _ = writeln!(page, "<tr><th scope=\"row\">{name}</th><td>{what}</td></tr>");
     }
     page + "</table>\n</section>\n</main>\n</body>\n</html>\n"
+}
+
+/// What a device and round costs, by size.
+fn cost(
+    report: &SimReport,
+    what: &str,
+    unit: &str,
+    value: fn(&SimRow) -> f64,
+    page: &mut String,
+) {
+    let bar = |row: &SimRow| Bar {
+        name: format!("{} devices", row.devices),
+        value: value(row),
+        shown: format!("{:.1}{unit}", value(row)),
+        class: "together",
+    };
+    let bars: Vec<Bar> = report.rows.iter().map(bar).collect();
+    let top = bars.iter().map(|bar| bar.value).fold(0.0, f64::max);
+    let title = format!("{what} of one device in one round, its share of edges and cloud in it");
+    figure(page, &title, "", |label| chart::bars(label, &bars, top));
 }
 
 fn table(report: &SimReport, page: &mut String) {
@@ -302,10 +325,11 @@ mod tests {
     }
 
     #[test]
-    fn a_device_and_round_costs_its_part_of_the_processor_time() {
+    fn a_device_and_round_costs_its_part_of_time_and_steps() {
         let row = &sample().rows[0];
         assert_eq!(row.num_seeds(), 2);
         assert!((row.us_per_device_round() - 100.0).abs() < 1e-9);
+        assert!((row.steps_per_device_round() - 4.5).abs() < 1e-9);
     }
 
     #[test]

@@ -33,7 +33,8 @@ struct Shared {
     outbox: Vec<OutboxItem>,
     checkpoints: BTreeMap<usize, Vec<u8>>,
     kpis: VecDeque<(String, Wall, f64)>,
-    blobs: BTreeMap<Digest, Vec<u8>>,
+    /// Sorted: a device has two or three.
+    blobs: Vec<(Digest, Vec<u8>)>,
     attempts: u64,
     commits: u64,
     failpoints: BTreeMap<u64, Failure>,
@@ -130,15 +131,18 @@ impl Store for MemoryStore {
 
     fn put_checked_blob(&mut self, digest: &Digest, bytes: &[u8]) -> Result<(), StoreError> {
         let mut shared = self.lock();
-        if shared.full && !shared.blobs.contains_key(digest) {
+        let Err(index) = shared.find_blob(digest) else { return Ok(()) };
+        if shared.full {
             return Err(full());
         }
-        shared.blobs.entry(*digest).or_insert_with(|| bytes.to_vec());
+        shared.blobs.insert(index, (*digest, bytes.to_vec()));
         Ok(())
     }
 
     fn blob(&self, digest: &Digest) -> Result<Option<Vec<u8>>, StoreError> {
-        Ok(self.lock().blobs.get(digest).cloned())
+        let shared = self.lock();
+        let found = shared.find_blob(digest).ok().and_then(|index| shared.blobs.get(index));
+        Ok(found.map(|(_, bytes)| bytes.clone()))
     }
 
     fn fill_percent(&self) -> u64 {
@@ -151,7 +155,7 @@ impl Store for MemoryStore {
     }
 
     fn retain_blobs(&mut self, keep: &BTreeSet<Digest>) -> Result<(), StoreError> {
-        self.lock().blobs.retain(|digest, _| keep.contains(digest));
+        self.lock().blobs.retain(|(digest, _)| keep.contains(digest));
         Ok(())
     }
 }
@@ -163,6 +167,10 @@ impl BlobReader for MemoryStore {
 }
 
 impl Shared {
+    fn find_blob(&self, digest: &Digest) -> Result<usize, usize> {
+        self.blobs.binary_search_by_key(digest, |(blob, _)| *blob)
+    }
+
     fn apply(&mut self, batch: &Batch) {
         for (key, value) in &batch.state {
             match value {

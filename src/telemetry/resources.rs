@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 /// What a process has used since it started.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Usage {
-    /// User and system time of all threads, in seconds; a tick is usually 10 ms.
+    /// User and system time of all threads, in seconds.
     pub cpu_seconds: f64,
-    /// The same of child processes that have ended and were waited for.
+    /// The same of child processes that have ended and were waited for, in whole ticks of usually 10 ms.
     pub children_cpu_seconds: f64,
     /// Largest resident set so far.
     pub peak_rss_bytes: u64,
@@ -92,13 +92,15 @@ impl ResourceError {
 /// [`ResourceError`] where there is no Linux `/proc`.
 pub fn usage() -> Result<Usage, ResourceError> {
     let stat = Path::new("/proc/self/stat");
-    let (ticks, children) = cpu_ticks(&read(stat)?)
+    let children = children_cpu_ticks(&read(stat)?)
         .ok_or_else(|| ResourceError::Format { path: stat.into(), field: "processor time" })?;
+    let own = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     let peak_rss_bytes = peak_rss_bytes_at(Path::new("/proc/self/status"))?;
     #[expect(clippy::cast_precision_loss, reason = "2^53 ticks are millions of years")]
     let seconds = |ticks: u64| ticks as f64 / rustix::param::clock_ticks_per_second() as f64;
+    #[expect(clippy::cast_precision_loss, reason = "likewise")]
     Ok(Usage {
-        cpu_seconds: seconds(ticks),
+        cpu_seconds: own.tv_sec as f64 + own.tv_nsec as f64 / 1e9,
         children_cpu_seconds: seconds(children),
         peak_rss_bytes,
     })
@@ -143,14 +145,13 @@ fn read(path: &Path) -> Result<String, ResourceError> {
         .map_err(|error| ResourceError::Io { path: path.into(), message: error.to_string() })
 }
 
-/// User plus system time of `/proc/<pid>/stat` in clock ticks, its own and its dead children's:
-/// fields 14 to 17 of proc(5). The second field is a program name in brackets that may itself hold
-/// spaces and brackets.
-fn cpu_ticks(stat: &str) -> Option<(u64, u64)> {
+/// User plus system time of a process's dead children in clock ticks: fields 16 and 17 of `/proc/<pid>/stat`
+/// as in proc(5). The second field is a program name in brackets that may itself hold spaces and brackets.
+fn children_cpu_ticks(stat: &str) -> Option<u64> {
     let (_, after_name) = stat.rsplit_once(')')?;
-    let mut fields = after_name.split_ascii_whitespace().skip(11);
+    let mut fields = after_name.split_ascii_whitespace().skip(13);
     let mut next = || -> Option<u64> { fields.next()?.parse().ok() };
-    Some((next()? + next()?, next()? + next()?))
+    Some(next()? + next()?)
 }
 
 fn peak_rss_bytes_at(status: &Path) -> Result<u64, ResourceError> {
@@ -172,9 +173,9 @@ mod tests {
     #[test]
     fn ticks_are_found_behind_any_program_name() {
         let stat = "42 (a) b (c) R 1 42 42 0 -1 4194304 100 0 0 0 17 5 3 1 20 0 1 0";
-        assert_eq!(cpu_ticks(stat), Some((22, 4)));
-        assert_eq!(cpu_ticks("42 (gaisnet) R 1"), None);
-        assert_eq!(cpu_ticks(""), None);
+        assert_eq!(children_cpu_ticks(stat), Some(4));
+        assert_eq!(children_cpu_ticks("42 (gaisnet) R 1"), None);
+        assert_eq!(children_cpu_ticks(""), None);
     }
 
     #[test]
@@ -204,7 +205,9 @@ mod tests {
 
     #[test]
     fn this_process_uses_memory_and_stands_on_a_disk() {
-        assert!(usage().unwrap().peak_rss_bytes > 1 << 20);
+        let before = usage().unwrap();
+        assert!(before.peak_rss_bytes > 1 << 20);
+        assert!(usage().unwrap().cpu_seconds > before.cpu_seconds, "finer than a tick");
         let folder = tempfile::tempdir().unwrap();
         let space = disk_space(&folder.path().join("not/there/yet")).unwrap();
         assert!(space.used_bytes + space.free_bytes > 0);

@@ -6,7 +6,7 @@ use super::super::guard::{self, Guard};
 use super::super::update;
 use super::super::{heads, knowledge};
 use super::Round;
-use super::state::{self, Closing, Counted, Open, Phase, RECENT, Task, put};
+use super::state::{self, Closing, Counted, Open, Phase, Task, put};
 use crate::ids::{Digest, NodeId};
 use crate::ledger::{Event, Word};
 use crate::trust::Verified;
@@ -173,8 +173,8 @@ impl Round {
         }
         if let Some(recent) = self.recent.iter_mut().find(|r| r.offer == contribution.offer) {
             recent.counted.insert(sender.clone(), Counted { update, late: true });
+            recent.put(out);
         }
-        put(RECENT, &self.recent, out);
         self.keep_late(input, out);
         let round = task.round;
         out.push(Effect::Record(Event::Late { round, sender: sender.clone(), update }));

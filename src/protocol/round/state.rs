@@ -19,7 +19,6 @@ pub(super) const GLOBAL: &str = "round/global";
 pub(super) const PLAN: &str = "round/plan";
 pub(super) const PHASE: &str = "round/phase";
 pub(super) const NUMBER: &str = "round/number";
-pub(super) const RECENT: &str = "round/recent";
 pub(super) const NORMS: &str = "round/norms";
 pub(super) const PAUSED: &str = "round/paused";
 pub(super) const OWN: &str = "round/own";
@@ -28,6 +27,7 @@ pub(super) const WISHED: &str = "round/wished";
 const STATE_CAP: usize = 64 << 20;
 const LATE: &str = "round/late/";
 const ACCEPTED: &str = "round/accepted/";
+const RECENT: &str = "round/recent/";
 pub(super) const BACK: &str = "round/back/";
 
 /// What everyone should have.
@@ -138,6 +138,12 @@ pub(super) struct Counted {
     pub(super) late: bool,
 }
 
+impl Recent {
+    pub(super) fn put(&self, out: &mut Vec<Effect>) {
+        put(recent(self.task.round), self, out);
+    }
+}
+
 impl Task {
     pub(super) fn new(offer: &Offer, whole: Option<Digest>) -> Self {
         Self {
@@ -165,7 +171,6 @@ impl Round {
             PLAN => self.config.plan = decode(value, STATE_CAP)?,
             PHASE => self.phase = decode(value, STATE_CAP)?,
             NUMBER => self.number = decode(value, STATE_CAP)?,
-            RECENT => self.recent = decode(value, STATE_CAP)?,
             NORMS => self.norms = decode(value, STATE_CAP)?,
             PAUSED => self.paused = decode(value, STATE_CAP)?,
             _ if key.starts_with(BACK) => {
@@ -174,6 +179,7 @@ impl Round {
             }
             OWN => self.own = decode(value, STATE_CAP)?,
             WISHED => self.wished = decode(value, STATE_CAP)?,
+            _ if key.starts_with(RECENT) => self.recent.push(decode(value, STATE_CAP)?),
             _ if key.starts_with(LATE) => {
                 let input: CombineInput = decode(value, STATE_CAP)?;
                 self.late.insert(input.update, input);
@@ -209,16 +215,24 @@ impl Round {
         let counted = |(sender, input): (&NodeId, &CombineInput)| {
             (sender.clone(), Counted { update: input.update, late: false })
         };
-        self.recent.push(Recent {
+        let closed = Recent {
             offer: open.digest,
             task: Task::new(&open.offer, open.whole),
             counted: open.accepted.iter().map(counted).collect(),
-        });
+        };
+        closed.put(out);
+        self.recent.push(closed);
         let most = if guard::stands(Guard::Memory) { Self::MEMORY } else { usize::MAX };
         let surplus = self.recent.len().saturating_sub(most);
-        self.recent.drain(..surplus);
-        put(RECENT, &self.recent, out);
+        for forgotten in self.recent.drain(..surplus) {
+            out.push(Effect::Delete(recent(forgotten.task.round).into()));
+        }
     }
+}
+
+/// Key of a closed round: each has one, so that closing one or counting one late doesn't write all of them.
+pub(super) fn recent(round: RoundNo) -> String {
+    format!("{RECENT}{round}")
 }
 
 /// Key of a late contribution: by its own id, since a sender may have several.

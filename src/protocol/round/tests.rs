@@ -1,4 +1,4 @@
-use super::state::{PHASE, RECENT};
+use super::state::{self, PHASE};
 use super::*;
 use crate::learn::{NORMS_REMEMBERED, Tensor, TensorSet};
 use crate::protocol::effect::{CombineJob, Job, Weighed};
@@ -385,6 +385,40 @@ fn a_late_one_counts_even_when_its_offer_is_forgotten_by_then() {
 }
 
 #[test]
+fn each_closed_round_has_a_key_of_its_own_and_they_come_back_in_order() {
+    let mut bench = Bench::new(Owner::Root);
+    let mut works = Vec::new();
+    for seed in 0..14 {
+        bench.step(Input::StartRound);
+        works.push(bench.work(seed));
+        for sender in ["a", "b"] {
+            bench.send(sender, &works[works.len() - 1]);
+        }
+        bench.step(Input::Timer(Timer::Deadline));
+        bench.combine();
+    }
+    let key = |round: RoundNo| state::recent(round);
+    let kept = |bench: &Bench| {
+        (1..=20).filter(|round| bench.state.contains_key(&key(*round))).collect::<Vec<_>>()
+    };
+    assert_eq!(kept(&bench), (3..=14).collect::<Vec<_>>(), "the last twelve");
+
+    let late = bench.send("c", &works[13]);
+    let put: Vec<_> = late
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Put(key, _) if key.starts_with("round/recent") => Some(key.to_string()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(put, [key(14)], "the others stay as they are");
+
+    let before = bench.round.recent.clone();
+    bench.restart();
+    assert_eq!(bench.round.recent, before, "by number: as text, 10 would come before 9");
+}
+
+#[test]
 fn a_restart_takes_a_higher_epoch_and_offers_the_same_digest() {
     let mut bench = Bench::open();
     let (before, _) = bench.offer();
@@ -679,7 +713,7 @@ fn only_what_is_offered_is_given_out_in_chunks() {
 
 #[test]
 fn a_damaged_state_names_its_key() {
-    for key in [PHASE, RECENT] {
+    for key in [PHASE, &state::recent(7)] {
         let state = [(key.to_owned(), vec![0xc1])];
         let error = Round::new(config(Owner::Root), &first_adapter(4), &state).unwrap_err();
         assert!(error.starts_with(key), "{error}");
