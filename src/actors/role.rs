@@ -380,6 +380,8 @@ impl Machine for Relay {
     }
 
     fn view(&self) -> MachineView {
-        MachineView { version: self.version(), ..Self::view(self).into() }
+        let view = Self::view(self);
+        let phase = if self.is_alone() { "alone" } else { view.phase };
+        MachineView { version: self.version(), phase, ..view.into() }
     }
 }

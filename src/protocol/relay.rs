@@ -251,6 +251,11 @@ impl Relay {
         self.member.version()
     }
 
+    /// Whether its parent has been silent for so long that its site goes on alone.
+    pub fn is_alone(&self) -> bool {
+        self.alone
+    }
+
     /// What its rounds hold.
     #[cfg(any(test, feature = "sim"))]
     pub(crate) fn held(&self) -> super::Held {
@@ -323,7 +328,9 @@ impl Relay {
     fn go_on_alone(&mut self) -> Vec<Effect> {
         let mut out = Vec::new();
         let Some(terms) = self.config.island else { return out };
-        self.alone = true;
+        if !std::mem::replace(&mut self.alone, true) {
+            out.push(Effect::Count("goes_on_alone"));
+        }
         let may = self.config.split.is_none()
             && self.member.working_on().is_none()
             && self.round.can_be_alone()
@@ -436,7 +443,9 @@ impl Relay {
     fn parent_is_there(&mut self, out: &mut Vec<Effect>) {
         let Some(terms) = self.config.island else { return };
         out.push(Effect::Timer { timer: Timer::Island, after_ms: terms.after_ms });
-        self.alone = false;
+        if std::mem::take(&mut self.alone) {
+            out.push(Effect::Count("parent_is_back"));
+        }
         if self.round.alone() == Some(false) {
             // What came for it counts in the next round.
             self.round.abandon("parent_is_back", out);
