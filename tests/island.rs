@@ -67,7 +67,8 @@ fn brought(plant: &Plant, edge: &str) -> Vec<UpdateId> {
     plant.entries(edge).into_iter().filter_map(own).collect()
 }
 
-/// What an edge shows of itself, and how often it has told that it goes on alone and that its parent is back.
+/// What an edge shows of itself, and how often since its start it has counted that it goes on alone, and that its
+/// parent is back.
 async fn shows(plant: &Plant, edge: &str) -> (&'static str, u64, u64) {
     let running = &plant.running[&name(edge)];
     let counted = running.figures.view().counted;
@@ -101,8 +102,8 @@ fn sites_go_on_without_their_cloud_over_a_restart_and_come_together_again() {
             assert!(brought(&plant, edge).is_empty(), "nobody was there to take it");
         }
         assert!(rounds(&plant, "edge0") > soon + 10, "it went on after its restart");
-        assert_eq!(shows(&plant, "edge1").await, ("alone", 1, 0), "once, not once a round");
-        assert_eq!(shows(&plant, "edge0").await, ("alone", 0, 0), "it was alone when it started");
+        assert_eq!(shows(&plant, "edge1").await, ("island", 1, 0), "once, not once a round");
+        assert_eq!(shows(&plant, "edge0").await, ("island", 0, 0), "it was one when it started");
         let alone = serves(&plant, "dev0-0");
         assert_eq!(alone.0, at_first.0, "no version was made");
         assert_ne!(alone.1, at_first.1, "but the device answers with what its site has learned");
@@ -113,7 +114,7 @@ fn sites_go_on_without_their_cloud_over_a_restart_and_come_together_again() {
         for edge in EDGES {
             assert_eq!(brought(&plant, edge).len(), 1, "{edge}: what it learned alone, once");
             let (phase, _, back) = shows(&plant, edge).await;
-            assert!(phase != "alone" && back == 1, "{edge} is {phase}, back {back} times");
+            assert!(phase != "island" && back == 1, "{edge} is {phase}, back {back} times");
             plant.check_owner(edge);
         }
         plant.check_owner("cloud");

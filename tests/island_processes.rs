@@ -17,16 +17,16 @@ use std::time::Duration;
 
 use gaisnet::data::Cache;
 use gaisnet::data::bearings::Bearings;
+use gaisnet::ids::RoundNo;
 use gaisnet::ledger::Event;
 use support::process::{Federation, Running, gaisnet};
 use support::{Mosquitto, skip};
 
-/// An edge goes on alone after seven seconds.
 const SETTINGS: [&str; 9] = [
     "round.auto_start=true",
     "round.rounds=1000",
     "round.quorum=1",
-    "round.deadline_s=4",
+    "round.deadline_s=30",
     "round.relay_margin_s=1",
     "round.pause_s=1",
     "round.republish_s=1",
@@ -64,7 +64,7 @@ impl World {
 
     fn run_edge(&mut self) {
         let port = format!("bus.parent.port={}", self.top.port);
-        self.run("edge-a", &["round.island_after_s=7", "bus.parent.host=127.0.0.1", &port]);
+        self.run("edge-a", &["round.island_after_s=15", "bus.parent.host=127.0.0.1", &port]);
     }
 
     fn run(&mut self, node: &'static str, more: &[&str]) {
@@ -83,16 +83,16 @@ impl World {
         self.federation.entries(node).iter().filter(|event| is_it(event)).count()
     }
 
-    /// Waits, far longer than it takes, until the edge's ledger has so many of them.
-    fn until(&self, what: &str, is_it: fn(&Event) -> bool, count: usize) {
+    /// Waits, far longer than it takes, until a node's ledger has so many of them.
+    fn until(&self, node: &str, what: &str, is_it: fn(&Event) -> bool, count: usize) {
         for _ in 0..600 {
-            if self.count("edge-a", is_it) >= count {
+            if self.count(node, is_it) >= count {
                 return;
             }
             std::thread::park_timeout(Duration::from_millis(200));
         }
         let logs: Vec<String> = self.nodes.values().map(Running::log).collect();
-        panic!("there never were {count} {what}\n{}", logs.join("\n\n"));
+        panic!("{node} never had {count} {what}\n{}", logs.join("\n\n"));
     }
 }
 
@@ -105,7 +105,7 @@ fn from_above(event: &Event) -> bool {
 }
 
 fn receipt(event: &Event) -> bool {
-    matches!(event, Event::ReceiptGot { .. })
+    matches!(event, Event::ReceiptGot { verdict, .. } if verdict.as_str() != "refused")
 }
 
 /// The edge's own work, as a contribution to itself.
@@ -113,38 +113,54 @@ fn own_work(event: &Event) -> bool {
     matches!(event, Event::Late { sender, .. } if sender.as_str() == "edge-a")
 }
 
+/// The size of each set that is closed behind the first entry that `begins`, and of those that it has to be of: what was
+/// accepted for it, and what came late since the one before.
+fn sets(entries: &[Event], begins: fn(&Event) -> bool) -> Vec<(u64, u64)> {
+    let first = entries.iter().position(begins).expect("it is there");
+    let (mut accepted, mut late, mut sets) = (BTreeMap::<RoundNo, u64>::new(), 0, Vec::new());
+    for (at, event) in entries.iter().enumerate() {
+        match event {
+            Event::Accept { round, .. } => *accepted.entry(*round).or_default() += 1,
+            Event::Late { .. } => late += 1,
+            Event::RoundClose { contributions, round, .. } => {
+                let of = accepted.remove(round).unwrap_or_default() + std::mem::take(&mut late);
+                if at > first {
+                    sets.push((*contributions, of));
+                }
+            }
+            _ => {}
+        }
+    }
+    sets
+}
+
 #[test]
 fn a_site_cut_off_from_its_cloud_goes_on_and_brings_what_it_learned() {
     let Some(mut world) = World::start() else { return };
-    world.until("versions from above", from_above, 2);
+    world.until("edge-a", "versions from above", from_above, 2);
     world.top.kill();
     let (before, heard) = (world.count("edge-a", round), world.count("edge-a", from_above));
     let answered = world.count("p1", receipt);
     // One that was open may end yet.
-    world.until("rounds alone", round, before + 4);
+    world.until("edge-a", "rounds alone", round, before + 4);
     world.nodes.get_mut("edge-a").unwrap().kill();
     world.run_edge();
     let before = world.count("edge-a", round);
-    world.until("rounds alone after a kill", round, before + 3);
-    assert!(world.count("edge-a", from_above) <= heard + 1, "nobody was there to say one");
-    assert!(world.count("p1", receipt) >= answered + 5, "the device took part");
+    world.until("edge-a", "rounds alone after a kill", round, before + 3);
+    world.until("p1", "receipts of an edge that is alone", receipt, answered + 5);
+    assert!(world.count("edge-a", from_above) <= heard + 1, "at most what was on its way");
     assert_eq!(world.count("edge-a", own_work), 0, "nobody was there to take it");
 
     world.top.start_again();
-    world.until("the site's own work", own_work, 1);
+    world.until("edge-a", "work of its own", own_work, 1);
     let heard = world.count("edge-a", from_above);
-    world.until("versions from above", from_above, heard + 2);
+    world.until("edge-a", "versions from above", from_above, heard + 2);
     for (node, running) in &mut world.nodes {
         assert_eq!(running.terminate(), Some(0), "{node}: {}", running.log());
     }
     let entries = world.federation.entries("edge-a");
     assert_eq!(entries.iter().filter(|event| own_work(event)).count(), 1, "once");
-    let behind = entries.iter().skip_while(|event| !own_work(event));
-    let sets = behind.filter_map(|event| match event {
-        Event::RoundClose { contributions, .. } => Some(*contributions),
-        _ => None,
-    });
-    let sets: Vec<u64> = sets.collect();
-    assert_eq!(sets.first(), Some(&2), "the device's and the edge's own: {sets:?}");
-    assert!(sets[1..].iter().all(|count| *count == 1), "in no other: {sets:?}");
+    let sets = sets(&entries, own_work);
+    assert!(sets.len() >= 2, "{sets:?}");
+    assert!(sets.iter().all(|(has, of)| has == of), "each contribution is in one set: {sets:?}");
 }

@@ -381,7 +381,7 @@ impl Machine for Relay {
 
     fn view(&self) -> MachineView {
         let view = Self::view(self);
-        let phase = if self.is_alone() { "alone" } else { view.phase };
+        let phase = if self.is_alone() { "island" } else { view.phase };
         MachineView { version: self.version(), phase, ..view.into() }
     }
 }

@@ -251,7 +251,7 @@ impl Relay {
         self.member.version()
     }
 
-    /// Whether its parent has been silent for so long that its site goes on alone.
+    /// Whether its parent has been silent for longer than [`IslandTerms::after_ms`]: its site goes on alone, if it can.
     pub fn is_alone(&self) -> bool {
         self.alone
     }

@@ -93,8 +93,8 @@ impl SimRow {
         self.cpu_seconds * 1e6 / self.device_rounds()
     }
 
-    /// Steps of machines for one device in one round, those of edges and cloud shared out likewise: work that no
-    /// processor changes.
+    /// Steps of machines for one device in one round, those of edges and cloud shared out likewise: work
+    /// that doesn't depend on the machine.
     pub fn steps_per_device_round(&self) -> f64 {
         to_f64(self.count("steps")) / self.device_rounds()
     }
@@ -218,13 +218,7 @@ pub fn sim_to_html(report: &SimReport) -> String {
 }
 
 /// What a device and round costs, by size.
-fn cost(
-    report: &SimReport,
-    what: &str,
-    unit: &str,
-    value: fn(&SimRow) -> f64,
-    page: &mut String,
-) {
+fn cost(report: &SimReport, what: &str, unit: &str, value: fn(&SimRow) -> f64, page: &mut String) {
     let bar = |row: &SimRow| Bar {
         name: format!("{} devices", row.devices),
         value: value(row),
@@ -242,13 +236,14 @@ fn table(report: &SimReport, page: &mut String) {
         "<section>\n<h2>Figures</h2>\n<table class=\"wide\">\n<tr><th scope=\"col\">devices</th>\
          <th scope=\"col\">edges</th><th scope=\"col\">rounds</th><th scope=\"col\">seeds</th>\
          <th scope=\"col\">messages</th><th scope=\"col\">CPU seconds</th>\
-         <th scope=\"col\">us a device and round</th><th scope=\"col\">peak MiB</th></tr>\n",
+         <th scope=\"col\">us a device and round</th><th scope=\"col\">steps a device and round</th>\
+         <th scope=\"col\">peak MiB</th></tr>\n",
     );
     for row in &report.rows {
         let _ = writeln!(
             page,
             "<tr><th scope=\"row\">{}</th><td>{}</td><td>{}</td><td>{}</td><td>{}</td>\
-             <td>{:.1}</td><td>{:.1}</td><td>{:.0}</td></tr>",
+             <td>{:.1}</td><td>{:.1}</td><td>{:.1}</td><td>{:.0}</td></tr>",
             row.devices,
             row.edges,
             row.rounds,
@@ -256,6 +251,7 @@ fn table(report: &SimReport, page: &mut String) {
             row.count("sent"),
             row.cpu_seconds,
             row.us_per_device_round(),
+            row.steps_per_device_round(),
             row.peak_rss_mib,
         );
     }

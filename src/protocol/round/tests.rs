@@ -397,9 +397,9 @@ fn each_closed_round_has_a_key_of_its_own_and_they_come_back_in_order() {
         bench.step(Input::Timer(Timer::Deadline));
         bench.combine();
     }
-    let key = |round: RoundNo| state::recent(round);
     let kept = |bench: &Bench| {
-        (1..=20).filter(|round| bench.state.contains_key(&key(*round))).collect::<Vec<_>>()
+        let is_kept = |round: &RoundNo| bench.state.contains_key(&state::recent(*round));
+        (1..=20).filter(is_kept).collect::<Vec<_>>()
     };
     assert_eq!(kept(&bench), (3..=14).collect::<Vec<_>>(), "the last twelve");
 
@@ -407,11 +407,11 @@ fn each_closed_round_has_a_key_of_its_own_and_they_come_back_in_order() {
     let put: Vec<_> = late
         .iter()
         .filter_map(|effect| match effect {
-            Effect::Put(key, _) if key.starts_with("round/recent") => Some(key.to_string()),
+            Effect::Put(key, _) if key.starts_with("round/recent/") => Some(key.to_string()),
             _ => None,
         })
         .collect();
-    assert_eq!(put, [key(14)], "the others stay as they are");
+    assert_eq!(put, [state::recent(14)], "the others stay as they are");
 
     let before = bench.round.recent.clone();
     bench.restart();
