@@ -319,6 +319,11 @@ impl Member {
         out
     }
 
+    /// Milliseconds of silence after which it asks its parent for the latest.
+    pub(super) fn resync_ms(&self) -> u64 {
+        self.config.resync_ms
+    }
+
     /// The version that this node has, 0 before any.
     pub fn version(&self) -> Version {
         self.current.as_ref().map_or(0, |current| current.version)

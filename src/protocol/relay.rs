@@ -321,7 +321,11 @@ impl Relay {
         // It was away when this node died, and nothing has come since.
         let alone = |island: &Island| island.outer.is_none();
         self.alone = self.island.as_ref().is_some_and(alone) || self.round.alone().is_some();
-        out.push(Effect::Timer { timer: Timer::Island, after_ms: terms.after_ms });
+        // A parent that is back by now answers: it is asked at the start, and again after `resync_ms`.
+        let heard_within_ms = self.member.resync_ms().saturating_mul(2);
+        let after_ms =
+            if self.alone { terms.after_ms.min(heard_within_ms) } else { terms.after_ms };
+        out.push(Effect::Timer { timer: Timer::Island, after_ms });
     }
 
     /// Nothing came from the parent for long.
