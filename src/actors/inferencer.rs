@@ -11,7 +11,7 @@
 //! of a split model asks its edge each time, and an edge answers such questions (`halves.rs`).
 //!
 //! Everything here is volatile and stays in the site's zone. Each answer names the version that
-//! made it, and its quality is never left out.
+//! made it, and its quality is never left out. What it is told is in `inferencer/messages.rs`, what comes of each in `inferencer/handling.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
@@ -21,36 +21,39 @@ use std::time::Duration;
 
 use actix::prelude::*;
 
+pub use self::messages::{AboveSaid, Attend, LateLabel, Leaves, Request, Serve, TagSample};
+use self::messages::{Answered, Compared, Finished, Passed, Probed, Scored};
+pub(super) use self::messages::{Asked, Loaded, Source};
 use super::MAILBOX;
-use super::attending::{Attending, Waiting};
-use super::busy::{Busy, Hold};
+use super::attending::Attending;
+use super::busy::Busy;
 use super::drift_watch::DriftWatch;
 use super::figures::Figures;
 use super::halves::{HalfParts, Halves};
-use super::labels::{Labels, Taken};
+use super::labels::Labels;
 use super::lanes::{Lane, ServeRequest};
 use super::machines::Machines;
 use super::role::{Checked, Seen, Stimulus};
-use super::runner::Link;
 use super::tiers::{Act, CascadeParts, Tiers};
 use crate::bus::{Ack, Bus, Priority, Publish};
 use crate::ids::{Digest, Name, NodeId, Version};
-use crate::learn::{
-    Activations, DriftConfig, LearnError, Prediction, TensorSet, probe_window, sound,
-};
+use crate::learn::{DriftConfig, LearnError, Prediction, probe_window};
 use crate::protocol::cascade::Ticket;
-use crate::protocol::{Check, Input as ProtocolInput, Watch, update};
+use crate::protocol::{Check, Input as ProtocolInput};
 use crate::scada::RequestId;
 use crate::scada::answer_book::BookLimits;
-use crate::scada::at_cut::{AtCut, FrontMark};
+use crate::scada::at_cut::AtCut;
 use crate::scada::command::CommandPolicy;
-use crate::scada::infer::{self, InferError, InferReply, Input};
-use crate::scada::tags::{Binds, Reading, Tag, TagMap};
-use crate::scada::telegram::{Event, Inference, Provenance, Quality, Tier};
+use crate::scada::infer::{InferError, InferReply, Input};
+use crate::scada::tags::{Tag, TagMap};
+use crate::scada::telegram::{Event, Inference, Quality, Tier};
 use crate::scada::window::{Window, WindowConfig, WindowStream};
 use crate::time::{Clock, Mono, Now, Wall};
 use crate::topic::{Branch, CommandName};
 use crate::wire::Wishes;
+
+mod handling;
+mod messages;
 
 /// What an inferencer works with.
 pub struct InferencerParts {
@@ -137,139 +140,6 @@ struct Truth {
     from: BTreeMap<(usize, String), u64>,
 }
 
-/// From now on answer with this adapter.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct Serve {
-    /// Counts what was to be served: the last word is what holds, whichever way the version went.
-    pub turn: u64,
-    /// Its version.
-    pub version: Version,
-    /// The adapter, packed.
-    pub adapter: Vec<u8>,
-}
-
-impl Serve {
-    /// Its adapter; nothing when another one came while this one waited for room, or when it can't be read.
-    pub(super) fn opened(&self, turn: &mut u64, figures: &Figures) -> Option<Arc<TensorSet>> {
-        if self.turn < *turn {
-            return None;
-        }
-        *turn = self.turn;
-        match update::unpack(&self.adapter) {
-            Ok(adapter) => Some(Arc::new(adapter)),
-            Err(error) => {
-                let version = self.version;
-                tracing::error!(%error, version, "an adapter can't be served; the old one stays");
-                figures.count(error.kind());
-                None
-            }
-        }
-    }
-}
-
-/// From now on count what is seen of a version that is rolled out; nothing any more without one.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct Attend {
-    /// What is counted.
-    pub watch: Option<Watch>,
-    /// The adapter that answers beside the one in use, packed.
-    pub beside: Option<Vec<u8>>,
-}
-
-/// A request on `infer/{model}`.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct Request {
-    /// The model.
-    pub model: Name,
-    /// Its JSON.
-    pub payload: Vec<u8>,
-    /// It was stored at the broker: not executed.
-    pub retained: bool,
-}
-
-/// A label on `feedback/{model}`.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct LateLabel {
-    /// The model.
-    pub model: Name,
-    /// Its JSON.
-    pub payload: Vec<u8>,
-    /// It was stored at the broker: not taken.
-    pub retained: bool,
-}
-
-/// A message on a topic of the plant.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct TagSample {
-    /// Its topic.
-    pub topic: String,
-    /// Its bytes.
-    pub payload: Vec<u8>,
-}
-
-/// Something on `reply/infer` of the tier above.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct AboveSaid {
-    /// Its JSON.
-    pub payload: Vec<u8>,
-    /// It was stored at the broker: nobody waits for it.
-    pub retained: bool,
-}
-
-/// The node stops: what has to be recorded is.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct Leaves;
-
-/// A question on its way.
-#[derive(Debug)]
-pub(super) struct Asked {
-    /// Its number.
-    pub(super) ticket: Ticket,
-    from: Source,
-    /// When it came.
-    pub(super) at: Now,
-    /// When it needs an answer, if it said so.
-    pub(super) deadline: Option<Mono>,
-    /// Nodes that passed it on.
-    pub(super) via: Vec<NodeId>,
-    /// What may have to go on to the tier above: the window again, or what a front made of it.
-    pub(super) input: Option<Input>,
-    /// The window again, where another version may answer it too.
-    pub(super) window: Option<Vec<f32>>,
-}
-
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-struct Answered {
-    asked: Asked,
-    result: Result<Prediction, LearnError>,
-}
-
-/// The front has done its part.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-struct Passed {
-    asked: Asked,
-    result: Result<(FrontMark, Activations), LearnError>,
-}
-
-/// The back went on from where a device's front stopped; without it there is no back of that front.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-struct Finished {
-    id: Option<RequestId>,
-    at: Now,
-    front: FrontMark,
-    result: Result<Option<Prediction>, LearnError>,
-}
-
 /// When the built-in window is answered again.
 #[derive(Debug, Clone, Copy, Default)]
 struct Probe {
@@ -281,72 +151,6 @@ struct Probe {
 
 impl Probe {
     const EVERY_S: u64 = 60;
-}
-
-/// Another version answered windows beside the one in use.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-struct Compared {
-    serial: u64,
-    waiting: Vec<Waiting>,
-    result: Result<Vec<Prediction>, LearnError>,
-}
-
-/// The built-in window was answered.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-struct Probed {
-    turn: u64,
-    result: Result<Vec<Prediction>, LearnError>,
-}
-
-/// Held-out examples were answered.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-struct Scored {
-    run: (u64, usize),
-    result: Result<Vec<Prediction>, LearnError>,
-}
-
-/// The adapter is in place from the next answer on.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub(super) struct Loaded {
-    pub(super) version: Version,
-    pub(super) adapter: Digest,
-    pub(super) result: Result<(), LearnError>,
-}
-
-impl Loaded {
-    /// Puts the new version in the place of the served one, if its adapter fits.
-    pub(super) fn settle(self, served: &mut Version, figures: &Figures) {
-        match self.result {
-            Ok(()) => {
-                tracing::info!(version = self.version, "answers come from a new version");
-                *served = self.version;
-            }
-            Err(error) => {
-                tracing::error!(%error, version = self.version, "an adapter doesn't fit; the old one stays");
-                figures.count(error.kind());
-            }
-        }
-    }
-}
-
-/// Who waits for an answer.
-#[derive(Debug, Clone)]
-pub(super) enum Source {
-    /// A tag.
-    Tag {
-        /// The label that was true of the whole window.
-        label: Option<String>,
-        /// Digest of its topic.
-        source: Digest,
-        /// When the window's first sample came.
-        began: Wall,
-    },
-    /// A request, with its id.
-    Request(Option<RequestId>),
 }
 
 impl Inferencer {
@@ -812,340 +616,5 @@ impl Actor for Inferencer {
             this.compare(true, ctx);
             this.tell_seen(ctx);
         });
-    }
-}
-
-impl Handler<Serve> for Inferencer {
-    type Result = ();
-
-    fn handle(&mut self, serve: Serve, ctx: &mut Self::Context) {
-        let Some(adapter) = serve.opened(&mut self.turn, &self.parts.figures) else { return };
-        let (version, digest) = (serve.version, Digest::of(&serve.adapter));
-        let halves = self.halves.as_ref();
-        let front = halves.and_then(|halves| halves.front_of(version, &serve.adapter));
-        let me = ctx.address();
-        // Without a bound: there are a few of them at most, and without one the version in use is mistaken.
-        let done = Box::new(move |result| me.do_send(Loaded { version, adapter: digest, result }));
-        if self.parts.lane.submit(ServeRequest::Load { adapter, front, done }).is_err() {
-            // The queue of questions is full: try again behind it.
-            self.parts.figures.count("busy");
-            ctx.notify_later(serve, Duration::from_millis(50));
-        }
-    }
-}
-
-impl Handler<Attend> for Inferencer {
-    type Result = ();
-
-    fn handle(&mut self, Attend { watch, beside }: Attend, ctx: &mut Self::Context) {
-        self.tell_seen(ctx);
-        let beside = beside.and_then(|bytes| match update::unpack(&bytes) {
-            Ok(adapter) => Some(Arc::new(adapter)),
-            Err(error) => {
-                self.parts.figures.count(error.kind());
-                None
-            }
-        });
-        let before = self.attending.take();
-        self.attending = watch.map(|watch| Attending::attend(before, watch, beside));
-    }
-}
-
-impl Handler<Compared> for Inferencer {
-    type Result = ();
-
-    fn handle(&mut self, compared: Compared, ctx: &mut Self::Context) {
-        let Compared { serial, waiting, result } = compared;
-        if let Some(attending) = &mut self.attending {
-            attending.compared(serial, &waiting, result);
-        }
-        self.compare(false, ctx);
-    }
-}
-
-impl Handler<Loaded> for Inferencer {
-    type Result = ();
-
-    fn handle(&mut self, loaded: Loaded, ctx: &mut Self::Context) {
-        let (version, adapter, fits) = (loaded.version, loaded.adapter, loaded.result.is_ok());
-        loaded.settle(&mut self.version, &self.parts.figures);
-        if !fits {
-            return self.tell(version, adapter, Check::Unfit, ctx);
-        }
-        if let Some(drift) = &mut self.drift
-            && self.adapter != adapter
-        {
-            drift.begin_anew(&self.parts.figures);
-        }
-        self.adapter = adapter;
-        self.probe.due = true;
-        self.look(ctx);
-        if let Some(tiers) = &mut self.tiers {
-            tiers.serves(version, adapter);
-            self.measure(ctx);
-        }
-    }
-}
-
-impl Handler<Probed> for Inferencer {
-    type Result = ();
-
-    fn handle(&mut self, probed: Probed, ctx: &mut Self::Context) {
-        self.probe.running = false;
-        if probed.turn != self.turn {
-            return; // of the version before
-        }
-        let check = match probed
-            .result
-            .and_then(|all| all.into_iter().try_for_each(|p| sound(p).map(drop)))
-        {
-            Ok(()) => Check::Passed,
-            Err(error) => {
-                let version = self.version;
-                tracing::warn!(%error, version, "the version in use can't answer its probe");
-                self.parts.figures.count("failed_check");
-                self.probe.due = true;
-                Check::Failed
-            }
-        };
-        self.tell(self.version, self.adapter, check, ctx);
-    }
-}
-
-impl Handler<Scored> for Inferencer {
-    type Result = ();
-
-    fn handle(&mut self, Scored { run, result }: Scored, ctx: &mut Self::Context) {
-        if let Some(tiers) = &mut self.tiers {
-            tiers.measured(run, result);
-            self.measure(ctx);
-        }
-    }
-}
-
-impl Handler<AboveSaid> for Inferencer {
-    type Result = ();
-
-    fn handle(&mut self, said: AboveSaid, ctx: &mut Self::Context) {
-        if said.retained {
-            return self.parts.figures.count("retained");
-        }
-        self.in_tiers(ctx, |tiers| tiers.said(&said.payload));
-    }
-}
-
-impl Handler<Link> for Inferencer {
-    type Result = ();
-
-    fn handle(&mut self, link: Link, ctx: &mut Self::Context) {
-        self.in_tiers(ctx, |tiers| tiers.link(link.up));
-    }
-}
-
-impl Handler<Leaves> for Inferencer {
-    type Result = ();
-
-    fn handle(&mut self, _: Leaves, _: &mut Self::Context) {
-        if let Some(tiers) = &mut self.tiers {
-            tiers.record(true);
-        }
-    }
-}
-
-impl Handler<Request> for Inferencer {
-    type Result = ();
-
-    fn handle(&mut self, request: Request, ctx: &mut Self::Context) {
-        let Request { model, payload, retained } = request;
-        let parsed = infer::parse(&payload, retained, self.parts.window, &self.parts.policy);
-        let refused = match parsed {
-            Ok(asked) if model == self.parts.model => match asked.input {
-                Input::AtCut(question) => return self.finish(asked.id, &question, ctx),
-                Input::Window(window) => {
-                    let from = Source::Request(asked.id);
-                    return self.ask(window, from, asked.deadline_ms, asked.via, ctx);
-                }
-            },
-            Ok(asked) => InferError::unknown_model(asked.id, &model),
-            Err(error) => error,
-        };
-        self.refuse(&refused);
-    }
-}
-
-impl Handler<LateLabel> for Inferencer {
-    type Result = ();
-
-    fn handle(&mut self, label: LateLabel, ctx: &mut Self::Context) {
-        let LateLabel { model, payload, retained } = label;
-        let now = self.parts.clock.now().wall;
-        let taken = self.late.take(&model, &payload, retained, now, &self.parts.figures);
-        let reply = match taken {
-            Ok(Taken { labelled, class, reply }) => {
-                if let Some(attending) = &mut self.attending {
-                    labelled.labelled.iter().for_each(|number| attending.labelled(*number, class));
-                }
-                let labels = labelled.labelled.len() as u64;
-                if labels > 0 {
-                    self.wish(Wishes { drifts: 0, labels }, ctx);
-                }
-                reply
-            }
-            Err(error) => {
-                self.parts.figures.count(error.kind());
-                error.reply()
-            }
-        };
-        if let Ok(name) = CommandName::new("feedback") {
-            self.publish(self.parts.branch.reply(&name), &reply, false);
-        }
-    }
-}
-
-impl Handler<TagSample> for Inferencer {
-    type Result = ();
-
-    fn handle(&mut self, TagSample { topic, payload }: TagSample, ctx: &mut Self::Context) {
-        let now = self.parts.clock.now().wall;
-        let mut readings = Vec::new();
-        for (index, tag) in self.parts.tags.of(&topic) {
-            if matches!(tag.binds(), Binds::Feature { model } if *model != self.parts.model) {
-                continue;
-            }
-            match tag.read(&payload) {
-                // A label is true of the samples that come with it.
-                Ok(reading @ Reading::Samples(_)) => readings.push((index, reading)),
-                Ok(reading) => readings.insert(0, (index, reading)),
-                Err(error) => {
-                    self.parts.figures.count(error.kind());
-                    let told = self.unreadable.contains(&topic);
-                    // A sensor sends many a second; its topic names come from outside.
-                    if !told && self.unreadable.len() < Self::MAX_STREAMS {
-                        tracing::warn!(topic, %error, "a tag can't be read; told once a topic");
-                        self.unreadable.insert(topic.clone());
-                    }
-                }
-            }
-        }
-        for (index, reading) in readings {
-            match reading {
-                Reading::Samples(samples) => {
-                    self.unreadable.remove(&topic);
-                    self.samples((index, topic.clone()), &samples, now, ctx);
-                }
-                Reading::Label(label) => self.label(label),
-                Reading::Idle(idle) => self.machines.said(&topic, Hold::Machine, !idle),
-                Reading::Veto(forbids) => self.machines.said(&topic, Hold::Veto, forbids),
-            }
-        }
-    }
-}
-
-impl Handler<Answered> for Inferencer {
-    type Result = ();
-
-    fn handle(&mut self, Answered { mut asked, result }: Answered, ctx: &mut Self::Context) {
-        let prediction = match result.and_then(sound) {
-            Ok(prediction) => {
-                self.attend(&mut asked, Some(prediction.class), ctx);
-                if let (Source::Tag { .. }, Some(drift)) = (&asked.from, &mut self.drift) {
-                    let now = self.parts.clock.now().wall;
-                    let found = drift.answered(&prediction, now, &self.parts.figures);
-                    self.drifted(found, ctx);
-                }
-                prediction
-            }
-            Err(error) => {
-                self.attend(&mut asked, None, ctx);
-                // Whoever may ask could have sent a window that no model can answer: only the built-in one counts.
-                self.probe.due = true;
-                return self.unanswered(asked, &error);
-            }
-        };
-        if let Some(tiers) = &mut self.tiers {
-            let acts = tiers.answered(asked, prediction, self.version);
-            return self.carry_out(acts, ctx);
-        }
-        let inference = self.inference(&prediction, self.version, asked.at);
-        self.answer(asked, inference);
-    }
-}
-
-impl Handler<Passed> for Inferencer {
-    type Result = ();
-
-    fn handle(&mut self, Passed { mut asked, result }: Passed, ctx: &mut Self::Context) {
-        let nobody =
-            || LearnError::Engine { engine: "split", message: "nobody has the back".into() };
-        let question = match (result, &self.halves) {
-            (Ok((front, at_cut)), Some(halves)) => halves.question(front, &at_cut),
-            (Ok(_), None) => Err(nobody()),
-            (Err(error), _) => Err(error),
-        };
-        match (question, &mut self.tiers) {
-            (Ok(question), Some(tiers)) => {
-                let version = question.front.version;
-                asked.input = Some(Input::AtCut(question));
-                let acts = tiers.halfway(asked, version);
-                self.carry_out(acts, ctx);
-            }
-            (Ok(_), None) => self.unanswered(asked, &nobody()),
-            (Err(error), _) => self.unanswered(asked, &error),
-        }
-    }
-}
-
-impl Handler<Finished> for Inferencer {
-    type Result = ();
-
-    fn handle(&mut self, finished: Finished, _: &mut Self::Context) {
-        let Finished { id, at, front, result } = finished;
-        match result {
-            Ok(Some(prediction)) => {
-                let node = self.parts.branch.node.clone();
-                let (bound, escalated, degraded) = (None, false, None);
-                let cascade = Some(Provenance { node, bound, escalated, degraded, split: true });
-                let bare = self.inference(&prediction, front.version, at);
-                let inference = Inference { cascade, ..bare };
-                self.parts.figures.answered(inference.latency_ms);
-                self.reply(&InferReply::answer(id, inference));
-            }
-            Ok(None) => self.refuse(&InferError::other_front(id, front.version, self.version)),
-            Err(error) => {
-                tracing::warn!(%error, "a device's activations can't be answered");
-                // Activations of any device may do that: only the built-in window counts.
-                self.probe.due = true;
-                let kind = match error {
-                    LearnError::NotFinite { .. } => "split_not_finite",
-                    _ => "split_shape",
-                };
-                self.refuse(&InferError::no_half(id, kind));
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::learn::Tensor;
-    use crate::wire::Coding;
-
-    fn serve(turn: u64, version: Version) -> Serve {
-        let tensor = Tensor { name: "w".into(), shape: vec![1], data: vec![1.0] };
-        let set = TensorSet::new(vec![tensor]).unwrap();
-        Serve { turn, version, adapter: update::pack(&set, Coding::F32, 0).unwrap() }
-    }
-
-    #[test]
-    fn what_waited_for_room_does_not_come_back_over_a_later_word() {
-        let (mut turn, figures) = (0, Figures::default());
-        let late = serve(4, 4);
-        assert!(late.opened(&mut turn, &figures).is_some());
-        assert!(late.opened(&mut turn, &figures).is_some(), "the same one may try again");
-        // A rollback goes to a lower version, by a later word.
-        assert!(serve(5, 3).opened(&mut turn, &figures).is_some());
-        assert!(late.opened(&mut turn, &figures).is_none());
-        assert_eq!(turn, 5);
     }
 }

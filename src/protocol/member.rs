@@ -16,34 +16,38 @@
 //! In a round of knowledge (`wire/knowledge.rs`) it keeps to its own model, whatever the base of the others:
 //! what it fetches, learns from and contributes is what models say.
 //!
-//! A device may have a second edge to go to (`second_edge.rs`).
+//! Here is what it knows and whom it hears. Offers are in `offers.rs`, what becomes of work in `giving.rs`, results in `results.rs`; a
+//! device may have a second edge to go to (`second_edge.rs`).
 //!
 //! Called by the trainer's actor, and by [`super::Relay`].
 
+mod giving;
+mod offers;
+mod results;
 mod second_edge;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use offers::needed;
+use results::brought;
 pub use second_edge::SecondEdge;
 use second_edge::Whereabouts;
 
 use serde::{Deserialize, Serialize};
 
-use super::effect::{Delivery, Effect, Input, Job, Said, Timer, To, TrainTask, Work};
+use super::effect::{Delivery, Effect, Input, Timer, To};
 use super::guard::{self, Guard};
 use super::round::put;
 use super::sense;
-use super::update::check_summary;
 use crate::ids::{Digest, Epoch, Name, NodeId, RoundNo, Side, UpdateId, Version};
 use crate::learn::Layout;
-use crate::ledger::{Event, Word};
 use crate::privacy::Gate;
 use crate::time::Now;
 use crate::trust::{Verified, update_id};
 use crate::wire::{
-    Answer, Blob, Body, Contribution, Get, Knowledge, KnowledgePlan, Offer, Promise, Receipt,
-    Result as RoundResult, TopLogitsPlan, Verdict, Wanted, Wishes, decode, encode,
+    Answer, Blob, Body, Get, Offer, Promise, Result as RoundResult, TopLogitsPlan, Wanted, Wishes,
+    decode,
 };
 
 /// What a member has to know.
@@ -540,419 +544,6 @@ impl Member {
         }
     }
 
-    fn offered(&mut self, offered: Offered, out: &mut Vec<Effect>) {
-        let round = offered.offer.round;
-        if let Some(last) = &self.last {
-            let repeat = last.digest == offered.digest;
-            match &last.course {
-                _ if round < last.round => return,
-                Course::GaveUp(reason) if repeat => {
-                    return out.push(self.answer(&offered, false, reason));
-                }
-                Course::Taken if repeat => return,
-                Course::Taken | Course::Declined | Course::GaveUp(_) => {}
-            }
-        }
-        if self.next.as_ref().is_some_and(|next| round < next.offer.round) {
-            return;
-        }
-        if let Err(reason) = sense::check_offer(&offered.offer) {
-            return self.refuse_offer(&offered, reason, out);
-        }
-        if let Err(reason) = self.willing(&offered.offer) {
-            return self.turn_down(&offered, reason, out);
-        }
-        match needed(&offered.offer).cloned() {
-            None => {
-                self.waits(offered, out);
-                self.begin_next(out);
-            }
-            Some(Blob::Inline(bytes)) => {
-                if let Err(reason) = self.fits(&offered.offer, &bytes) {
-                    return self.refuse_offer(&offered, reason, out);
-                }
-                self.waits(offered, out);
-                out.push(Effect::SaveBlob(bytes));
-                self.begin_next(out);
-            }
-            Some(Blob::Manifest(manifest)) => {
-                self.waits(offered, out);
-                out.push(Effect::Fetch { from: self.owner.clone(), side: Side::Up, manifest });
-            }
-        }
-    }
-
-    /// Declines what no parent should ever ask for; counted.
-    fn refuse_offer(&mut self, offered: &Offered, reason: &'static str, out: &mut Vec<Effect>) {
-        out.push(Effect::Count(reason));
-        self.turn_down(offered, reason, out);
-    }
-
-    /// Declines an offer before any work; recorded once.
-    fn turn_down(&mut self, offered: &Offered, reason: &'static str, out: &mut Vec<Effect>) {
-        let (round, digest) = (offered.offer.round, offered.digest);
-        let last = Some(Last { round, digest, course: Course::Declined });
-        if self.last != last {
-            self.last = last;
-            put(Self::LAST, &self.last, out);
-            out.push(Effect::Record(self.decline(round, reason)));
-        }
-        out.push(self.answer(offered, false, reason));
-    }
-
-    fn willing(&self, offer: &Offer) -> Result<(), &'static str> {
-        if self.paused {
-            return Err("paused");
-        }
-        if self.full {
-            return Err("disk_full");
-        }
-        if offer.model != self.config.model {
-            return Err("unknown_model");
-        }
-        if let Some(plan) = &offer.plan.knowledge {
-            self.understands(plan)?;
-        } else if offer.base != self.config.base {
-            return Err("base_mismatch");
-        }
-        if offer.version < self.version() {
-            return Err("version_goes_back");
-        }
-        if self.counts_elsewhere(offer) {
-            return Err("counts_elsewhere");
-        }
-        if self.config.split && offer.plan.final_rate.is_some() {
-            return Err("plan_not_for_split");
-        }
-        if self.config.relay || offer.plan.local_epochs.is_some() {
-            // How many steps whole passes are shows when they are done; the gate asks then.
-            Ok(())
-        } else {
-            self.config.gate.allows_plan(offer.plan.local_steps)
-        }
-    }
-
-    /// Whether it can take part in a round of knowledge: its classes are those of the others, in their order,
-    /// and it has the same reference inputs; of models that write, those with its own tokens.
-    fn understands(&self, plan: &KnowledgePlan) -> Result<(), &'static str> {
-        let knows = self.config.knows.as_ref().ok_or("no_rounds_of_knowledge")?;
-        if plan.labels != knows.labels {
-            return Err("other_classes");
-        }
-        match &plan.reference {
-            Some(reference) if !knows.references.contains(&reference.digest) => {
-                return Err("unknown_reference_digest");
-            }
-            _ => {}
-        }
-        match (&plan.top_logits, &knows.top_logits) {
-            (Some(theirs), Some(mine)) if !theirs.has_tokens_of(mine) => Err("other_tokenizer"),
-            (Some(_), None) => Err("model_does_not_write"),
-            (None, Some(_)) => Err("model_only_writes"),
-            _ => Ok(()),
-        }
-    }
-
-    /// Whether what an offer brings can be used here.
-    fn fits(&self, offer: &Offer, bytes: &[u8]) -> Result<(), &'static str> {
-        match (&offer.plan.knowledge, &offer.knowledge) {
-            (Some(plan), Some(said)) => sense::check_knowledge(plan, bytes, &said.counts),
-            _ => sense::check_adapter(bytes, &self.config.layout),
-        }
-    }
-
-    fn decline(&self, round: RoundNo, reason: &'static str) -> Event {
-        Event::Decline { reason: Word::new(reason), round, sender: self.config.me.clone() }
-    }
-
-    /// It takes the place of the offer that waited.
-    fn waits(&mut self, offered: Offered, out: &mut Vec<Effect>) {
-        let before = self.next.replace(offered);
-        self.forget(before.as_ref().and_then(|before| needed(&before.offer)), out);
-    }
-
-    /// Gives up the fetch of a blob that nothing waits for any more.
-    fn forget(&self, blob: Option<&Blob>, out: &mut Vec<Effect>) {
-        let Some(Blob::Manifest(manifest)) = blob else { return };
-        let next = self.next.as_ref().and_then(|next| needed(&next.offer));
-        let result = self.result.as_ref().and_then(|waiting| brought(&waiting.result));
-        if [next, result].into_iter().flatten().all(|blob| blob.sha256() != manifest.sha256) {
-            out.push(Effect::Forget(manifest.sha256));
-        }
-    }
-
-    /// Begins the waiting offer unless work is under way. Its adapter is on disk.
-    fn begin_next(&mut self, out: &mut Vec<Effect>) {
-        if self.active.is_some() {
-            return;
-        }
-        let Some(offered) = self.next.take() else { return };
-        // It may have waited long: a newer version may be here, an operator may have paused us.
-        if let Err(reason) = self.willing(&offered.offer) {
-            return self.turn_down(&offered, reason, out);
-        }
-        let (round, digest) = (offered.offer.round, offered.digest);
-        self.last = Some(Last { round, digest, course: Course::Taken });
-        put(Self::LAST, &self.last, out);
-        // Who sends its adapter starts from everybody's again.
-        if offered.offer.plan.adapter_delta && self.own.take().is_some() {
-            put(Self::OWN, &self.own, out);
-            self.apply(out);
-        }
-        if offered.offer.plan.knowledge.is_some() {
-            self.take_knowledge(offered.offer.version, out);
-        } else {
-            self.take(offered.offer.version, offered.offer.adapter.sha256(), out);
-        }
-        out.push(self.answer(&offered, true, ""));
-        self.work(&offered, out);
-        self.active = Some(offered);
-        put(Self::ACTIVE, &self.active, out);
-    }
-
-    fn work(&self, offered: &Offered, out: &mut Vec<Effect>) {
-        if self.config.relay {
-            return; // the relay sees `working_on` and opens its inner round
-        }
-        let Offer { adapter, plan, class_targets, knowledge, .. } = &*offered.offer;
-        let start = match (&plan.knowledge, &self.config.knows) {
-            (Some(_), Some(knows)) => knows.untrained,
-            _ => adapter.sha256(),
-        };
-        let reference = plan.knowledge.as_ref().and_then(|plan| plan.reference.as_ref());
-        out.push(Effect::Job(Job::Train(Box::new(TrainTask {
-            offer: offered.digest,
-            round: offered.offer.round,
-            epoch: offered.epoch,
-            adapter: self.own_or(start),
-            plan: plan.clone(),
-            class_targets: class_targets.clone(),
-            residual: self.residual,
-            knowledge: knowledge.as_ref().map(|knowledge| Said {
-                set: knowledge.set.sha256(),
-                counts: knowledge.counts.clone(),
-                reference: reference.map(|reference| reference.digest),
-            }),
-        }))));
-    }
-
-    fn worked(&mut self, offer: Digest, work: Result<Work, &'static str>, out: &mut Vec<Effect>) {
-        let Some(offered) = self.active.take_if(|active| active.digest == offer) else { return };
-        put(Self::ACTIVE, &self.active, out);
-        let gated = work.and_then(|work| sound(&work).map(|()| work)).and_then(|work| {
-            let gate = self.gated(&work);
-            if let Err(rule) = gate {
-                out.push(Effect::Count(rule));
-                out.push(Effect::Record(Event::PrivacyRefusal {
-                    message: Word::new("contribution"),
-                    reason: Word::new(rule),
-                    round: Some(offered.offer.round),
-                }));
-            }
-            gate.map(|()| work)
-        });
-        match gated {
-            Ok(work) => self.contribute(&offered, work, out),
-            Err(reason) => {
-                let (round, digest) = (offered.offer.round, offered.digest);
-                let course = Course::GaveUp(reason.to_owned());
-                self.note(&offered, Last { round, digest, course }, out);
-                out.push(Effect::Record(self.decline(round, reason)));
-                out.push(self.answer(&offered, false, reason));
-            }
-        }
-        self.begin_next_if_there(out);
-    }
-
-    fn gated(&self, work: &Work) -> Result<(), &'static str> {
-        self.config.gate.allows_update(work.steps, work.num_examples)?;
-        let counts = work.class_logits.as_ref().map_or(&[] as &[u64], |summary| &summary.counts);
-        self.config.gate.allows_cells(counts)?;
-        let counts = work.knowledge.as_ref().map_or(&[] as &[u64], |known| &known.counts);
-        self.config.gate.allows_cells(counts)
-    }
-
-    fn contribute(&mut self, offered: &Offered, work: Work, out: &mut Vec<Effect>) {
-        let summary = work.class_logits.as_ref().and_then(|summary| encode(summary).ok());
-        let known = work.knowledge.as_ref().map(|known| &known.bytes);
-        let bytes = [work.update.as_ref(), summary.as_ref(), known].into_iter().flatten();
-        let bytes = bytes.map(|bytes| bytes.len() as u64).sum();
-        let delta = work.update.map(|bytes| {
-            let blob = Blob::of(&bytes, self.config.chunk_bytes);
-            out.push(Effect::SaveBlob(bytes));
-            blob
-        });
-        let knowledge = work.knowledge.map(|known| {
-            let set = Blob::of(&known.bytes, self.config.chunk_bytes);
-            out.push(Effect::SaveBlob(known.bytes));
-            Knowledge { set, counts: known.counts }
-        });
-        let is_knowledge = knowledge.is_some();
-        let blob = delta.as_ref().or(knowledge.as_ref().map(|knowledge| &knowledge.set));
-        let named = blob.map(|blob| (blob.sha256(), self.config.chunk_bytes));
-        self.residual = work.residual.map(|bytes| {
-            let digest = Digest::of(&bytes);
-            out.push(Effect::SaveBlob(bytes));
-            digest
-        });
-        put(Self::RESIDUAL, &self.residual, out);
-        if let Some(bytes) = work.own {
-            self.own = Some(Own { base: self.config.base, adapter: Digest::of(&bytes) });
-            out.push(Effect::SaveBlob(bytes));
-            put(Self::OWN, &self.own, out);
-            self.apply(out);
-        }
-        let body = Body::Contribution(Arc::new(Contribution {
-            offer: offered.digest,
-            version: offered.offer.version,
-            num_examples: work.num_examples,
-            num_devices: work.num_devices,
-            steps: work.steps,
-            loss_first: work.loss_first,
-            loss_last: work.loss_last,
-            risk: work.risk,
-            stacked: self.config.relay,
-            delta,
-            class_logits: work.class_logits,
-            knowledge,
-        }));
-        let digest = match body.to_bytes() {
-            Ok(bytes) => Digest::of(&bytes),
-            Err(e) => {
-                return out.push(Effect::Fatal(format!("a contribution can't be encoded: {e}")));
-            }
-        };
-        let round = offered.offer.round;
-        let update = update_id(&self.config.federation, round, &self.config.me, &digest);
-        out.push(Effect::Record(Event::Contribute { body: digest, bytes, round, update }));
-        let second = offered.second.clone();
-        let sent = Sent { round, delta: named, knowledge: is_knowledge, second };
-        let key = sent.key(update);
-        self.sent.insert(update, sent);
-        put(Self::SENT, &self.sent, out);
-        let to = self.gives(offered, out);
-        out.push(Effect::Send {
-            to,
-            body,
-            round,
-            epoch: offered.epoch,
-            delivery: Delivery::UntilSettled(key),
-        });
-    }
-
-    fn receipt(&mut self, from: &NodeId, receipt: &Receipt, out: &mut Vec<Effect>) {
-        let waits = self.sent.get(&receipt.update);
-        let second = self.is_second(from).then_some(from);
-        if waits.is_none_or(|sent| sent.second.as_ref() != second) {
-            return out.push(Effect::Count("receipt_of_nothing"));
-        }
-        let Some(sent) = self.sent.remove(&receipt.update) else { return };
-        put(Self::SENT, &self.sent, out);
-        out.push(Effect::Settle(sent.key(receipt.update)));
-        let verdict = match &receipt.verdict {
-            Verdict::Accepted => "accepted",
-            Verdict::Late => "late",
-            Verdict::Refused(_) => "refused",
-        };
-        out.push(Effect::Record(Event::ReceiptGot {
-            from: from.clone(),
-            round: sent.round,
-            update: receipt.update,
-            verdict: Word::new(verdict),
-        }));
-    }
-
-    /// A summary that waited too long for its receipt is dropped; an update never is.
-    fn give_up(&mut self, key: &str, out: &mut Vec<Effect>) {
-        let waiting = self.sent.iter().find(|(update, sent)| sent.key(**update) == key);
-        let Some((update, sent)) = waiting.map(|(update, sent)| (*update, sent.clone())) else {
-            return;
-        };
-        if sent.is_update() {
-            return out.push(Effect::Count("updates_are_never_dropped"));
-        }
-        self.sent.remove(&update);
-        put(Self::SENT, &self.sent, out);
-        out.push(Effect::Settle(key.to_owned()));
-        out.push(Effect::Count("outbox_overflow"));
-        out.push(Effect::Record(self.decline(sent.round, "outbox_overflow")));
-    }
-
-    fn result(&mut self, news: Announced, out: &mut Vec<Effect>) {
-        let version = news.result.version;
-        if self.current.is_some()
-            && version <= self.version()
-            && (guard::stands(Guard::Versions) || version == self.version())
-        {
-            if version < self.version() {
-                out.push(Effect::Count("older_version"));
-            }
-            return;
-        }
-        if self.result.as_ref().is_some_and(|waiting| waiting.result.version > version) {
-            return;
-        }
-        if let Err(reason) = sense::check_result(&news.result) {
-            return self.refuse_result(&news, reason, out);
-        }
-        if news.result.adapter.is_empty() && self.config.knows.is_none() {
-            return self.refuse_result(&news, "no_rounds_of_knowledge", out);
-        }
-        match brought(&news.result).cloned() {
-            None => self.adopt(&news.result, out),
-            Some(Blob::Inline(bytes)) => match self.can_use(&news.result, &bytes) {
-                Ok(()) => {
-                    out.push(Effect::SaveBlob(bytes));
-                    self.adopt(&news.result, out);
-                }
-                Err(reason) => self.refuse_result(&news, reason, out),
-            },
-            Some(Blob::Manifest(manifest)) => {
-                let before = self.result.replace(news);
-                self.forget(before.as_ref().and_then(|before| brought(&before.result)), out);
-                let from = self.owner.clone();
-                out.push(Effect::Fetch { from, side: Side::Up, manifest });
-            }
-        }
-    }
-
-    /// What isn't an adapter of our model is never served nor passed on.
-    fn refuse_result(&mut self, news: &Announced, reason: &'static str, out: &mut Vec<Effect>) {
-        out.push(Effect::Count(reason));
-        if self.refused.replace(news.body) != Some(news.body) {
-            out.push(Effect::Record(Event::Refusal {
-                message: news.body,
-                reason: Word::new(reason),
-                sender: Some(self.owner.clone()),
-            }));
-        }
-    }
-
-    /// Whether what a result brings can be used here; knowledge is checked by whoever learns from it.
-    fn can_use(&self, result: &RoundResult, bytes: &[u8]) -> Result<(), &'static str> {
-        if result.adapter.is_empty() {
-            return sense::check_packed(bytes);
-        }
-        sense::check_adapter(bytes, &self.config.layout)
-    }
-
-    fn adopt(&mut self, result: &Arc<RoundResult>, out: &mut Vec<Effect>) {
-        let adapter = result.adapter.sha256();
-        out.push(Effect::Record(Event::ResultApplied {
-            result: brought(result).map_or(adapter, Blob::sha256),
-            round: self.round(),
-            version: result.version,
-        }));
-        if result.adapter.is_empty() {
-            self.take_knowledge(result.version, out);
-        } else {
-            self.take(result.version, adapter, out);
-        }
-        if self.config.relay {
-            out.push(Effect::PassOn(result.clone()));
-        }
-    }
-
     fn fetched(&mut self, digest: Digest, bytes: &[u8], out: &mut Vec<Effect>) {
         let is_it = |blob: Option<&Blob>| blob.is_some_and(|blob| blob.sha256() == digest);
         if let Some(news) = self.result.take_if(|news| is_it(brought(&news.result)))
@@ -972,43 +563,6 @@ impl Member {
                 Err(reason) => self.refuse_offer(&offered, reason, out),
             }
         }
-    }
-
-    /// After the work under way ended: the offer that waited begins, once its adapter is here.
-    fn begin_next_if_there(&mut self, out: &mut Vec<Effect>) {
-        let Some(offered) = &self.next else { return };
-        match needed(&offered.offer) {
-            None | Some(Blob::Inline(_)) => self.begin_next(out),
-            // Fetching what is on disk already is answered at once.
-            Some(Blob::Manifest(manifest)) => out.push(Effect::Fetch {
-                from: self.owner.clone(),
-                side: Side::Up,
-                manifest: manifest.clone(),
-            }),
-        }
-    }
-
-    /// The version is ours now; equal versions with the same adapter change nothing.
-    fn take(&mut self, version: Version, adapter: Digest, out: &mut Vec<Effect>) {
-        self.set_current(Current { version, adapter, knowledge: false }, out);
-    }
-
-    /// A version of what is known is ours now: nothing else changes, since each node has its own model.
-    fn take_knowledge(&mut self, version: Version, out: &mut Vec<Effect>) {
-        let Some(knows) = &self.config.knows else { return };
-        let adapter = knows.untrained;
-        self.set_current(Current { version, adapter, knowledge: true }, out);
-    }
-
-    fn set_current(&mut self, current: Current, out: &mut Vec<Effect>) {
-        let version = current.version;
-        let goes_back = version < self.version() && guard::stands(Guard::Versions);
-        if self.current.as_ref() == Some(&current) || goes_back {
-            return;
-        }
-        self.current = Some(current);
-        put(Self::CURRENT, &self.current, out);
-        self.apply(out);
     }
 
     /// Answers with the current version from now on: the device's own adapter, where it has one.
@@ -1059,32 +613,6 @@ impl Member {
             delivery: Delivery::Volatile,
         }
     }
-}
-
-/// What has to be on disk before an offer is begun: its adapter, or what the tiers above say.
-fn needed(offer: &Offer) -> Option<&Blob> {
-    match &offer.plan.knowledge {
-        Some(_) => offer.knowledge.as_ref().map(|knowledge| &knowledge.set),
-        None => Some(&offer.adapter),
-    }
-}
-
-/// What a result brings: an adapter, or what is known now.
-fn brought(result: &RoundResult) -> Option<&Blob> {
-    if result.adapter.is_empty() {
-        result.knowledge.as_ref().map(|knowledge| &knowledge.set)
-    } else {
-        Some(&result.adapter)
-    }
-}
-
-/// Whether the numbers of a work can be sent at all: a training run may have diverged.
-fn sound(work: &Work) -> Result<(), &'static str> {
-    if !(work.loss_first.is_finite() && work.loss_last.is_finite()) {
-        return Err("not_finite");
-    }
-    let summary = work.class_logits.as_ref();
-    summary.map_or(Ok(()), check_summary).map_err(|error| error.kind())
 }
 
 #[cfg(test)]

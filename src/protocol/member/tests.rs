@@ -1,7 +1,9 @@
 use super::*;
+use crate::ledger::Event;
+use crate::protocol::effect::{Job, Work};
 use crate::protocol::fixture::{first_adapter, layout_of, member_config, plan, verified};
 use crate::protocol::guard::tests::without;
-use crate::wire::{Coding, Plan};
+use crate::wire::{Coding, Contribution, Plan, Receipt, Verdict};
 
 fn node(name: &str) -> NodeId {
     NodeId::new(name).unwrap()
