@@ -4,7 +4,7 @@
 //! behind each class's mean. What doesn't pass isn't sent and is recorded. It makes no claim
 //! beyond that: an update that passes may still tell something about the data it was made from.
 //!
-//! Called by `protocol/member.rs` on every offer and on every finished work.
+//! Called by `protocol/member/offers.rs` on every offer and by `protocol/member/contributing.rs` on every finished work.
 
 mod risk;
 

@@ -16,12 +16,12 @@
 //! In a round of knowledge (`wire/knowledge.rs`) it keeps to its own model, whatever the base of the others:
 //! what it fetches, learns from and contributes is what models say.
 //!
-//! Here is what it knows and whom it hears. Offers are in `offers.rs`, what becomes of work in `giving.rs`, results in `results.rs`; a
+//! Here is what it knows and whom it hears. Offers are in `offers.rs`, what becomes of work in `contributing.rs`, results in `results.rs`; a
 //! device may have a second edge to go to (`second_edge.rs`).
 //!
 //! Called by the trainer's actor, and by [`super::Relay`].
 
-mod giving;
+mod contributing;
 mod offers;
 mod results;
 mod second_edge;

@@ -14,6 +14,7 @@
 //!
 //! ```text
 //!   silent for `after_ms`      round of its own     ...      heard: kept for the next inner round, recorded
+//!   (who died meanwhile waits only as long as an answer takes)
 //! ```
 //! Where the outer offer asks for cluster rounds, such rounds of its own come one after the other *for* that offer: each starts
 //! from what the one before came to, and all together are one contribution, which isn't shortened to the length of one
@@ -251,7 +252,8 @@ impl Relay {
         self.member.version()
     }
 
-    /// Whether its parent has been silent for longer than [`IslandTerms::after_ms`]: its site goes on alone, if it can.
+    /// Whether its parent is away, silent for [`IslandTerms::after_ms`], or away when this node died and not heard since: its site goes on
+    /// alone, if it can.
     pub fn is_alone(&self) -> bool {
         self.alone
     }
@@ -318,10 +320,10 @@ impl Relay {
     fn start(&mut self, out: &mut Vec<Effect>) {
         self.answer_with_own(out);
         let Some(terms) = self.config.island else { return };
-        // It was away when this node died, and nothing has come since.
+        // As far as is known: it was away when this node died.
         let alone = |island: &Island| island.outer.is_none();
         self.alone = self.island.as_ref().is_some_and(alone) || self.round.alone().is_some();
-        // A parent that is back by now answers: it is asked at the start, and again after `resync_ms`.
+        // A parent that is back by then has been asked, and has had time to answer.
         let heard_within_ms = self.member.resync_ms().saturating_mul(2);
         let after_ms =
             if self.alone { terms.after_ms.min(heard_within_ms) } else { terms.after_ms };
@@ -543,7 +545,7 @@ mod tests {
         CHUNK_BYTES, contribution, first_adapter, member_config, plan, round_config, verified,
     };
     use crate::protocol::{Owner, update};
-    use crate::wire::{Answer, Blob, Body, Coding, Offer, Result as RoundResult, Verdict};
+    use crate::wire::{Answer, Blob, Body, Coding, Offer, Result as RoundResult, Verdict, encode};
 
     struct Bench {
         relay: Relay,
@@ -555,6 +557,10 @@ mod tests {
     }
 
     fn relay(state: &BTreeMap<String, Vec<u8>>) -> Relay {
+        relay_with(state, None)
+    }
+
+    fn relay_with(state: &BTreeMap<String, Vec<u8>>, island: Option<IslandTerms>) -> Relay {
         let of = |prefix: &str| -> Vec<_> {
             let own = state.iter().filter(|(key, _)| key.starts_with(prefix));
             own.map(|(key, value)| (key.clone(), value.clone())).collect()
@@ -565,7 +571,7 @@ mod tests {
         let config = member_config(&node("edge"), &node("cloud"), true);
         let member = Member::new(config, &of(Member::PREFIX)).unwrap();
         let config =
-            RelayConfig { margin_ms: 5_000, split: None, chunk_bytes: CHUNK_BYTES, island: None };
+            RelayConfig { margin_ms: 5_000, split: None, chunk_bytes: CHUNK_BYTES, island };
         Relay::new(config, member, round, &of(Relay::PREFIX)).unwrap()
     }
 
@@ -777,5 +783,36 @@ mod tests {
             _ => None,
         });
         assert_eq!(verdict, Some(Verdict::Late));
+    }
+
+    #[test]
+    fn who_was_alone_when_it_died_waits_as_long_as_an_answer_takes_and_nobody_else() {
+        let waits = |outer: Option<Option<Digest>>| {
+            let mut state = BTreeMap::new();
+            if let Some(outer) = outer {
+                let island = Island {
+                    outer,
+                    version: 0,
+                    since: Blob::of(&first_adapter(4), CHUNK_BYTES),
+                    adapter: Digest::of(&first_adapter(4)),
+                    rounds: 1,
+                    num_examples: 9,
+                    num_devices: 1,
+                    steps: 1,
+                    loss_first: 1.0,
+                    loss_last: 0.5,
+                };
+                state.insert(Relay::ISLAND.to_owned(), encode(&Some(island)).unwrap());
+            }
+            let terms = IslandTerms { after_ms: 60_000, pause_ms: 500 };
+            let effects = relay_with(&state, Some(terms)).step(Now::default(), Input::Start);
+            effects.iter().find_map(|effect| match effect {
+                Effect::Timer { timer: Timer::Island, after_ms } => Some(*after_ms),
+                _ => None,
+            })
+        };
+        assert_eq!(waits(None), Some(60_000), "it heard its parent to the end");
+        assert_eq!(waits(Some(Some(Digest([7; 32])))), Some(60_000), "its parent's round");
+        assert_eq!(waits(Some(None)), Some(10_000), "it was alone");
     }
 }

@@ -1,4 +1,5 @@
-//! What an inferencer is told: by the runner and the gateway, by itself, and by its lane. What comes of each is in `handling.rs`.
+//! What an inferencer is told, by the runner and the gateway, by itself, and by its lane, and what that carries. What comes of each is in
+//! `handling.rs`; `text_inferencer.rs` takes some of them.
 
 use std::sync::Arc;
 
