@@ -167,6 +167,7 @@ impl BlobReader for MemoryStore {
 }
 
 impl Shared {
+    /// Where a blob is, or else where it would go.
     fn find_blob(&self, digest: &Digest) -> Result<usize, usize> {
         self.blobs.binary_search_by_key(digest, |(blob, _)| *blob)
     }
