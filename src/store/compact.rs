@@ -3,7 +3,7 @@
 //! The simulator has ten thousand stores, and comes to each of them a few times a round. In a tree each key and each value
 //! lies in a place of its own, and the processor waits for every one of them; here a key is looked for by its hash in one
 //! table, and found beside its value in the other. The table is read from its start: a device has eight keys, an owner one
-//! more for each child.
+//! more for each child and each round that it remembers.
 //!
 //! A value that is set again stays where it is as long as it fits; what was given up is cleared away once it is more than
 //! half of all. Used by [`super::memory`] only.
