@@ -8,7 +8,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::trust_files::read_keyring;
 use super::{Exit, SettingsArgs};
-use crate::actors::{Figures, MachineView};
+use crate::actors::Figures;
 use crate::node::{
     self, BaseFetchParts, BaseProgress, Node, NodeParts, SystemClock, WantedBase, brain, data_of,
     fetch_base, front_half, front_parts_of, identity_of, links_of, missing_base, parts_of,
@@ -183,7 +183,8 @@ impl Page {
     /// Shows how far the base is; then the node isn't ready.
     fn show_fetch(&mut self, figures: &Figures, keyring: Standing, progress: &BaseProgress) {
         let Some(shown) = &mut self.0 else { return };
-        shown.health.show(figures.view(), &MachineView::default(), keyring);
+        let no_machine = crate::actors::MachineView::default();
+        shown.health.show(figures.view(), &no_machine, keyring);
         shown.readiness.block("base", progress.to_string());
     }
 

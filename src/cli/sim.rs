@@ -14,7 +14,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::Exit;
 use super::exit::Misuse;
 use crate::report::{SimReport, SimRow, SimViolation, sim_to_html, sim_to_json, sim_to_table};
-use crate::sim::{self, INVARIANTS, Outcome, SHIPPED, Scenario, TrustKind};
+use crate::sim::{self, INVARIANTS, Outcome, Progress, SHIPPED, Scenario, TrustKind};
 use crate::telemetry::{machine, usage};
 
 /// Arguments of `gaisnet sim`.
@@ -52,6 +52,10 @@ struct RunArgs {
     /// Run it once for each of these numbers of edges, to see what a device and round costs
     #[arg(long, value_name = "N,N,..", value_delimiter = ',')]
     edges: Vec<u32>,
+    /// With --edges: run each size again with so many federations in turns that memory holds about this many devices at
+    /// each. What grows then is due to a federation's size, not to what a processor's caches hold
+    #[arg(long, value_name = "DEVICES", requires = "edges", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    abreast: Option<u32>,
     /// Seeds at a time; else one a core
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1024))]
     threads: Option<u64>,
@@ -147,33 +151,84 @@ fn simulate(
         scenario: scenario.name.clone(),
         what: scenario.what.clone(),
         trust: trust.to_owned(),
+        devices_abreast: args.abreast,
         invariants: INVARIANTS.map(|(name, what)| (name.to_owned(), what.to_owned())).into(),
         rows: Vec::new(),
     };
     if args.edges.is_empty() {
         report.rows.push(runs_of(scenario, seeds, args)?);
     }
-    for &edges in &args.edges {
-        let mut sized = scenario.clone();
-        sized.tiers.edges = edges;
-        sized.name = format!("{} --edges {edges}", scenario.name);
-        sized.check("--edges")?;
-        report.rows.push(runs_of(&sized, seeds, args)?);
+    let sizes = args.edges.iter().map(|&edges| sized(scenario, edges));
+    let sizes: Vec<Scenario> = sizes.collect::<Result<_, _>>()?;
+    let least = sizes.iter().map(Scenario::num_devices).min().unwrap_or_default();
+    if let Some(devices) = args.abreast.filter(|devices| devices / 2 < least) {
+        let least = 2 * u64::from(least);
+        let what = format!("--abreast {devices}: two of the smallest size have {least} devices");
+        return Err(Misuse(what).into());
+    }
+    for size in &sizes {
+        report.rows.push(runs_of(size, seeds, args)?);
+    }
+    let Some(devices) = args.abreast else { return Ok(report) };
+    for size in &sizes {
+        let abreast = u64::from(devices / size.num_devices().max(1));
+        if abreast > 1 {
+            report.rows.push(runs_abreast(size, *seeds.start(), abreast, args)?);
+        }
     }
     Ok(report)
 }
 
+/// The scenario with another number of edges.
+fn sized(scenario: &Scenario, edges: u32) -> anyhow::Result<Scenario> {
+    let mut sized = scenario.clone();
+    sized.tiers.edges = edges;
+    sized.name = format!("{} --edges {edges}", scenario.name);
+    sized.check("--edges")?;
+    Ok(sized)
+}
+
+/// Runs the seeds, each from its beginning to its end.
 fn runs_of(
     scenario: &Scenario,
     seeds: &RangeInclusive<u64>,
     args: &RunArgs,
 ) -> anyhow::Result<SimRow> {
+    row_of(scenario, seeds, args, |bar| all_seeds(scenario, seeds, args.threads, bar))
+}
+
+/// Runs so many seeds in turns.
+fn runs_abreast(
+    scenario: &Scenario,
+    first: u64,
+    abreast: u64,
+    args: &RunArgs,
+) -> anyhow::Result<SimRow> {
+    let seeds = first..=first.saturating_add(abreast - 1);
+    let row = row_of(scenario, &seeds, args, |bar| {
+        bar.set_message(format!("{abreast} x {}", scenario.name));
+        let watch = &mut |Progress { versions, of }| {
+            bar.set_length(of);
+            bar.set_position(versions);
+        };
+        Ok(sim::run_in_turns(scenario, seeds.clone(), watch))
+    })?;
+    Ok(SimRow { abreast, ..row })
+}
+
+fn row_of(
+    scenario: &Scenario,
+    seeds: &RangeInclusive<u64>,
+    args: &RunArgs,
+    runs: impl FnOnce(&ProgressBar) -> anyhow::Result<Vec<Outcome>>,
+) -> anyhow::Result<SimRow> {
     let bar = bar(args.json);
     let before = usage()?;
-    let outcomes = all_seeds(scenario, seeds, args.threads, &bar)?;
+    let outcomes = runs(&bar)?;
     let after = usage()?;
     bar.finish_and_clear();
     let mut row = SimRow {
+        abreast: 1,
         edges: scenario.tiers.edges,
         devices: scenario.num_devices(),
         rounds: scenario.rounds.count,
@@ -321,6 +376,7 @@ Examples:
   gaisnet sim faults --seeds 1..200
   gaisnet sim faults --seed 17 --json | jq '.runs[0].trace'
   gaisnet sim scale --edges 2,20,200 --out ./scale
+  gaisnet sim scale --edges 2,20,200 --abreast 10000 --out ./scale
   gaisnet sim ./our-plant.toml --seed 1
 
 The run is a pure function of scenario and seed: the same two give the same trace. Exit code 4 says
@@ -374,6 +430,24 @@ mod tests {
     }
 
     #[test]
+    fn sizes_run_alone_and_then_with_as_many_devices_in_memory() {
+        let line =
+            ["sim", "faults", "--edges", "1,2,4", "--seed", "5", "--abreast", "16", "--json"];
+        let (exit, out) = gaisnet(&line);
+        assert_eq!(exit.unwrap(), Exit::Ok, "{out}");
+        let json: serde_json::Value = serde_json::from_str(&out).unwrap();
+        let runs = json["runs"].as_array().unwrap();
+        let told =
+            |key: &str| runs.iter().map(|run| run[key].as_u64().unwrap()).collect::<Vec<_>>();
+        let each = told("devices")[0];
+        assert_eq!(told("devices"), [each, 2 * each, 4 * each, each, 2 * each]);
+        assert_eq!(told("abreast"), [1, 1, 1, 16 / each, 16 / each / 2]);
+        assert_eq!(json["devices_abreast"], 16);
+        assert_eq!(runs[3]["seeds"], serde_json::json!([5, 4 + 16 / each]));
+        assert_eq!((&runs[0]["trace"], &runs[1]["trace"]), (&runs[3]["trace"], &runs[4]["trace"]));
+    }
+
+    #[test]
     fn an_invariant_that_is_broken_ends_with_its_own_code() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("hasty.toml");
@@ -393,6 +467,8 @@ mod tests {
         );
         assert!(error(&["sim"]).contains("name a scenario"));
         assert!(error(&["sim", "small", "--edges", "0"]).contains("1 to 1000"));
+        let abreast = |devices| ["sim", "faults", "--edges", "2,1", "--abreast", devices];
+        assert!(error(&abreast("7")).contains("two of the smallest size have 8 devices"));
         for (text, fits) in [("1..3", true), ("1..=3", true), ("3..1", false), ("x", false)] {
             assert_eq!(seeds_of(text).is_ok(), fits, "{text}");
         }

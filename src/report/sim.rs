@@ -25,6 +25,8 @@ pub struct SimReport {
     pub what: String,
     /// How messages were checked.
     pub trust: String,
+    /// Devices that memory holds in the rows of federations in turns, or nearly; `None` without such rows.
+    pub devices_abreast: Option<u32>,
     /// Name of each invariant, and what it says.
     pub invariants: Vec<(String, String)>,
     /// One entry a size of the federation.
@@ -42,6 +44,8 @@ pub struct SimRow {
     pub rounds: u64,
     /// First and last seed.
     pub seeds: (u64, u64),
+    /// Federations that were run in turns, one a seed; 1 when each run was made on its own.
+    pub abreast: u64,
     /// Counts by name, in the order to tell them.
     pub counts: Vec<(String, u64)>,
     /// Times that machines refused something or found it worth a look, by their word.
@@ -120,6 +124,7 @@ pub fn sim_to_json(report: &SimReport) -> Value {
             "devices": row.devices,
             "rounds": row.rounds,
             "seeds": [row.seeds.0, row.seeds.1],
+            "abreast": row.abreast,
             "trace": row.trace,
             "counts": map(&row.counts),
             "counted": map(&row.counted),
@@ -136,6 +141,7 @@ pub fn sim_to_json(report: &SimReport) -> Value {
         "machine": report.machine,
         "scenario": report.scenario,
         "trust": report.trust,
+        "devices_abreast": report.devices_abreast,
         "broken": report.is_broken(),
         "runs": report.rows.iter().map(row).collect::<Vec<_>>(),
     })
@@ -148,11 +154,12 @@ pub fn sim_to_table(report: &SimReport) -> String {
     lines.push(format!("  trust     {}", report.trust));
     lines.push(String::new());
     lines.push(format!(
-        "  {:>7}{:>9}{:>8}{:>7}{:>12}{:>12}{:>10}{:>12}{:>10}",
+        "  {:>7}{:>9}{:>8}{:>7}{:>9}{:>12}{:>12}{:>10}{:>14}{:>10}",
         "edges",
         "devices",
         "rounds",
         "seeds",
+        "abreast",
         "messages",
         "steps",
         "CPU s",
@@ -161,11 +168,12 @@ pub fn sim_to_table(report: &SimReport) -> String {
     ));
     for row in &report.rows {
         lines.push(format!(
-            "  {:>7}{:>9}{:>8}{:>7}{:>12}{:>12}{:>10.1}{:>12.1}{:>10.0}",
+            "  {:>7}{:>9}{:>8}{:>7}{:>9}{:>12}{:>12}{:>10.1}{:>14.1}{:>10.0}",
             row.edges,
             row.devices,
             row.rounds,
             row.num_seeds(),
+            row.abreast,
             row.count("sent"),
             row.count("steps"),
             row.cpu_seconds,
@@ -199,8 +207,14 @@ pub fn sim_to_html(report: &SimReport) -> String {
         Escaped(&report.what),
         Escaped(&report.trust),
     );
-    cost(report, "Processor time", " us", SimRow::us_per_device_round, &mut page);
-    cost(report, "Steps", "", SimRow::steps_per_device_round, &mut page);
+    let alone: Vec<&SimRow> = report.rows.iter().filter(|row| row.abreast <= 1).collect();
+    let abreast = as_many_in_memory(report);
+    if let Some(devices) = report.devices_abreast {
+        let what = format!("Processor time, with {devices} devices in memory at each size,");
+        cost(&abreast, &what, " us", SimRow::us_per_device_round, &mut page);
+    }
+    cost(&alone, "Processor time", " us", SimRow::us_per_device_round, &mut page);
+    cost(&alone, "Steps", "", SimRow::steps_per_device_round, &mut page);
     if let Some(row) = report.rows.last() {
         let fates = ["sent", "delivered", "lost", "repeated", "refused"];
         let bars: Vec<Bar> = fates.map(|name| bar_of(row, name)).into();
@@ -217,15 +231,28 @@ pub fn sim_to_html(report: &SimReport) -> String {
     page + "</table>\n</section>\n</main>\n</body>\n</html>\n"
 }
 
+/// The rows in which memory holds nearly as many devices: those of federations in turns, and what is as large by itself.
+fn as_many_in_memory(report: &SimReport) -> Vec<&SimRow> {
+    let Some(most) = report.devices_abreast.map(u64::from) else { return Vec::new() };
+    let in_memory = |row: &SimRow| u64::from(row.devices) * row.abreast;
+    let is_near = |row: &&SimRow| (most / 2 + 1..=most).contains(&in_memory(row));
+    let mut rows: Vec<&SimRow> = report.rows.iter().filter(is_near).collect();
+    rows.sort_by_key(|row| row.devices);
+    rows
+}
+
 /// What a device and round costs, by size.
-fn cost(report: &SimReport, what: &str, unit: &str, value: fn(&SimRow) -> f64, page: &mut String) {
-    let bar = |row: &SimRow| Bar {
-        name: format!("{} devices", row.devices),
+fn cost(rows: &[&SimRow], what: &str, unit: &str, value: fn(&SimRow) -> f64, page: &mut String) {
+    let bar = |row: &&SimRow| Bar {
+        name: match row.abreast {
+            0 | 1 => format!("{} devices", row.devices),
+            abreast => format!("{abreast} times {} devices", row.devices),
+        },
         value: value(row),
         shown: format!("{:.1}{unit}", value(row)),
         class: "together",
     };
-    let bars: Vec<Bar> = report.rows.iter().map(bar).collect();
+    let bars: Vec<Bar> = rows.iter().map(bar).collect();
     let top = bars.iter().map(|bar| bar.value).fold(0.0, f64::max);
     let title = format!("{what} of one device in one round, its share of edges and cloud in it");
     figure(page, &title, "", |label| chart::bars(label, &bars, top));
@@ -235,19 +262,20 @@ fn table(report: &SimReport, page: &mut String) {
     page.push_str(
         "<section>\n<h2>Figures</h2>\n<table class=\"wide\">\n<tr><th scope=\"col\">devices</th>\
          <th scope=\"col\">edges</th><th scope=\"col\">rounds</th><th scope=\"col\">seeds</th>\
-         <th scope=\"col\">messages</th><th scope=\"col\">CPU seconds</th>\
+         <th scope=\"col\">abreast</th><th scope=\"col\">messages</th><th scope=\"col\">CPU seconds</th>\
          <th scope=\"col\">us a device and round</th><th scope=\"col\">steps a device and round</th>\
          <th scope=\"col\">peak MiB</th></tr>\n",
     );
     for row in &report.rows {
         let _ = writeln!(
             page,
-            "<tr><th scope=\"row\">{}</th><td>{}</td><td>{}</td><td>{}</td><td>{}</td>\
+            "<tr><th scope=\"row\">{}</th><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td>\
              <td>{:.1}</td><td>{:.1}</td><td>{:.1}</td><td>{:.0}</td></tr>",
             row.devices,
             row.edges,
             row.rounds,
             row.num_seeds(),
+            row.abreast,
             row.count("sent"),
             row.cpu_seconds,
             row.us_per_device_round(),
@@ -326,6 +354,22 @@ mod tests {
         assert_eq!(row.num_seeds(), 2);
         assert!((row.us_per_device_round() - 100.0).abs() < 1e-9);
         assert!((row.steps_per_device_round() - 4.5).abs() < 1e-9);
+    }
+
+    #[test]
+    fn the_page_has_a_plot_with_as_many_devices_in_memory_at_each_size() {
+        let row = |devices, abreast| SimRow { devices, abreast, ..SimRow::default() };
+        let rows = [row(100, 1), row(150, 1), row(400, 1), row(900, 1)];
+        let mut report = SimReport { rows: rows.into(), ..SimReport::default() };
+        let title = "with 400 devices in memory at each size";
+        assert!(as_many_in_memory(&report).is_empty() && !sim_to_html(&report).contains(title));
+        report.rows.extend([row(100, 4), row(150, 2)]);
+        report.devices_abreast = Some(400);
+        let rows: Vec<_> =
+            as_many_in_memory(&report).iter().map(|row| (row.devices, row.abreast)).collect();
+        assert_eq!(rows, [(100, 4), (150, 2), (400, 1)]);
+        let page = sim_to_html(&report);
+        assert!(page.contains(title) && page.contains("4 times 100 devices"), "{page}");
     }
 
     #[test]

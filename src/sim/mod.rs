@@ -5,6 +5,7 @@
 //! scenario.rs    who is there, what they do, what goes wrong (config/scenarios/*.toml)
 //! world.rs       the clock and what happens when
 //! queue.rs       what is planned, by time
+//! turns.rs       several federations at a time, each in its turn
 //! network.rs     brokers, links, what becomes of a message on its way
 //! carrying.rs    a step and its effects, in the order of the real runner
 //! letter.rs      how messages are sealed, forged and opened
@@ -34,6 +35,7 @@ mod scenario;
 mod shipped;
 #[cfg(test)]
 mod tests;
+mod turns;
 mod world;
 
 pub use figures::Figures;
@@ -44,6 +46,7 @@ pub use scenario::{
     ScenarioError, Standby, Tiers, TrustKind,
 };
 pub use shipped::SHIPPED;
+pub use turns::run_in_turns;
 
 use world::World;
 

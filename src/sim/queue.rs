@@ -45,21 +45,20 @@ impl<E> Queue<E> {
         }
     }
 
-    /// Takes the next one and its time.
-    pub(super) fn pop(&mut self) -> Option<(u64, E)> {
+    /// The time of the next one.
+    pub(super) fn next_ms(&mut self) -> Option<u64> {
         if self.soon.is_empty()
             && let Some((moment, events)) = self.later.pop_first()
         {
             (self.until, self.soon) = (moment, events.into());
         }
-        self.soon.pop().map(|Reverse(next)| (next.at_ms, next.event))
+        self.soon.peek().map(|Reverse(next)| next.at_ms)
     }
 
-    /// The time of the next one.
-    #[cfg(test)]
-    pub(super) fn next_ms(&self) -> Option<u64> {
-        let later = self.later.first_key_value().and_then(|(_, events)| events.iter().max());
-        self.soon.peek().or(later).map(|Reverse(next)| next.at_ms)
+    /// Takes the next one and its time, if that is no later than this.
+    pub(super) fn pop_until(&mut self, ms: u64) -> Option<(u64, E)> {
+        self.next_ms().filter(|at| *at <= ms)?;
+        self.soon.pop().map(|Reverse(next)| (next.at_ms, next.event))
     }
 }
 
@@ -110,7 +109,7 @@ mod tests {
                 } else {
                     let next = sorted.pop_first();
                     prop_assert_eq!(queue.next_ms(), next.map(|(at_ms, _)| at_ms));
-                    prop_assert_eq!(queue.pop(), next);
+                    prop_assert_eq!(queue.pop_until(u64::MAX), next);
                 }
             }
         }
@@ -123,14 +122,14 @@ mod tests {
             queue.push(at_ms, event);
         }
         assert_eq!(queue.next_ms(), Some(2));
-        assert_eq!(queue.pop(), Some((2, 'a')));
+        assert_eq!(queue.pop_until(u64::MAX), Some((2, 'a')));
         queue.push(5, 'e');
         queue.push(600, 'x');
         queue.push(700, 'h');
-        let rest: Vec<_> = std::iter::from_fn(|| queue.pop()).collect();
+        let rest: Vec<_> = std::iter::from_fn(|| queue.pop_until(u64::MAX)).collect();
         let soon = [(2, 'b'), (5, 'c'), (5, 'd'), (5, 'e'), (9, 'f')];
         assert_eq!(rest, [&soon[..], &[(600, 'x'), (700, 'g'), (700, 'h')]].concat());
         queue.push(1, 'y');
-        assert_eq!(queue.pop(), Some((1, 'y')));
+        assert_eq!(queue.pop_until(u64::MAX), Some((1, 'y')));
     }
 }

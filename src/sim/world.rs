@@ -128,6 +128,9 @@ impl Event {
 }
 
 impl World {
+    /// Virtual time of a turn, in which a hundred devices have a few steps.
+    const TURN_MS: u64 = 64;
+
     /// The federation of a scenario, at the beginning of a run.
     ///
     /// # Errors
@@ -169,22 +172,36 @@ impl World {
     /// # Errors
     /// The invariant that is broken.
     pub(crate) fn run(&mut self, watch: &mut dyn FnMut(Progress)) -> Result<(), Broken> {
-        let mut told = 0;
-        while let Some((at, event)) = self.queue.pop() {
-            if at > self.scenario.pace.end_ms {
-                break;
-            }
+        while !self.turn()? {
+            watch(self.progress());
+        }
+        Ok(())
+    }
+
+    /// Runs on from what is due next for some virtual time; true at the end.
+    ///
+    /// # Errors
+    /// The invariant that is broken.
+    pub(super) fn turn(&mut self) -> Result<bool, Broken> {
+        let end_ms = self.scenario.pace.end_ms;
+        let until_ms = self.queue.next_ms().map_or(0, |at| at.saturating_add(Self::TURN_MS));
+        while let Some((at, event)) = self.queue.pop_until(until_ms.min(end_ms)) {
             self.now_ms = at;
             self.unless_stopped(event)?;
-            if self.figures.versions != told {
-                told = self.figures.versions;
-                watch(Progress { versions: told, of: self.settings.rounds.count });
-            }
             if self.is_at_rest() {
-                return invariants::at_rest(self);
+                return invariants::at_rest(self).map(|()| true);
             }
         }
-        invariants::converges::check(self, self.behind).map_err(|(_, broken)| broken)
+        if self.queue.next_ms().is_some_and(|at| at <= end_ms) {
+            return Ok(false);
+        }
+        invariants::converges::check(self, self.behind).map_err(|(_, broken)| broken)?;
+        Ok(true)
+    }
+
+    /// How far it is.
+    pub(super) fn progress(&self) -> Progress {
+        Progress { versions: self.figures.versions, of: self.settings.rounds.count }
     }
 
     /// Runs up to a time.
@@ -193,8 +210,7 @@ impl World {
     /// The invariant that is broken.
     #[cfg(test)]
     pub(crate) fn run_until(&mut self, ms: u64) -> Result<(), Broken> {
-        while self.queue.next_ms().is_some_and(|at| at <= ms) {
-            let Some((at, event)) = self.queue.pop() else { break };
+        while let Some((at, event)) = self.queue.pop_until(ms) {
             self.now_ms = at;
             self.unless_stopped(event)?;
         }
