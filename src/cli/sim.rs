@@ -52,9 +52,10 @@ struct RunArgs {
     /// Run it once for each of these numbers of edges, to see what a device and round costs
     #[arg(long, value_name = "N,N,..", value_delimiter = ',')]
     edges: Vec<u32>,
-    /// With --edges: run each size again with so many federations in turns that memory holds about this many devices at
-    /// each. What grows then is due to a federation's size, not to what a processor's caches hold
-    #[arg(long, value_name = "DEVICES", requires = "edges", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    /// With --edges: run each size again with so many federations in turns, seeds from the first on, that memory holds
+    /// about this many devices at each. Tells what a federation's size costs from most of what caches do
+    #[arg(long, value_name = "DEVICES", requires = "edges", conflicts_with = "threads",
+        value_parser = clap::value_parser!(u32).range(1..=100_000))]
     abreast: Option<u32>,
     /// Seeds at a time; else one a core
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1024))]
@@ -160,21 +161,16 @@ fn simulate(
     }
     let sizes = args.edges.iter().map(|&edges| sized(scenario, edges));
     let sizes: Vec<Scenario> = sizes.collect::<Result<_, _>>()?;
-    let least = sizes.iter().map(Scenario::num_devices).min().unwrap_or_default();
-    if let Some(devices) = args.abreast.filter(|devices| devices / 2 < least) {
-        let least = 2 * u64::from(least);
-        let what = format!("--abreast {devices}: two of the smallest size have {least} devices");
-        return Err(Misuse(what).into());
+    if let Some(devices) = args.abreast {
+        check_abreast(devices, &sizes, *seeds.start())?;
     }
     for size in &sizes {
         report.rows.push(runs_of(size, seeds, args)?);
     }
     let Some(devices) = args.abreast else { return Ok(report) };
     for size in &sizes {
-        let abreast = u64::from(devices / size.num_devices().max(1));
-        if abreast > 1 {
-            report.rows.push(runs_abreast(size, *seeds.start(), abreast, args)?);
-        }
+        let abreast = u64::from(devices / size.num_devices());
+        report.rows.push(runs_abreast(size, *seeds.start(), abreast, args)?);
     }
     Ok(report)
 }
@@ -188,13 +184,27 @@ fn sized(scenario: &Scenario, edges: u32) -> anyhow::Result<Scenario> {
     Ok(sized)
 }
 
-/// Runs the seeds, each from its beginning to its end.
+/// That each size fits into so many devices, and that there are seeds for as many federations.
+fn check_abreast(devices: u32, sizes: &[Scenario], first: u64) -> Result<(), Misuse> {
+    let largest = sizes.iter().map(Scenario::num_devices).max().unwrap_or_default();
+    if devices < largest {
+        let what = "take as many or more, the largest size has them by itself";
+        return Err(Misuse(format!("--abreast {devices} is less than {largest}: {what}")));
+    }
+    match first.checked_add(u64::from(devices)) {
+        Some(_) => Ok(()),
+        None => Err(Misuse(format!("--abreast {devices}: too few seeds from {first} on"))),
+    }
+}
+
+/// Runs the seeds, each from its beginning to its end; one after the other where they are compared with runs in turns.
 fn runs_of(
     scenario: &Scenario,
     seeds: &RangeInclusive<u64>,
     args: &RunArgs,
 ) -> anyhow::Result<SimRow> {
-    row_of(scenario, seeds, args, |bar| all_seeds(scenario, seeds, args.threads, bar))
+    let threads = args.abreast.map_or(args.threads, |_| Some(1));
+    row_of(scenario, seeds, args, |bar| all_seeds(scenario, seeds, threads, bar))
 }
 
 /// Runs so many seeds in turns.
@@ -204,16 +214,17 @@ fn runs_abreast(
     abreast: u64,
     args: &RunArgs,
 ) -> anyhow::Result<SimRow> {
-    let seeds = first..=first.saturating_add(abreast - 1);
-    let row = row_of(scenario, &seeds, args, |bar| {
+    let last = first + (abreast - 1);
+    let row = row_of(scenario, &(first..=last), args, |bar| {
         bar.set_message(format!("{abreast} x {}", scenario.name));
-        let watch = &mut |Progress { versions, of }| {
-            bar.set_length(of);
-            bar.set_position(versions);
-        };
-        Ok(sim::run_in_turns(scenario, seeds.clone(), watch))
+        bar.set_length(scenario.rounds.count.saturating_mul(abreast));
+        let watch = &mut |progress: Progress| bar.set_position(progress.versions);
+        let run = || sim::run_in_turns(scenario, first..=last, watch);
+        // A thread of its own, as the others have: its memory is managed the same way.
+        let outcomes = std::thread::scope(|scope| scope.spawn(run).join());
+        outcomes.map_err(|_| anyhow::anyhow!(PANICKED))
     })?;
-    Ok(SimRow { abreast, ..row })
+    Ok(SimRow { abreast: Some(abreast), ..row })
 }
 
 fn row_of(
@@ -228,7 +239,6 @@ fn row_of(
     let after = usage()?;
     bar.finish_and_clear();
     let mut row = SimRow {
-        abreast: 1,
         edges: scenario.tiers.edges,
         devices: scenario.num_devices(),
         rounds: scenario.rounds.count,
@@ -287,11 +297,13 @@ fn all_seeds(
         let handles: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
         handles.into_iter().all(|handle| handle.join().is_ok())
     });
-    anyhow::ensure!(all_ended, "a simulated node has panicked: this is a bug");
+    anyhow::ensure!(all_ended, PANICKED);
     let mut outcomes = done.into_inner().unwrap_or_else(PoisonError::into_inner);
     outcomes.sort_by_key(|outcome| outcome.seed);
     Ok(outcomes)
 }
+
+const PANICKED: &str = "a simulated node has panicked: this is a bug";
 
 fn counts(outcome: &Outcome) -> [(&'static str, u64); 19] {
     let figures = &outcome.figures;
@@ -439,12 +451,14 @@ mod tests {
         let runs = json["runs"].as_array().unwrap();
         let told =
             |key: &str| runs.iter().map(|run| run[key].as_u64().unwrap()).collect::<Vec<_>>();
-        let each = told("devices")[0];
-        assert_eq!(told("devices"), [each, 2 * each, 4 * each, each, 2 * each]);
-        assert_eq!(told("abreast"), [1, 1, 1, 16 / each, 16 / each / 2]);
+        assert_eq!(told("devices"), [4, 8, 16, 4, 8, 16]);
+        let abreast: Vec<_> = runs.iter().map(|run| run["abreast"].as_u64()).collect();
+        assert_eq!(abreast, [None, None, None, Some(4), Some(2), Some(1)]);
         assert_eq!(json["devices_abreast"], 16);
-        assert_eq!(runs[3]["seeds"], serde_json::json!([5, 4 + 16 / each]));
-        assert_eq!((&runs[0]["trace"], &runs[1]["trace"]), (&runs[3]["trace"], &runs[4]["trace"]));
+        assert_eq!(runs[3]["seeds"], serde_json::json!([5, 8]));
+        for size in 0..3 {
+            assert_eq!(runs[size]["trace"], runs[size + 3]["trace"]);
+        }
     }
 
     #[test]
@@ -467,8 +481,11 @@ mod tests {
         );
         assert!(error(&["sim"]).contains("name a scenario"));
         assert!(error(&["sim", "small", "--edges", "0"]).contains("1 to 1000"));
-        let abreast = |devices| ["sim", "faults", "--edges", "2,1", "--abreast", devices];
-        assert!(error(&abreast("7")).contains("two of the smallest size have 8 devices"));
+        let abreast = |seed, devices| {
+            error(&["sim", "faults", "--edges", "2,1", "--seed", seed, "--abreast", devices])
+        };
+        assert!(abreast("1", "7").contains("less than 8: take as many or more"));
+        assert!(abreast(&u64::MAX.to_string(), "8").contains("too few seeds"));
         for (text, fits) in [("1..3", true), ("1..=3", true), ("3..1", false), ("x", false)] {
             assert_eq!(seeds_of(text).is_ok(), fits, "{text}");
         }

@@ -25,7 +25,7 @@ pub struct SimReport {
     pub what: String,
     /// How messages were checked.
     pub trust: String,
-    /// Devices that memory holds in the rows of federations in turns, or nearly; `None` without such rows.
+    /// Devices that memory holds in the rows of federations in turns, about; `None` without such rows.
     pub devices_abreast: Option<u32>,
     /// Name of each invariant, and what it says.
     pub invariants: Vec<(String, String)>,
@@ -44,8 +44,8 @@ pub struct SimRow {
     pub rounds: u64,
     /// First and last seed.
     pub seeds: (u64, u64),
-    /// Federations that were run in turns, one a seed; 1 when each run was made on its own.
-    pub abreast: u64,
+    /// Federations that were run in turns, one a seed; `None` when each was run alone.
+    pub abreast: Option<u64>,
     /// Counts by name, in the order to tell them.
     pub counts: Vec<(String, u64)>,
     /// Times that machines refused something or found it worth a look, by their word.
@@ -83,6 +83,11 @@ impl SimReport {
     /// Whether a seed broke an invariant.
     pub fn is_broken(&self) -> bool {
         self.rows.iter().any(|row| !row.violations.is_empty())
+    }
+
+    /// The last row of federations that were run alone.
+    fn last_alone(&self) -> Option<&SimRow> {
+        self.rows.iter().rfind(|row| row.abreast.is_none())
     }
 }
 
@@ -173,7 +178,7 @@ pub fn sim_to_table(report: &SimReport) -> String {
             row.devices,
             row.rounds,
             row.num_seeds(),
-            row.abreast,
+            row.abreast.unwrap_or(1),
             row.count("sent"),
             row.count("steps"),
             row.cpu_seconds,
@@ -181,7 +186,7 @@ pub fn sim_to_table(report: &SimReport) -> String {
             row.peak_rss_mib,
         ));
     }
-    if let Some(row) = report.rows.last() {
+    if let Some(row) = report.last_alone() {
         lines.push(String::new());
         for pair in row.counts.chunks(3) {
             let told = pair.iter().map(|(name, count)| format!("{name:<14}{count:>12}   "));
@@ -207,15 +212,15 @@ pub fn sim_to_html(report: &SimReport) -> String {
         Escaped(&report.what),
         Escaped(&report.trust),
     );
-    let alone: Vec<&SimRow> = report.rows.iter().filter(|row| row.abreast <= 1).collect();
-    let abreast = as_many_in_memory(report);
+    let (alone, abreast): (Vec<&SimRow>, Vec<&SimRow>) =
+        report.rows.iter().partition(|row| row.abreast.is_none());
     if let Some(devices) = report.devices_abreast {
-        let what = format!("Processor time, with {devices} devices in memory at each size,");
+        let what = format!("Processor time, with about {devices} devices in memory at each size,");
         cost(&abreast, &what, " us", SimRow::us_per_device_round, &mut page);
     }
-    cost(&alone, "Processor time", " us", SimRow::us_per_device_round, &mut page);
+    cost(&alone, "Processor time, alone,", " us", SimRow::us_per_device_round, &mut page);
     cost(&alone, "Steps", "", SimRow::steps_per_device_round, &mut page);
-    if let Some(row) = report.rows.last() {
+    if let Some(row) = report.last_alone() {
         let fates = ["sent", "delivered", "lost", "repeated", "refused"];
         let bars: Vec<Bar> = fates.map(|name| bar_of(row, name)).into();
         let top = bars.iter().map(|bar| bar.value).fold(0.0, f64::max);
@@ -231,22 +236,12 @@ pub fn sim_to_html(report: &SimReport) -> String {
     page + "</table>\n</section>\n</main>\n</body>\n</html>\n"
 }
 
-/// The rows in which memory holds nearly as many devices: those of federations in turns, and what is as large by itself.
-fn as_many_in_memory(report: &SimReport) -> Vec<&SimRow> {
-    let Some(most) = report.devices_abreast.map(u64::from) else { return Vec::new() };
-    let in_memory = |row: &SimRow| u64::from(row.devices) * row.abreast;
-    let is_near = |row: &&SimRow| (most / 2 + 1..=most).contains(&in_memory(row));
-    let mut rows: Vec<&SimRow> = report.rows.iter().filter(is_near).collect();
-    rows.sort_by_key(|row| row.devices);
-    rows
-}
-
 /// What a device and round costs, by size.
 fn cost(rows: &[&SimRow], what: &str, unit: &str, value: fn(&SimRow) -> f64, page: &mut String) {
     let bar = |row: &&SimRow| Bar {
         name: match row.abreast {
-            0 | 1 => format!("{} devices", row.devices),
-            abreast => format!("{abreast} times {} devices", row.devices),
+            None => format!("{} devices", row.devices),
+            Some(abreast) => format!("{abreast} times {} devices", row.devices),
         },
         value: value(row),
         shown: format!("{:.1}{unit}", value(row)),
@@ -275,7 +270,7 @@ fn table(report: &SimReport, page: &mut String) {
             row.edges,
             row.rounds,
             row.num_seeds(),
-            row.abreast,
+            row.abreast.unwrap_or(1),
             row.count("sent"),
             row.cpu_seconds,
             row.us_per_device_round(),
@@ -357,19 +352,26 @@ mod tests {
     }
 
     #[test]
-    fn the_page_has_a_plot_with_as_many_devices_in_memory_at_each_size() {
-        let row = |devices, abreast| SimRow { devices, abreast, ..SimRow::default() };
-        let rows = [row(100, 1), row(150, 1), row(400, 1), row(900, 1)];
-        let mut report = SimReport { rows: rows.into(), ..SimReport::default() };
-        let title = "with 400 devices in memory at each size";
-        assert!(as_many_in_memory(&report).is_empty() && !sim_to_html(&report).contains(title));
-        report.rows.extend([row(100, 4), row(150, 2)]);
+    fn federations_in_turns_have_a_plot_of_their_own() {
+        let row = |devices, abreast| {
+            let counts = vec![("sent".to_owned(), u64::from(devices))];
+            SimRow { devices, abreast, counts, ..SimRow::default() }
+        };
+        let rows = vec![row(100, None), row(400, None)];
+        let mut report = SimReport { rows, ..SimReport::default() };
+        let title = "with about 400 devices in memory at each size";
+        assert!(!sim_to_html(&report).contains(title));
+        report.rows.extend([row(100, Some(4)), row(400, Some(1))]);
         report.devices_abreast = Some(400);
-        let rows: Vec<_> =
-            as_many_in_memory(&report).iter().map(|row| (row.devices, row.abreast)).collect();
-        assert_eq!(rows, [(100, 4), (150, 2), (400, 1)]);
         let page = sim_to_html(&report);
-        assert!(page.contains(title) && page.contains("4 times 100 devices"), "{page}");
+        let (_, plot) = page.split_once(title).unwrap();
+        let (plot, rest) = plot.split_once("</figure>").unwrap();
+        assert!(plot.contains("4 times 100 devices") && plot.contains("1 times 400 devices"));
+        assert!(rest.contains("messages, 400 devices"), "{rest}");
+        report.rows.swap(1, 3);
+        assert!(sim_to_html(&report).contains("messages, 400 devices"));
+        report.rows.pop();
+        assert!(sim_to_html(&report).contains("messages, 100 devices"));
     }
 
     #[test]

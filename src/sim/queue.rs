@@ -99,17 +99,21 @@ mod tests {
     proptest! {
         #[test]
         fn the_order_is_that_of_a_sorted_set(
-            turns in proptest::collection::vec(proptest::option::weighted(0.6, 0_u64..300), 0..80),
+            turns in proptest::collection::vec((proptest::bool::weighted(0.6), 0_u64..300), 0..80),
         ) {
             let (mut queue, mut sorted) = (Queue::new(), BTreeSet::new());
-            for (number, turn) in turns.into_iter().enumerate() {
-                if let Some(at_ms) = turn {
-                    queue.push(at_ms, number);
-                    sorted.insert((at_ms, number));
+            for (number, (plans, ms)) in turns.into_iter().enumerate() {
+                if plans {
+                    queue.push(ms, number);
+                    sorted.insert((ms, number));
                 } else {
-                    let next = sorted.pop_first();
+                    let next = sorted.first().copied();
                     prop_assert_eq!(queue.next_ms(), next.map(|(at_ms, _)| at_ms));
-                    prop_assert_eq!(queue.pop_until(u64::MAX), next);
+                    let due = next.filter(|(at_ms, _)| *at_ms <= ms);
+                    prop_assert_eq!(queue.pop_until(ms), due);
+                    if let Some(due) = due {
+                        sorted.remove(&due);
+                    }
                 }
             }
         }

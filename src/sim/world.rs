@@ -1,6 +1,7 @@
 //! The federation, its clock, and what happens when.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use ring::digest::{Context, SHA256};
@@ -129,7 +130,7 @@ impl Event {
 
 impl World {
     /// Virtual time of a turn, in which a hundred devices have a few steps.
-    const TURN_MS: u64 = 64;
+    pub(super) const TURN_MS: u64 = 64;
 
     /// The federation of a scenario, at the beginning of a run.
     ///
@@ -172,31 +173,31 @@ impl World {
     /// # Errors
     /// The invariant that is broken.
     pub(crate) fn run(&mut self, watch: &mut dyn FnMut(Progress)) -> Result<(), Broken> {
-        while !self.turn()? {
+        while self.turn()?.is_continue() {
             watch(self.progress());
         }
         Ok(())
     }
 
-    /// Runs on from what is due next for some virtual time; true at the end.
+    /// Runs on from what is due next for [`Self::TURN_MS`], or to the end.
     ///
     /// # Errors
     /// The invariant that is broken.
-    pub(super) fn turn(&mut self) -> Result<bool, Broken> {
+    pub(super) fn turn(&mut self) -> Result<ControlFlow<()>, Broken> {
         let end_ms = self.scenario.pace.end_ms;
         let until_ms = self.queue.next_ms().map_or(0, |at| at.saturating_add(Self::TURN_MS));
         while let Some((at, event)) = self.queue.pop_until(until_ms.min(end_ms)) {
             self.now_ms = at;
             self.unless_stopped(event)?;
             if self.is_at_rest() {
-                return invariants::at_rest(self).map(|()| true);
+                return invariants::at_rest(self).map(ControlFlow::Break);
             }
         }
         if self.queue.next_ms().is_some_and(|at| at <= end_ms) {
-            return Ok(false);
+            return Ok(ControlFlow::Continue(()));
         }
-        invariants::converges::check(self, self.behind).map_err(|(_, broken)| broken)?;
-        Ok(true)
+        let converges = invariants::converges::check(self, self.behind);
+        converges.map(ControlFlow::Break).map_err(|(_, broken)| broken)
     }
 
     /// How far it is.
